@@ -1,0 +1,114 @@
+"""What the three command lines share: one-sentence errors, progress, a machine-readable log."""
+
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import BitError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+_SECONDS_BETWEEN_LINES = 5.0  # progress where no terminal redraws a bar
+
+
+def run(group: click.Group) -> None:
+    """Runs a command group: a user's error is one sentence on stderr; `--debug` anywhere adds the traceback."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        code = group.main(args=arguments, standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; run the same command again to go on", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except BitError as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def examples(*lines: str) -> str:
+    """Gives an epilog of example commands that click leaves as they are."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+class EventLog:
+    """Appends events as JSON lines to a file; without a path it drops them."""
+
+    def __init__(self, path: str | None) -> None:
+        self._file = Path(path).open("a", encoding="utf-8") if path else None  # noqa: SIM115 - open for the run
+
+    def write(self, event: str, **values: Any) -> None:
+        """Appends {"time", "event", **values}."""
+        if self._file:
+            line = {"time": round(time.time(), 3), "event": event} | values
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Shows done/total, rate and ETA on stderr; gives the function that advances it.
+
+    A terminal gets a bar, anything else a line every few seconds.
+    """
+    if sys.stderr.isatty():
+        with _bar(what, total, unit) as advance:
+            yield advance
+        return
+    started = last = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES or done >= total:
+            last = now
+            rate = done / max(now - started, 1e-9)
+            eta_seconds = (total - done) / max(rate, 1e-9)
+            click.echo(f"{what}: {done:,}/{total:,} {unit}, {rate:,.0f}/s, {eta_seconds:,.0f} s left", err=True)
+
+    yield advance
+
+
+@contextmanager
+def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console  # noqa: PLC0415 - 60 ms that `--help` need not pay
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    rate = TextColumn("{task.speed:,.0f} " + unit + "/s", style="dim")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        bar.update(task, completed=0)
+        yield lambda count: bar.advance(task, count)
+
+
+def human_bytes(num_bytes: float) -> str:
+    """Gives 1536 as '1.5 kB', in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} TB"

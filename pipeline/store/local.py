@@ -1,0 +1,131 @@
+"""A store in a local folder, with the same guarantees as S3: create-if-absent, compare-and-swap, no torn object."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import Conflict, CorruptShard, Denied, NotFound, StorageError, StorageFull
+from pipeline.store.base import Entry
+
+_TEMPORARY_PREFIX = ".tmp-"
+_LOCK_NAME = ".store.lock"
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[None]:
+    """Turns an OSError into the storage error with the path and the remedy."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise NotFound(f"{path} does not exist; check the path") from error
+    except PermissionError as error:
+        raise Denied(f"no permission for {path}; check its owner and mode") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(f"no space left to write {path}; free some or choose another destination") from error
+        raise StorageError(f"{path}: {error.strerror or error}") from error
+
+
+class LocalStore:
+    """Objects are files below `root`; a new one is written aside, synced, and linked into place without replacing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.url = str(self.root)
+
+    def _path(self, key: str) -> Path:
+        return self.root / key
+
+    def read(self, key: str) -> bytes:
+        """See Store.read."""
+        path = self._path(key)
+        with _mapped(path):
+            return path.read_bytes()
+
+    def read_range(self, key: str, offset: int, num_bytes: int) -> bytes:
+        """See Store.read_range."""
+        path = self._path(key)
+        with _mapped(path), path.open("rb") as file:
+            data = os.pread(file.fileno(), num_bytes, offset)
+        if len(data) != num_bytes:
+            raise CorruptShard(f"{path} ends at {offset + len(data)}, bytes to {offset + num_bytes} expected")
+        return data
+
+    def read_tagged(self, key: str) -> tuple[bytes, str]:
+        """See Store.read_tagged."""
+        body = self.read(key)
+        return body, hashlib.sha256(body).hexdigest()
+
+    def num_bytes(self, key: str) -> int:
+        """See Store.num_bytes."""
+        path = self._path(key)
+        with _mapped(path):
+            return path.stat().st_size
+
+    def create(self, key: str, body: bytes) -> bool:
+        """See Store.create."""
+        path = self._path(key)
+        if path.exists():
+            return False
+        with _mapped(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._write_aside(path, body)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink()
+            self._sync_folder(path.parent)
+        return True
+
+    def replace(self, key: str, body: bytes, tag: str) -> None:
+        """See Store.replace."""
+        path = self._path(key)
+        with _mapped(path), (self.root / _LOCK_NAME).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.read_tagged(key)[1] != tag:
+                raise Conflict(f"{path} was changed by another writer meanwhile; run again")
+            self._write_aside(path, body).replace(path)
+            self._sync_folder(path.parent)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """See Store.list."""
+        folder = self._path(prefix)
+        if not folder.is_dir():
+            folder = folder.parent
+        found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        keyed = ((path.relative_to(self.root).as_posix(), path) for path in found)
+        for key, path in sorted(pair for pair in keyed if pair[0].startswith(prefix)):
+            yield Entry(key, path.stat().st_size)
+
+    def delete(self, key: str) -> None:
+        """See Store.delete."""
+        path = self._path(key)
+        with _mapped(path):
+            path.unlink(missing_ok=True)
+
+    def _write_aside(self, path: Path, body: bytes) -> Path:
+        temporary = path.parent / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        try:
+            with temporary.open("wb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
+
+    @staticmethod
+    def _sync_folder(folder: Path) -> None:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,178 @@
+"""A store below an S3 prefix. Credentials, region and endpoint come from the standard AWS variables and files."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pipeline.errors import BitError, Conflict, CorruptShard, Denied, NotFound, StorageError, StorageFull, Unreachable
+from pipeline.store.base import Entry
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+# A single PUT is atomic and checksummed up to 5 GiB; parts keep memory and a retry small above this.
+_PART_BYTES = 64 << 20
+_client_lock = threading.Lock()
+
+# S3 error code or HTTP status -> our error and the remedy.
+_ERRORS: dict[str, tuple[type[BitError], str]] = {
+    "NoSuchKey": (NotFound, "there is no such object"),
+    "404": (NotFound, "there is no such object or bucket"),
+    "NoSuchBucket": (NotFound, "there is no such bucket; create it or correct the name"),
+    "AccessDenied": (Denied, "access is denied; check the credentials' rights on the bucket"),
+    "403": (Denied, "access is denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"),
+    "SignatureDoesNotMatch": (Denied, "the secret is wrong; check AWS_SECRET_ACCESS_KEY"),
+    "InvalidAccessKeyId": (Denied, "the access key is unknown; check AWS_ACCESS_KEY_ID"),
+    "ExpiredToken": (Denied, "the session token has expired; renew the credentials"),
+    "PreconditionFailed": (Conflict, "the object was changed by another writer meanwhile; run again"),
+    "412": (Conflict, "the object was changed by another writer meanwhile; run again"),
+    "InvalidRange": (CorruptShard, "the object is shorter than expected"),
+    "416": (CorruptShard, "the object is shorter than expected"),
+    "SlowDown": (Unreachable, "the service asks to slow down; lower the number of workers or run again"),
+    "XMinioStorageFull": (StorageFull, "the service has no space left"),
+    "InsufficientStorage": (StorageFull, "the service has no space left"),
+    "507": (StorageFull, "the service has no space left"),
+}
+
+
+@contextmanager
+def _mapped(url: str) -> Iterator[None]:
+    """Turns botocore's errors into ours, with the URL and the remedy."""
+    from botocore.exceptions import (  # noqa: PLC0415 - boto3 costs 0.3 s; the command line must answer at once
+        BotoCoreError,
+        ClientError,
+        NoCredentialsError,
+        PartialCredentialsError,
+    )
+
+    try:
+        yield
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise Denied(f"{url}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+        kind, remedy = _ERRORS.get(code) or _ERRORS.get(status) or (StorageError, f"S3 answered {code} {status}")
+        raise kind(f"{url}: {remedy}") from error
+    except BotoCoreError as error:
+        raise Unreachable(f"{url}: no answer from S3 ({error}); check AWS_ENDPOINT_URL and the network") from error
+
+
+class S3Store:
+    """Objects below `s3://bucket/prefix`. The client is made on first use, so a store may be sent to a worker."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self.bucket = bucket
+        self.prefix = prefix.strip("/")
+        self.url = f"s3://{bucket}/{self.prefix}".rstrip("/")
+
+    @cached_property
+    def _client(self) -> "S3Client":
+        import boto3  # noqa: PLC0415 - see _mapped
+        from botocore.config import Config  # noqa: PLC0415
+
+        config = Config(
+            retries={"mode": "standard", "total_max_attempts": 6},
+            connect_timeout=10,
+            read_timeout=60,
+            max_pool_connections=32,
+            s3={"addressing_style": "path"},
+        )
+        with _client_lock:  # creating clients is not thread-safe in boto3
+            return boto3.session.Session().client("s3", config=config)
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"bucket": self.bucket, "prefix": self.prefix, "url": self.url}
+
+    def _key(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def read(self, key: str) -> bytes:
+        """See Store.read."""
+        with _mapped(f"{self.url}/{key}"):
+            return self._client.get_object(Bucket=self.bucket, Key=self._key(key))["Body"].read()
+
+    def read_range(self, key: str, offset: int, num_bytes: int) -> bytes:
+        """See Store.read_range."""
+        url = f"{self.url}/{key}"
+        if num_bytes == 0:
+            return b""
+        byte_range = f"bytes={offset}-{offset + num_bytes - 1}"
+        with _mapped(url):
+            answer = self._client.get_object(Bucket=self.bucket, Key=self._key(key), Range=byte_range)
+            status = answer["ResponseMetadata"]["HTTPStatusCode"]
+            # Some servers ignore Range and would fill the memory with the whole object.
+            data = answer["Body"].read() if answer["ContentLength"] == num_bytes else b""
+        if status != 206 or len(data) != num_bytes:
+            raise CorruptShard(f"{url}: {byte_range} gave status {status} and {answer['ContentLength']} bytes")
+        return data
+
+    def read_tagged(self, key: str) -> tuple[bytes, str]:
+        """See Store.read_tagged."""
+        with _mapped(f"{self.url}/{key}"):
+            answer = self._client.get_object(Bucket=self.bucket, Key=self._key(key))
+            return answer["Body"].read(), answer["ETag"]
+
+    def num_bytes(self, key: str) -> int:
+        """See Store.num_bytes."""
+        with _mapped(f"{self.url}/{key}"):
+            return self._client.head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"]
+
+    def create(self, key: str, body: bytes) -> bool:
+        """See Store.create."""
+        try:
+            with _mapped(f"{self.url}/{key}"):
+                if len(body) <= _PART_BYTES:
+                    self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=body, IfNoneMatch="*")
+                else:
+                    self._create_in_parts(self._key(key), memoryview(body))
+        except Conflict:
+            return False
+        return True
+
+    def replace(self, key: str, body: bytes, tag: str) -> None:
+        """See Store.replace."""
+        with _mapped(f"{self.url}/{key}"):
+            self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=body, IfMatch=tag)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """See Store.list."""
+        with _mapped(f"{self.url}/{prefix}"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self._key(prefix)
+            )
+            skipped = len(self.prefix) + 1 if self.prefix else 0
+            for page in pages:
+                for item in page.get("Contents", []):
+                    yield Entry(item["Key"][skipped:], item["Size"])
+
+    def delete(self, key: str) -> None:
+        """See Store.delete."""
+        with _mapped(f"{self.url}/{key}"):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
+
+    def _create_in_parts(self, key: str, body: memoryview) -> None:
+        upload = self._client.create_multipart_upload(Bucket=self.bucket, Key=key)["UploadId"]
+        try:
+            parts = []
+            for number, start in enumerate(range(0, len(body), _PART_BYTES), start=1):
+                part = self._client.upload_part(
+                    Bucket=self.bucket,
+                    Key=key,
+                    UploadId=upload,
+                    PartNumber=number,
+                    Body=bytes(body[start : start + _PART_BYTES]),
+                )
+                parts.append({"ETag": part["ETag"], "PartNumber": number})
+            self._client.complete_multipart_upload(
+                Bucket=self.bucket,
+                Key=key,
+                UploadId=upload,
+                MultipartUpload={"Parts": parts},  # type: ignore[typeddict-item]
+                IfNoneMatch="*",
+            )
+        except BaseException:
+            self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
+            raise

@@ -1,0 +1,55 @@
+"""USTAR members, byte for byte reproducible.
+
+Own header code because the libraries cannot give this: webdataset's writer adds a PAX header with a float time to
+every member (+1,024 bytes each), `tarfile` costs 61 us a member. Read back in tests with GNU tar, `tarfile`,
+webdataset and Hugging Face datasets.
+"""
+
+BLOCK_BYTES = 512
+# A tar ends with two zero blocks.
+END = bytes(2 * BLOCK_BYTES)
+_MAX_NAME_BYTES = 100
+_MAX_MEMBER_BYTES = 8**11 - 1  # eleven octal digits
+
+
+def padded(num_bytes: int) -> int:
+    """Gives `num_bytes` rounded up to whole tar blocks."""
+    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def header(name: str, num_bytes: int) -> bytes:
+    """Gives the 512-byte header of a regular file: mode 0444, owner 0, time 0.
+
+    Args:
+        name: ASCII, at most 100 bytes.
+        num_bytes: Size of the member's content, below 8 GiB.
+
+    Raises:
+        ValueError: The name or the size does not fit USTAR.
+    """
+    encoded = name.encode("ascii")
+    if not 0 < len(encoded) <= _MAX_NAME_BYTES or not 0 <= num_bytes <= _MAX_MEMBER_BYTES:
+        raise ValueError(f"tar member {name!r} of {num_bytes} bytes does not fit USTAR")
+    fields = b"".join(
+        [
+            encoded.ljust(100, b"\0"),
+            b"0000444\0",  # mode
+            b"0000000\0",  # owner
+            b"0000000\0",  # group
+            b"%011o\0" % num_bytes,
+            b"00000000000\0",  # time
+            b"        ",  # checksum field counts as blanks
+            b"0",  # regular file
+            bytes(100),
+            b"ustar\x0000",
+            bytes(32 + 32),  # owner and group names
+            b"0000000\x000000000\0",  # device numbers
+            bytes(155 + 12),
+        ]
+    )
+    return fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]
+
+
+def member(name: str, content: bytes) -> bytes:
+    """Gives header, content and padding of one file."""
+    return header(name, len(content)) + content + bytes(padded(len(content)) - len(content))
