@@ -140,7 +140,7 @@ def to_parquet(table: pa.Table) -> bytes:
     encodings = {name: "DELTA_BINARY_PACKED" for name in table.column_names if name in packed}
     if "key" in table.column_names:
         encodings["key"] = "DELTA_BYTE_ARRAY"
-    plain = {"digest", "code", *encodings}
+    plain = {"digest", "code", "quality", *encodings}
     pq.write_table(
         table,
         sink,

@@ -42,6 +42,7 @@ class View:
         """
         self.dataset = dataset
         self.rows_by_shard = None if rows_by_shard is None else {k: tuple(sorted(v)) for k, v in rows_by_shard.items()}
+        self._in_memory: dict[int, list[Sample]] = {}
 
     @cached_property
     def identity(self) -> str:
@@ -76,6 +77,12 @@ class View:
         chosen = np.array(self.rows_by_shard.get(int(self._blocks["shard"][block]), ()), np.int64)
         return chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, stop)]
 
+    def preload(self) -> None:
+        """Keeps the encoded pictures of the whole view in memory: for few-shot sets that are read hundreds of times."""
+        for block, count in enumerate(self.block_counts.tolist()):
+            if count:
+                self._in_memory[block] = self.read_piece(Piece(block, 0, count))
+
     def read_piece(self, piece: Piece) -> list[Sample]:
         """Gives the samples of a piece, in row order, from one ranged read.
 
@@ -84,6 +91,8 @@ class View:
         Raises:
             CorruptShard: A checksum differs, or the tar is shorter than its manifest says.
         """
+        if piece.block in self._in_memory:
+            return self._in_memory[piece.block][piece.first : piece.first + piece.count]
         shard = int(self._blocks["shard"][piece.block])
         rows = self._rows(piece.block)[piece.first : piece.first + piece.count]
         sidecar = self.dataset.samples(shard).take(rows)

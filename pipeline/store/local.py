@@ -31,6 +31,10 @@ def _mapped(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: {error.strerror or error}") from error
 
 
+def _is_own(name: str) -> bool:
+    return name.startswith(_TEMPORARY_PREFIX) or name == _LOCK_NAME
+
+
 class LocalStore:
     """Objects are files below `root`; a new one is written aside, synced, and linked into place without replacing."""
 
@@ -99,7 +103,7 @@ class LocalStore:
         folder = self._path(prefix)
         if not folder.is_dir():
             folder = folder.parent
-        found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        found = (path for path in folder.rglob("*") if path.is_file() and not _is_own(path.name))
         keyed = ((path.relative_to(self.root).as_posix(), path) for path in found)
         for key, path in sorted(pair for pair in keyed if pair[0].startswith(prefix)):
             yield Entry(key, path.stat().st_size)

@@ -1,0 +1,1 @@
+"""Near-duplicates between an upstream and a downstream dataset, with a report."""

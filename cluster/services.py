@@ -1,0 +1,280 @@
+"""A whole local stack on the loopback interface: an S3 server (SeaweedFS) and Ray nodes, started and stopped by pid."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from pipeline.errors import ServiceError, StorageError
+from pipeline.manifest import Record
+from pipeline.store.s3 import S3Store
+
+STATE_NAME = "cluster.json"
+_READY_SECONDS = 60.0
+_STOP_SECONDS = 4.0  # SeaweedFS takes 2.2 s
+# Ray keeps 127.0.0.2 and up as node addresses; 127.0.0.1 it replaces by the machine's outside address.
+_FIRST_NODE = 2
+_OBJECT_STORE_BYTES = 200_000_000
+_PORTS = range(20_000, 32_768)
+
+
+class Stack(Record):
+    """A running stack; what `cluster down` and other commands need to know.
+
+    Attributes:
+        folder: Its state, logs and objects.
+        scratch: Ray's folder; short, because Unix socket paths are.
+        pids: First process of each service, in the order to stop them.
+        environment: What a client sets to reach both services.
+        dashboard: URL of Ray's job API.
+    """
+
+    folder: str
+    scratch: str
+    pids: tuple[int, ...]
+    environment: dict[str, str]
+    dashboard: str
+
+
+def start_stack(folder: Path, *, cpus_per_node: Sequence[int], bucket: str) -> Stack:
+    """Starts the S3 server, one Ray node for each entry of `cpus_per_node`, and creates the bucket.
+
+    Raises:
+        ServiceError: A service did not come up; everything started is stopped again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = tempfile.mkdtemp(prefix="bit-")
+    token = folder / "ray-token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        server, environment = _start_s3(folder)
+        started.append(server)
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token.absolute())}
+        create_bucket(environment, bucket)
+        dashboard_port = _start_ray(folder, scratch, cpus_per_node, environment, started)
+    except BaseException:
+        _stop([process.pid for process in reversed(started)], str(token.absolute()))
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    dashboard = f"http://127.0.0.1:{dashboard_port}"
+    stack = Stack(
+        folder=str(folder.absolute()),
+        scratch=scratch,
+        pids=tuple(process.pid for process in reversed(started)),
+        environment=environment | {"RAY_API_SERVER_ADDRESS": dashboard},
+        dashboard=dashboard,
+    )
+    state = folder / STATE_NAME
+    state.touch(mode=0o600)
+    state.write_bytes(stack.to_json())
+    return stack
+
+
+def stop_stack(stack: Stack) -> None:
+    """Stops every process of the stack and removes Ray's scratch folder; objects and logs stay."""
+    _stop(stack.pids, stack.environment["RAY_AUTH_TOKEN_PATH"])
+    shutil.rmtree(stack.scratch, ignore_errors=True)
+    (Path(stack.folder) / STATE_NAME).unlink(missing_ok=True)
+
+
+def read_stack(folder: Path) -> Stack:
+    """Gives the stack that was started in a folder.
+
+    Raises:
+        ServiceError: None runs there.
+    """
+    try:
+        return Stack.model_validate_json((folder / STATE_NAME).read_bytes())
+    except FileNotFoundError as error:
+        raise ServiceError(f"no stack runs in {folder}; start one with `cluster up {folder}`") from error
+
+
+def free_ports(count: int) -> list[int]:
+    """Gives distinct ports that are free on the loopback interface.
+
+    Below the range from which the kernel serves outgoing connections: a port of that range that is free now may be
+    taken by one of Ray's own processes before the service it was meant for binds it.
+    """
+    ports: list[int] = []
+    while len(ports) < count:
+        port = secrets.choice(_PORTS)
+        if port not in ports and _is_free(port):
+            ports.append(port)
+    return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _start_s3(folder: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
+    objects = folder / "objects"
+    objects.mkdir(exist_ok=True)
+    access_key, secret_key = "bit", secrets.token_hex(16)
+    identity = {
+        "name": "bit",
+        "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    access = folder / "s3.json"
+    access.touch(mode=0o600)
+    access.write_text(json.dumps({"identities": [identity]}))
+    names = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
+             "filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc")  # fmt: skip
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    command = [
+        _beside_python("weed"), "-logtostderr=true", "mini", f"-dir={objects}", "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1", f"-s3.config={access}", *(f"-{name}={port}" for name, port in ports.items()),
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false",
+    ]  # fmt: skip
+    # Without a limit the server grows past 1 GB in a session of 64 MB objects.
+    process = _launch(command, folder / "s3.log", {"GOMEMLIMIT": "400MiB"})
+    return process, {
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3.port']}",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+def create_bucket(environment: Mapping[str, str], bucket: str) -> None:
+    """Creates the bucket, waiting until the server takes a signed write.
+
+    Raises:
+        ServiceError: It did not within a minute.
+    """
+    import boto3  # noqa: PLC0415 - 0.3 s that `--help` need not pay
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+    os.environ.update(environment)
+    client = boto3.session.Session().client("s3")
+    deadline = time.monotonic() + _READY_SECONDS
+    while True:
+        try:
+            with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+                client.create_bucket(Bucket=bucket)
+            S3Store(bucket, "").create("ready", b"")
+        except (BotoCoreError, ClientError, StorageError) as error:
+            if time.monotonic() > deadline:
+                raise ServiceError(f"the S3 server at {environment['AWS_ENDPOINT_URL']} did not start: {error}") from error
+            time.sleep(0.2)
+        else:
+            return
+
+
+def _start_ray(
+    folder: Path,
+    scratch: str,
+    cpus_per_node: Sequence[int],
+    environment: Mapping[str, str],
+    started: list[subprocess.Popen[bytes]],
+) -> int:
+    head_port, dashboard_port, client_port = free_ports(3)
+    settings = {
+        **environment,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # job entry points run from it
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # It looks at the whole machine and would kill our workers for the memory of others.
+        "RAY_memory_monitor_refresh_ms": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead worker is seen 2 s earlier than by default
+    }
+    for number, cpus in enumerate(cpus_per_node):
+        agent_port, agent_grpc_port, metrics_port = free_ports(3)
+        command = [
+            _beside_python("ray"), "start", "--block", f"--num-cpus={cpus}", f"--temp-dir={scratch}",
+            f"--node-ip-address=127.0.0.{_FIRST_NODE + number}", f"--object-store-memory={_OBJECT_STORE_BYTES}",
+            f"--dashboard-agent-listen-port={agent_port}", f"--dashboard-agent-grpc-port={agent_grpc_port}",
+            f"--metrics-export-port={metrics_port}", "--disable-usage-stats",
+        ]  # fmt: skip
+        if number == 0:
+            command += ["--head", f"--port={head_port}", "--dashboard-host=127.0.0.1",
+                        f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client_port}"]  # fmt: skip
+        else:
+            command = [part for part in command if not part.startswith("--temp-dir")]
+            command.append(f"--address=127.0.0.{_FIRST_NODE}:{head_port}")
+        log = folder / f"ray-{number}.log"
+        process = _launch(command, log, settings)
+        started.append(process)
+        _wait_for_line(process, log, "Ray runtime started")
+    return dashboard_port
+
+
+def _wait_for_line(process: subprocess.Popen[bytes], log: Path, text: str) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while text not in log.read_text(errors="replace"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            last = log.read_text(errors="replace").strip().splitlines()[-1:]
+            raise ServiceError(f"{process.args[0]} did not start ({last}); see {log}")  # type: ignore[index]
+        time.sleep(0.1)
+
+
+def _launch(command: list[str], log: Path, settings: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    # A session of its own: Ctrl-C reaches only the caller, which stops its services in order.
+    with log.open("wb") as sink:
+        return subprocess.Popen(
+            command, stdout=sink, stderr=subprocess.STDOUT, env={**os.environ, **settings}, start_new_session=True
+        )
+
+
+def _beside_python(name: str) -> str:
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise ServiceError(f"{path} is missing; install bit-pretrain into this environment with `pip install .`")
+    return str(path)
+
+
+def _stop(pids: Sequence[int], token: str) -> None:
+    """Stops the services in order, then their descendants and whatever carries the stack's token."""
+    # Descendants are named first: they lose their parent when a service ends.
+    members = {child for pid in pids for child in _family(pid)} | set(filter(_carries(token), psutil.process_iter()))
+    for pid in pids:
+        leaders = [process for process in members if process.pid == pid]
+        for leader in leaders:
+            _signal(leader, signal.SIGTERM)
+        psutil.wait_procs(leaders, timeout=_STOP_SECONDS)
+    for process in members:
+        _signal(process, signal.SIGKILL)
+    psutil.wait_procs(members, timeout=_STOP_SECONDS)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        leader = psutil.Process(pid)
+        return [leader, *leader.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _carries(token: str) -> Callable[[psutil.Process], bool]:
+    def carries(process: psutil.Process) -> bool:
+        try:
+            return process.pid != os.getpid() and process.environ().get("RAY_AUTH_TOKEN_PATH") == token
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return False
+
+    return carries
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return

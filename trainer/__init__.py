@@ -1,0 +1,1 @@
+"""BiT models: pretraining, transfer and evaluation, on Ray Train or in one process."""

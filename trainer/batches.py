@@ -1,0 +1,32 @@
+"""From numpy batches to tensors on the device."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.dataset import label_matrix
+from pipeline.stream import Batch
+
+
+@dataclass(frozen=True)
+class TensorBatch:
+    """A rank's batch on its device.
+
+    Attributes:
+        images_BCHW: float32 in [-1, 1].
+        targets_BK: float32 multi-hot.
+    """
+
+    images_BCHW: Tensor
+    targets_BK: Tensor
+
+
+def to_device(batch: Batch, num_classes: int, device: torch.device) -> TensorBatch:
+    """Moves uint8 pictures to the device and normalises them there: a quarter of the bytes cross the bus."""
+    images = torch.from_numpy(batch.images).to(device, non_blocking=True)
+    targets = torch.from_numpy(label_matrix([list(labels) for labels in batch.labels], num_classes))
+    return TensorBatch(
+        images_BCHW=images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0),
+        targets_BK=targets.to(device, non_blocking=True),
+    )

@@ -1,0 +1,168 @@
+"""Checkpoints on object storage: torch.distributed.checkpoint files, and a commit record that makes them exist.
+
+Every rank writes its share to files below `checkpoints/STEP-ATTEMPT/`; when all are stored, rank 0 creates
+`checkpoints/STEP.json`, which lists them with their digests. Without that record a checkpoint does not exist, so a
+crash at any point leaves the one before it. The attempt in the name keeps a restarted run from mixing its files with
+those of the run that died. Files can be loaded on any number of ranks.
+"""
+
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+
+from pipeline.errors import CorruptShard, NotFound
+from pipeline.manifest import Record, sha256_hex
+from pipeline.store.base import Store
+from trainer.parallel import World, broadcast, gather
+
+_FOLDER = "checkpoints"
+
+
+class CheckpointFile(Record):
+    """One stored file of a checkpoint."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+class CheckpointRecord(Record):
+    """Says that a checkpoint exists whole.
+
+    Attributes:
+        step: Optimizer steps done.
+        folder: Where its files are.
+        files: All of them.
+        stream: State of the data stream; empty where there is none.
+        about: What the weights are: model, classes, where they came from.
+    """
+
+    step: int
+    folder: str
+    files: tuple[CheckpointFile, ...]
+    stream: dict[str, Any]
+    about: dict[str, Any]
+
+
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Gives the parameters by name; the tensors are the model's own."""
+    return {f"model/{name}": value for name, value in model.state_dict().items()}
+
+
+def momentum_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Gives the momentum of every parameter by name, creating zeros where no step has been taken.
+
+    A zero momentum is what SGD starts from, except that torch then takes the first gradient undamped; both are the
+    same with dampening 0.
+    """
+    state = {}
+    for name, parameter in model.named_parameters():
+        slot = optimizer.state[parameter]
+        if slot.get("momentum_buffer") is None:
+            slot["momentum_buffer"] = torch.zeros_like(parameter)
+        state[f"momentum/{name}"] = slot["momentum_buffer"]
+    return state
+
+
+def save(
+    store: Store,
+    world: World,
+    state: dict[str, Tensor],
+    *,
+    step: int,
+    attempt: str,
+    stream: Mapping[str, Any],
+    about: Mapping[str, Any],
+) -> None:
+    """Writes a checkpoint; every rank must call. On return it is committed.
+
+    Args:
+        store: The run's store.
+        world: This rank.
+        state: Tensors by name, the same names on every rank.
+        step: Optimizer steps done.
+        attempt: Name of this start of the run, the same on every rank.
+        stream: State of the data stream.
+        about: Facts for whoever loads the weights.
+    """
+    folder = f"{_FOLDER}/{step:09d}-{attempt}"
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as staging, _without_group_warning():
+        writer = FileSystemWriter(staging, single_file_per_rank=True, sync_files=False)
+        dcp.save(state, storage_writer=writer, no_dist=world.num_ranks == 1)
+        files = [_upload(store, folder, path) for path in sorted(Path(staging).iterdir())]
+    everyone = [file for part in gather(world, files) for file in part]
+    if world.is_first:
+        record = CheckpointRecord(
+            step=step, folder=folder, files=tuple(everyone), stream=dict(stream), about=dict(about)
+        )
+        store.create(f"{_FOLDER}/{step:09d}.json", record.to_json())
+    broadcast(world, step)  # no rank goes on before the record is there
+
+
+@contextmanager
+def _without_group_warning() -> Iterator[None]:
+    """A single process without a process group is a case we mean; torch warns of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _upload(store: Store, folder: str, path: Path) -> CheckpointFile:
+    body = path.read_bytes()
+    store.create(f"{folder}/{path.name}", body)
+    return CheckpointFile(name=path.name, num_bytes=len(body), sha256=sha256_hex(body))
+
+
+def committed(store: Store) -> list[CheckpointRecord]:
+    """Gives all committed checkpoints, oldest first."""
+    keys = [entry.key for entry in store.list(f"{_FOLDER}/") if entry.key.count("/") == 1]
+    return [CheckpointRecord.model_validate_json(store.read(key)) for key in keys if key.endswith(".json")]
+
+
+def latest(store: Store) -> CheckpointRecord | None:
+    """Gives the newest committed checkpoint, or None."""
+    keys = [e.key for e in store.list(f"{_FOLDER}/") if e.key.count("/") == 1 and e.key.endswith(".json")]
+    return CheckpointRecord.model_validate_json(store.read(keys[-1])) if keys else None
+
+
+def require_latest(store: Store) -> CheckpointRecord:
+    """Gives the newest committed checkpoint.
+
+    Raises:
+        NotFound: There is none.
+    """
+    record = latest(store)
+    if record is None:
+        raise NotFound(f"{store.url} holds no checkpoint; give the output of `trainer pretrain` or `trainer finetune`")
+    return record
+
+
+def load(store: Store, world: World, record: CheckpointRecord, state: dict[str, Tensor]) -> None:
+    """Fills the tensors of `state` in place from a checkpoint; every rank must call.
+
+    Raises:
+        CorruptShard: A file's content is not what the record says.
+    """
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as staging, _without_group_warning():
+        for file in record.files:
+            body = store.read(f"{record.folder}/{file.name}")
+            if sha256_hex(body) != file.sha256:
+                raise CorruptShard(f"{store.url}/{record.folder}/{file.name}: digest differs from its commit record")
+            (Path(staging) / file.name).write_bytes(body)
+        dcp.load(state, storage_reader=FileSystemReader(staging), no_dist=world.num_ranks == 1)
+
+
+def discard_old(store: Store, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints; the record goes first, so none is ever half there."""
+    for record in committed(store)[:-keep]:
+        store.delete(f"{_FOLDER}/{record.step:09d}.json")
+        for entry in list(store.list(f"{record.folder}/")):
+            store.delete(entry.key)

@@ -1,0 +1,131 @@
+"""Predictions of a model on a whole dataset, and their accuracy."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from pipeline.augment import evaluation_view
+from pipeline.dataset import open_dataset
+from pipeline.errors import ConfigError
+from pipeline.manifest import Record, table_of, to_parquet
+from pipeline.store.base import Store
+from pipeline.store.url import open_store
+from pipeline.stream import one_pass
+from pipeline.view import View
+from trainer.batches import to_device
+from trainer.checkpoint import CheckpointRecord, load, model_state, require_latest
+from trainer.model import ResNetV2
+from trainer.parallel import World, gather
+from trainer.pretrain import Report, new_model
+from trainer.statistics import wilson_interval
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("labels", pa.list_(pa.int32())),
+        ("prediction", pa.int32()),
+        ("probability", pa.float32()),
+        ("correct", pa.bool_()),
+    ]
+)
+
+
+class EvaluateConfig(Record):
+    """An evaluation.
+
+    Attributes:
+        run: URL of a training run, whose newest checkpoint is taken.
+        data: URL of the test set.
+        data_version: Its manifest version.
+        out: URL of the results.
+        resolution_px: Side of the input; 0 for that of the run.
+        batch_size: Pictures in one forward pass.
+    """
+
+    run: str
+    data: str
+    data_version: int
+    out: str
+    resolution_px: int = 0
+    batch_size: int = 64
+
+
+def load_model(store: Store, world: World, record: CheckpointRecord) -> ResNetV2:
+    """Gives the model of a checkpoint on this rank's device; every rank must call."""
+    model = new_model(record.about["model"], record.about["num_classes"], seed=0).to(world.device)
+    load(store, world, record, model_state(model))
+    return model
+
+
+def predict(model: nn.Module, view: View, world: World, resolution_px: int, batch_size: int) -> pa.Table:
+    """Classifies every sample of the view; every rank must call and gets the whole table, in dataset order.
+
+    Returns:
+        Table of PREDICTION_SCHEMA; `correct` tells whether the highest logit is one of the labels.
+    """
+    model.eval()
+    rows: list[dict[str, Any]] = []
+    batches = one_pass(
+        view, evaluation_view(resolution_px), batch_size, rank=world.rank, num_ranks=world.num_ranks
+    )
+    num_classes = view.dataset.version.num_classes
+    with torch.inference_mode():
+        for batch in batches:
+            logits = model(to_device(batch, num_classes, world.device).images_BCHW).float()
+            probabilities, predictions = logits.softmax(1).max(1)
+            for index, address in enumerate(batch.addresses):
+                prediction = int(predictions[index])
+                rows.append(
+                    {
+                        "shard": address.shard,
+                        "row": address.row,
+                        "labels": list(batch.labels[index]),
+                        "prediction": prediction,
+                        "probability": float(probabilities[index]),
+                        "correct": prediction in batch.labels[index],
+                    }
+                )
+    return table_of([row for part in gather(world, rows) for row in part], PREDICTION_SCHEMA)
+
+
+def summary(predictions: pa.Table) -> dict[str, Any]:
+    """Gives accuracy, its 95 % Wilson interval and the counts behind it."""
+    num_correct = int(np.sum(predictions["correct"].to_numpy()))
+    low, high = wilson_interval(num_correct, predictions.num_rows)
+    return {
+        "accuracy": num_correct / max(1, predictions.num_rows),
+        "low": low,
+        "high": high,
+        "num_correct": num_correct,
+        "num_test": predictions.num_rows,
+    }
+
+
+def evaluate(config: EvaluateConfig, world: World, report: Report) -> None:
+    """Writes `predictions.parquet` and `result.json` below the run's results URL; every rank must call.
+
+    Raises:
+        NotFound: The run has no checkpoint.
+        ConfigError: The test set has more classes than the model.
+    """
+    import json  # noqa: PLC0415
+
+    source, out = open_store(config.run), open_store(config.out)
+    record = require_latest(source)
+    view = View(open_dataset(config.data, config.data_version))
+    if view.dataset.version.num_classes > record.about["num_classes"]:
+        raise ConfigError(
+            f"{config.data} has {view.dataset.version.num_classes} classes, the model of {config.run} "
+            f"{record.about['num_classes']}; fine-tune it on this task first"
+        )
+    resolution_px = config.resolution_px or record.about["resolution_px"]
+    predictions = predict(load_model(source, world, record), view, world, resolution_px, config.batch_size)
+    result = summary(predictions) | {"step": record.step, "resolution_px": resolution_px} | config.model_dump()
+    if world.is_first:
+        out.create("predictions.parquet", to_parquet(predictions))
+        out.create("result.json", (json.dumps(result, indent=1) + "\n").encode())
+        report(result)

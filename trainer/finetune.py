@@ -1,0 +1,237 @@
+"""Fine-tuning with the HyperRule on full or few-shot training sets; from a pretrained run or from scratch."""
+
+import json
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.augment import finetune_view
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.manifest import Record, table_of, to_parquet
+from pipeline.order import OrderConfig
+from pipeline.seeds import rng
+from pipeline.store.base import Store, exists
+from pipeline.store.url import open_store
+from pipeline.stream import Stream
+from pipeline.view import View
+from trainer.batches import TensorBatch, to_device
+from trainer.checkpoint import load, model_state, require_latest, save
+from trainer.evaluate import predict, summary
+from trainer.fewshot import few_shot_rows
+from trainer.hyperrule import TransferRecipe, hyperrule, learning_rate, shortened
+from trainer.loop import train_step
+from trainer.losses import LOSSES
+from trainer.model import ResNetV2
+from trainer.optimizer import sgd
+from trainer.parallel import World, broadcast, distributed
+from trainer.pretrain import Report, new_model
+from trainer.run_folder import begin_attempt, settle_config
+
+SCRATCH = "scratch"
+# A view whose encoded pictures are smaller than this is read once and kept; larger ones stream.
+_IN_MEMORY_BYTES = 512 << 20
+
+
+class Shortened(Record):
+    """The HyperRule's schedule at another length, batch and resolution, for work on a CPU."""
+
+    steps: int
+    batch_size: int
+    resize_px: int
+    crop_px: int
+
+
+class FinetuneConfig(Record):
+    """A set of fine-tuning runs, one for each number of shots and each subset.
+
+    Attributes:
+        init: URL of a pretraining run, or `scratch`.
+        model: Such as R50x1; that of the run unless from scratch.
+        train: URL of the training set.
+        train_version: Its manifest version.
+        test: URL of the test set.
+        test_version: Its manifest version.
+        out: URL of the results.
+        shots: Pictures a class; 0 means the whole training set.
+        num_subsets: Few-shot subsets for each number of shots [paper 4.1: five].
+        rule: Variant of the HyperRule.
+        shortened: Another length of the schedule, or None for the rule itself.
+        seed: Key of subsets, initial weights, order and augmentation.
+        flip: False for tasks whose label depends on direction.
+        crop: False for tasks whose label depends on position.
+        num_lanes: See pipeline.order; the number of workers must divide it.
+        microbatch_size: Most samples of a rank in one forward pass.
+        decode_threads: Threads that decode and augment, per rank.
+    """
+
+    init: str
+    model: str
+    train: str
+    train_version: int
+    test: str
+    test_version: int
+    out: str
+    shots: tuple[int, ...] = (0,)
+    num_subsets: int = 5
+    rule: Literal["paper", "code"] = "paper"
+    shortened: Shortened | None = None
+    seed: int = 0
+    flip: bool = True
+    crop: bool = True
+    num_lanes: int = 16
+    microbatch_size: int = 64
+    decode_threads: int = 1
+
+
+def finetune(config: FinetuneConfig, world: World, report: Report) -> None:
+    """Runs what is not done yet and writes a result, predictions and weights for each; every rank must call.
+
+    Raises:
+        NotFound: The pretraining run has no checkpoint, or a dataset is missing.
+        ConfigError: A class has too few pictures for the shots.
+        ResumeMismatch: The results folder belongs to another configuration.
+    """
+    store = open_store(config.out)
+    settle_config(store, world, config)
+    train, test = open_dataset(config.train, config.train_version), open_dataset(config.test, config.test_version)
+    attempt = begin_attempt(store, world, 0)
+    for shots in config.shots:
+        for subset in range(config.num_subsets if shots else 1):
+            name = f"{shots:04d}-shots-{subset}"
+            if broadcast(world, exists(store, f"results/{name}.json") if world.is_first else None):
+                continue
+            _run_one(config, world, store, train, test, shots, subset, name, attempt, report)
+
+
+def _run_one(
+    config: FinetuneConfig,
+    world: World,
+    store: Store,
+    train: Dataset,
+    test: Dataset,
+    shots: int,
+    subset: int,
+    name: str,
+    attempt: str,
+    report: Report,
+) -> None:
+    view, nominal_px = _training_view(config, train, shots, subset)
+    recipe = recipe_for(config, view.num_samples, nominal_px)
+    num_classes = max(train.version.num_classes, test.version.num_classes)
+    model = _initial_model(config, world, num_classes)
+
+    def on_step(done: int, loss: float) -> None:
+        if world.is_first and (done % max(1, recipe.steps // 4) == 0):
+            report({"run": name, "step": done, "num_steps": recipe.steps, "loss": loss})
+
+    _fit(config, world, view, model, recipe, num_classes, on_step)
+    predictions = predict(model, View(test), world, recipe.crop_px, config.microbatch_size)
+    result = {"name": name, "init": config.init, "shots": shots, "subset": subset, "num_train": view.num_samples}
+    result |= summary(predictions) | {"recipe": recipe.model_dump()}
+    about = {"model": config.model, "num_classes": num_classes, "resolution_px": recipe.crop_px, "result": result}
+    models = open_store(f"{config.out.rstrip('/')}/models/{name}")
+    save(models, world, model_state(model), step=recipe.steps, attempt=attempt, stream={}, about=about)
+    if world.is_first:
+        if shots:
+            store.create(f"subsets/{name}.parquet", subset_table(view))
+        store.create(f"predictions/{name}.parquet", to_parquet(predictions))
+        store.create(f"results/{name}.json", (json.dumps(result, indent=1) + "\n").encode())
+        report(result)
+    broadcast(world, None)
+
+
+def _training_view(config: FinetuneConfig, train: Dataset, shots: int, subset: int) -> tuple[View, tuple[int, int]]:
+    """Gives the subset and the nominal (height, width) of the task: the medians of the training set."""
+    samples = train.all_samples(["labels", "width", "height"])
+    nominal = int(np.median(samples["height"].to_numpy())), int(np.median(samples["width"].to_numpy()))
+    if shots == 0:
+        view = View(train)
+    else:
+        first_labels = np.array([labels[0] if labels else -1 for labels in samples["labels"].to_pylist()], np.int64)
+        rows = few_shot_rows(first_labels, train.version.num_classes, shots, config.seed, subset)
+        chosen = samples.select(["shard", "row"]).take(rows)
+        by_shard: dict[int, list[int]] = {}
+        for shard, row in zip(chosen["shard"].to_pylist(), chosen["row"].to_pylist(), strict=True):
+            by_shard.setdefault(shard, []).append(row)
+        view = View(train, by_shard)
+    mean_bytes = train.version.num_bytes / max(1, train.version.num_samples)
+    if mean_bytes * view.num_samples < _IN_MEMORY_BYTES:
+        view.preload()
+    return view, nominal
+
+
+def recipe_for(config: FinetuneConfig, num_train: int, nominal_px: tuple[int, int]) -> TransferRecipe:
+    """Gives the recipe of one run: the HyperRule, shortened if the configuration says so."""
+    recipe = hyperrule(num_train, *nominal_px, model=config.model, variant=config.rule)
+    return shortened(recipe, **config.shortened.model_dump()) if config.shortened else recipe
+
+
+def _initial_model(config: FinetuneConfig, world: World, num_classes: int) -> ResNetV2:
+    """Gives the pretrained body (or a fresh one) with a head of zeros."""
+    model = new_model(config.model, num_classes, config.seed).to(world.device)
+    if config.init != SCRATCH:
+        source = open_store(config.init)
+        body = {name: value for name, value in model_state(model).items() if ".head." not in f".{name[6:]}"}
+        load(source, world, require_latest(source), body)
+    return model
+
+
+def _fit(
+    config: FinetuneConfig,
+    world: World,
+    view: View,
+    model: ResNetV2,
+    recipe: TransferRecipe,
+    num_classes: int,
+    on_step: Callable[[int, float], None],
+) -> None:
+    optimizer = sgd(model, recipe.momentum, weight_decay=0.0)
+    order = OrderConfig(seed=config.seed, batch_size=recipe.batch_size, num_lanes=config.num_lanes)
+    stream = Stream(
+        view,
+        order,
+        finetune_view(recipe.resize_px, recipe.crop_px, flip=config.flip, crop=config.crop),
+        rank=world.rank,
+        num_ranks=world.num_ranks,
+        decode_threads=config.decode_threads,
+    )
+    module = distributed(world, model)
+    module.train()
+    try:
+        for step in range(recipe.steps):
+            batch = to_device(next(stream), num_classes, world.device)
+            if recipe.mixup_alpha is not None:
+                weight = float(rng(config.seed, "mixup", step).beta(recipe.mixup_alpha, recipe.mixup_alpha))
+                batch = mixup(batch, weight, order.samples_per_lane())
+            rate = learning_rate(recipe, step) or 0.0
+            result = train_step(module, optimizer, batch, LOSSES["softmax"], rate, config.microbatch_size)
+            on_step(step + 1, result.loss)
+    finally:
+        stream.close()
+
+
+def mixup(batch: TensorBatch, weight: float, samples_per_lane: int) -> TensorBatch:
+    """Mixes each sample with its mirror place in its lane, with one weight for the whole step.
+
+    Partners stay inside a lane, so the global batch does not depend on the number of ranks.
+    """
+
+    def mix(values: torch.Tensor) -> torch.Tensor:
+        partners = values.unflatten(0, (-1, samples_per_lane)).flip(1).flatten(0, 1)
+        return values * weight + partners * (1.0 - weight)
+
+    return TensorBatch(mix(batch.images_BCHW), mix(batch.targets_BK))
+
+
+def read_results(store: Store) -> list[dict[str, Any]]:
+    """Gives all results of a fine-tuning folder, by name."""
+    return [json.loads(store.read(entry.key)) for entry in store.list("results/")]
+
+
+def subset_table(view: View) -> bytes:
+    """Gives the chosen addresses of a view as Parquet, so that a few-shot subset can be named in a paper."""
+    rows = [{"shard": s, "row": r} for s, chosen in sorted((view.rows_by_shard or {}).items()) for r in chosen]
+    return to_parquet(table_of(rows, pa.schema([("shard", pa.int32()), ("row", pa.int32())])))

@@ -1,0 +1,113 @@
+"""The door to Ray Train: runs a task on a group of workers, and again from its last checkpoint when one dies."""
+
+import importlib
+import json
+import logging
+import os
+import uuid
+import warnings
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import click
+
+from pipeline.console import logger
+from pipeline.errors import ServiceError
+from pipeline.manifest import Record
+from trainer.parallel import World, alone
+
+Task = Literal["pretrain", "finetune", "evaluate"]
+# Ray's default of 1800 s would hide a hang for half an hour.
+_COLLECTIVE_TIMEOUT_SECONDS = 300
+
+
+def run(task: Task, config: Record, *, num_workers: int, use_gpu: bool, max_failures: int, as_line: Any) -> None:
+    """Runs a task to its end.
+
+    Args:
+        task: Module and function of that name below `trainer`.
+        config: Its configuration; has `out`, the URL of the run.
+        num_workers: Ray Train workers; 0 runs in this process, without Ray.
+        use_gpu: One GPU for each worker instead of one CPU.
+        max_failures: Restarts after a worker died or raised; -1 for no limit.
+        as_line: Gives a metric row as a line for people; also run on the workers.
+
+    Raises:
+        ServiceError: The run failed more often than allowed.
+        BitError: As the task, where it runs in this process.
+    """
+    if num_workers == 0:
+        _call(task, config.model_dump_json(), alone(), lambda row: click.echo(as_line(row)))
+        return
+    import ray.train  # noqa: PLC0415 - two seconds that `--help` need not pay
+    import ray.train.torch  # noqa: PLC0415
+
+    loop_config = {"task": task, "config": config.model_dump_json(), "as_line": as_line}
+    trainer = ray.train.torch.TorchTrainer(
+        _worker,
+        train_loop_config=loop_config,
+        torch_config=ray.train.torch.TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS
+        ),
+        scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        run_config=ray.train.RunConfig(
+            # A fresh name: our checkpoints, not Ray's folder, say where a run goes on.
+            name=f"{task}-{uuid.uuid4().hex[:8]}",
+            storage_path=_ray_storage(config.model_dump()["out"]),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        raise ServiceError(_cause(error)) from error
+
+
+def _call(task: str, config_json: str, world: World, report: Any) -> None:
+    module = importlib.import_module(f"trainer.{task}")
+    config_type = getattr(module, f"{task.capitalize()}Config")
+    getattr(module, task)(config_type.model_validate_json(config_json), world, report)
+
+
+def _worker(loop_config: dict[str, Any]) -> None:
+    import ray.train  # noqa: PLC0415
+    import ray.train.torch  # noqa: PLC0415
+
+    logging.getLogger("botocore").setLevel(logging.WARNING)
+    # Kernels of one pixel have two equal memory layouts; torch warns although only the name differs.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+
+    def report(row: dict[str, Any]) -> None:
+        click.echo(loop_config["as_line"](row))
+
+    _call(loop_config["task"], loop_config["config"], world, report)
+
+
+def _ray_storage(out: str) -> str:
+    """Gives Ray's own folder beside the run, as the URL that pyarrow wants."""
+    parts = urlsplit(out)
+    if parts.scheme != "s3":
+        return os.path.abspath(f"{parts.path}/ray")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not endpoint:
+        return f"{out.rstrip('/')}/ray"
+    server = urlsplit(endpoint)
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    options = f"endpoint_override={server.netloc}&scheme={server.scheme}&region={region}"
+    return f"{out.rstrip('/')}/ray?{options}"
+
+
+def _cause(error: BaseException) -> str:
+    """Gives the first line that names our own error, from the depth of Ray's trace."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if line.startswith("pipeline.errors.")]
+    logger.debug("%s", error)
+    text = named[-1].partition(": ")[2] if named else (lines[-1] if lines else type(error).__name__)
+    return f"the run failed on its workers: {text}"
+
+
+def as_json_line(row: dict[str, Any]) -> str:
+    """Gives a row as a line of JSON."""
+    return json.dumps(row)

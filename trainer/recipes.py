@@ -1,0 +1,87 @@
+"""The upstream recipe as plain data and one function of the step [paper 3.3]."""
+
+from typing import Literal
+
+from pipeline.errors import ConfigError
+from pipeline.manifest import Record
+
+_PAPER_WARMUP_STEPS = 5000
+
+
+class PretrainRecipe(Record):
+    """How a model is pretrained: momentum SGD, linear warm-up, division by ten at epochs.
+
+    Attributes:
+        loss: softmax for single labels, sigmoid for several a picture.
+        epochs: Passes over the data.
+        decay_epochs: Where the learning rate is divided by ten.
+        batch_size: Global batch.
+        lr_per_256: Learning rate for a batch of 256; scales linearly with the batch.
+        warmup_steps: Linear from 0.
+        momentum: Of plain, not Nesterov, SGD.
+        weight_decay: Coupled L2 on kernels only (conv and head), as big_vision scopes it.
+        resolution_px: Side of the training crop.
+        flip: Mirror half of the pictures; False where the label depends on direction.
+    """
+
+    loss: Literal["softmax", "sigmoid"]
+    epochs: float
+    decay_epochs: tuple[float, ...]
+    batch_size: int = 4096
+    lr_per_256: float = 0.03
+    warmup_steps: int = _PAPER_WARMUP_STEPS
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    resolution_px: int = 224
+    flip: bool = True
+
+    @property
+    def base_lr(self) -> float:
+        """Learning rate after the warm-up: 0.48 at batch 4096."""
+        return self.lr_per_256 * self.batch_size / 256
+
+
+def bit_s() -> PretrainRecipe:
+    """BiT-S: ILSVRC-2012, 90 epochs. The loss is that of big_vision's config; the paper names none."""
+    return PretrainRecipe(loss="softmax", epochs=90, decay_epochs=(30, 60, 80))
+
+
+def bit_m() -> PretrainRecipe:
+    """BiT-M: ImageNet-21k, 90 epochs, one sigmoid a class (big_transfer issue 26)."""
+    return PretrainRecipe(loss="sigmoid", epochs=90, decay_epochs=(30, 60, 80))
+
+
+def bit_l() -> PretrainRecipe:
+    """BiT-L: JFT-300M, 40 epochs. Sigmoid is inferred from the labels, 1.26 a picture."""
+    return PretrainRecipe(loss="sigmoid", epochs=40, decay_epochs=(10, 23, 30, 37))
+
+
+RECIPES = {"bit-s": bit_s, "bit-m": bit_m, "bit-l": bit_l}
+
+
+def named_recipe(name: str) -> PretrainRecipe:
+    """Gives a recipe by name.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"recipe {name!r} is unknown; choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]()
+
+
+def steps_at(epochs: float, num_samples: int, batch_size: int) -> int:
+    """Gives the optimizer step at which `epochs` passes are complete, to the nearest step."""
+    return round(epochs * num_samples / batch_size)
+
+
+def total_steps(recipe: PretrainRecipe, num_samples: int) -> int:
+    """Gives the number of optimizer steps of the whole run, at least one."""
+    return max(1, steps_at(recipe.epochs, num_samples, recipe.batch_size))
+
+
+def learning_rate(recipe: PretrainRecipe, step: int, num_samples: int) -> float:
+    """Gives the learning rate of optimizer step `step`, counted from 0."""
+    passed = sum(step >= steps_at(epoch, num_samples, recipe.batch_size) for epoch in recipe.decay_epochs)
+    warmth = min(1.0, step / recipe.warmup_steps) if recipe.warmup_steps else 1.0
+    return recipe.base_lr * warmth * float(10.0**-passed)
