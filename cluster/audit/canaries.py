@@ -1,0 +1,124 @@
+"""Canaries: downstream pictures, altered in known ways and hidden in the upstream stream, to measure what is found."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cluster.audit.verify import MIN_QUALITY
+from pipeline.dataset import Address, Dataset
+from pipeline.image import decode
+from pipeline.seeds import rng
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+
+_JPEG_QUALITY = 90  # of a canary after its transform, unless the transform is the recompression
+
+
+@dataclass(frozen=True)
+class Canary:
+    """One altered picture.
+
+    Attributes:
+        transform: Name of the alteration.
+        origin: The downstream picture it was made from.
+        image: Its JPEG bytes.
+    """
+
+    transform: str
+    origin: Address
+    image: bytes
+
+
+def _jpeg(image: "PilImage", quality: int) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, "JPEG", quality=quality)
+    return sink.getvalue()
+
+
+def _recompressed(image: "PilImage") -> "PilImage":
+    from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
+
+    return Image.open(io.BytesIO(_jpeg(image, 30))).convert("RGB")
+
+
+def _noisy(image: "PilImage") -> "PilImage":
+    from PIL import Image  # noqa: PLC0415
+
+    pixels = np.asarray(image, np.float32)
+    noise = rng(0, "canary noise").normal(0.0, 10.0, pixels.shape)
+    return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
+
+
+def _blurred(image: "PilImage") -> "PilImage":
+    from PIL import ImageFilter  # noqa: PLC0415
+
+    return image.filter(ImageFilter.GaussianBlur(max(image.size) / 200 + 0.5))
+
+
+def _toned(brightness: float, contrast: float) -> Callable[["PilImage"], "PilImage"]:
+    def tone(image: "PilImage") -> "PilImage":
+        from PIL import ImageEnhance  # noqa: PLC0415
+
+        return ImageEnhance.Contrast(ImageEnhance.Brightness(image).enhance(brightness)).enhance(contrast)
+
+    return tone
+
+
+def _scaled(factor: float) -> Callable[["PilImage"], "PilImage"]:
+    return lambda image: image.resize(tuple(max(8, round(side * factor)) for side in image.size))
+
+
+def _turned(method: int) -> Callable[["PilImage"], "PilImage"]:
+    return lambda image: image.transpose(method)
+
+
+def _cropped(kept: float) -> Callable[["PilImage"], "PilImage"]:
+    def crop(image: "PilImage") -> "PilImage":
+        left, top = (round(side * (1 - kept) / 2) for side in image.size)
+        return image.crop((left, top, image.size[0] - left, image.size[1] - top))
+
+    return crop
+
+
+# Pillow's Transpose numbers: 0 mirrors left-right, 2 and 3 turn by 90 and 180 degrees.
+TRANSFORMS: dict[str, Callable[["PilImage"], "PilImage"]] = {
+    "JPEG quality 30": _recompressed,
+    "half size": _scaled(0.5),
+    "double size": _scaled(2.0),
+    "mirrored": _turned(0),
+    "turned 90": _turned(2),
+    "turned 180": _turned(3),
+    "grey": lambda image: image.convert("L").convert("RGB"),
+    "brighter": _toned(1.3, 1.0),
+    "more contrast": _toned(1.0, 1.4),
+    "noise 10": _noisy,
+    "blurred": _blurred,
+    "cropped to 95 %": _cropped(0.95),
+    "cropped to 85 %": _cropped(0.85),
+}
+
+
+def plant(downstream: Dataset, samples_each: int, seed: int) -> list[Canary]:
+    """Makes `samples_each` canaries of every transform, from pictures that are not flat.
+
+    Args:
+        downstream: Where the originals come from.
+        samples_each: Pictures for each transform; fewer where the set is smaller.
+        seed: Key of the choice.
+    """
+    from PIL import Image  # noqa: PLC0415 - see _recompressed
+
+    samples = downstream.all_samples(["quality"])
+    usable = np.flatnonzero(samples["quality"].to_numpy() >= MIN_QUALITY)
+    canaries = []
+    for name, transform in TRANSFORMS.items():
+        picked = rng(seed, "canaries", name).choice(usable, min(samples_each, len(usable)), replace=False)
+        for index in np.sort(picked).tolist():
+            origin = Address(samples["shard"][index].as_py(), samples["row"][index].as_py())
+            original = Image.fromarray(decode(downstream.read_image(origin)))
+            canaries.append(Canary(name, origin, _jpeg(transform(original), _JPEG_QUALITY)))
+    return canaries

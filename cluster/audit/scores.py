@@ -1,0 +1,54 @@
+"""Accuracy on the full and on the deduplicated test set, as in the paper's Table 7, with intervals."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import ConfigError
+from trainer.statistics import paired_bootstrap, wilson_interval
+
+
+def score(predictions: pa.Table, downstream: pa.Table, most_bits: int) -> dict[str, Any]:
+    """Compares the accuracy with and without duplicates.
+
+    Args:
+        predictions: Table of trainer.evaluate.PREDICTION_SCHEMA for the whole test set.
+        downstream: AuditTables.downstream.
+        most_bits: Only duplicates up to this distance count.
+
+    Returns:
+        Accuracies in 0..1 with 95 % intervals: full and dedup by Wilson, their difference by paired bootstrap.
+
+    Raises:
+        ConfigError: The predictions are not those of this test set.
+    """
+    correct_of = {
+        (row["shard"], row["row"]): row["correct"] for row in predictions.select(["shard", "row", "correct"]).to_pylist()
+    }
+    rows = downstream.select(["shard", "row", "state", "distance"]).to_pylist()
+    missing = [row for row in rows if (row["shard"], row["row"]) not in correct_of]
+    if missing or len(correct_of) != len(rows):
+        raise ConfigError(
+            f"the predictions cover {len(correct_of)} pictures, the test set has {len(rows)}, {len(missing)} without a "
+            f"prediction; evaluate the model on the audited dataset"
+        )
+    correct = np.array([correct_of[row["shard"], row["row"]] for row in rows], bool)
+    kept = np.array([not (row["state"] == "duplicate" and row["distance"] <= most_bits) for row in rows], bool)
+    difference, low, high = paired_bootstrap(correct, kept) if kept.any() else (0.0, 0.0, 0.0)
+    return {
+        "most_bits": most_bits,
+        "full": _accuracy(correct),
+        "dedup": _accuracy(correct[kept]),
+        "duplicates": _accuracy(correct[~kept]),
+        "difference": difference,
+        "difference_low": low,
+        "difference_high": high,
+    }
+
+
+def _accuracy(correct: Any) -> dict[str, Any]:
+    num_correct, num_samples = int(correct.sum()), len(correct)
+    low, high = wilson_interval(num_correct, num_samples)
+    accuracy = num_correct / num_samples if num_samples else None
+    return {"accuracy": accuracy, "low": low, "high": high, "num_correct": num_correct, "num_samples": num_samples}

@@ -1,0 +1,168 @@
+"""`cluster`: a local stack, jobs on Ray, the duplicate audit and the demonstration."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from pipeline.console import examples, run
+from pipeline.errors import ConfigError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bit-pretrain")
+def cli() -> None:
+    """Run jobs on a Ray cluster and audit datasets for near-duplicates. Add --debug for tracebacks."""
+
+
+def main() -> None:
+    """Entry point of the `cluster` command."""
+    run(cli)
+
+
+_address = click.option("--address", help="Ray's job API, such as http://HEAD:8265; RAY_API_SERVER_ADDRESS by default.")
+
+
+@cli.command(epilog=examples("cluster up stack", "cluster up stack --node-cpus 1 --node-cpus 1   # two nodes"))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--node-cpus", multiple=True, type=click.IntRange(1), default=(2,), show_default=True,
+              help="CPUs of a Ray node; once for each node.")
+@click.option("--bucket", default="bit", show_default=True, help="Bucket to create.")
+def up(folder: Path, node_cpus: tuple[int, ...], bucket: str) -> None:
+    """Start an S3 server and Ray on this machine, on the loopback interface; state, logs and objects in FOLDER."""
+    from cluster.services import STATE_NAME, start_stack  # noqa: PLC0415
+
+    if (folder / STATE_NAME).exists():
+        raise ConfigError(f"a stack runs in {folder} already; stop it with `cluster down {folder}`")
+    stack = start_stack(folder, cpus_per_node=node_cpus, bucket=bucket)
+    click.echo(f"# dashboard {stack.dashboard}, bucket s3://{bucket}; stop with: cluster down {folder}", err=True)
+    for name, value in stack.environment.items():
+        click.echo(f"export {name}={value}")
+
+
+@cli.command(epilog=examples("cluster down stack"))
+@click.argument("folder", type=click.Path(path_type=Path))
+def down(folder: Path) -> None:
+    """Stop what `cluster up` started in FOLDER; objects and logs stay."""
+    from cluster.services import read_stack, stop_stack  # noqa: PLC0415
+
+    stop_stack(read_stack(folder))
+    click.echo(f"stopped the stack of {folder}")
+
+
+@cli.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog=examples(
+        "cluster submit -- trainer pretrain s3://bucket/i21k s3://bucket/runs/m --recipe bit-m --workers 16 --gpu",
+        "cluster submit --no-wait --env OMP_NUM_THREADS=4 -- trainer evaluate s3://b/run s3://b/val s3://b/eval",
+    ),
+)
+@_address
+@click.option("--env", "settings", multiple=True, metavar="NAME=VALUE", help="Environment of the job.")
+@click.option("--job", help="Id of the job; made up by default.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Copy the output until the job ends.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def submit(address: str | None, settings: tuple[str, ...], job: str | None, wait: bool, command: tuple[str, ...]) -> None:
+    """Run COMMAND as a job on the cluster; exit 1 if it fails."""
+    from cluster import jobs  # noqa: PLC0415
+
+    environment = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--env {setting!r}: write NAME=VALUE")
+        environment[name] = value
+    client = jobs.connect(address)
+    started = jobs.submit(client, command, environment, job)
+    click.echo(f"job {started}", err=True)
+    if wait:
+        ended = jobs.follow(client, started)
+        click.echo(f"job {started} {ended}", err=True)
+        sys.exit(0 if ended == "SUCCEEDED" else 1)
+    click.echo(started)
+
+
+@cli.command(epilog=examples("cluster status", "cluster status raysubmit_abc"))
+@_address
+@click.argument("job", required=False)
+def status(address: str | None, job: str | None) -> None:
+    """Print the status of JOB, or of all jobs."""
+    from cluster import jobs  # noqa: PLC0415
+
+    client = jobs.connect(address)
+    if job:
+        click.echo(jobs.status(client, job))
+        return
+    for row in jobs.all_jobs(client):
+        click.echo(f"{row['job']}  {row['status']:<9}  {row['command']}")
+
+
+@cli.command(epilog=examples("cluster logs raysubmit_abc", "cluster logs raysubmit_abc --follow"))
+@_address
+@click.argument("job")
+@click.option("--follow", is_flag=True, help="Go on until the job ends.")
+def logs(address: str | None, job: str, follow: bool) -> None:
+    """Print the output of JOB."""
+    from cluster import jobs  # noqa: PLC0415
+
+    client = jobs.connect(address)
+    jobs.status(client, job)
+    if follow:
+        jobs.follow(client, job)
+    else:
+        click.echo(jobs.logs(client, job), nl=False)
+
+
+@cli.command(epilog=examples("cluster stop raysubmit_abc"))
+@_address
+@click.argument("job")
+def stop(address: str | None, job: str) -> None:
+    """Stop JOB; training goes on from its newest checkpoint when the same command is submitted again."""
+    from cluster import jobs  # noqa: PLC0415
+
+    jobs.stop(jobs.connect(address), job)
+    click.echo(f"asked {job} to stop")
+
+
+@cli.command(
+    epilog=examples(
+        "cluster audit s3://bucket/i21k s3://bucket/pets/test audit-pets",
+        "cluster audit data/up data/test audit --predictions r50x1=runs/ft/predictions/0000-shots-0.parquet",
+    )
+)
+@click.argument("upstream")
+@click.argument("downstream")
+@click.argument("out")
+@click.option("--predictions", multiple=True, metavar="NAME=URL",
+              help="A model's predictions on DOWNSTREAM, as `trainer` writes them; adds its accuracy with and without duplicates.")
+@click.option("--radius", default=62, show_default=True, type=click.IntRange(0, 100), help="Largest distance of candidates in bits.")
+@click.option("--canaries", default=5, show_default=True, type=click.IntRange(0), help="Planted pictures of each alteration.")
+@click.option("--seed", default=0, show_default=True, help="Key of the canaries.")
+@click.option("--ray/--no-ray", "on_ray", default=False, show_default=True, help="Join and verify as Ray tasks.")
+def audit(
+    upstream: str, downstream: str, out: str, predictions: tuple[str, ...], radius: int, canaries: int, seed: int, on_ray: bool
+) -> None:
+    """Find near-duplicates of DOWNSTREAM in UPSTREAM; a report with pictures, lists and accuracies at OUT."""
+    from cluster.audit.coordinator import AuditConfig  # noqa: PLC0415
+    from cluster.audit.coordinator import audit as run_audit  # noqa: PLC0415
+    from cluster.audit.report import publish_audit  # noqa: PLC0415
+    from pipeline.manifest import from_parquet  # noqa: PLC0415
+    from pipeline.sources.files import read_file  # noqa: PLC0415
+    from pipeline.store.url import open_store  # noqa: PLC0415
+
+    tables = {}
+    for item in predictions:
+        name, equals, url = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--predictions {item!r}: write NAME=URL")
+        tables[name] = from_parquet(read_file(url))
+    config = AuditConfig(upstream=upstream, downstream=downstream, radius=radius, canaries_each=canaries, seed=seed)
+    found = run_audit(config, on_ray=on_ray, on_progress=lambda text: click.echo(text, err=True))
+    summary = publish_audit(open_store(out), config, found, tables)
+    states = summary["states"]
+    everything = summary["canaries"][-1]
+    click.echo(
+        f"{states['duplicate']} of {summary['downstream']['num_samples']} downstream pictures have a duplicate upstream, "
+        f"{states['very similar']} are very similar, {states['unchecked']} unchecked; "
+        f"{everything['found']}/{everything['planted']} canaries found; report {open_store(out).url}/index.html"
+    )
