@@ -166,3 +166,15 @@ def audit(
         f"{states['very similar']} are very similar, {states['unchecked']} unchecked; "
         f"{everything['found']}/{everything['planted']} canaries found; report {open_store(out).url}/index.html"
     )
+
+
+@cli.command(epilog=examples("cluster demo", "cluster demo --data photos   # CLASS/NAME.jpg or SPLIT/CLASS/NAME.jpg"))
+@click.option("--data", type=click.Path(path_type=Path), help="Your own class folders instead of digits.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("bit-demo"), show_default=True, help="Where all goes.")
+@click.option("--short", is_flag=True, help="A few steps of each stage, to see that all works.")
+@click.option("--fresh", is_flag=True, help="Start over where a run is there.")
+def demo(data: Path | None, out: Path, short: bool, fresh: bool) -> None:
+    """Shard, pretrain, transfer, audit and report on this machine, in a few minutes on two cores."""
+    from cluster.demo.run import demo as run_demo  # noqa: PLC0415
+
+    run_demo(out, data, short=short, fresh=fresh)

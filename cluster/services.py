@@ -16,9 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.errors import ServiceError, StorageError
+from pipeline.errors import ServiceError
 from pipeline.manifest import Record
-from pipeline.store.s3 import S3Store
 
 STATE_NAME = "cluster.json"
 _READY_SECONDS = 60.0
@@ -164,17 +163,19 @@ def create_bucket(environment: Mapping[str, str], bucket: str) -> None:
     import boto3  # noqa: PLC0415 - 0.3 s that `--help` need not pay
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
-    os.environ.update(environment)
-    client = boto3.session.Session().client("s3")
+    endpoint = environment["AWS_ENDPOINT_URL"]
+    client = boto3.session.Session(
+        environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1"
+    ).client("s3", endpoint_url=endpoint)
     deadline = time.monotonic() + _READY_SECONDS
     while True:
         try:
             with suppress(client.exceptions.BucketAlreadyOwnedByYou):
                 client.create_bucket(Bucket=bucket)
-            S3Store(bucket, "").create("ready", b"")
-        except (BotoCoreError, ClientError, StorageError) as error:
+            client.put_object(Bucket=bucket, Key="ready", Body=b"")
+        except (BotoCoreError, ClientError) as error:
             if time.monotonic() > deadline:
-                raise ServiceError(f"the S3 server at {environment['AWS_ENDPOINT_URL']} did not start: {error}") from error
+                raise ServiceError(f"the S3 server at {endpoint} did not start: {error}") from error
             time.sleep(0.2)
         else:
             return

@@ -85,7 +85,7 @@ def finetune(
     from pipeline.store.url import open_store  # noqa: PLC0415
     from trainer import launch  # noqa: PLC0415
     from trainer.checkpoint import require_latest  # noqa: PLC0415
-    from trainer.finetune import SCRATCH, FinetuneConfig  # noqa: PLC0415
+    from trainer.finetune import SCRATCH, FinetuneConfig, as_line  # noqa: PLC0415
 
     if init != SCRATCH:
         model = require_latest(open_store(init)).about["model"]
@@ -97,8 +97,7 @@ def finetune(
         "test": test, "test_version": open_dataset(test).version.version,
     }
     config = _config(FinetuneConfig, fields, settings)
-    launch.run("finetune", config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures,
-               as_line=launch.as_json_line)
+    launch.run("finetune", config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, as_line=as_line)
 
 
 @cli.command(epilog=examples("trainer evaluate runs/tiny data/val runs/tiny-val", "trainer evaluate s3://b/run s3://b/val out"))

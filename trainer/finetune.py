@@ -213,6 +213,16 @@ def _fit(
         stream.close()
 
 
+def as_line(row: dict[str, Any]) -> str:
+    """Gives a reported row as one line for people."""
+    if "accuracy" in row:
+        return (
+            f"{row['name']}: accuracy {row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}] "
+            f"on {row['num_test']:,} test pictures, {row['num_train']:,} for training"
+        )
+    return f"{row['run']}: step {row['step']:,}/{row['num_steps']:,}  loss {row['loss']:.4f}"
+
+
 def mixup(batch: TensorBatch, weight: float, samples_per_lane: int) -> TensorBatch:
     """Mixes each sample with its mirror place in its lane, with one weight for the whole step.
 

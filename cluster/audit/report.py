@@ -181,7 +181,7 @@ def audit_section(config: AuditConfig, tables: AuditTables, summary: dict[str, A
 
 
 def publish_audit(store: Store, config: AuditConfig, tables: AuditTables, predictions: Mapping[str, pa.Table]) -> dict[str, Any]:
-    """Writes the report folder: index.html, summary.json, pairs.parquet, pairs.csv, downstream.parquet, canaries.parquet.
+    """Writes the report folder: index.html, summary.json, pairs.parquet and .csv, and the audit's own tables.
 
     Returns:
         The summary.
@@ -195,6 +195,7 @@ def publish_audit(store: Store, config: AuditConfig, tables: AuditTables, predic
     pyarrow.csv.write_csv(pairs, csv)
     parts = {
         "pairs.parquet": to_parquet(pairs),
+        "found.parquet": to_parquet(tables.pairs),
         "pairs.csv": csv.getvalue(),
         "downstream.parquet": to_parquet(tables.downstream),
         "canaries.parquet": to_parquet(tables.canaries),

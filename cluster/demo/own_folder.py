@@ -1,0 +1,94 @@
+"""The user's own class folders, split for the demonstration by a printed rule."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cluster.demo.digits import Folders
+from pipeline.errors import EmptySource, NotFound
+from pipeline.seeds import key128
+from pipeline.sources.folder import SPLIT_NAMES, is_image_name
+
+_MOST_PICTURES = 6000  # of all classes together: keeps the demonstration within minutes
+_LEAST_A_CLASS = 5
+_TEST_SPLITS = ("test", "val", "valid", "validation")
+
+Pictures = Mapping[str, Sequence[Path]]
+
+
+def own_folders(data: Path, folder: Path) -> Folders:
+    """Splits class folders into upstream, downstream training and downstream test, as links below `folder`.
+
+    Raises:
+        NotFound: The folder does not exist.
+        EmptySource: There are no two classes with enough pictures.
+    """
+    if not data.is_dir():
+        raise NotFound(f"{data} is not a folder; give one with CLASS/NAME.jpg or SPLIT/CLASS/NAME.jpg")
+    splits = {path.name: path for path in sorted(data.iterdir()) if path.is_dir()}
+    if splits and set(splits) <= SPLIT_NAMES and "train" in splits and len(splits) > 1:
+        test_name = next(name for name in _TEST_SPLITS if name in splits)
+        test, train = _classes(splits[test_name]), _classes(splits["train"])
+        classes = _usable(data, {name: train[name] for name in train if name in test})
+        parts = {name: _cut(_limited(classes, name), (0.75, 1.0)) for name in classes}
+        upstream, fit = ({name: part[index] for name, part in parts.items()} for index in (0, 1))
+        held = {name: _limited(test, name) for name in classes}
+        rule = f"upstream: 75 % of train/; downstream training: 25 % of train/; downstream test: {test_name}/"
+    else:
+        classes = _usable(data, _classes(data))
+        parts = {name: _cut(_limited(classes, name), (0.6, 0.8, 1.0)) for name in classes}
+        upstream, fit, held = ({name: part[index] for name, part in parts.items()} for index in range(3))
+        rule = "of each class: upstream 60 %, downstream training 20 %, downstream test 20 %, by a hash of the names"
+    shutil.rmtree(folder / "pictures", ignore_errors=True)
+    sizes = f"{len(classes)} classes; pictures: {_count(upstream)} upstream, {_count(fit)} training, {_count(held)} test"
+    return Folders(
+        upstream=_link(folder / "pictures/upstream", upstream),
+        train=_link(folder / "pictures/downstream-train", fit),
+        test=_link(folder / "pictures/downstream-test", held),
+        about=(f"your pictures in {data}", rule, sizes),
+    )
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*/**/*")):
+        if path.is_file() and is_image_name(path.name):
+            found.setdefault(path.relative_to(folder).parts[0], []).append(path)
+    return found
+
+
+def _usable(data: Path, classes: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    usable = {name: paths for name, paths in classes.items() if len(paths) >= _LEAST_A_CLASS}
+    if len(usable) < 2:
+        raise EmptySource(
+            f"{data} has {len(usable)} class folders with {_LEAST_A_CLASS} pictures or more, two are needed; expected "
+            f"{data}/CLASS/NAME.jpg or {data}/train/CLASS/NAME.jpg"
+        )
+    return usable
+
+
+def _limited(classes: Pictures, name: str) -> list[Path]:
+    """Gives a class's pictures in the order of a hash, at most its share of the limit."""
+    most = max(_LEAST_A_CLASS, _MOST_PICTURES // len(classes))
+    return sorted(classes[name], key=lambda path: key128(0, "demo split", path.name))[:most]
+
+
+def _cut(paths: list[Path], shares: Sequence[float]) -> list[list[Path]]:
+    """Cuts a list at cumulative shares, so that every part has at least one picture."""
+    ends = [max(number + 1, round(share * len(paths))) for number, share in enumerate(shares)]
+    ends = [min(end, len(paths) - (len(shares) - 1 - number)) for number, end in enumerate(ends)]
+    starts = [0, *ends[:-1]]
+    return [paths[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def _count(pictures: Pictures) -> int:
+    return sum(len(paths) for paths in pictures.values())
+
+
+def _link(folder: Path, pictures: Pictures) -> Path:
+    for name, paths in pictures.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number, path in enumerate(paths):
+            os.symlink(path.absolute(), folder / name / f"{number:05d}-{path.name}")
+    return folder

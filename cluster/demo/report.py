@@ -1,0 +1,157 @@
+"""The demonstration's one page: training curve, transfer table, audit, what ran where."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from markupsafe import Markup
+
+from cluster.audit.coordinator import AuditConfig, AuditTables
+from cluster.charts import Series, line_chart, point_chart
+from cluster.demo.stages import Stage
+from cluster.pages import render
+from pipeline.console import human_bytes
+from pipeline.dataset import open_dataset
+from pipeline.manifest import from_parquet
+from pipeline.store.local import LocalStore
+from pipeline.store.url import open_store
+from trainer.finetune import read_results
+from trainer.run_folder import attempts, read_config, read_metrics
+
+_INITS = ("pretrained", "scratch")
+
+
+@dataclass(frozen=True)
+class DemoFacts:
+    """Everything the page tells, read from the object store while it runs."""
+
+    about: tuple[str, ...]
+    datasets: list[dict[str, Any]]
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    starts: list[dict[str, Any]]
+    results: dict[str, list[dict[str, Any]]]
+    audit: dict[str, Any]
+    stages: list[Stage]
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+    @staticmethod
+    def collect(root: str, report: Path, about: tuple[str, ...], stages: list[Stage]) -> "DemoFacts":
+        """Reads the outcome of all stages."""
+        run = open_store(f"{root}/runs/pretrain")
+        return DemoFacts(
+            about=about,
+            datasets=[{"name": part} | open_dataset(f"{root}/{part}").version.model_dump() for part in ("upstream", "train", "test")],
+            config=read_config(run),
+            metrics=read_metrics(run),
+            starts=[start | {"run": name} for name in ("pretrain", *_INITS) for start in attempts(open_store(f"{root}/runs/{name}"))],
+            results={name: read_results(open_store(f"{root}/runs/{name}")) for name in _INITS},
+            audit=_audit_section(LocalStore(report / "audit")),
+            stages=stages,
+        )
+
+    def finished(self, seconds: float, peak_bytes: int) -> "DemoFacts":
+        """Adds the wall time and the peak memory."""
+        return dataclasses.replace(self, seconds=seconds, peak_bytes=peak_bytes)
+
+    def transfer_rows(self) -> list[dict[str, Any]]:
+        """Gives a row for each start and number of shots: median and range over subsets, interval of the median run."""
+        rows = []
+        for shots in sorted({result["shots"] for result in self.results["scratch"]}):
+            for name in _INITS:
+                runs = sorted((r for r in self.results[name] if r["shots"] == shots), key=lambda r: r["accuracy"])
+                middle = runs[len(runs) // 2]
+                rows.append(
+                    {
+                        "init": name,
+                        "shots": shots,
+                        "num_runs": len(runs),
+                        "median": median(run["accuracy"] for run in runs),
+                        "lowest": runs[0]["accuracy"],
+                        "highest": runs[-1]["accuracy"],
+                        "low": middle["low"],
+                        "high": middle["high"],
+                        "num_test": middle["num_test"],
+                    }
+                )
+        return rows
+
+    def summary_lines(self) -> list[str]:
+        """Gives the outcome in a few lines of text."""
+        last = self.metrics[-1]
+        summary = self.audit["summary"]
+        canaries = summary["canaries"][-1]
+        lines = [
+            f"pretrained {self.config['model']} for {last['step']} steps, loss {self.metrics[0]['loss']:.2f} -> {last['loss']:.2f}"
+        ]
+        lines += [
+            f"{row['shots']}-shot from {row['init']:<10} {row['median']:.1%} (runs {row['lowest']:.1%} to {row['highest']:.1%})"
+            for row in self.transfer_rows()
+        ]
+        lines.append(
+            f"audit: {summary['states']['duplicate']} of {summary['downstream']['num_samples']} test pictures have a "
+            f"duplicate upstream; {canaries['found']} of {canaries['planted']} canaries found"
+        )
+        lines.append(f"{self.seconds:.0f} s, peak memory {human_bytes(self.peak_bytes)}")
+        return lines
+
+
+def _audit_section(store: LocalStore) -> dict[str, Any]:
+    """Gives the audit's part of the page from the report it published."""
+    from cluster.audit.report import audit_section  # noqa: PLC0415
+
+    summary = json.loads(store.read("summary.json"))
+    config = AuditConfig.model_validate(summary["config"])
+    tables = AuditTables(
+        pairs=from_parquet(store.read("found.parquet")),
+        downstream=from_parquet(store.read("downstream.parquet")),
+        canaries=from_parquet(store.read("canaries.parquet")),
+        hubs={},
+        num_candidates=summary["num_candidates"],
+        num_rejected=summary["num_rejected"],
+    )
+    return audit_section(config, tables, summary)
+
+
+def write_report(folder: Path, facts: DemoFacts) -> DemoFacts:
+    """Writes index.html; gives the facts back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page = render(
+        "demo.html.j2",
+        title="BiT Pretrain: the demonstration",
+        facts=facts,
+        last=facts.metrics[-1],
+        rows=facts.transfer_rows(),
+        curve=_curve(facts.metrics),
+        transfer=_transfer_chart(facts.results),
+        rates=_rates(facts.metrics),
+        memory=human_bytes(facts.peak_bytes),
+        versions={name: metadata.version(name) for name in ("bit-pretrain", "torch", "ray", "pyarrow", "pillow-simd")},
+    )
+    (folder / "index.html").write_bytes(page)
+    return facts
+
+
+def _curve(metrics: Sequence[dict[str, Any]]) -> Markup:
+    loss = Series("loss", [(row["step"], row["loss"]) for row in metrics])
+    accuracy = Series("batch accuracy", [(row["step"], row["accuracy"]) for row in metrics])
+    return line_chart([loss, accuracy], "Training curve", "optimizer step", "loss, accuracy")
+
+
+def _transfer_chart(results: dict[str, list[dict[str, Any]]]) -> Markup:
+    series = [
+        Series(f"from {name}", [(run["shots"], 100 * run["accuracy"]) for run in results[name]]) for name in _INITS
+    ]
+    return point_chart(series, "Transfer accuracy", "pictures a class", "test accuracy in %")
+
+
+def _rates(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Gives the median rate and data wait, without the first row, which holds the warm-up."""
+    steady = metrics[1:] or metrics
+    return {name: median(row[name] for row in steady) for name in ("images_per_second", "data_wait_fraction")}

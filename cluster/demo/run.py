@@ -1,0 +1,184 @@
+"""`make demo`: the whole product on real pictures, from class folders to one HTML report."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from cluster.demo.digits import Folders, digit_folders
+from cluster.demo.own_folder import own_folders
+from cluster.demo.report import DemoFacts, write_report
+from cluster.demo.stages import MemoryWatch, Stage, num_cpus, run_stage
+from cluster.services import Stack, start_stack, stop_stack
+from pipeline.console import human_bytes
+from pipeline.dataset import open_dataset
+from pipeline.errors import StorageFull
+from trainer.finetune import SCRATCH
+
+_BUCKET = "bit-demo"
+_MODEL = "R14x0.5"
+_NUM_WORKERS = 2
+_BATCH = 64
+_FREE_BYTES = 2_000_000_000  # objects, checkpoints and Ray's logs of a demonstration take about 0.5 GB
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of the product's work a demonstration does.
+
+    Attributes:
+        resolution_px: Side of the pretraining crop and of the fine-tuning input.
+        pretrain_steps: Optimizer steps upstream, of 64 pictures.
+        finetune_steps: Optimizer steps of each transfer run.
+        shots: Pictures a class of the few-shot runs.
+        num_subsets: Subsets for each number of shots.
+    """
+
+    resolution_px: int
+    pretrain_steps: int
+    finetune_steps: int
+    shots: tuple[int, ...]
+    num_subsets: int
+
+
+def demo(folder: Path, data: Path | None, *, short: bool, fresh: bool) -> None:
+    """Runs the demonstration and stops everything it started, also after Ctrl-C or an error.
+
+    Args:
+        folder: Where everything goes; an interrupted run goes on there.
+        data: The user's class folders, or None for digits.
+        short: A few steps of each stage, for CI.
+        fresh: Start over even if a report is there.
+
+    Raises:
+        BitError: As the stages.
+        StorageFull: There is too little disk space.
+    """
+    folder = folder / (data.resolve().name if data else "digits")
+    page = folder / "report" / "index.html"
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    if page.exists():
+        click.echo(f"the report of an earlier run is at {page}\nrun it again with: cluster demo --fresh")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < _FREE_BYTES:
+        raise StorageFull(f"{folder} has less than {human_bytes(_FREE_BYTES)} free; free some or give --out elsewhere")
+    started = time.monotonic()
+    folders = own_folders(data, folder) if data else digit_folders(folder)
+    for line in folders.about:
+        click.echo(line)
+    memory = MemoryWatch()
+    with memory.running(), _stack(folder) as stack:
+        facts = _run_stages(folder, folders, stack, is_digits=data is None, short=short)
+    facts = facts.finished(time.monotonic() - started, memory.peak_bytes)
+    _tell(write_report(folder / "report", facts), page)
+
+
+@contextmanager
+def _stack(folder: Path) -> Iterator[Stack]:
+    """Runs the local services for the body; SIGTERM and a closed terminal end it like Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    click.secho("\nstarting an S3 server (SeaweedFS) and Ray on this machine", bold=True)
+    stack = start_stack(folder / "stack", cpus_per_node=[max(_NUM_WORKERS, num_cpus())], bucket=_BUCKET)
+    click.echo(f"  S3 at {stack.environment['AWS_ENDPOINT_URL']}, Ray dashboard at {stack.dashboard}")
+    os.environ.update(stack.environment)
+    try:
+        yield stack
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave services behind
+        click.echo("\nstopping Ray and the S3 server")
+        stop_stack(stack)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _run_stages(folder: Path, folders: Folders, stack: Stack, *, is_digits: bool, short: bool) -> DemoFacts:
+    root = f"s3://{_BUCKET}"
+    logs = folder / "logs"
+    stages: list[Stage] = []
+
+    def run(name: str, *command: str) -> None:
+        stages.append(run_stage(name, command, logs / f"{len(stages)}-{name.split(':')[0].replace(' ', '-')}.log"))
+
+    def submit(name: str, *command: str) -> None:
+        run(name, "ray", "job", "submit", "--address", stack.dashboard, "--", *command)
+
+    for part, source in (("upstream", folders.upstream), ("train", folders.train), ("test", folders.test)):
+        split = "test" if part == "test" else "train"
+        options = ("--split", split, "--shard-mb", "4", "--workers", str(num_cpus()), "--max-reject-fraction", "0.05")
+        run(f"shard {part}: pack pictures into tars", "pipeline", "shard", str(source), f"{root}/{part}", *options)
+    scale = _scale(f"{root}/train", is_digits=is_digits, short=short)
+    submit("pretrain: on 2 Ray Train workers", "trainer", "pretrain", f"{root}/upstream", f"{root}/runs/pretrain",
+           *_pretrain_options(f"{root}/upstream", scale, flip=not is_digits))  # fmt: skip
+    for init in (f"{root}/runs/pretrain", SCRATCH):
+        name = "scratch" if init == SCRATCH else "pretrained"
+        submit(f"fine-tune {name}: few-shot by the HyperRule's schedule", "trainer", "finetune", init, f"{root}/train",
+               f"{root}/test", f"{root}/runs/{name}", *_finetune_options(scale, flip=not is_digits))  # fmt: skip
+    best = f"{max(scale.shots):04d}-shots-0"
+    predictions = [f"--predictions={name}={root}/runs/{name}/predictions/{best}.parquet" for name in ("pretrained", "scratch")]
+    run("audit: near-duplicates of the test set upstream", "cluster", "audit", f"{root}/upstream", f"{root}/test",
+        str(folder / "report" / "audit"), *predictions, "--canaries", "2" if short else "5")  # fmt: skip
+    return DemoFacts.collect(root, folder / "report", folders.about, stages)
+
+
+def _scale(train: str, *, is_digits: bool, short: bool) -> Scale:
+    """Gives the scale that keeps two cores busy for a few minutes; numbers of shots that every class can fill."""
+    from pipeline.inspect import class_counts  # noqa: PLC0415
+
+    fewest = min(class_counts(open_dataset(train)).values())
+    fitting = [shots for shots in (1, 2, 5, 10, 25) if shots <= fewest]
+    if short:
+        return Scale(32, pretrain_steps=30, finetune_steps=10, shots=tuple(fitting[-1:]), num_subsets=1)
+    if is_digits:
+        return Scale(32, pretrain_steps=600, finetune_steps=80, shots=(5, 25), num_subsets=3)
+    return Scale(64, pretrain_steps=300, finetune_steps=60, shots=tuple(fitting[-2:]), num_subsets=3)
+
+
+def _settings(values: dict[str, object]) -> list[str]:
+    return [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
+
+
+def _pretrain_options(upstream: str, scale: Scale, *, flip: bool) -> list[str]:
+    epochs = scale.pretrain_steps * _BATCH / open_dataset(upstream).version.num_samples
+    settings = {
+        "recipe.epochs": round(epochs, 4),
+        "recipe.decay_epochs": [round(epochs * share, 4) for share in (0.6, 0.85)],
+        "recipe.batch_size": _BATCH,
+        "recipe.warmup_steps": scale.pretrain_steps // 10,
+        "recipe.resolution_px": scale.resolution_px,
+        "recipe.flip": str(flip).lower(),
+        "checkpoint_every_steps": max(10, scale.pretrain_steps // 4),
+        "log_every_steps": max(5, scale.pretrain_steps // 24),
+        "num_lanes": 8,
+    }
+    return ["--model", _MODEL, "--recipe", "bit-s", "--workers", str(_NUM_WORKERS), *_settings(settings)]
+
+
+def _finetune_options(scale: Scale, *, flip: bool) -> list[str]:
+    resize_px = scale.resolution_px * 160 // 128  # the HyperRule's ratio of square to crop
+    shortened = (
+        f'{{"steps": {scale.finetune_steps}, "batch_size": {_BATCH}, "resize_px": {resize_px}, '
+        f'"crop_px": {scale.resolution_px}}}'
+    )
+    shots = ",".join(str(number) for number in scale.shots)
+    return ["--model", _MODEL, "--shots", shots, "--subsets", str(scale.num_subsets), "--workers", str(_NUM_WORKERS),
+            *_settings({"shortened": shortened, "flip": str(flip).lower(), "num_lanes": 8})]  # fmt: skip
+
+
+def _tell(facts: DemoFacts, page: Path) -> None:
+    click.secho("\nsummary", bold=True)
+    for line in facts.summary_lines():
+        click.echo(f"  {line}")
+    click.echo(f"\nreport: {page.absolute()}")

@@ -1,0 +1,101 @@
+"""The stages of the demonstration as the commands a user would type, and their running with visible progress."""
+
+import os
+import re
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import psutil
+
+from pipeline.errors import ServiceError
+
+_SAMPLE_SECONDS = 2.0
+_ACTOR_PREFIX = re.compile(r"^(\x1b\[\d+m)*\((RayTrainWorker|TrainController|\w+) pid=\d+(, ip=[\d.]+)?\)(\x1b\[\d+m)* ?")
+# What people want to see of a job's output; everything is in the log.
+_SHOWN = re.compile(r"^(step |\d{4}-shots|plan |published|packing|joining|verifying|searching|error:|\d+ of )")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One finished command.
+
+    Attributes:
+        name: For people.
+        command: As typed.
+        seconds: Wall time.
+    """
+
+    name: str
+    command: str
+    seconds: float
+
+
+def run_stage(name: str, command: Sequence[str], log: Path) -> Stage:
+    """Runs a command, shows its progress lines, and keeps all output in `log`.
+
+    Raises:
+        ServiceError: It failed; carries its last line.
+    """
+    click.secho(f"\n{name}", bold=True)
+    click.secho(f"$ {shlex.join(command)}", dim=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    last = ""
+    with log.open("w") as sink, subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        for line in process.stdout or ():
+            sink.write(line)
+            text = _ACTOR_PREFIX.sub("", line.rstrip())
+            if _SHOWN.match(text):
+                click.echo(f"  {text}")
+                last = text
+    if process.returncode:
+        reason = last if last.startswith("error:") else "no reason given"
+        raise ServiceError(f"{name} failed with exit code {process.returncode} ({reason}); see {log}")
+    return Stage(name, shlex.join(command), time.monotonic() - started)
+
+
+class MemoryWatch:
+    """Samples the memory of this process and all its descendants: the sum of their proportional set sizes."""
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Samples while the body runs."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._sample, args=(ended,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _sample(self, ended: threading.Event) -> None:
+        while not ended.wait(_SAMPLE_SECONDS):
+            family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+            self.peak_bytes = max(self.peak_bytes, sum(_proportional_bytes(process) for process in family))
+
+
+def _proportional_bytes(process: psutil.Process) -> int:
+    """Gives the process's proportional set size from its kernel summary; 0 if it has ended."""
+    try:
+        with open(f"/proc/{process.pid}/smaps_rollup", encoding="ascii") as summary:
+            return next(int(line.split()[1]) * 1024 for line in summary if line.startswith("Pss:"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def num_cpus() -> int:
+    """Gives the CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
