@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from cluster.audit.canaries import Canary, plant
 from cluster.audit.join import CANDIDATE_SCHEMA, DEFAULT_RADIUS, candidates, cap_hubs
+from cluster.audit.rivals import settle_rivals
 from cluster.audit.verify import MIN_QUALITY, Evidence, verify_pair
 from cluster.tasks import map_tasks, share
 from pipeline.dataset import Address, Dataset, open_dataset
@@ -93,6 +94,7 @@ def audit(config: AuditConfig, *, on_ray: bool, on_progress: Callable[[str], Non
     slices = [kept.slice(start, _PAIRS_PER_TASK) for start in range(0, kept.num_rows, _PAIRS_PER_TASK)]
     checked = list(map_tasks(_verify, [(upstream, downstream, part) for part in slices], on_ray=on_ray))
     verified = pa.concat_tables(checked) if checked else PAIR_SCHEMA.empty_table()
+    verified = settle_rivals(verified)
     accepted = verified.filter(pa.compute.not_equal(verified["evidence"], str(Evidence.REJECTED)))
     accepted = accepted.sort_by([(name, "ascending") for name in CANDIDATE_SCHEMA.names[:4]])
     on_progress("searching for planted canaries")

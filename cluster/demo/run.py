@@ -142,8 +142,8 @@ def _scale(train: str, *, is_digits: bool, short: bool) -> Scale:
     if short:
         return Scale(32, pretrain_steps=30, finetune_steps=10, shots=tuple(fitting[-1:]), num_subsets=1)
     if is_digits:
-        return Scale(32, pretrain_steps=600, finetune_steps=80, shots=(5, 25), num_subsets=3)
-    return Scale(64, pretrain_steps=300, finetune_steps=60, shots=tuple(fitting[-2:]), num_subsets=3)
+        return Scale(32, pretrain_steps=400, finetune_steps=50, shots=(5, 25), num_subsets=3)
+    return Scale(64, pretrain_steps=300, finetune_steps=50, shots=tuple(fitting[-2:]), num_subsets=3)
 
 
 def _settings(values: dict[str, object]) -> list[str]:
