@@ -1,4 +1,7 @@
-"""Small SVG charts for reports that open offline. Drawn here because plotting libraries pull pillow or megabytes of script."""
+"""Small SVG charts for reports that open offline.
+
+Drawn here because plotting libraries pull pillow or megabytes of script.
+"""
 
 import math
 from collections.abc import Sequence
@@ -35,8 +38,8 @@ class _Frame:
         return _LEFT + (value - self.x_low) / ((self.x_high - self.x_low) or 1.0) * (_WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
-        return _HEIGHT - _BOTTOM - (value - self.y_low) / ((self.y_high - self.y_low) or 1.0) * (
-            _HEIGHT - _TOP - _BOTTOM
+        return (
+            _HEIGHT - _BOTTOM - (value - self.y_low) / ((self.y_high - self.y_low) or 1.0) * (_HEIGHT - _TOP - _BOTTOM)
         )
 
 
@@ -63,10 +66,16 @@ def _axes(frame: _Frame, x_label: str, y_label: str) -> list[str]:
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
     for value in _ticks(frame.x_low, frame.x_high, 8):
-        parts.append(f'<text x="{frame.x(value):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{_number(value)}</text>')
-    parts.append(f'<text x="{(_LEFT + _WIDTH) / 2:.0f}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+        parts.append(
+            f'<text x="{frame.x(value):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{_number(value)}</text>'
+        )
+    parts.append(
+        f'<text x="{(_LEFT + _WIDTH) / 2:.0f}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     middle = (_HEIGHT - _BOTTOM) / 2
-    parts.append(f'<text transform="translate(13,{middle:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
+    parts.append(
+        f'<text transform="translate(13,{middle:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+    )
     return parts
 
 
@@ -104,7 +113,9 @@ def point_chart(series: Sequence[Series], title: str, x_label: str, y_label: str
     frame = _Frame(-0.5, len(names) - 0.5, 0.0, 100.0)
     parts = [part for part in _axes(frame, x_label, y_label) if f'y="{_HEIGHT - _BOTTOM + 16}"' not in part]
     for place, name in enumerate(names):
-        parts.append(f'<text x="{frame.x(place):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{_number(name)}</text>')
+        parts.append(
+            f'<text x="{frame.x(place):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{_number(name)}</text>'
+        )
     for number, each in enumerate(series):
         colour = COLOURS[number % len(COLOURS)]
         shift = 10 * (number - (len(series) - 1) / 2)
@@ -133,5 +144,8 @@ def histogram(counts: Sequence[tuple[float, int]], title: str, x_label: str, bar
     for x, count in counts:
         left, top = frame.x(x), frame.y(count)
         width = max(1.0, frame.x(x + bar_width) - left - 1)
-        parts.append(f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{frame.y(0) - top:.1f}" fill="{COLOURS[0]}"/>')
+        parts.append(
+            f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{frame.y(0) - top:.1f}" '
+            f'fill="{COLOURS[0]}"/>'
+        )
     return _svg(parts, title)

@@ -25,8 +25,14 @@ _address = click.option("--address", help="Ray's job API, such as http://HEAD:82
 
 @cli.command(epilog=examples("cluster up stack", "cluster up stack --node-cpus 1 --node-cpus 1   # two nodes"))
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--node-cpus", multiple=True, type=click.IntRange(1), default=(2,), show_default=True,
-              help="CPUs of a Ray node; once for each node.")
+@click.option(
+    "--node-cpus",
+    multiple=True,
+    type=click.IntRange(1),
+    default=(2,),
+    show_default=True,
+    help="CPUs of a Ray node; once for each node.",
+)
 @click.option("--bucket", default="bit", show_default=True, help="Bucket to create.")
 def up(folder: Path, node_cpus: tuple[int, ...], bucket: str) -> None:
     """Start an S3 server and Ray on this machine, on the loopback interface; state, logs and objects in FOLDER."""
@@ -62,7 +68,9 @@ def down(folder: Path) -> None:
 @click.option("--job", help="Id of the job; made up by default.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Copy the output until the job ends.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def submit(address: str | None, settings: tuple[str, ...], job: str | None, wait: bool, command: tuple[str, ...]) -> None:
+def submit(
+    address: str | None, settings: tuple[str, ...], job: str | None, wait: bool, command: tuple[str, ...]
+) -> None:
     """Run COMMAND as a job on the cluster; exit 1 if it fails."""
     from cluster import jobs  # noqa: PLC0415
 
@@ -127,20 +135,43 @@ def stop(address: str | None, job: str) -> None:
 @cli.command(
     epilog=examples(
         "cluster audit s3://bucket/i21k s3://bucket/pets/test audit-pets",
-        "cluster audit data/up data/test audit --predictions r50x1=runs/ft/predictions/0000-shots-0.parquet",
+        "cluster audit data/up data/test audit --predictions m=runs/ft/predictions/0000-shots-0.parquet",
     )
 )
 @click.argument("upstream")
 @click.argument("downstream")
 @click.argument("out")
-@click.option("--predictions", multiple=True, metavar="NAME=URL",
-              help="A model's predictions on DOWNSTREAM, as `trainer` writes them; adds its accuracy with and without duplicates.")
-@click.option("--radius", default=62, show_default=True, type=click.IntRange(0, 100), help="Largest distance of candidates in bits.")
-@click.option("--canaries", default=5, show_default=True, type=click.IntRange(0), help="Planted pictures of each alteration.")
+@click.option(
+    "--predictions",
+    multiple=True,
+    metavar="NAME=URL",
+    help="A model's predictions on DOWNSTREAM, as `trainer` writes them; adds its accuracy without duplicates.",
+)
+@click.option(
+    "--radius",
+    default=62,
+    show_default=True,
+    type=click.IntRange(0, 100),
+    help="Largest distance of candidates in bits.",
+)
+@click.option(
+    "--canaries",
+    default=5,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Planted pictures of each alteration.",
+)
 @click.option("--seed", default=0, show_default=True, help="Key of the canaries.")
 @click.option("--ray/--no-ray", "on_ray", default=False, show_default=True, help="Join and verify as Ray tasks.")
 def audit(
-    upstream: str, downstream: str, out: str, predictions: tuple[str, ...], radius: int, canaries: int, seed: int, on_ray: bool
+    upstream: str,
+    downstream: str,
+    out: str,
+    predictions: tuple[str, ...],
+    radius: int,
+    canaries: int,
+    seed: int,
+    on_ray: bool,
 ) -> None:
     """Find near-duplicates of DOWNSTREAM in UPSTREAM; a report with pictures, lists and accuracies at OUT."""
     from cluster.audit.coordinator import AuditConfig  # noqa: PLC0415
@@ -162,15 +193,21 @@ def audit(
     states = summary["states"]
     everything = summary["canaries"][-1]
     click.echo(
-        f"{states['duplicate']} of {summary['downstream']['num_samples']} downstream pictures have a duplicate upstream, "
-        f"{states['very similar']} are very similar, {states['unchecked']} unchecked; "
+        f"{states['duplicate']} of {summary['downstream']['num_samples']} downstream pictures have a duplicate "
+        f"upstream, {states['very similar']} are very similar, {states['unchecked']} unchecked; "
         f"{everything['found']}/{everything['planted']} canaries found; report {open_store(out).url}/index.html"
     )
 
 
 @cli.command(epilog=examples("cluster demo", "cluster demo --data photos   # CLASS/NAME.jpg or SPLIT/CLASS/NAME.jpg"))
 @click.option("--data", type=click.Path(path_type=Path), help="Your own class folders instead of digits.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("bit-demo"), show_default=True, help="Where all goes.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("bit-demo"),
+    show_default=True,
+    help="Where all goes.",
+)
 @click.option("--short", is_flag=True, help="A few steps of each stage, to see that all works.")
 @click.option("--fresh", is_flag=True, help="Start over where a run is there.")
 def demo(data: Path | None, out: Path, short: bool, fresh: bool) -> None:

@@ -34,7 +34,9 @@ def connect(address: str | None) -> "JobSubmissionClient":
         raise ServiceError(f"no Ray job API answers at {url} ({_first_line(error)}); check the address") from error
 
 
-def submit(client: "JobSubmissionClient", command: Sequence[str], environment: Mapping[str, str], job: str | None) -> str:
+def submit(
+    client: "JobSubmissionClient", command: Sequence[str], environment: Mapping[str, str], job: str | None
+) -> str:
     """Submits a command line; gives the job's id.
 
     Raises:
@@ -65,7 +67,12 @@ def all_jobs(client: "JobSubmissionClient") -> list[dict[str, Any]]:
     """Gives id, status, entry point and times of every submitted job, oldest first."""
     details = [job for job in client.list_jobs() if job.submission_id]
     return [
-        {"job": job.submission_id, "status": str(job.status.value), "command": job.entrypoint, "start_ms": job.start_time}
+        {
+            "job": job.submission_id,
+            "status": str(job.status.value),
+            "command": job.entrypoint,
+            "start_ms": job.start_time,
+        }
         for job in sorted(details, key=lambda job: job.start_time or 0)
     ]
 

@@ -16,7 +16,11 @@ _THUMBNAIL_QUALITY = 85
 def render(template: str, **values: object) -> bytes:
     """Gives the page of a template in `cluster/templates`; a missing value is an error, text is escaped."""
     environment = Environment(
-        loader=PackageLoader("cluster"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("cluster"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["percent"] = _percent
     return environment.get_template(template).render(**values).encode()

@@ -222,8 +222,8 @@ def _wait_for_line(process: subprocess.Popen[bytes], log: Path, text: str) -> No
     deadline = time.monotonic() + _READY_SECONDS
     while text not in log.read_text(errors="replace"):
         if process.poll() is not None or time.monotonic() > deadline:
-            last = log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise ServiceError(f"{process.args[0]} did not start ({last}); see {log}")  # type: ignore[index]
+            last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+            raise ServiceError(f"Ray did not start ({last}); see {log}")
         time.sleep(0.1)
 
 
@@ -231,7 +231,11 @@ def _launch(command: list[str], log: Path, settings: Mapping[str, str]) -> subpr
     # A session of its own: Ctrl-C reaches only the caller, which stops its services in order.
     with log.open("wb") as sink:
         return subprocess.Popen(
-            command, stdout=sink, stderr=subprocess.STDOUT, env={**os.environ, **settings}, start_new_session=True
+            command,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **settings},
+            start_new_session=True,
         )
 
 
@@ -267,7 +271,7 @@ def _family(pid: int) -> list[psutil.Process]:
 def _carries(token: str) -> Callable[[psutil.Process], bool]:
     def carries(process: psutil.Process) -> bool:
         try:
-            return process.pid != os.getpid() and process.environ().get("RAY_AUTH_TOKEN_PATH") == token
+            return bool(process.pid != os.getpid() and process.environ().get("RAY_AUTH_TOKEN_PATH") == token)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return False
 

@@ -42,12 +42,17 @@ def main() -> None:
 @click.option("--block-mib", default=8.0, show_default=True, help="Size of a read and shuffle block in MiB.")
 @click.option("--seed", default=0, show_default=True, help="Key of the order of samples.")
 @click.option("--jpeg-quality", default=95, show_default=True, type=click.IntRange(1, 100), help="For non-JPEG input.")
-@click.option("--max-reject-fraction", default=0.0, show_default=True, type=click.FloatRange(0, 1),
-              help="Share of unusable pictures that may be left out (they are always listed).")
+@click.option(
+    "--max-reject-fraction",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Share of unusable pictures that may be left out (they are always listed).",
+)
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Packing processes.")
 @click.option("--log-jsonl", help="Append events as JSON lines to this file.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
-def shard(  # noqa: D417 - the options describe themselves
+def shard(
     source: str,
     dest: str,
     split: str,
@@ -93,7 +98,9 @@ def shard(  # noqa: D417 - the options describe themselves
     )
     if dry_run:
         num_puts = 3 * num_shards + 6
-        click.echo(f"{num_puts:,} PUT requests, about ${num_puts / 1000 * _USD_PER_1000_PUTS:,.2f} on S3; nothing written")
+        click.echo(
+            f"{num_puts:,} PUT requests, about ${num_puts / 1000 * _USD_PER_1000_PUTS:,.2f} on S3; nothing written"
+        )
         return
     log = EventLog(log_jsonl)
     log.write("plan", plan_id=plan.plan_id, num_samples=plan.num_samples, num_shards=num_shards)
@@ -149,7 +156,9 @@ def inspect(url: str, version_number: int | None, as_json: bool) -> None:
     version = dataset.version
     click.echo(f"{url} version {version.version} ({version.format}, written by {version.writer})")
     click.echo(f"  {version.num_samples:,} samples, {version.num_shards:,} shards, {human_bytes(version.num_bytes)}")
-    click.echo(f"  {dataset.blocks.num_rows:,} blocks, descriptor {version.descriptor}, plan {', '.join(version.plan_ids)}")
+    click.echo(
+        f"  {dataset.blocks.num_rows:,} blocks, descriptor {version.descriptor}, plan {', '.join(version.plan_ids)}"
+    )
     click.echo(f"  {version.num_classes:,} classes, {version.num_rejects:,} rejected")
     counts = class_counts(dataset)
     for label, count in counts.most_common(20):
@@ -162,8 +171,13 @@ def inspect(url: str, version_number: int | None, as_json: bool) -> None:
 
 @cli.command(epilog=examples("pipeline verify s3://bucket/set", "pipeline verify data/train --level decode"))
 @click.argument("url")
-@click.option("--level", type=click.Choice(["exists", "size", "checksum", "tar", "decode"]), default="tar",
-              show_default=True, help="Depth; each level includes those before it.")
+@click.option(
+    "--level",
+    type=click.Choice(["exists", "size", "checksum", "tar", "decode"]),
+    default="tar",
+    show_default=True,
+    help="Depth; each level includes those before it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print faults as JSON lines.")
 def verify(url: str, level: str, as_json: bool) -> None:
     """Check the dataset at URL against its manifest; exit 1 if anything differs."""

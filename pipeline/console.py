@@ -72,10 +72,12 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
 
     A terminal gets a bar, anything else a line every few seconds.
     """
-    if sys.stderr.isatty():
-        with _bar(what, total, unit) as advance:
-            yield advance
-        return
+    with (_bar if sys.stderr.isatty() else _lines)(what, total, unit) as advance:
+        yield advance
+
+
+@contextmanager
+def _lines(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     started = last = time.monotonic()
     done = 0
 
@@ -98,7 +100,13 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
     rate = TextColumn("{task.speed:,.0f} " + unit + "/s", style="dim")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        rate,
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total)
         bar.update(task, completed=0)

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, CorruptShard, NotFound
-from pipeline.manifest import FORMAT, POINTER_KEY, ManifestVersion, from_parquet, sha256_hex, version_key
-from pipeline.pack import json_offset
+from pipeline.manifest import FORMAT, POINTER_KEY, ManifestVersion, from_parquet, json_offset, sha256_hex, version_key
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
 
@@ -115,9 +114,7 @@ class Dataset:
     def read_about(self, address: Address) -> dict[str, Any]:
         """Gives the JSON member of one sample: source, labels, size and extra columns."""
         sample = self.sample(address)
-        described: dict[str, Any] = json.loads(
-            self.read_span(address.shard, json_offset(sample), sample["json_bytes"])
-        )
+        described: dict[str, Any] = json.loads(self.read_span(address.shard, json_offset(sample), sample["json_bytes"]))
         return described
 
     def sample(self, address: Address) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.dataset import Dataset
-from pipeline.shard import read_rejects
+from pipeline.manifest import from_parquet
+from pipeline.store.base import Store
 
 
 def class_counts(dataset: Dataset) -> Counter[int]:
@@ -29,3 +31,9 @@ def reject_lines(dataset: Dataset, limit: int = 10) -> Iterator[str]:
             yield f"{row['source']}: {row['reason']} ({row['detail']})"
         if rejects.num_rows > limit:
             yield f"... and {rejects.num_rows - limit:,} more, in rejects/{plan_id}/"
+
+
+def read_rejects(store: Store, plan_id: str) -> pa.Table | None:
+    """Gives all rejected rows of a plan, or None if there are none."""
+    parts = [from_parquet(store.read(entry.key)) for entry in store.list(f"rejects/{plan_id}/")]
+    return pa.concat_tables(parts) if parts else None

@@ -1,4 +1,4 @@
-"""The records of a dataset: what a sidecar, a commit record and a manifest version hold. docs/format.md is normative."""
+"""The records of a dataset: sidecar, commit record, manifest version. docs/format.md is normative."""
 
 import hashlib
 import io
@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.fingerprint import CODE_BYTES
+from pipeline.tar import BLOCK_BYTES, padded
 
 FORMAT = "bit-wds/1"
 POINTER_KEY = "MANIFEST.json"
-# The first half of the sha256 of an image's bytes: 128 bits tell 300 M images apart, and keep a sidecar below 60 B a sample.
+# The first half of the sha256 of an image's bytes: 128 bits tell 300 M images apart, and a sidecar stays below
+# 60 B a sample.
 DIGEST_BYTES = 16
 
 SAMPLE_SCHEMA = pa.schema(
@@ -31,7 +33,13 @@ SAMPLE_SCHEMA = pa.schema(
     ]
 )
 REJECT_SCHEMA = pa.schema(
-    [("source", pa.string()), ("uri", pa.string()), ("labels", pa.list_(pa.int32())), ("reason", pa.string()), ("detail", pa.string())]
+    [
+        ("source", pa.string()),
+        ("uri", pa.string()),
+        ("labels", pa.list_(pa.int32())),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
 )
 BLOCK_SCHEMA = pa.schema(
     [
@@ -165,3 +173,9 @@ def from_parquet(body: bytes) -> pa.Table:
 def table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """Gives rows of plain values as a table of exactly `schema`."""
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def json_offset(sample: dict[str, Any]) -> int:
+    """Gives the offset of a sample's JSON content, by the layout rule of docs/format.md."""
+    cls_offset = sample["image_offset"] + padded(sample["image_bytes"]) + BLOCK_BYTES
+    return int(cls_offset + padded(sample["cls_bytes"]) + BLOCK_BYTES)

@@ -1,4 +1,4 @@
-"""From the rows of one shard to its bytes: tar, sidecar and rejects, a pure function of the rows and what they point to."""
+"""From the rows of one shard to its tar, sidecar and rejects: a function of the rows and of what they point to."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from pipeline.fingerprint import fingerprint
 from pipeline.image import decode, encode_jpeg, is_jpeg
 from pipeline.manifest import DIGEST_BYTES, REJECT_SCHEMA, SAMPLE_SCHEMA, Block, table_of
 from pipeline.plan import ShardConfig, cut
-from pipeline.tar import BLOCK_BYTES, END, header, member, padded
+from pipeline.tar import BLOCK_BYTES, END, member
 
 
 @dataclass
@@ -94,9 +94,14 @@ def _add_sample(
     key = f"{shard:06d}-{len(builder.samples):06d}"
     labels = row["labels"]
     cls = str(labels[0] if labels else -1).encode()
-    about = json.loads(row["extra"]) | {"source": row["source"], "labels": labels, "width": width, "height": height}
+    about = json.loads(row["extra"]) | {
+        "source": row["source"],
+        "labels": labels,
+        "width": width,
+        "height": height,
+    }
     described = json.dumps(about, sort_keys=True, separators=(",", ":")).encode()
-    image_offset = len(builder.tar) + len(header(f"{key}.jpg", 0))
+    image_offset = len(builder.tar) + BLOCK_BYTES
     builder.tar += member(f"{key}.jpg", image) + member(f"{key}.cls", cls) + member(f"{key}.json", described)
     builder.samples.append(
         {
@@ -119,7 +124,7 @@ def cut_blocks(tar: bytes, samples: list[dict[str, Any]], block_bytes: int) -> t
     """Cuts a tar into runs of whole samples of about `block_bytes`."""
     starts = [sample["image_offset"] - BLOCK_BYTES for sample in samples]
     starts.append(len(tar) - len(END))
-    sizes = np.diff(np.array(starts, np.int64))
+    sizes = np.asarray(np.diff(starts), np.int64)
     blocks = []
     first = 0
     for end in cut(sizes, block_bytes, len(samples)):
@@ -135,9 +140,3 @@ def cut_blocks(tar: bytes, samples: list[dict[str, Any]], block_bytes: int) -> t
         )
         first = end
     return tuple(blocks)
-
-
-def json_offset(sample: dict[str, Any]) -> int:
-    """Gives the offset of a sample's JSON content, by the layout rule of docs/format.md."""
-    cls_offset = sample["image_offset"] + padded(sample["image_bytes"]) + BLOCK_BYTES
-    return int(cls_offset + padded(sample["cls_bytes"]) + BLOCK_BYTES)

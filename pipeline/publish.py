@@ -73,5 +73,7 @@ def publish(store: Store, records: Sequence[CommitRecord], classes: Sequence[str
     if not store.create(POINTER_KEY, version.to_json()):
         found = current_version(store)
         if found != version:
-            raise Conflict(f"{store.url} holds another dataset (plans {found.plan_ids if found else ()}); nothing published")
+            raise Conflict(
+                f"{store.url} holds another dataset (plans {found.plan_ids if found else ()}); nothing published"
+            )
     return version

@@ -2,13 +2,13 @@
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, EmptySource, NotFound, TooManyRejects
+from pipeline.errors import ConfigError, EmptySource, TooManyRejects
 from pipeline.manifest import CommitRecord, ManifestVersion, from_parquet, sha256_hex, to_parquet
 from pipeline.pack import pack_shard
 from pipeline.plan import Plan
@@ -172,9 +172,9 @@ def _pack_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _reasons(records: "Sequence[CommitRecord] | object") -> Counter[str]:
+def _reasons(records: Iterable[CommitRecord]) -> Counter[str]:
     total: Counter[str] = Counter()
-    for record in records:  # type: ignore[attr-defined]
+    for record in records:
         total.update(record.reject_reasons)
     return total
 
@@ -190,12 +190,3 @@ def _check_rejects(store: Store, records: Sequence[CommitRecord], num_rows: int,
         f"{reject['source']}: {reject['reason']} ({reject['detail']}); nothing is published. Mend or remove them, "
         f"or allow a share with --max-reject-fraction"
     )
-
-
-def read_rejects(store: Store, plan_id: str) -> pa.Table | None:
-    """Gives all rejected rows of a plan, or None if there are none."""
-    try:
-        parts = [from_parquet(store.read(entry.key)) for entry in store.list(f"rejects/{plan_id}/")]
-    except NotFound:
-        return None
-    return pa.concat_tables(parts) if parts else None

@@ -181,9 +181,7 @@ def one_pass(
         yield _evaluation_batch(view, transform, generator, waiting)
 
 
-def _evaluation_batch(
-    view: View, transform: Transform, generator: np.random.Generator, samples: list[Sample]
-) -> Batch:
+def _evaluation_batch(view: View, transform: Transform, generator: np.random.Generator, samples: list[Sample]) -> Batch:
     return Batch(
         images=np.stack([transform(decode_sample(view, sample), generator) for sample in samples]),
         labels=tuple(sample.labels for sample in samples),

@@ -102,7 +102,10 @@ class View:
         if whole:
             start = int(self._blocks["offset"][piece.block])
             body = self.dataset.read_block(
-                shard, start, int(self._blocks["num_bytes"][piece.block]), int(self._blocks["crc32c"][piece.block])
+                shard,
+                start,
+                int(self._blocks["num_bytes"][piece.block]),
+                int(self._blocks["crc32c"][piece.block]),
             )
         else:
             start = int(offsets[0]) - BLOCK_BYTES

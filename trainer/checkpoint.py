@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from pipeline.errors import CorruptShard, NotFound
 from pipeline.manifest import Record, sha256_hex
@@ -96,7 +97,7 @@ def save(
     folder = f"{_FOLDER}/{step:09d}-{attempt}"
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as staging, _without_group_warning():
         writer = FileSystemWriter(staging, single_file_per_rank=True, sync_files=False)
-        dcp.save(state, storage_writer=writer, no_dist=world.num_ranks == 1)
+        dcp_save(state, storage_writer=writer, no_dist=world.num_ranks == 1)
         files = [_upload(store, folder, path) for path in sorted(Path(staging).iterdir())]
     everyone = [file for part in gather(world, files) for file in part]
     if world.is_first:
@@ -157,7 +158,7 @@ def load(store: Store, world: World, record: CheckpointRecord, state: dict[str, 
             if sha256_hex(body) != file.sha256:
                 raise CorruptShard(f"{store.url}/{record.folder}/{file.name}: digest differs from its commit record")
             (Path(staging) / file.name).write_bytes(body)
-        dcp.load(state, storage_reader=FileSystemReader(staging), no_dist=world.num_ranks == 1)
+        dcp_load(state, storage_reader=FileSystemReader(staging), no_dist=world.num_ranks == 1)
 
 
 def discard_old(store: Store, keep: int) -> None:

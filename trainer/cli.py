@@ -22,10 +22,17 @@ def main() -> None:
 
 def _cluster_options(command: Any) -> Any:
     for option in (
-        click.option("--workers", default=1, show_default=True, type=click.IntRange(0),
-                     help="Ray Train workers; 0 runs in this process, without Ray."),
+        click.option(
+            "--workers",
+            default=1,
+            show_default=True,
+            type=click.IntRange(0),
+            help="Ray Train workers; 0 runs in this process, without Ray.",
+        ),
         click.option("--gpu/--cpu", "use_gpu", default=False, help="One GPU a worker, or one CPU.", show_default=True),
-        click.option("--max-failures", default=-1, show_default=True, help="Restarts after a worker died; -1 no limit."),
+        click.option(
+            "--max-failures", default=-1, show_default=True, help="Restarts after a worker died; -1 no limit."
+        ),
         click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any field of the configuration."),
     ):
         command = option(command)
@@ -34,9 +41,10 @@ def _cluster_options(command: Any) -> Any:
 
 @cli.command(
     epilog=examples(
-        "trainer pretrain s3://bucket/i21k s3://bucket/runs/m-r50x1 --recipe bit-m --model R50x1 --workers 16 --gpu",
+        "trainer pretrain s3://bucket/i21k s3://bucket/runs/m --recipe bit-m --model R50x1 --workers 16 --gpu",
         "trainer pretrain data/train runs/tiny --model R14x0.5 --recipe bit-s --workers 0 \\",
-        "    --set recipe.epochs=3 --set recipe.batch_size=64 --set recipe.warmup_steps=20 --set recipe.resolution_px=64",
+        "    --set recipe.epochs=3 --set recipe.batch_size=64 --set recipe.warmup_steps=20 \\",
+        "    --set recipe.resolution_px=64",
     )
 )
 @click.argument("data")
@@ -45,7 +53,14 @@ def _cluster_options(command: Any) -> Any:
 @click.option("--recipe", default="bit-m", show_default=True, help="bit-s, bit-m or bit-l.")
 @_cluster_options
 def pretrain(
-    data: str, out: str, model: str, recipe: str, workers: int, use_gpu: bool, max_failures: int, settings: tuple[str, ...]
+    data: str,
+    out: str,
+    model: str,
+    recipe: str,
+    workers: int,
+    use_gpu: bool,
+    max_failures: int,
+    settings: tuple[str, ...],
 ) -> None:
     """Pretrain MODEL on the dataset DATA, with checkpoints and metrics at OUT. Run again, it goes on."""
     from pipeline.dataset import open_dataset  # noqa: PLC0415
@@ -55,7 +70,13 @@ def pretrain(
     from trainer.recipes import named_recipe  # noqa: PLC0415
 
     version = open_dataset(data).version.version
-    fields = {"data": data, "data_version": version, "out": out, "model": model, "recipe": named_recipe(recipe).model_dump()}
+    fields = {
+        "data": data,
+        "data_version": version,
+        "out": out,
+        "model": model,
+        "recipe": named_recipe(recipe).model_dump(),
+    }
     config = _config(PretrainConfig, fields, settings)
     check_pretrain(config, workers)
     launch.run("pretrain", config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, as_line=as_line)
@@ -77,8 +98,18 @@ def pretrain(
 @click.option("--rule", type=click.Choice(["paper", "code"]), default="paper", show_default=True, help="HyperRule.")
 @_cluster_options
 def finetune(
-    init: str, train: str, test: str, out: str, model: str | None, shots: str, subsets: int, rule: str,
-    workers: int, use_gpu: bool, max_failures: int, settings: tuple[str, ...],
+    init: str,
+    train: str,
+    test: str,
+    out: str,
+    model: str | None,
+    shots: str,
+    subsets: int,
+    rule: str,
+    workers: int,
+    use_gpu: bool,
+    max_failures: int,
+    settings: tuple[str, ...],
 ) -> None:
     """Fine-tune the run INIT (or `scratch`) on TRAIN by the HyperRule, and test on TEST; results at OUT."""
     from pipeline.dataset import open_dataset  # noqa: PLC0415
@@ -92,21 +123,36 @@ def finetune(
     if not model:
         raise ConfigError("fine-tuning from scratch needs --model, such as --model R50x1")
     fields = {
-        "init": init, "model": model, "out": out, "shots": _numbers(shots), "num_subsets": subsets, "rule": rule,
-        "train": train, "train_version": open_dataset(train).version.version,
-        "test": test, "test_version": open_dataset(test).version.version,
+        "init": init,
+        "model": model,
+        "out": out,
+        "shots": _numbers(shots),
+        "num_subsets": subsets,
+        "rule": rule,
+        "train": train,
+        "train_version": open_dataset(train).version.version,
+        "test": test,
+        "test_version": open_dataset(test).version.version,
     }
     config = _config(FinetuneConfig, fields, settings)
     launch.run("finetune", config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, as_line=as_line)
 
 
-@cli.command(epilog=examples("trainer evaluate runs/tiny data/val runs/tiny-val", "trainer evaluate s3://b/run s3://b/val out"))
+@cli.command(
+    epilog=examples("trainer evaluate runs/tiny data/val runs/tiny-val", "trainer evaluate s3://b/run s3://b/val out")
+)
 @click.argument("run_url", metavar="RUN")
 @click.argument("data")
 @click.argument("out")
 @_cluster_options
 def evaluate(
-    run_url: str, data: str, out: str, workers: int, use_gpu: bool, max_failures: int, settings: tuple[str, ...]
+    run_url: str,
+    data: str,
+    out: str,
+    workers: int,
+    use_gpu: bool,
+    max_failures: int,
+    settings: tuple[str, ...],
 ) -> None:
     """Classify the dataset DATA with the newest checkpoint of RUN; accuracy and predictions at OUT."""
     from pipeline.dataset import open_dataset  # noqa: PLC0415
@@ -115,8 +161,14 @@ def evaluate(
 
     fields = {"run": run_url, "data": data, "data_version": open_dataset(data).version.version, "out": out}
     config = _config(EvaluateConfig, fields, settings)
-    launch.run("evaluate", config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures,
-               as_line=launch.as_json_line)
+    launch.run(
+        "evaluate",
+        config,
+        num_workers=workers,
+        use_gpu=use_gpu,
+        max_failures=max_failures,
+        as_line=launch.as_json_line,
+    )
 
 
 def _numbers(text: str) -> list[int]:

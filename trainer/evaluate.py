@@ -1,5 +1,6 @@
 """Predictions of a model on a whole dataset, and their accuracy."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,7 @@ def predict(model: nn.Module, view: View, world: World, resolution_px: int, batc
     """
     model.eval()
     rows: list[dict[str, Any]] = []
-    batches = one_pass(
-        view, evaluation_view(resolution_px), batch_size, rank=world.rank, num_ranks=world.num_ranks
-    )
+    batches = one_pass(view, evaluation_view(resolution_px), batch_size, rank=world.rank, num_ranks=world.num_ranks)
     num_classes = view.dataset.version.num_classes
     with torch.inference_mode():
         for batch in batches:
@@ -112,8 +111,6 @@ def evaluate(config: EvaluateConfig, world: World, report: Report) -> None:
         NotFound: The run has no checkpoint.
         ConfigError: The test set has more classes than the model.
     """
-    import json  # noqa: PLC0415
-
     source, out = open_store(config.run), open_store(config.out)
     record = require_latest(source)
     view = View(open_dataset(config.data, config.data_version))

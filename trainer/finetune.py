@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -86,6 +87,17 @@ class FinetuneConfig(Record):
     decode_threads: int = 1
 
 
+@dataclass(frozen=True)
+class _Job:
+    config: FinetuneConfig
+    world: World
+    store: Store
+    train: Dataset
+    test: Dataset
+    attempt: str
+    report: Report
+
+
 def finetune(config: FinetuneConfig, world: World, report: Report) -> None:
     """Runs what is not done yet and writes a result, predictions and weights for each; every rank must call.
 
@@ -97,49 +109,38 @@ def finetune(config: FinetuneConfig, world: World, report: Report) -> None:
     store = open_store(config.out)
     settle_config(store, world, config)
     train, test = open_dataset(config.train, config.train_version), open_dataset(config.test, config.test_version)
-    attempt = begin_attempt(store, world, 0)
+    job = _Job(config, world, store, train, test, begin_attempt(store, world, 0), report)
     for shots in config.shots:
         for subset in range(config.num_subsets if shots else 1):
             name = f"{shots:04d}-shots-{subset}"
-            if broadcast(world, exists(store, f"results/{name}.json") if world.is_first else None):
-                continue
-            _run_one(config, world, store, train, test, shots, subset, name, attempt, report)
+            if not broadcast(world, exists(store, f"results/{name}.json") if world.is_first else None):
+                _run_one(job, shots, subset, name)
 
 
-def _run_one(
-    config: FinetuneConfig,
-    world: World,
-    store: Store,
-    train: Dataset,
-    test: Dataset,
-    shots: int,
-    subset: int,
-    name: str,
-    attempt: str,
-    report: Report,
-) -> None:
-    view, nominal_px = _training_view(config, train, shots, subset)
+def _run_one(job: _Job, shots: int, subset: int, name: str) -> None:
+    config, world, store = job.config, job.world, job.store
+    view, nominal_px = _training_view(config, job.train, shots, subset)
     recipe = recipe_for(config, view.num_samples, nominal_px)
-    num_classes = max(train.version.num_classes, test.version.num_classes)
+    num_classes = max(job.train.version.num_classes, job.test.version.num_classes)
     model = _initial_model(config, world, num_classes)
 
     def on_step(done: int, loss: float) -> None:
-        if world.is_first and (done % max(1, recipe.steps // 4) == 0):
-            report({"run": name, "step": done, "num_steps": recipe.steps, "loss": loss})
+        if world.is_first and done % max(1, recipe.steps // 4) == 0:
+            job.report({"run": name, "step": done, "num_steps": recipe.steps, "loss": loss})
 
-    _fit(config, world, view, model, recipe, num_classes, on_step)
-    predictions = predict(model, View(test), world, recipe.crop_px, config.microbatch_size)
+    _fit(job, view, model, recipe, num_classes, on_step)
+    predictions = predict(model, View(job.test), world, recipe.crop_px, config.microbatch_size)
     result = {"name": name, "init": config.init, "shots": shots, "subset": subset, "num_train": view.num_samples}
     result |= summary(predictions) | {"recipe": recipe.model_dump()}
     about = {"model": config.model, "num_classes": num_classes, "resolution_px": recipe.crop_px, "result": result}
     models = open_store(f"{config.out.rstrip('/')}/models/{name}")
-    save(models, world, model_state(model), step=recipe.steps, attempt=attempt, stream={}, about=about)
+    save(models, world, model_state(model), step=recipe.steps, attempt=job.attempt, stream={}, about=about)
     if world.is_first:
         if shots:
             store.create(f"subsets/{name}.parquet", subset_table(view))
         store.create(f"predictions/{name}.parquet", to_parquet(predictions))
         store.create(f"results/{name}.json", (json.dumps(result, indent=1) + "\n").encode())
-        report(result)
+        job.report(result)
     broadcast(world, None)
 
 
@@ -180,14 +181,14 @@ def _initial_model(config: FinetuneConfig, world: World, num_classes: int) -> Re
 
 
 def _fit(
-    config: FinetuneConfig,
-    world: World,
+    job: _Job,
     view: View,
     model: ResNetV2,
     recipe: TransferRecipe,
     num_classes: int,
     on_step: Callable[[int, float], None],
 ) -> None:
+    config, world = job.config, job.world
     optimizer = sgd(model, recipe.momentum, weight_decay=0.0)
     order = OrderConfig(seed=config.seed, batch_size=recipe.batch_size, num_lanes=config.num_lanes)
     stream = Stream(
@@ -230,7 +231,7 @@ def mixup(batch: TensorBatch, weight: float, samples_per_lane: int) -> TensorBat
     """
 
     def mix(values: torch.Tensor) -> torch.Tensor:
-        partners = values.unflatten(0, (-1, samples_per_lane)).flip(1).flatten(0, 1)
+        partners = values.reshape(-1, samples_per_lane, *values.shape[1:]).flip(1).reshape(values.shape)
         return values * weight + partners * (1.0 - weight)
 
     return TensorBatch(mix(batch.images_BCHW), mix(batch.targets_BK))

@@ -52,14 +52,23 @@ def hyperrule(
     """
     resize_px, crop_px = _resolution(height_px * width_px, model, variant)
     if num_train < _SMALL_BELOW:
-        milestones = (150, 300, 450) if variant == "paper" else (200, 300, 400)
         return TransferRecipe(
-            steps=500, warmup_steps=100, milestones=milestones, mixup_alpha=None, resize_px=resize_px, crop_px=crop_px
+            steps=500,
+            warmup_steps=100,
+            milestones=(150, 300, 450) if variant == "paper" else (200, 300, 400),
+            mixup_alpha=None,
+            resize_px=resize_px,
+            crop_px=crop_px,
         )
     steps = 10_000 if num_train < _MEDIUM_BELOW else 20_000
     milestones = tuple(steps * tenths // 10 for tenths in (3, 6, 9))
     return TransferRecipe(
-        steps=steps, warmup_steps=500, milestones=milestones, mixup_alpha=0.1, resize_px=resize_px, crop_px=crop_px
+        steps=steps,
+        warmup_steps=500,
+        milestones=milestones,
+        mixup_alpha=0.1,
+        resize_px=resize_px,
+        crop_px=crop_px,
     )
 
 

@@ -74,7 +74,9 @@ def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
     parse_architecture(config.model)
     order_config(config).samples_per_lane()
     if config.num_lanes % max(1, num_workers):
-        raise ConfigError(f"{num_workers} workers do not divide {config.num_lanes} lanes; change --workers or num_lanes")
+        raise ConfigError(
+            f"{num_workers} workers do not divide {config.num_lanes} lanes; change --workers or num_lanes"
+        )
 
 
 def order_config(config: PretrainConfig) -> OrderConfig:

@@ -137,7 +137,11 @@ def _measure_canaries(canaries: list[Canary], downstream: Dataset, index: pa.Tab
         qualities.append(quality)
     rows = np.arange(len(canaries), dtype=np.int32)
     planted = pa.table(
-        [pa.array(np.full(len(rows), _CANARY_SHARD, np.int32)), pa.array(rows), pa.array(codes, pa.binary(32))],
+        [
+            pa.array(np.full(len(rows), _CANARY_SHARD, np.int32)),
+            pa.array(rows),
+            pa.array(codes, pa.binary(32)),
+        ],
         names=["shard", "row", "code"],
     )
     best: dict[int, dict[str, Any]] = {}
@@ -147,7 +151,9 @@ def _measure_canaries(canaries: list[Canary], downstream: Dataset, index: pa.Tab
         if down == canary.origin:
             original = downstream.read_image(down)
             quality = min(qualities[pair["up_row"]], downstream.sample(down)["quality"])
-            verdict = verify_pair(canary.image, original, decode(canary.image), decode(original), pair["element"], quality)
+            verdict = verify_pair(
+                canary.image, original, decode(canary.image), decode(original), pair["element"], quality
+            )
             best[pair["up_row"]] = {
                 "found": verdict.evidence.is_duplicate,
                 "distance": pair["distance"],

@@ -52,7 +52,7 @@ def hamming_pairs(indexed: Codes, queries: Codes, radius: int) -> tuple[Ints, In
     for start in range(0, len(queries), _QUERIES_PER_CALL):
         chunk = np.ascontiguousarray(queries[start : start + _QUERIES_PER_CALL])
         limits, distances, ids = index.range_search(chunk, radius + 1)  # FAISS's radius is exclusive
-        rows = np.repeat(np.arange(len(chunk)), np.diff(np.asarray(limits, np.int64))) + start
+        rows = np.repeat(np.arange(len(chunk)), np.asarray(np.diff(limits), np.int64)) + start
         found.append((rows, np.asarray(ids, np.int64), np.asarray(distances, np.int64)))
     query, match, distance = (np.concatenate(parts) for parts in zip(*found, strict=True))
     order = np.lexsort((match, query))

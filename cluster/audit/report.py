@@ -72,7 +72,8 @@ def summarize(config: AuditConfig, tables: AuditTables, predictions: Mapping[str
         "num_hubs": len(tables.hubs),
         "radii": radii(config),
         "accuracy": {
-            name: [score(table, tables.downstream, bits) for bits in radii(config)] for name, table in predictions.items()
+            name: [score(table, tables.downstream, bits) for bits in radii(config)]
+            for name, table in predictions.items()
         },
         "canaries": _canary_recall(tables.canaries),
         "writer": f"bit-pretrain {metadata.version('bit-pretrain')}",
@@ -129,7 +130,13 @@ def pair_list(config: AuditConfig, tables: AuditTables) -> pa.Table:
     kinds = {"offset": pa.int64(), "bytes": pa.int64()}
     fields = [(name, kinds.get(name.split("_")[1], pa.string())) for name in names]
     schema = pa.schema(
-        [*fields, ("distance", pa.int64()), ("correlation", pa.float64()), ("transform", pa.string()), ("evidence", pa.string())]
+        [
+            *fields,
+            ("distance", pa.int64()),
+            ("correlation", pa.float64()),
+            ("transform", pa.string()),
+            ("evidence", pa.string()),
+        ]
     )
     return pa.Table.from_pylist(rows, schema=schema)
 
@@ -140,7 +147,10 @@ def picture_pairs(config: AuditConfig, tables: AuditTables) -> list[dict[str, An
     ordered = tables.pairs.sort_by([("distance", "ascending"), ("correlation", "descending")])
     shown = []
     for pair in ordered.slice(0, _MOST_PICTURES).to_pylist():
-        up_address, down_address = Address(pair["up_shard"], pair["up_row"]), Address(pair["down_shard"], pair["down_row"])
+        up_address, down_address = (
+            Address(pair["up_shard"], pair["up_row"]),
+            Address(pair["down_shard"], pair["down_row"]),
+        )
         up, down = decode(upstream.read_image(up_address)), decode(downstream.read_image(down_address))
         turned = np.ascontiguousarray(apply_dihedral(down, pair["element"])).astype(np.uint8)
         shown.append(
@@ -180,7 +190,9 @@ def audit_section(config: AuditConfig, tables: AuditTables, summary: dict[str, A
     }
 
 
-def publish_audit(store: Store, config: AuditConfig, tables: AuditTables, predictions: Mapping[str, pa.Table]) -> dict[str, Any]:
+def publish_audit(
+    store: Store, config: AuditConfig, tables: AuditTables, predictions: Mapping[str, pa.Table]
+) -> dict[str, Any]:
     """Writes the report folder: index.html, summary.json, pairs.parquet and .csv, and the audit's own tables.
 
     Returns:
@@ -205,5 +217,9 @@ def publish_audit(store: Store, config: AuditConfig, tables: AuditTables, predic
     for name, body in parts.items():
         commit(store, name, body)
     commit(store, "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
-    commit(store, "index.html", render("audit.html.j2", title="Near-duplicate audit", **audit_section(config, tables, summary)))
+    commit(
+        store,
+        "index.html",
+        render("audit.html.j2", title="Near-duplicate audit", **audit_section(config, tables, summary)),
+    )
     return summary

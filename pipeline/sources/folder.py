@@ -5,8 +5,8 @@ from pipeline.manifest import table_of
 from pipeline.sources.files import join, list_files
 from pipeline.sources.rows import ROW_SCHEMA, SourceRows
 
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm".split())
-SPLIT_NAMES = frozenset("train val valid validation test".split())
+IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
+SPLIT_NAMES = frozenset(["train", "val", "valid", "validation", "test"])
 
 
 def is_image_name(name: str) -> bool:

@@ -19,7 +19,9 @@ def read_source(url: str, image_column: str, label_column: str, classes: Sequenc
     source = read_folder(url)
     if classes and tuple(classes) != source.classes:
         unknown = sorted(set(source.classes) - set(classes))
-        raise ConfigError(f"{url}: class folders {unknown[:5]} are not in the class list") if unknown else ConfigError(
-            f"{url}: class folders number themselves in sorted order; a class list applies to tables"
+        raise (
+            ConfigError(f"{url}: class folders {unknown[:5]} are not in the class list")
+            if unknown
+            else ConfigError(f"{url}: class folders number themselves in sorted order; a class list applies to tables")
         )
     return source

@@ -6,7 +6,16 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pipeline.errors import BitError, Conflict, CorruptShard, Denied, NotFound, StorageError, StorageFull, Unreachable
+from pipeline.errors import (
+    BitError,
+    Conflict,
+    CorruptShard,
+    Denied,
+    NotFound,
+    StorageError,
+    StorageFull,
+    Unreachable,
+)
 from pipeline.store.base import Entry
 
 if TYPE_CHECKING:
@@ -22,7 +31,10 @@ _ERRORS: dict[str, tuple[type[BitError], str]] = {
     "404": (NotFound, "there is no such object or bucket"),
     "NoSuchBucket": (NotFound, "there is no such bucket; create it or correct the name"),
     "AccessDenied": (Denied, "access is denied; check the credentials' rights on the bucket"),
-    "403": (Denied, "access is denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"),
+    "403": (
+        Denied,
+        "access is denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
+    ),
     "SignatureDoesNotMatch": (Denied, "the secret is wrong; check AWS_SECRET_ACCESS_KEY"),
     "InvalidAccessKeyId": (Denied, "the access key is unknown; check AWS_ACCESS_KEY_ID"),
     "ExpiredToken": (Denied, "the session token has expired; renew the credentials"),
@@ -140,9 +152,7 @@ class S3Store:
     def list(self, prefix: str) -> Iterator[Entry]:
         """See Store.list."""
         with _mapped(f"{self.url}/{prefix}"):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self._key(prefix)
-            )
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
             skipped = len(self.prefix) + 1 if self.prefix else 0
             for page in pages:
                 for item in page.get("Contents", []):

@@ -1,0 +1,32 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+VENV ?= .venv
+BIN := $(VENV)/bin
+INPUTS := pyproject.toml constraints.txt scripts/setup.sh
+
+.PHONY: demo test check format clean
+demo: $(VENV)/run-ready  ## the whole product on this machine; DATA=FOLDER for your own class folders
+	$(BIN)/cluster demo $(if $(DATA),--data "$(DATA)") $(DEMO_OPTIONS)
+
+test: $(VENV)/dev-ready  ## all tests; TESTS=... to choose
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/dev-ready  ## format, lint, types, floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev-ready  ## format and sort imports
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/run-ready: $(INPUTS)
+	scripts/setup.sh $(VENV) ""
+	touch $@
+
+$(VENV)/dev-ready: $(INPUTS)
+	scripts/setup.sh $(VENV) dev
+	touch $@ $(VENV)/run-ready
+
+clean:  ## the environment and the demonstration's folder
+	rm -rf $(VENV) bit-demo
