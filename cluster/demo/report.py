@@ -94,9 +94,9 @@ class DemoFacts:
         last = self.metrics[-1]
         summary = self.audit["summary"]
         canaries = summary["canaries"][-1]
+        first_loss = self.metrics[0]["loss"]
         lines = [
-            f"pretrained {self.config['model']} for {last['step']} steps, "
-            f"loss {self.metrics[0]['loss']:.2f} -> {last['loss']:.2f}"
+            f"pretrained {self.config['model']}: {last['step']} steps, loss {first_loss:.2f} -> {last['loss']:.2f}"
         ]
         lines += [
             f"{row['shots']}-shot from {row['init']:<10} {row['median']:.1%} "
