@@ -1,0 +1,123 @@
+"""Real services and pictures for all tests."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+from cluster.services import Stack, start_stack, stop_stack
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.plan import ShardConfig, plan_shards
+from pipeline.shard import shard
+from pipeline.sources.folder import read_folder
+from pipeline.store.url import open_store
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+BUCKET = "tests"
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
+
+
+def shared_data(name: str) -> Path:
+    """Gives a tar of real photos, or skips where this checkout has none."""
+    path = SHARED_DATA / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there; it holds real photos that are not part of the repository")
+    return path
+
+
+def run_cli(
+    tool: str, *arguments: str, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command of this environment as users do."""
+    command = [str(Path(sys.executable).parent / tool), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment}, timeout=240, check=False
+    )
+
+
+def picture(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """Gives a textured coloured picture, different for every seed."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def jpeg(pixels: np.ndarray, quality: int = 90, **options: object) -> bytes:
+    """Gives the picture as JPEG bytes."""
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "JPEG", quality=quality, **options)
+    return sink.getvalue()
+
+
+def class_folders(folder: Path, classes: int = 3, each: int = 10, seed: int = 0) -> Path:
+    """Writes CLASS/NAME.jpg pictures; the class decides a colour, so that models can learn it."""
+    for label in range(classes):
+        (folder / f"class{label}").mkdir(parents=True)
+        for number in range(each):
+            pixels = picture(seed + 1000 * label + number).copy()
+            pixels[..., label % 3] = 255 - pixels[..., label % 3] // 4
+            (folder / f"class{label}" / f"{number:03d}.jpg").write_bytes(jpeg(pixels))
+    return folder
+
+
+def pack(folder: Path, url: str, **config: int | str) -> Dataset:
+    """Packs class folders into a dataset."""
+    source = read_folder(str(folder))
+    plan, rows = plan_shards(source.rows, source.classes, ShardConfig(**config))
+    shard(plan, rows, source.classes, open_store(url), num_workers=1, max_reject_fraction=0.0)
+    return open_dataset(url)
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """90 pictures in three classes."""
+    return class_folders(tmp_path_factory.mktemp("pictures") / "train", each=30)
+
+
+@pytest.fixture(scope="session")
+def small_dataset(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The 90 pictures packed into several shards of several blocks."""
+    target = tmp_path_factory.mktemp("packed") / "train"
+    return pack(small_folder, str(target), shard_bytes=150_000, block_bytes=40_000)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A real S3 server; its variables are set for the session."""
+    stack = start_stack(tmp_path_factory.mktemp("s3"), cpus_per_node=[], bucket=BUCKET)
+    before = dict(os.environ)
+    os.environ.update(stack.environment)
+    yield stack
+    stop_stack(stack)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def cluster(s3: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Two real Ray nodes with one CPU each beside the S3 server."""
+    folder = tmp_path_factory.mktemp("ray")
+    stack = start_stack(folder, cpus_per_node=[1, 1], bucket=BUCKET)
+    before = dict(os.environ)
+    os.environ.update(stack.environment)
+    yield stack
+    stop_stack(stack)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def s3_url(s3: Stack, request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Gives URLs below a prefix of the test's own."""
+    prefix = "".join(c if c.isalnum() else "-" for c in request.node.name)
+    return lambda name: f"s3://{BUCKET}/{prefix}/{name}"

@@ -1,0 +1,78 @@
+"""Each kind of picture is decoded upright, or refused with its reason."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from pipeline.errors import BadImage
+from pipeline.image import decode, encode_jpeg
+from tests.conftest import jpeg, picture
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, kind, **options)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_as_pillow_does(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = jpeg(picture(1), quality=95, subsampling=0, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert np.array_equal(decode(data), expected)
+
+
+def test_a_jpeg_is_decoded_to_the_pixels_pillow_gives() -> None:
+    data = jpeg(picture(2), subsampling=0)
+    assert np.array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
+def test_every_colour_mode_becomes_rgb(mode: str) -> None:
+    image = Image.fromarray(picture(3)).convert(mode)
+    data = encoded(image, "JPEG" if mode == "CMYK" else "PNG")
+    pixels = decode(data)
+    assert pixels.shape == (48, 64, 3)
+    assert pixels.dtype == np.uint8
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    pixels = decode(encoded(Image.fromarray(ramp), "PNG"))
+    assert np.allclose(pixels[..., 0], ramp / 257.0, atol=1.0)
+
+
+def test_transparency_shows_white() -> None:
+    assert (decode(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0)), "PNG")) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"this is text", "not-an-image"),
+        (b"\xff\xd8\xff\xe0 no more", "not-an-image"),
+        (jpeg(picture(4))[:-200], "truncated"),
+        (encoded(Image.fromarray(picture(4)), "PNG")[:-300], "truncated"),
+    ],
+)
+def test_what_cannot_be_decoded_has_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(BadImage) as caught:
+        decode(data)
+    assert caught.value.reason == reason
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
+    bomb = encoded(Image.new("1", (30_000, 30_000)), "PNG")
+    assert len(bomb) < 200_000
+    with pytest.raises(BadImage) as caught:
+        decode(bomb)
+    assert caught.value.reason == "too-large"
+
+
+def test_encoding_the_same_pixels_gives_the_same_bytes() -> None:
+    assert encode_jpeg(picture(5), 95) == encode_jpeg(picture(5).copy(), 95)

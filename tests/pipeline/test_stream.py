@@ -1,0 +1,148 @@
+"""Batches: equal for every world size down to the pixels, resumable anywhere, and never silently damaged."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.augment import evaluation_view, inception_box, pretrain_view
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.errors import CorruptShard, ResumeMismatch
+from pipeline.order import OrderConfig
+from pipeline.seeds import rng
+from pipeline.stream import Batch, Stream, one_pass
+from pipeline.view import View
+from tests.conftest import pack
+
+CONFIG = OrderConfig(seed=5, batch_size=24, num_lanes=12, window_blocks=2)
+
+
+def batches(view: View, num_ranks: int, start: int, count: int, decode_threads: int = 1) -> list[list[Batch]]:
+    streams = [
+        Stream(view, CONFIG, pretrain_view(16), rank=rank, num_ranks=num_ranks, decode_threads=decode_threads)
+        for rank in range(num_ranks)
+    ]
+    for stream in streams:
+        stream.load_state_dict(stream.state_dict() | {"step": start})
+    drawn = [[next(stream) for stream in streams] for _ in range(count)]
+    for stream in streams:
+        stream.close()
+    return drawn
+
+
+def joined(parts: list[Batch]) -> tuple[tuple[object, ...], np.ndarray]:
+    return sum((part.addresses for part in parts), ()), np.concatenate([part.images for part in parts])
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4, 6, 12])
+def test_the_global_batch_does_not_depend_on_the_number_of_ranks(small_dataset: Dataset, num_ranks: int) -> None:
+    view = View(small_dataset)
+    for alone, together in zip(batches(view, 1, 0, 10), batches(view, num_ranks, 0, 10, 2), strict=True):
+        (addresses, images), (other_addresses, other_images) = joined(alone), joined(together)
+        assert addresses == other_addresses
+        assert np.array_equal(images, other_images)
+        assert len({len(part.addresses) for part in together}) == 1
+
+
+def test_resume_at_any_step_on_any_number_of_ranks_gives_the_same_batches(small_dataset: Dataset) -> None:
+    view = View(small_dataset)
+    whole = batches(view, 1, 0, 14)
+    for start, num_ranks in ((1, 2), (3, 4), (4, 12), (11, 3)):
+        for expected, found in zip(whole[start:], batches(view, num_ranks, start, 14 - start), strict=True):
+            assert joined(expected)[0] == joined(found)[0]
+            assert np.array_equal(joined(expected)[1], joined(found)[1])
+
+
+def test_three_epochs_lose_and_repeat_nothing(small_dataset: Dataset) -> None:
+    drawn = batches(View(small_dataset), 2, 0, 15)
+    seen: dict[int, list[object]] = {}
+    for parts in drawn:
+        for part in parts:
+            for epoch, address in zip(part.epochs, part.addresses, strict=True):
+                seen.setdefault(epoch, []).append(address)
+    for epoch in range(3):
+        assert len(seen[epoch]) == len(set(seen[epoch])) == 90
+
+
+def test_state_is_small_json_equal_on_all_ranks_and_counts_only_what_was_handed_out(small_dataset: Dataset) -> None:
+    streams = [Stream(View(small_dataset), CONFIG, pretrain_view(16), rank=rank, num_ranks=2) for rank in range(2)]
+    for stream in streams:
+        for _ in range(4):
+            next(stream)
+    states = [stream.state_dict() for stream in streams]
+    assert states[0] == states[1]
+    assert states[0]["step"] == 4
+    assert len(json.dumps(states[0])) < 1000
+    for stream in streams:
+        stream.close()
+
+
+def test_state_of_other_data_or_settings_is_refused(small_dataset: Dataset) -> None:
+    stream = Stream(View(small_dataset), CONFIG, pretrain_view(16))
+    for name, value in (("seed", 6), ("batch_size", 48), ("num_lanes", 6), ("view", "another")):
+        with pytest.raises(ResumeMismatch, match=name):
+            stream.load_state_dict(stream.state_dict() | {name: value})
+    stream.close()
+
+
+def test_a_chosen_part_streams_only_its_samples(small_dataset: Dataset) -> None:
+    view = View(small_dataset, {0: [3, 1, 20], 2: [0]})
+    drawn = {address for parts in batches(view, 2, 0, 3) for part in parts for address in part.addresses}
+    assert {(a.shard, a.row) for a in drawn} == {(0, 1), (0, 3), (0, 20), (2, 0)}
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 5])
+def test_one_pass_gives_every_sample_once_in_order(small_dataset: Dataset, num_ranks: int) -> None:
+    view = View(small_dataset)
+    found = [
+        (address.shard, address.row)
+        for rank in range(num_ranks)
+        for batch in one_pass(view, evaluation_view(8), 7, rank=rank, num_ranks=num_ranks)
+        for address in batch.addresses
+    ]
+    assert found == sorted(found)
+    assert len(set(found)) == len(found) == 90
+
+
+@pytest.mark.parametrize("part_only", [False, True])
+def test_a_flipped_bit_in_a_shard_stops_the_stream(small_folder: Path, tmp_path: Path, part_only: bool) -> None:
+    dataset = pack(small_folder, str(tmp_path / "set"))
+    path = tmp_path / "set" / dataset.shards[0]["path"]
+    sample = dataset.samples(0).slice(4, 1).to_pylist()[0]
+    body = bytearray(path.read_bytes())
+    body[sample["image_offset"] + sample["image_bytes"] // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(body)
+    view = View(open_dataset(str(tmp_path / "set")), {0: [2, 4, 6]} if part_only else None)
+    stream = Stream(view, CONFIG, pretrain_view(16))
+    with pytest.raises(CorruptShard, match="differs"):
+        for _ in range(5):
+            next(stream)
+    stream.close()
+
+
+def test_a_shortened_shard_stops_the_stream(small_folder: Path, tmp_path: Path) -> None:
+    dataset = pack(small_folder, str(tmp_path / "set"))
+    path = tmp_path / "set" / dataset.shards[0]["path"]
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[: dataset.shards[0]["num_bytes"] // 2])
+    stream = Stream(View(dataset), CONFIG, pretrain_view(16))
+    with pytest.raises(CorruptShard, match="ends at"):
+        for _ in range(5):
+            next(stream)
+    stream.close()
+
+
+def test_inception_boxes_keep_area_and_aspect() -> None:
+    generator = rng(0, "boxes")
+    for _ in range(500):
+        left, top, right, bottom = inception_box(300, 400, generator)
+        assert 0 <= left < right <= 400
+        assert 0 <= top < bottom <= 300
+        assert (right - left) * (bottom - top) >= 0.045 * 300 * 400
+        assert 0.7 <= (right - left) / (bottom - top) <= 1.4
+
+
+def test_a_picture_no_box_fits_is_used_whole() -> None:
+    assert inception_box(1, 500, rng(0, "narrow")) == (0, 0, 500, 1)

@@ -1,0 +1,68 @@
+"""The shape of the repository: light command lines, small files, errors in one tree, only our packages in the wheel."""
+
+import ast
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import pipeline.errors
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(path for package in ("pipeline", "trainer", "cluster") for path in (ROOT / package).rglob("*.py"))
+HEAVY = {"torch", "ray", "boto3", "botocore", "pyarrow", "numpy", "PIL", "faiss", "rich"}
+
+
+@pytest.mark.parametrize("tool", ["pipeline", "trainer", "cluster"])
+def test_help_imports_nothing_heavy(tool: str) -> None:
+    program = (
+        f"import sys, json; sys.argv = ['{tool}', '--help']\n"
+        f"from {tool}.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert HEAVY & set(json.loads(done.stdout.splitlines()[-1])) == set()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_stay_readable_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 350
+
+
+def test_every_error_class_is_drawn_in_the_tree() -> None:
+    drawn = pipeline.errors.__doc__ or ""
+    classes = [
+        node.name
+        for node in ast.parse(Path(pipeline.errors.__file__).read_text()).body
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert len(classes) > 10
+    assert [name for name in classes if name not in drawn.split()] == []
+
+
+def test_the_wheel_holds_our_three_packages_and_their_templates(tmp_path: Path) -> None:
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            str(tmp_path),
+            str(ROOT),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"pipeline", "trainer", "cluster"}
+    assert "cluster/templates/demo.html.j2" in names
