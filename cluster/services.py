@@ -144,8 +144,10 @@ def _start_s3(folder: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
         "-ip.bind=127.0.0.1", f"-s3.config={access}", *(f"-{name}={port}" for name, port in ports.items()),
         "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false",
     ]  # fmt: skip
-    # Without a limit the server grows past 1 GB in a session of 64 MB objects.
-    process = _launch(command, folder / "s3.log", {"GOMEMLIMIT": "400MiB"})
+    # Without a limit the server grows past 1 GB in a session of 64 MB objects. The caller's own AWS variables must
+    # not reach it: it would take them as the credentials it accepts.
+    settings = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    process = _launch(command, folder / "s3.log", settings | {"GOMEMLIMIT": "400MiB"})
     return process, {
         "AWS_ACCESS_KEY_ID": access_key,
         "AWS_SECRET_ACCESS_KEY": secret_key,
@@ -190,6 +192,7 @@ def _start_ray(
 ) -> int:
     head_port, dashboard_port, client_port = free_ports(3)
     settings = {
+        **os.environ,
         **environment,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # job entry points run from it
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -227,14 +230,14 @@ def _wait_for_line(process: subprocess.Popen[bytes], log: Path, text: str) -> No
         time.sleep(0.1)
 
 
-def _launch(command: list[str], log: Path, settings: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _launch(command: list[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     # A session of its own: Ctrl-C reaches only the caller, which stops its services in order.
     with log.open("wb") as sink:
         return subprocess.Popen(
             command,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **settings},
+            env=dict(environment),
             start_new_session=True,
         )
 

@@ -11,8 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 import webdataset
+from PIL import Image
 
 from pipeline.dataset import Address, Dataset, open_dataset
 from pipeline.errors import ConfigError, TooManyRejects
@@ -99,8 +103,6 @@ def test_real_photos_round_trip_with_sidecars_below_60_bytes_a_sample(tmp_path: 
 
 
 def test_pictures_that_are_not_jpeg_become_jpeg(tmp_path: Path) -> None:
-    from PIL import Image
-
     (tmp_path / "in" / "a").mkdir(parents=True)
     Image.fromarray(picture(1)).save(tmp_path / "in" / "a" / "x.png")
     dataset = pack(tmp_path / "in", str(tmp_path / "set"))
@@ -159,10 +161,6 @@ def test_rejects_are_listed_counted_and_capped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
 def test_a_label_table_packs_what_it_lists(small_folder: Path, tmp_path: Path, kind: str) -> None:
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
-
     paths = sorted(str(path) for path in small_folder.rglob("*.jpg"))[::3]
     rows = [{"file": path, "kind": "dog" if n % 2 else "cat", "photographer": f"p{n}"} for n, path in enumerate(paths)]
     path = tmp_path / f"labels.{kind}"

@@ -1,0 +1,81 @@
+"""A worker killed with SIGKILL on a real cluster: the run resumes by itself and ends with the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from cluster.services import Stack
+from pipeline.store.base import Store
+from pipeline.store.url import open_store
+from tests.conftest import pack
+from tests.trainer.test_training import assert_equal, final_state
+from trainer.checkpoint import committed
+from trainer.run_folder import attempts, read_metrics
+
+SETTINGS = {
+    "recipe.epochs": 8,
+    "recipe.decay_epochs": "[6]",
+    "recipe.batch_size": 16,
+    "recipe.warmup_steps": 4,
+    "recipe.resolution_px": 32,
+    "num_lanes": 4,
+    "checkpoint_every_steps": 5,
+    "log_every_steps": 5,
+    "keep_checkpoints": 20,
+}
+
+
+def start(data: str, out: str) -> subprocess.Popen[bytes]:
+    options = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
+    command = [
+        str(Path(sys.executable).parent / "cluster"), "submit", "--", "trainer", "pretrain", data, out,
+        "--model", "R14x0.5", "--recipe", "bit-s", "--workers", "2", *options,
+    ]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for_checkpoint(store: Store, process: subprocess.Popen[bytes], step: int) -> None:
+    while not any(record.step >= step for record in committed(store)):
+        assert process.poll() is None, process.communicate()[0].decode()
+        time.sleep(0.05)
+
+
+def test_a_killed_worker_resumes_and_ends_bitwise_equal(
+    cluster: Stack, small_folder: Path, s3_url: Callable[[str], str]
+) -> None:
+    data = s3_url("data")
+    pack(small_folder, data, shard_bytes=150_000, block_bytes=40_000)
+    calm = start(data, s3_url("calm"))
+    said = calm.communicate()[0].decode()
+    assert calm.returncode == 0, said
+
+    store = open_store(s3_url("killed"))
+    process = start(data, s3_url("killed"))
+    wait_for_checkpoint(store, process, 10)
+    places = attempts(store)[0]["ranks"]
+    assert {place["node"] for place in places} == {"127.0.0.2", "127.0.0.3"}
+    os.kill(places[1]["pid"], signal.SIGKILL)
+    said = process.communicate()[0].decode()
+    assert process.returncode == 0, said
+
+    starts = attempts(store)
+    assert len(starts) == 2
+    assert starts[0]["first_step"] == 0
+    assert starts[1]["first_step"] >= 10
+    assert starts[1]["first_step"] in {record.step for record in committed(store)}
+    assert_equal(final_state(s3_url("calm")), final_state(s3_url("killed")))
+    rows = [[row | {"times": 0} for row in read_metrics(open_store(s3_url(name)))] for name in ("calm", "killed")]
+    for one, other in zip(*rows, strict=True):
+        assert [one[name] for name in ("step", "loss", "gradient_norm")] == [
+            other[name] for name in ("step", "loss", "gradient_norm")
+        ]
+    assert torch.isfinite(torch.tensor([row["loss"] for row in rows[0]])).all()
+    config = json.loads(store.read("run.json"))
+    assert config["data_version"] == 1

@@ -1,0 +1,120 @@
+"""The join is exact, symmetric, and independent of how the upstream set is cut."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.audit.join import candidates, cap_hubs, hamming_pairs
+from cluster.audit.rivals import settle_rivals
+from cluster.audit.verify import Evidence
+from pipeline.fingerprint import CODE_BYTES, dihedral_codes
+
+
+def random_codes(count: int, seed: int) -> np.ndarray:
+    codes = np.random.default_rng(seed).integers(0, 256, (count, CODE_BYTES), dtype=np.uint8)
+    codes[:, 0] &= 0x7F  # the constant frequency's bit is never set
+    return codes
+
+
+def flipped(code: np.ndarray, num_bits: int, seed: int) -> np.ndarray:
+    bits = np.unpackbits(code)
+    bits[1 + np.random.default_rng(seed).choice(255, num_bits, replace=False)] ^= 1
+    return np.packbits(bits)
+
+
+def table(codes: np.ndarray, shard: int = 0) -> pa.Table:
+    rows = np.arange(len(codes), dtype=np.int32)
+    return pa.table(
+        [
+            pa.array(np.full(len(codes), shard, np.int32)),
+            pa.array(rows),
+            pa.array([c.tobytes() for c in codes], pa.binary(32)),
+        ],
+        names=["shard", "row", "code"],
+    )
+
+
+def brute_force(indexed: np.ndarray, queries: np.ndarray, radius: int) -> set[tuple[int, int, int]]:
+    distance = np.bitwise_count(queries[:, None] ^ indexed[None]).sum(-1)
+    return {(int(q), int(i), int(distance[q, i])) for q, i in zip(*np.nonzero(distance <= radius), strict=True)}
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 130), st.integers(0, 5))
+def test_the_pairs_are_those_of_brute_force(num_indexed: int, num_queries: int, radius: int, seed: int) -> None:
+    indexed, queries = random_codes(num_indexed, seed), random_codes(num_queries, seed + 100)
+    for number in range(min(num_indexed, num_queries)):
+        queries[number] = flipped(indexed[number], min(radius + number % 3 - 1, 200) if radius else 0, number)
+    found = list(zip(*(part.tolist() for part in hamming_pairs(indexed, queries, radius)), strict=True))
+    assert found == sorted(found)
+    assert set(found) == brute_force(indexed, queries, radius)
+
+
+@pytest.mark.parametrize("distance", [0, 1, 31, 61, 62])
+@pytest.mark.parametrize("element", range(8))
+def test_a_turned_copy_is_found_at_its_distance_and_turn(distance: int, element: int) -> None:
+    down = random_codes(30, 1)
+    up = random_codes(40, 2)
+    up[17] = flipped(dihedral_codes(down[9:10])[element, 0], distance, 3)
+    found = candidates(table(up), table(down), 62).to_pylist()
+    assert [(r["up_row"], r["down_row"], r["distance"], r["element"]) for r in found] == [(17, 9, distance, element)]
+
+
+def test_one_bit_beyond_the_radius_is_not_found() -> None:
+    down = random_codes(5, 1)
+    up = np.stack([flipped(down[2], 63, 4)])
+    assert candidates(table(up), table(down), 62).num_rows == 0
+
+
+def test_both_directions_give_the_same_pairs() -> None:
+    down, up = random_codes(50, 5), random_codes(60, 6)
+    for number in range(20):
+        up[number] = flipped(dihedral_codes(down[number : number + 1])[number % 8, 0], 3 * number, number)
+    forward = candidates(table(up), table(down), 62).to_pylist()
+    backward = candidates(table(down), table(up), 62).to_pylist()
+    assert len(forward) == 20
+    assert {(r["up_row"], r["down_row"], r["distance"]) for r in forward} == {
+        (r["down_row"], r["up_row"], r["distance"]) for r in backward
+    }
+
+
+def test_a_pair_found_under_several_turns_is_listed_once_at_its_best() -> None:
+    symmetric = np.zeros((1, CODE_BYTES), np.uint8)
+    found = candidates(table(symmetric), table(symmetric), 100).to_pylist()
+    assert [(r["distance"], r["element"]) for r in found] == [(0, 0)]
+
+
+def test_hubs_keep_their_closest_matches_whatever_the_order() -> None:
+    down = random_codes(3, 7)
+    up = np.stack([flipped(down[1], bits, bits) for bits in range(0, 40, 2)])
+    pairs = candidates(table(up), table(down), 62)
+    shuffled = pairs.take(pa.array(np.random.default_rng(0).permutation(pairs.num_rows)))
+    kept, hubs = cap_hubs(pairs, 6)
+    assert kept.equals(cap_hubs(shuffled, 6)[0])
+    assert kept["distance"].to_pylist() == [0, 2, 4, 6, 8, 10]
+    assert hubs == {(0, 1): 20}
+
+
+def pair(up_row: int, distance: int, correlation: float, evidence: Evidence = Evidence.NEAR) -> dict[str, object]:
+    return {
+        "up_shard": 0,
+        "up_row": up_row,
+        "distance": distance,
+        "correlation": correlation,
+        "evidence": str(evidence),
+    }
+
+
+def test_a_weak_match_yields_to_a_far_better_one_and_a_strong_match_to_none() -> None:
+    rows = [
+        pair(0, 4, 0.999), pair(0, 50, 0.96), pair(0, 20, 0.97),  # the copy, a look-alike, a second strong match
+        pair(1, 50, 0.96),  # alone
+        pair(2, 50, 0.93),  # alone but poorly correlated
+        pair(3, 50, 0.97), pair(3, 52, 0.965),  # two equals
+        pair(4, 50, 0.8, Evidence.SIMILAR), pair(5, 60, 0.99, Evidence.SAME_BYTES),
+    ]  # fmt: skip
+    settled = settle_rivals(pa.Table.from_pylist(rows))["evidence"].to_pylist()
+    near, similar = str(Evidence.NEAR), str(Evidence.SIMILAR)
+    assert settled == [near, similar, near, near, similar, near, near, similar, str(Evidence.SAME_BYTES)]

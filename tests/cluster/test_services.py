@@ -1,0 +1,111 @@
+"""What is started is stopped: by `cluster down`, and by Ctrl-C in the middle of the demonstration."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from cluster.services import free_ports, read_stack
+from tests.conftest import class_folders, run_cli
+
+
+def members(marker: str) -> list[psutil.Process]:
+    """Gives the live processes whose command line names `marker`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and any(marker in part for part in process.cmdline()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def test_up_starts_and_down_stops_everything(tmp_path: Path) -> None:
+    up = run_cli("cluster", "up", "stack", "--node-cpus", "1", cwd=tmp_path)
+    assert up.returncode == 0, up.stderr
+    stack = read_stack(tmp_path / "stack")
+    exports = dict(line.removeprefix("export ").split("=", 1) for line in up.stdout.splitlines())
+    assert exports == stack.environment
+    assert (tmp_path / "stack" / "s3.json").stat().st_mode & 0o077 == 0
+    listening = run_cli("pipeline", "inspect", "s3://bit/nothing", **exports)
+    assert "holds no published dataset" in listening.stderr
+    again = run_cli("cluster", "up", "stack", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "runs in stack already" in again.stderr
+    family = [p for pid in stack.pids for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]]
+    assert len(family) > 5
+    assert run_cli("cluster", "down", "stack", cwd=tmp_path).returncode == 0
+    alive = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert alive == []
+    assert not Path(stack.scratch).exists()
+    gone = run_cli("cluster", "down", "stack", cwd=tmp_path)
+    assert gone.returncode == 1
+    assert "no stack runs in stack" in gone.stderr
+
+
+def test_services_listen_on_the_loopback_interface_only(cluster) -> None:
+    family = [p for pid in cluster.pids for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]]
+    outside = set()
+    for process in family:
+        for connection in process.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and not connection.laddr.ip.startswith(
+                ("127.", "::1", "::ffff:127.")
+            ):
+                outside.add((process.name(), connection.laddr.ip, connection.laddr.port))
+    assert {name for name, _, _ in outside} <= RAY_LISTENS_EVERYWHERE
+
+
+# Ray gives no option for the address of these; token authentication guards them.
+RAY_LISTENS_EVERYWHERE: set[str] = set()
+
+
+def test_a_port_in_use_is_not_handed_out_and_named_when_a_service_wants_it() -> None:
+    ports = free_ports(40)
+    assert len(set(ports)) == 40
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports[0]))
+        assert ports[0] not in free_ports(200)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_the_demonstration_stops_all_it_started(tmp_path: Path, number: signal.Signals) -> None:
+    data = class_folders(tmp_path / "photos", classes=2, each=20)
+    command = [
+        str(Path(sys.executable).parent / "cluster"),
+        "demo",
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "out"),
+        "--short",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("pretrain:"):
+                break
+        time.sleep(4)  # into the job
+        stack = read_stack(tmp_path / "out" / "photos" / "stack")
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+        said.append(process.communicate()[0])
+    text = "".join(said)
+    assert process.returncode == 130, text
+    assert "stopping Ray and the S3 server" in text
+    assert "Traceback" not in text
+    assert members(stack.scratch) == members(str(tmp_path)) == []
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", urlsplit(stack.dashboard).port)) != 0

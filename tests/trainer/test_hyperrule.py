@@ -1,0 +1,63 @@
+"""The HyperRule's golden values, for the paper and for the released code."""
+
+import pytest
+
+from pipeline.errors import ConfigError
+from trainer.hyperrule import hyperrule, learning_rate, shortened
+
+
+@pytest.mark.parametrize(
+    ("num_train", "steps", "paper", "code", "warmup", "mixup"),
+    [
+        (10, 500, (150, 300, 450), (200, 300, 400), 100, None),
+        (19_999, 500, (150, 300, 450), (200, 300, 400), 100, None),
+        (20_000, 10_000, (3_000, 6_000, 9_000), (3_000, 6_000, 9_000), 500, 0.1),
+        (499_999, 10_000, (3_000, 6_000, 9_000), (3_000, 6_000, 9_000), 500, 0.1),
+        (500_000, 20_000, (6_000, 12_000, 18_000), (6_000, 12_000, 18_000), 500, 0.1),
+    ],
+)
+def test_schedule_by_size(num_train, steps, paper, code, warmup, mixup) -> None:
+    for variant, milestones in (("paper", paper), ("code", code)):
+        recipe = hyperrule(num_train, 224, 224, variant=variant)
+        assert (recipe.steps, recipe.milestones, recipe.warmup_steps, recipe.mixup_alpha) == (
+            steps,
+            milestones,
+            warmup,
+            mixup,
+        )
+        assert (recipe.base_lr, recipe.batch_size, recipe.momentum) == (0.003, 512, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("side", "model", "variant", "resolution"),
+    [
+        (32, "R50x1", "paper", (160, 128)),
+        (95, "R50x1", "code", (160, 128)),
+        (96, "R50x1", "paper", (448, 384)),
+        (224, "R101x3", "paper", (448, 384)),
+        (224, "R152x4", "paper", (512, 480)),
+        (224, "R50x1", "code", (512, 480)),
+        (32, "R152x4", "paper", (160, 128)),
+    ],
+)
+def test_resolution_by_area_model_and_variant(side, model, variant, resolution) -> None:
+    recipe = hyperrule(1000, side, side, model=model, variant=variant)
+    assert (recipe.resize_px, recipe.crop_px) == resolution
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(0, 0.0), (50, 0.0015), (100, 0.003), (200, 0.003), (201, 3e-4), (300, 3e-4), (301, 3e-5), (400, 3e-5),
+     (401, 3e-6), (499, 3e-6), (500, None)],
+)  # fmt: skip
+def test_golden_rates_of_the_small_regime_in_the_code_variant(step: int, rate: float | None) -> None:
+    found = learning_rate(hyperrule(1000, 32, 32, variant="code"), step)
+    assert found == (None if rate is None else pytest.approx(rate))
+
+
+def test_a_shortened_schedule_keeps_its_shape() -> None:
+    recipe = shortened(hyperrule(1000, 32, 32, variant="code"), 50, 64, 40, 32)
+    assert (recipe.steps, recipe.warmup_steps, recipe.milestones) == (50, 10, (20, 30, 40))
+    assert (recipe.batch_size, recipe.resize_px, recipe.crop_px, recipe.base_lr) == (64, 40, 32, 0.003)
+    with pytest.raises(ConfigError, match="do not fit"):
+        shortened(recipe, 50, 64, 32, 40)

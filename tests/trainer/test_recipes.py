@@ -1,0 +1,68 @@
+"""The upstream recipe gives the paper's step counts and rates; the losses mean what the recipe says."""
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from trainer.losses import sigmoid_loss, softmax_loss
+from trainer.model import ResNetV2
+from trainer.architecture import parse_architecture
+from trainer.optimizer import sgd
+from trainer.recipes import bit_l, bit_m, bit_s, learning_rate, named_recipe, steps_at, total_steps
+
+
+@pytest.mark.parametrize(
+    ("recipe", "num_images", "steps", "milestones"),
+    [
+        (bit_s(), 1_281_167, 28_151, (9_384, 18_767, 25_023)),
+        (bit_m(), 14_200_000, 312_012, (104_004, 208_008, 277_344)),
+        (bit_m(), 12_400_000, 272_461, (90_820, 181_641, 242_188)),
+        (bit_l(), 300_000_000, 2_929_688, (732_422, 1_684_570, 2_197_266, 2_709_961)),
+    ],
+)
+def test_steps_and_milestones_at_batch_4096(recipe, num_images, steps, milestones) -> None:
+    assert total_steps(recipe, num_images) == steps
+    assert tuple(steps_at(epoch, num_images, 4096) for epoch in recipe.decay_epochs) == milestones
+
+
+def test_the_rate_warms_up_peaks_at_048_and_falls_by_tens() -> None:
+    recipe, images = bit_m(), 14_200_000
+    assert learning_rate(recipe, 0, images) == 0.0
+    assert learning_rate(recipe, 2_500, images) == pytest.approx(0.24)
+    assert learning_rate(recipe, 5_000, images) == pytest.approx(0.48)
+    for number, milestone in enumerate((104_004, 208_008, 277_344)):
+        assert learning_rate(recipe, milestone - 1, images) == pytest.approx(0.48 * 10**-number)
+        assert learning_rate(recipe, milestone, images) == pytest.approx(0.048 * 10**-number)
+
+
+def test_the_rate_scales_with_the_batch() -> None:
+    assert bit_s().model_copy(update={"batch_size": 256}).base_lr == pytest.approx(0.03)
+
+
+def test_losses_and_presets() -> None:
+    assert [named_recipe(name).loss for name in ("bit-s", "bit-m", "bit-l")] == ["softmax", "sigmoid", "sigmoid"]
+    with pytest.raises(ConfigError, match="choose one of bit-s, bit-m, bit-l"):
+        named_recipe("bit-xl")
+
+
+def test_sigmoid_loss_of_a_zero_head_is_classes_times_ln2() -> None:
+    assert sigmoid_loss(torch.zeros(4, 21_843), torch.zeros(4, 21_843)).item() == pytest.approx(15_140.4, abs=0.1)
+
+
+def test_softmax_loss_equals_torch_for_single_labels_and_ignores_samples_without() -> None:
+    logits = torch.randn(5, 7)
+    targets = torch.nn.functional.one_hot(torch.tensor([0, 3, 6, 1, 1]), 7).float()
+    assert softmax_loss(logits, targets).item() == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, targets.argmax(1)).item(), rel=1e-6
+    )
+    targets[2] = 0
+    assert torch.isfinite(softmax_loss(logits, targets))
+
+
+def test_weight_decay_is_on_kernels_only() -> None:
+    model = ResNetV2(parse_architecture("R14x0.5"), 3)
+    kernels, others = sgd(model, 0.9, 1e-4).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert (kernels["weight_decay"], others["weight_decay"]) == (1e-4, 0.0)
+    assert {names[id(p)].rpartition(".")[0].rpartition(".")[2][:4] for p in kernels["params"]} == {"conv", "fc"}
+    assert all("norm" in names[id(p)] or names[id(p)] == "head.fc.bias" for p in others["params"])
