@@ -28,6 +28,8 @@ def connect(address: str | None) -> "JobSubmissionClient":
         raise ServiceError("no cluster is named; give --address http://HEAD:8265 or set RAY_API_SERVER_ADDRESS")
     from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - a second that `--help` need not pay
 
+    # Ray prefers the variable to the argument, and would go to another cluster than the one the user named.
+    os.environ["RAY_API_SERVER_ADDRESS"] = url
     try:
         return JobSubmissionClient(url)
     except (ConnectionError, RuntimeError) as error:

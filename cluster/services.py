@@ -16,14 +16,16 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.errors import ServiceError
+from pipeline.errors import ConfigError, ServiceError
 from pipeline.manifest import Record
 
 STATE_NAME = "cluster.json"
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 4.0  # SeaweedFS takes 2.2 s
-# Ray keeps 127.0.0.2 and up as node addresses; 127.0.0.1 it replaces by the machine's outside address.
-_FIRST_NODE = 2
+# Several nodes need an address each. Ray then listens on all interfaces, guarded by its token; with one node on
+# 127.0.0.1 it listens on the loopback interface only, if told that this is no machine for clusters.
+_FIRST_OF_SEVERAL_NODES = 2
+_LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _OBJECT_STORE_BYTES = 200_000_000
 _PORTS = range(20_000, 32_768)
 
@@ -160,7 +162,8 @@ def create_bucket(environment: Mapping[str, str], bucket: str) -> None:
     """Creates the bucket, waiting until the server takes a signed write.
 
     Raises:
-        ServiceError: It did not within a minute.
+        ConfigError: The name is not one of a bucket.
+        ServiceError: The server did not within a minute.
     """
     import boto3  # noqa: PLC0415 - 0.3 s that `--help` need not pay
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
@@ -176,6 +179,8 @@ def create_bucket(environment: Mapping[str, str], bucket: str) -> None:
                 client.create_bucket(Bucket=bucket)
             client.put_object(Bucket=bucket, Key="ready", Body=b"")
         except (BotoCoreError, ClientError) as error:
+            if "InvalidBucketName" in str(error):
+                raise ConfigError(f"{bucket!r} is no bucket name; use 3 to 63 lower-case letters and digits") from error
             if time.monotonic() > deadline:
                 raise ServiceError(f"the S3 server at {endpoint} did not start: {error}") from error
             time.sleep(0.2)
@@ -200,11 +205,14 @@ def _start_ray(
         "RAY_memory_monitor_refresh_ms": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead worker is seen 2 s earlier than by default
     }
+    if len(cpus_per_node) == 1:
+        settings |= _LOOPBACK_ONLY
+    first = 1 if len(cpus_per_node) == 1 else _FIRST_OF_SEVERAL_NODES
     for number, cpus in enumerate(cpus_per_node):
         agent_port, agent_grpc_port, metrics_port = free_ports(3)
         command = [
             _beside_python("ray"), "start", "--block", f"--num-cpus={cpus}", f"--temp-dir={scratch}",
-            f"--node-ip-address=127.0.0.{_FIRST_NODE + number}", f"--object-store-memory={_OBJECT_STORE_BYTES}",
+            f"--node-ip-address=127.0.0.{first + number}", f"--object-store-memory={_OBJECT_STORE_BYTES}",
             f"--dashboard-agent-listen-port={agent_port}", f"--dashboard-agent-grpc-port={agent_grpc_port}",
             f"--metrics-export-port={metrics_port}", "--disable-usage-stats",
         ]  # fmt: skip
@@ -213,7 +221,7 @@ def _start_ray(
                         f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client_port}"]  # fmt: skip
         else:
             command = [part for part in command if not part.startswith("--temp-dir")]
-            command.append(f"--address=127.0.0.{_FIRST_NODE}:{head_port}")
+            command.append(f"--address=127.0.0.{first}:{head_port}")
         log = folder / f"ray-{number}.log"
         process = _launch(command, log, settings)
         started.append(process)

@@ -122,7 +122,7 @@ def _run_one(job: _Job, shots: int, subset: int, name: str) -> None:
     view, nominal_px = _training_view(config, job.train, shots, subset)
     recipe = recipe_for(config, view.num_samples, nominal_px)
     num_classes = max(job.train.version.num_classes, job.test.version.num_classes)
-    model = _initial_model(config, world, num_classes)
+    model = initial_model(config, world, num_classes)
 
     def on_step(done: int, loss: float) -> None:
         if world.is_first and done % max(1, recipe.steps // 4) == 0:
@@ -170,7 +170,7 @@ def recipe_for(config: FinetuneConfig, num_train: int, nominal_px: tuple[int, in
     return shortened(recipe, **config.shortened.model_dump()) if config.shortened else recipe
 
 
-def _initial_model(config: FinetuneConfig, world: World, num_classes: int) -> ResNetV2:
+def initial_model(config: FinetuneConfig, world: World, num_classes: int) -> ResNetV2:
     """Gives the pretrained body (or a fresh one) with a head of zeros."""
     model = new_model(config.model, num_classes, config.seed).to(world.device)
     if config.init != SCRATCH:

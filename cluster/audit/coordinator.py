@@ -21,7 +21,14 @@ from pipeline.manifest import Record
 _PAIRS_PER_TASK = 64
 _CANARY_SHARD = -1
 
-PAIR_SCHEMA = pa.schema([*CANDIDATE_SCHEMA, pa.field("correlation", pa.float32()), pa.field("evidence", pa.string())])
+PAIR_SCHEMA = pa.schema(
+    [
+        *CANDIDATE_SCHEMA,
+        pa.field("quality", pa.uint8()),  # the lower of the two pictures' scores
+        pa.field("correlation", pa.float32()),
+        pa.field("evidence", pa.string()),
+    ]
+)
 
 
 class AuditConfig(Record):
@@ -124,7 +131,7 @@ def _verify(upstream: Dataset, downstream: Dataset, pairs: pa.Table) -> pa.Table
         up_bytes, down_bytes = upstream.read_image(up), downstream.read_image(down)
         quality = min(upstream.sample(up)["quality"], downstream.sample(down)["quality"])
         verdict = verify_pair(up_bytes, down_bytes, decode(up_bytes), decode(down_bytes), pair["element"], quality)
-        rows.append(pair | {"correlation": verdict.correlation, "evidence": str(verdict.evidence)})
+        rows.append(pair | {"quality": quality, "correlation": verdict.correlation, "evidence": str(verdict.evidence)})
     return pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
 
 

@@ -97,12 +97,15 @@ def test_hubs_keep_their_closest_matches_whatever_the_order() -> None:
     assert hubs == {(0, 1): 20}
 
 
-def pair(up_row: int, distance: int, correlation: float, evidence: Evidence = Evidence.NEAR) -> dict[str, object]:
+def pair(
+    up_row: int, distance: int, correlation: float, evidence: Evidence = Evidence.NEAR, quality: int = 90
+) -> dict[str, object]:
     return {
         "up_shard": 0,
         "up_row": up_row,
         "distance": distance,
         "correlation": correlation,
+        "quality": quality,
         "evidence": str(evidence),
     }
 
@@ -114,7 +117,8 @@ def test_a_weak_match_yields_to_a_far_better_one_and_a_strong_match_to_none() ->
         pair(2, 50, 0.93),  # alone but poorly correlated
         pair(3, 50, 0.97), pair(3, 52, 0.965),  # two equals
         pair(4, 50, 0.8, Evidence.SIMILAR), pair(5, 60, 0.99, Evidence.SAME_BYTES),
+        pair(6, 40, 0.99, quality=20), pair(7, 30, 0.99, quality=20),  # plain pictures: weak and strong
     ]  # fmt: skip
     settled = settle_rivals(pa.Table.from_pylist(rows))["evidence"].to_pylist()
     near, similar = str(Evidence.NEAR), str(Evidence.SIMILAR)
-    assert settled == [near, similar, near, near, similar, near, near, similar, str(Evidence.SAME_BYTES)]
+    assert settled == [near, similar, near, near, similar, near, near, similar, str(Evidence.SAME_BYTES), similar, near]

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
+from trainer.architecture import parse_architecture
 from trainer.losses import sigmoid_loss, softmax_loss
 from trainer.model import ResNetV2
-from trainer.architecture import parse_architecture
 from trainer.optimizer import sgd
 from trainer.recipes import bit_l, bit_m, bit_s, learning_rate, named_recipe, steps_at, total_steps
 

@@ -14,9 +14,9 @@ from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack, run_cli
 from trainer.architecture import parse_architecture
 from trainer.batches import TensorBatch
-from trainer.checkpoint import committed, latest, load, model_state, momentum_state
+from trainer.checkpoint import committed, latest, load, model_state, momentum_state, require_latest
 from trainer.evaluate import EvaluateConfig, evaluate
-from trainer.finetune import FinetuneConfig, Shortened, finetune, mixup, read_results
+from trainer.finetune import FinetuneConfig, Shortened, finetune, initial_model, mixup, read_results
 from trainer.loop import train_step
 from trainer.losses import softmax_loss
 from trainer.model import ResNetV2
@@ -222,9 +222,7 @@ def test_finetuning_goes_on_with_what_is_missing(small_dataset: Dataset, pretrai
 
 
 def test_finetuning_keeps_the_pretrained_body_and_drops_the_head(pretrained: Path, small_dataset: Dataset) -> None:
-    from trainer.finetune import _initial_model
-
-    model = _initial_model(transfer_config(small_dataset, str(pretrained), Path("unused")), alone(), 5)
+    model = initial_model(transfer_config(small_dataset, str(pretrained), Path("unused")), alone(), 5)
     trained = final_state(pretrained)
     assert torch.equal(model.stem.conv.weight, trained["model/stem.conv.weight"])
     assert model.head.fc.weight.shape[0] == 5
@@ -291,6 +289,4 @@ def test_wrong_arguments_get_one_sentence(small_dataset: Dataset, tmp_path: Path
 def test_missing_checkpoint_is_not_found(tmp_path: Path) -> None:
     assert latest(open_store(str(tmp_path))) is None
     with pytest.raises(NotFound, match="holds no checkpoint"):
-        from trainer.checkpoint import require_latest
-
         require_latest(open_store(str(tmp_path)))
