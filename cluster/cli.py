@@ -34,13 +34,15 @@ _address = click.option("--address", help="Ray's job API, such as http://HEAD:82
     help="CPUs of a Ray node; once for each node.",
 )
 @click.option("--bucket", default="bit", show_default=True, help="Bucket to create.")
-def up(folder: Path, node_cpus: tuple[int, ...], bucket: str) -> None:
+@click.option("--s3-port", default=0, help="Port of the S3 server; any free one by default.")
+@click.option("--dashboard-port", default=0, help="Port of Ray's dashboard and job API; any free one by default.")
+def up(folder: Path, node_cpus: tuple[int, ...], bucket: str, s3_port: int, dashboard_port: int) -> None:
     """Start an S3 server and Ray on this machine, on the loopback interface; state, logs and objects in FOLDER."""
     from cluster.services import STATE_NAME, start_stack  # noqa: PLC0415
 
     if (folder / STATE_NAME).exists():
         raise ConfigError(f"a stack runs in {folder} already; stop it with `cluster down {folder}`")
-    stack = start_stack(folder, cpus_per_node=node_cpus, bucket=bucket)
+    stack = start_stack(folder, cpus_per_node=node_cpus, bucket=bucket, s3_port=s3_port, dashboard_port=dashboard_port)
     click.echo(f"# dashboard {stack.dashboard}, bucket s3://{bucket}; stop with: cluster down {folder}", err=True)
     for name, value in stack.environment.items():
         click.echo(f"export {name}={value}")

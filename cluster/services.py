@@ -48,12 +48,25 @@ class Stack(Record):
     dashboard: str
 
 
-def start_stack(folder: Path, *, cpus_per_node: Sequence[int], bucket: str) -> Stack:
+def start_stack(
+    folder: Path, *, cpus_per_node: Sequence[int], bucket: str, s3_port: int = 0, dashboard_port: int = 0
+) -> Stack:
     """Starts the S3 server, one Ray node for each entry of `cpus_per_node`, and creates the bucket.
 
+    Args:
+        folder: For state, logs and objects.
+        cpus_per_node: CPUs of each Ray node; none for the S3 server alone.
+        bucket: Is created if it is not there.
+        s3_port: Port of the S3 server; 0 for any free one.
+        dashboard_port: Port of Ray's dashboard and job API; 0 for any free one.
+
     Raises:
+        ConfigError: A port is in use, or the bucket's name is none.
         ServiceError: A service did not come up; everything started is stopped again.
     """
+    for port in (s3_port, dashboard_port):
+        if port and not _is_free(port):
+            raise ConfigError(f"port {port} is in use on 127.0.0.1; choose another one, or 0 for any that is free")
     folder.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.mkdtemp(prefix="bit-")
     token = folder / "ray-token"
@@ -61,11 +74,12 @@ def start_stack(folder: Path, *, cpus_per_node: Sequence[int], bucket: str) -> S
     token.write_text(secrets.token_hex(32))
     started: list[subprocess.Popen[bytes]] = []
     try:
-        server, environment = _start_s3(folder)
+        server, environment = _start_s3(folder, s3_port)
         started.append(server)
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token.absolute())}
         create_bucket(environment, bucket)
-        dashboard_port = _start_ray(folder, scratch, cpus_per_node, environment, started)
+        dashboard_port = dashboard_port or free_ports(1)[0]
+        _start_ray(folder, scratch, cpus_per_node, environment, started, dashboard_port)
     except BaseException:
         _stop([process.pid for process in reversed(started)], str(token.absolute()))
         shutil.rmtree(scratch, ignore_errors=True)
@@ -126,7 +140,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _start_s3(folder: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
+def _start_s3(folder: Path, s3_port: int) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
     objects = folder / "objects"
     objects.mkdir(exist_ok=True)
     access_key, secret_key = "bit", secrets.token_hex(16)
@@ -141,6 +155,7 @@ def _start_s3(folder: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
     names = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
              "filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc")  # fmt: skip
     ports = dict(zip(names, free_ports(len(names)), strict=True))
+    ports["s3.port"] = s3_port or ports["s3.port"]
     command = [
         _beside_python("weed"), "-logtostderr=true", "mini", f"-dir={objects}", "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1", f"-s3.config={access}", *(f"-{name}={port}" for name, port in ports.items()),
@@ -194,8 +209,9 @@ def _start_ray(
     cpus_per_node: Sequence[int],
     environment: Mapping[str, str],
     started: list[subprocess.Popen[bytes]],
-) -> int:
-    head_port, dashboard_port, client_port = free_ports(3)
+    dashboard_port: int,
+) -> None:
+    head_port, client_port = free_ports(2)
     settings = {
         **os.environ,
         **environment,
@@ -226,7 +242,6 @@ def _start_ray(
         process = _launch(command, log, settings)
         started.append(process)
         _wait_for_line(process, log, "Ray runtime started")
-    return dashboard_port
 
 
 def _wait_for_line(process: subprocess.Popen[bytes], log: Path, text: str) -> None:

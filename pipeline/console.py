@@ -14,8 +14,6 @@ import click
 
 from pipeline.errors import BitError, ConfigError
 
-logger = logging.getLogger(__name__)
-
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -25,7 +23,8 @@ _SECONDS_BETWEEN_LINES = 5.0  # progress where no terminal redraws a bar
 def run(group: click.Group) -> None:
     """Runs a command group: a user's error is one sentence on stderr; `--debug` anywhere adds the traceback."""
     arguments = sys.argv[1:]
-    debug = "--debug" in arguments
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments  # the rest is a job's command line
+    debug = "--debug" in own
     if debug:
         arguments.remove("--debug")
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -39,7 +38,7 @@ def run(group: click.Group) -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; run the same command again to go on", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    except BitError as error:
+    except (BitError, OSError) as error:
         if debug:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)

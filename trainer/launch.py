@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 
 import click
 
-from pipeline.console import logger
 from pipeline.errors import ServiceError
 from pipeline.manifest import Record
 from trainer.parallel import World, alone
+
+logger = logging.getLogger(__name__)
 
 Task = Literal["pretrain", "finetune", "evaluate"]
 # Ray's default of 1800 s would hide a hang for half an hour.

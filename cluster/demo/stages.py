@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -48,12 +49,14 @@ def run_stage(name: str, command: Sequence[str], log: Path) -> Stage:
     click.secho(f"\n{name}", bold=True)
     click.secho(f"$ {shlex.join(command)}", dim=True)
     log.parent.mkdir(parents=True, exist_ok=True)
+    # The commands stand beside this Python, whether or not its environment is activated.
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     started = time.monotonic()
     last = ""
     with (
         log.open("w") as sink,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
         ) as process,
     ):
         for line in process.stdout or ():

@@ -58,7 +58,18 @@ def test_up_starts_on_the_loopback_interface_only_and_down_stops_everything(tmp_
     assert "no stack runs in stack" in gone.stderr
 
 
-def test_a_port_in_use_is_not_handed_out_and_named_when_a_service_wants_it() -> None:
+@pytest.mark.parametrize("option", ["--s3-port", "--dashboard-port"])
+def test_a_port_in_use_is_named_and_nothing_starts(tmp_path: Path, option: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        up = run_cli("cluster", "up", "stack", option, str(port), cwd=tmp_path)
+    assert up.returncode == 2
+    assert f"error: port {port} is in use on 127.0.0.1" in up.stderr
+    assert not (tmp_path / "stack").exists()
+
+
+def test_free_ports_are_distinct_and_not_taken() -> None:
     ports = free_ports(40)
     assert len(set(ports)) == 40
     with socket.socket() as taken:

@@ -1,0 +1,46 @@
+"""Runs contenders in turn, several rounds, and prints rates and the ratio to the first with its spread."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+_PACKAGES = ("bit-pretrain", "torch", "webdataset", "simplejpeg", "pillow-simd", "numpy", "pyarrow")
+
+
+def compare(title: str, contenders: dict[str, Callable[[], int]], unit: str, rounds: int) -> None:
+    """Times each contender once a round; a contender returns how many units it did.
+
+    The first is the one to compare with: ratios are taken within a round, so a slow phase of the machine hits all.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            count = run()
+            rates[name].append(count / (time.perf_counter() - started))
+    reference = next(iter(rates))
+    print(f"\n{title} ({rounds} rounds)")
+    print(f"| contender | {unit}/s, median | ratio to {reference}: median (lowest to highest) |\n| --- | --- | --- |")
+    for name, found in rates.items():
+        ratios = [one / other for one, other in zip(found, rates[reference], strict=True)]
+        print(f"| {name} | {median(found):,.0f} | {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |")
+    print(json.dumps({"title": title, "unit": unit, "rates": rates, **environment()}))
+
+
+def environment() -> dict[str, object]:
+    """Gives commit, versions and machine."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "commit": commit.stdout.strip(),
+        "python": platform.python_version(),
+        "cpu": f"{len(os.sched_getaffinity(0))} x {model}",
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+    }
