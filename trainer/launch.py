@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 
 import click
 
-from pipeline.errors import ServiceError
+from pipeline.errors import BitError, ServiceError, StorageError
 from pipeline.manifest import Record
+from pipeline.store.base import exists
+from pipeline.store.url import open_store
 from trainer.parallel import World, alone
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,15 @@ def run(task: Task, config: Record, *, num_workers: int, use_gpu: bool, max_fail
     import ray.train  # noqa: PLC0415 - two seconds that `--help` need not pay
     import ray.train.torch  # noqa: PLC0415
 
-    loop_config = {"task": task, "config": config.model_dump_json(), "as_line": as_line}
+    out = config.model_dump()["out"]
+    launch_id = uuid.uuid4().hex[:8]
+    loop_config = {
+        "task": task,
+        "config": config.model_dump_json(),
+        "as_line": as_line,
+        "out": out,
+        "failure_key": f"failures/{launch_id}.json",
+    }
     trainer = ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config=loop_config,
@@ -53,8 +63,8 @@ def run(task: Task, config: Record, *, num_workers: int, use_gpu: bool, max_fail
         scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         run_config=ray.train.RunConfig(
             # A fresh name: our checkpoints, not Ray's folder, say where a run goes on.
-            name=f"{task}-{uuid.uuid4().hex[:8]}",
-            storage_path=_ray_storage(config.model_dump()["out"]),
+            name=f"{task}-{launch_id}",
+            storage_path=_ray_storage(out),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
         ),
     )
@@ -62,6 +72,10 @@ def run(task: Task, config: Record, *, num_workers: int, use_gpu: bool, max_fail
         trainer.fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         raise ServiceError(_cause(error)) from error
+    store = open_store(out)
+    if exists(store, loop_config["failure_key"]):
+        message = json.loads(store.read(loop_config["failure_key"]))["message"]
+        raise ServiceError(f"the run stopped on its workers: {message}")
 
 
 def _call(task: str, config_json: str, world: World, report: Any) -> None:
@@ -83,7 +97,19 @@ def _worker(loop_config: dict[str, Any]) -> None:
     def report(row: dict[str, Any]) -> None:
         click.echo(loop_config["as_line"](row))
 
-    _call(loop_config["task"], loop_config["config"], world, report)
+    # Ray starts the group again whatever went wrong. An error that would come again is written down before it is
+    # raised; the next start finds it and returns, and the driver tells it.
+    store, failure_key = open_store(loop_config["out"]), loop_config["failure_key"]
+    if exists(store, failure_key):
+        return
+    try:
+        _call(loop_config["task"], loop_config["config"], world, report)
+    except StorageError:
+        raise
+    except BitError as error:
+        body = json.dumps({"rank": world.rank, "error": type(error).__name__, "message": str(error)})
+        store.create(failure_key, body.encode())
+        raise
 
 
 def _ray_storage(out: str) -> str:

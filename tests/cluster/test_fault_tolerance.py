@@ -79,3 +79,19 @@ def test_a_killed_worker_resumes_and_ends_bitwise_equal(
     assert torch.isfinite(torch.tensor([row["loss"] for row in rows[0]])).all()
     config = json.loads(store.read("run.json"))
     assert config["data_version"] == 1
+
+
+def test_a_run_that_cannot_succeed_ends_with_its_reason(
+    cluster: Stack, small_folder: Path, s3_url: Callable[[str], str]
+) -> None:
+    data = s3_url("data")
+    dataset = pack(small_folder, data, shard_bytes=150_000, block_bytes=40_000)
+    sidecar = dataset.shards[2]["sidecar"]
+    dataset.store.delete(sidecar)
+    dataset.store.create(sidecar, b"PAR1 is not what was written")
+    process = start(data, s3_url("out"))
+    said = process.communicate(timeout=200)[0].decode()
+    assert process.returncode == 1
+    assert "error: the run stopped on its workers" in said
+    assert f"{sidecar}: checksum differs from the manifest" in said
+    assert len(attempts(open_store(s3_url("out")))) == 1
