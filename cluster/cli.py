@@ -179,16 +179,16 @@ def audit(
     from cluster.audit.coordinator import AuditConfig  # noqa: PLC0415
     from cluster.audit.coordinator import audit as run_audit  # noqa: PLC0415
     from cluster.audit.report import publish_audit  # noqa: PLC0415
-    from pipeline.manifest import from_parquet  # noqa: PLC0415
-    from pipeline.sources.files import read_file  # noqa: PLC0415
-    from pipeline.store.url import open_store  # noqa: PLC0415
+    from cluster.audit.scores import read_predictions  # noqa: PLC0415
+    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
     tables = {}
     for item in predictions:
         name, equals, url = item.partition("=")
         if not equals:
             raise ConfigError(f"--predictions {item!r}: write NAME=URL")
-        tables[name] = from_parquet(read_file(url))
+        tables[name] = read_predictions(url)
+    upstream, downstream, out = absolute_url(upstream), absolute_url(downstream), absolute_url(out)
     config = AuditConfig(upstream=upstream, downstream=downstream, radius=radius, canaries_each=canaries, seed=seed)
     found = run_audit(config, on_ray=on_ray, on_progress=lambda text: click.echo(text, err=True))
     summary = publish_audit(open_store(out), config, found, tables)

@@ -26,14 +26,17 @@ def connect(address: str | None) -> "JobSubmissionClient":
     url = address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if not url:
         raise ServiceError("no cluster is named; give --address http://HEAD:8265 or set RAY_API_SERVER_ADDRESS")
-    from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - a second that `--help` need not pay
+    from ray.exceptions import RayError  # noqa: PLC0415 - a second that `--help` need not pay
+    from ray.job_submission import JobSubmissionClient  # noqa: PLC0415
 
     # Ray prefers the variable to the argument, and would go to another cluster than the one the user named.
     os.environ["RAY_API_SERVER_ADDRESS"] = url
     try:
         return JobSubmissionClient(url)
-    except (ConnectionError, RuntimeError) as error:
-        raise ServiceError(f"no Ray job API answers at {url} ({_first_line(error)}); check the address") from error
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise ServiceError(
+            f"no Ray job API answers at {url} ({_first_line(error)}); check the address, and RAY_AUTH_TOKEN_PATH"
+        ) from error
 
 
 def submit(
@@ -73,7 +76,6 @@ def all_jobs(client: "JobSubmissionClient") -> list[dict[str, Any]]:
             "job": job.submission_id,
             "status": str(job.status.value),
             "command": job.entrypoint,
-            "start_ms": job.start_time,
         }
         for job in sorted(details, key=lambda job: job.start_time or 0)
     ]

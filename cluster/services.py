@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -16,12 +15,12 @@ from pathlib import Path
 
 import psutil
 
+from cluster.processes import Identity, identities, stop_all, unstoppable
 from pipeline.errors import ConfigError, ServiceError
 from pipeline.manifest import Record
 
 STATE_NAME = "cluster.json"
 _READY_SECONDS = 60.0
-_STOP_SECONDS = 4.0  # SeaweedFS takes 2.2 s
 # Several nodes need an address each. Ray then listens on all interfaces, guarded by its token; with one node on
 # 127.0.0.1 it listens on the loopback interface only, if told that this is no machine for clusters.
 _FIRST_OF_SEVERAL_NODES = 2
@@ -36,14 +35,14 @@ class Stack(Record):
     Attributes:
         folder: Its state, logs and objects.
         scratch: Ray's folder; short, because Unix socket paths are.
-        pids: First process of each service, in the order to stop them.
+        processes: First process of each service, in the order to stop them.
         environment: What a client sets to reach both services.
         dashboard: URL of Ray's job API.
     """
 
     folder: str
     scratch: str
-    pids: tuple[int, ...]
+    processes: tuple[Identity, ...]
     environment: dict[str, str]
     dashboard: str
 
@@ -81,14 +80,15 @@ def start_stack(
         dashboard_port = dashboard_port or free_ports(1)[0]
         _start_ray(folder, scratch, cpus_per_node, environment, started, dashboard_port)
     except BaseException:
-        _stop([process.pid for process in reversed(started)], str(token.absolute()))
-        shutil.rmtree(scratch, ignore_errors=True)
+        with unstoppable():
+            stop_all(identities(started), _carries(token.absolute()))
+            shutil.rmtree(scratch, ignore_errors=True)
         raise
     dashboard = f"http://127.0.0.1:{dashboard_port}"
     stack = Stack(
         folder=str(folder.absolute()),
         scratch=scratch,
-        pids=tuple(process.pid for process in reversed(started)),
+        processes=identities(started),
         environment=environment | {"RAY_API_SERVER_ADDRESS": dashboard},
         dashboard=dashboard,
     )
@@ -100,9 +100,16 @@ def start_stack(
 
 def stop_stack(stack: Stack) -> None:
     """Stops every process of the stack and removes Ray's scratch folder; objects and logs stay."""
-    _stop(stack.pids, stack.environment["RAY_AUTH_TOKEN_PATH"])
-    shutil.rmtree(stack.scratch, ignore_errors=True)
-    (Path(stack.folder) / STATE_NAME).unlink(missing_ok=True)
+    with unstoppable():
+        stop_all(stack.processes, _carries(Path(stack.environment["RAY_AUTH_TOKEN_PATH"])))
+        shutil.rmtree(stack.scratch, ignore_errors=True)
+        (Path(stack.folder) / STATE_NAME).unlink(missing_ok=True)
+
+
+def stop_leftover(folder: Path) -> None:
+    """Stops a stack that an earlier process left running in the folder, if there is one."""
+    if (folder / STATE_NAME).exists():
+        stop_stack(read_stack(folder))
 
 
 def read_stack(folder: Path) -> Stack:
@@ -272,40 +279,14 @@ def _beside_python(name: str) -> str:
     return str(path)
 
 
-def _stop(pids: Sequence[int], token: str) -> None:
-    """Stops the services in order, then their descendants and whatever carries the stack's token."""
-    # Descendants are named first: they lose their parent when a service ends.
-    members = {child for pid in pids for child in _family(pid)} | set(filter(_carries(token), psutil.process_iter()))
-    for pid in pids:
-        leaders = [process for process in members if process.pid == pid]
-        for leader in leaders:
-            _signal(leader, signal.SIGTERM)
-        psutil.wait_procs(leaders, timeout=_STOP_SECONDS)
-    for process in members:
-        _signal(process, signal.SIGKILL)
-    psutil.wait_procs(members, timeout=_STOP_SECONDS)
+def _carries(token: Path) -> Callable[[psutil.Process], bool]:
+    """Gives the test whether a process has inherited the stack's token; this process is never one."""
 
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        leader = psutil.Process(pid)
-        return [leader, *leader.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _carries(token: str) -> Callable[[psutil.Process], bool]:
     def carries(process: psutil.Process) -> bool:
         try:
-            return bool(process.pid != os.getpid() and process.environ().get("RAY_AUTH_TOKEN_PATH") == token)
+            inherited = process.environ().get("RAY_AUTH_TOKEN_PATH")
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return False
+        return bool(process.pid != os.getpid() and inherited == str(token))
 
     return carries
-
-
-def _signal(process: psutil.Process, number: int) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return

@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError, EmptySource
 
 # Amazon S3 Standard list prices, USD per 1,000 requests (docs/format.md).
 _USD_PER_1000_PUTS = 0.005
+_MOST_SHARD_MB = 5_000  # one S3 PUT holds 5 GB, and a shard is packed in memory
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,11 +78,15 @@ def shard(
     from pipeline.plan import ShardConfig, plan_shards  # noqa: PLC0415
     from pipeline.shard import shard as run_shard  # noqa: PLC0415
     from pipeline.sources.open import read_source  # noqa: PLC0415
-    from pipeline.store.url import open_store  # noqa: PLC0415
+    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
     check_pillow()
+    if not (0 < shard_mb < _MOST_SHARD_MB and 0 < block_mib < _MOST_SHARD_MB):
+        raise ConfigError(
+            f"--shard-mb {shard_mb} and --block-mib {block_mib} are sizes above 0 and below {_MOST_SHARD_MB}"
+        )
     store = open_store(dest)
-    found = read_source(source, image_column, label_column, _class_list(classes_file))
+    found = read_source(absolute_url(source), image_column, label_column, _class_list(classes_file))
     config = ShardConfig(
         seed=seed,
         split=_checked_split(split),
@@ -105,7 +110,7 @@ def shard(
     log = EventLog(log_jsonl)
     log.write("plan", plan_id=plan.plan_id, num_samples=plan.num_samples, num_shards=num_shards)
     with progress("packing", plan.num_samples, "images") as advance:
-        result = run_shard(
+        version = run_shard(
             plan,
             rows,
             found.classes,
@@ -115,11 +120,10 @@ def shard(
             on_images=advance,
             on_shard=lambda record: log.write("shard", **record.model_dump(exclude={"blocks"})),
         )
-    version = result.version
     log.write("published", **version.model_dump())
     click.echo(
         f"published {store.url} version {version.version}: {version.num_samples:,} samples in {version.num_shards:,} "
-        f"shards, {human_bytes(version.num_bytes)}, {version.num_rejects:,} rejected {result.reject_reasons or ''}"
+        f"shards, {human_bytes(version.num_bytes)}, {version.num_rejects:,} rejected {version.reject_reasons or ''}"
     )
 
 
@@ -128,9 +132,16 @@ def _class_list(path: str | None) -> list[str]:
         return []
     if not Path(path).is_file():
         raise ConfigError(f"class file {path} does not exist; check --classes")
-    names = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"class file {path} is not UTF-8 ({error}); convert it") from error
     if not names:
         raise EmptySource(f"class file {path} has no name in it")
+    for number, name in enumerate(names):
+        if not name or name in names[:number]:
+            told = f"names {name!r} again" if name else "is blank"
+            raise ConfigError(f"class file {path}, line {number + 1} {told}; the line number is the label")
     return names
 
 

@@ -43,6 +43,12 @@ def run(group: click.Group) -> None:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
+    except Exception as error:  # noqa: BLE001 - the last door: whatever comes is told in one sentence
+        if debug:
+            traceback.print_exc()
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        click.echo(f"error: internal error ({told}); run again with --debug and report the traceback", err=True)
+        sys.exit(EXIT_FAILED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

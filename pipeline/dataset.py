@@ -56,7 +56,12 @@ class Dataset:
         """Class names by label; numbers as text where the dataset has no names."""
         if not self.version.classes:
             return tuple(str(label) for label in range(self.version.num_classes))
-        return tuple(json.loads(self.store.read(self.version.classes)))
+        return tuple(json.loads(self._checked(self.version.classes, str(self.version.classes_sha256))))
+
+    @property
+    def classes_sha256(self) -> str:
+        """Digest of the class names in order: equal numbers of classes need not be equal classes."""
+        return sha256_hex("\n".join(self.classes).encode())
 
     def samples(self, shard: int) -> pa.Table:
         """Gives a shard's sidecar, a table of manifest.SAMPLE_SCHEMA.
@@ -122,11 +127,14 @@ class Dataset:
         row: dict[str, Any] = self.samples(address.shard).slice(address.row, 1).to_pylist()[0]
         return row
 
-    def _checked_table(self, key: str, sha256: str) -> pa.Table:
+    def _checked(self, key: str, sha256: str) -> bytes:
         body = self.store.read(key)
         if sha256_hex(body) != sha256:
             raise CorruptShard(f"{self.store.url}/{key}: checksum differs from the manifest; restore or rebuild it")
-        return from_parquet(body)
+        return body
+
+    def _checked_table(self, key: str, sha256: str) -> pa.Table:
+        return from_parquet(self._checked(key, sha256))
 
 
 def open_dataset(url: str, version: int | None = None) -> Dataset:

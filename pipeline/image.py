@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 
-MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
+MAX_PIXELS = 89_478_485  # where Pillow warns of a decompression bomb; taken as an error, for JPEG too
+_MAX_JPEG_SIDE = 65_500  # libjpeg's limit
 _EXIF_MARK = b"Exif\x00\x00"
 _EXIF_SEARCH_BYTES = 65_536 + 64  # the EXIF segment comes first and holds at most 64 KiB
 _ORIENTATION_TAG = 0x0112
@@ -106,9 +107,11 @@ def _decode_with_pillow(data: bytes) -> Pixels:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("too-large", str(error)) from error
     except UnidentifiedImageError as error:
-        raise BadImage("not-an-image", f"no known picture format, begins with {data[:8]!r}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise BadImage("truncated", str(error)) from error
+        told = "WebP, which this build of pillow-simd cannot read: install libwebp-dev and build it again"
+        unknown = f"no known picture format, begins with {data[:8]!r}"
+        raise BadImage("not-an-image", told if data[8:12] == b"WEBP" else unknown) from error
+    except Exception as error:
+        raise BadImage("truncated", f"{type(error).__name__}: {error}") from error
 
 
 def _rgb(image: "PilImage") -> "PilImage":
@@ -117,7 +120,7 @@ def _rgb(image: "PilImage") -> "PilImage":
 
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, np.float32)
-        full_scale = 65535.0 if values.max(initial=0.0) > 255 else 255.0
+        full_scale = 65535.0 if image.mode.startswith("I") else (1.0 if values.max(initial=0.0) <= 1.0 else 255.0)
         image = Image.fromarray(np.clip(values * (255.0 / full_scale), 0, 255).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         layered = image.convert("RGBA")
@@ -127,7 +130,13 @@ def _rgb(image: "PilImage") -> "PilImage":
 
 
 def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
-    """Gives a JPEG without chroma subsampling; the same pixels give the same bytes."""
+    """Gives a JPEG without chroma subsampling; the same pixels give the same bytes.
+
+    Raises:
+        BadImage: A side is longer than JPEG allows.
+    """
+    if max(pixels.shape[:2]) > _MAX_JPEG_SIDE:
+        raise BadImage("too-large", f"a side of {max(pixels.shape[:2])} pixels does not fit JPEG")
     encoded: bytes = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels), quality=quality, colorspace="RGB", colorsubsampling="444"
     )

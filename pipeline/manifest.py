@@ -117,12 +117,14 @@ class ManifestVersion(Record):
     num_samples: int
     num_bytes: int
     num_rejects: int
+    reject_reasons: dict[str, int]
     num_classes: int
     shards: str
     shards_sha256: str
     blocks: str
     blocks_sha256: str
     classes: str | None
+    classes_sha256: str | None
     descriptor: str
     plan_ids: tuple[str, ...]
     writer: str
@@ -166,8 +168,11 @@ def _leaf_names(schema: pa.Schema) -> list[str]:
 
 
 def from_parquet(body: bytes) -> pa.Table:
-    """Gives the table of Parquet bytes."""
-    return pq.read_table(pa.BufferReader(body))
+    """Gives the table of Parquet bytes.
+
+    Without threads: the tables are small, and a process that ends while Arrow starts its threads is aborted.
+    """
+    return pq.ParquetFile(pa.BufferReader(body), pre_buffer=False).read(use_threads=False)
 
 
 def table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -16,6 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import PositiveInt
 
 from pipeline.errors import ConfigError
 from pipeline.manifest import Record
@@ -35,9 +36,9 @@ class OrderConfig(Record):
     """
 
     seed: int = 0
-    batch_size: int
-    num_lanes: int = 16
-    window_blocks: int = 4
+    batch_size: PositiveInt
+    num_lanes: PositiveInt = 16
+    window_blocks: PositiveInt = 4
 
     def samples_per_lane(self) -> int:
         """Gives the samples that one lane adds to each global batch.
@@ -56,8 +57,10 @@ def lanes_of_rank(num_lanes: int, rank: int, num_ranks: int) -> range:
     """Gives the lanes that a rank reads.
 
     Raises:
-        ConfigError: The ranks do not divide the lanes.
+        ConfigError: The ranks do not divide the lanes, or there is no such rank.
     """
+    if not 0 <= rank < num_ranks:
+        raise ConfigError(f"rank {rank} is not one of {num_ranks}")
     if num_lanes % num_ranks:
         raise ConfigError(f"{num_ranks} workers do not divide {num_lanes} lanes; use a divisor of it as worker count")
     lanes_per_rank = num_lanes // num_ranks

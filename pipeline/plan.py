@@ -9,6 +9,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import PositiveInt
 
 from pipeline.manifest import FORMAT, Record
 from pipeline.tar import BLOCK_BYTES
@@ -32,9 +33,9 @@ class ShardConfig(Record):
 
     seed: int = 0
     split: str = "train"
-    shard_bytes: int = 256_000_000
-    max_samples_per_shard: int = 100_000
-    block_bytes: int = 8 << 20
+    shard_bytes: PositiveInt = 256_000_000
+    max_samples_per_shard: PositiveInt = 100_000
+    block_bytes: PositiveInt = 8 << 20
     jpeg_quality: int = 95
 
 
@@ -72,12 +73,13 @@ def plan_shards(rows: pa.Table, classes: tuple[str, ...], config: ShardConfig) -
     names = rows["source"].to_pylist()
     key = config.seed.to_bytes(16, "little", signed=True)
     hashes = [hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in names]
-    order = sorted(range(len(names)), key=lambda row: (hashes[row], names[row]))
+    labels = rows["labels"].to_pylist()  # the same picture may be listed with several labels
+    order = sorted(range(len(names)), key=lambda row: (hashes[row], names[row], labels[row]))
     ordered = rows.take(pa.array(order, pa.int64())).combine_chunks()
     sizes = sample_bytes(ordered)
     ends = cut(sizes, config.shard_bytes, config.max_samples_per_shard)
-    labels = ordered["labels"].combine_chunks().values
-    highest = int(np.max(labels.to_numpy(), initial=-1)) if len(labels) else -1
+    used = ordered["labels"].combine_chunks().values
+    highest = int(np.max(used.to_numpy(), initial=-1)) if len(used) else -1
     plan = Plan(
         plan_id=_plan_id(ordered, classes, config),
         config=config,
@@ -117,8 +119,10 @@ def cut(sizes: npt.NDArray[np.int64], target_bytes: int, max_count: int) -> list
 def _plan_id(ordered: pa.Table, classes: tuple[str, ...], config: ShardConfig) -> str:
     digest = hashlib.sha256(f"{FORMAT}\n{config.model_dump_json()}\n".encode())
     digest.update("\n".join(classes).encode())
+    # Without the URIs: a source that was moved is still the same source.
+    identity = ordered.drop_columns(["uri"]).replace_schema_metadata(None)
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, ordered.schema.remove_metadata()) as writer:
-        writer.write_table(ordered.replace_schema_metadata(None), max_chunksize=65_536)
+    with pa.ipc.new_stream(sink, identity.schema) as writer:
+        writer.write_table(identity, max_chunksize=65_536)
     digest.update(sink.getvalue())
     return digest.hexdigest()[:16]

@@ -1,10 +1,13 @@
 """From commit records to a manifest version that readers can open."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 
-from pipeline.errors import Conflict, NotFound
+from pydantic import ValidationError
+
+from pipeline.errors import ConfigError, Conflict, NotFound
 from pipeline.fingerprint import DESCRIPTOR_VERSION
 from pipeline.manifest import (
     BLOCK_SCHEMA,
@@ -21,11 +24,29 @@ from pipeline.store.base import Store, commit
 
 
 def current_version(store: Store) -> ManifestVersion | None:
-    """Gives the version that MANIFEST.json points to, or None where nothing is published."""
+    """Gives the version that MANIFEST.json points to, or None where nothing is published.
+
+    Raises:
+        ConfigError: There is a MANIFEST.json of another kind.
+    """
     try:
-        return ManifestVersion.model_validate_json(store.read(POINTER_KEY))
+        body = store.read(POINTER_KEY)
     except NotFound:
         return None
+    try:
+        return ManifestVersion.model_validate_json(body)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{store.url}/{POINTER_KEY} is not of a dataset that this release wrote; choose another destination"
+        ) from error
+
+
+def reject_reasons(records: Iterable[CommitRecord]) -> dict[str, int]:
+    """Gives the number of rejected rows by reason."""
+    total: Counter[str] = Counter()
+    for record in records:
+        total.update(record.reject_reasons)
+    return dict(sorted(total.items()))
 
 
 def publish(store: Store, records: Sequence[CommitRecord], classes: Sequence[str], num_classes: int) -> ManifestVersion:
@@ -55,12 +76,14 @@ def publish(store: Store, records: Sequence[CommitRecord], classes: Sequence[str
         num_samples=sum(record.num_samples for record in ordered),
         num_bytes=sum(record.num_bytes for record in ordered),
         num_rejects=sum(record.num_rejects for record in ordered),
+        reject_reasons=reject_reasons(ordered),
         num_classes=num_classes,
         shards="manifests/v000001.shards.parquet",
         shards_sha256=sha256_hex(shards),
         blocks="manifests/v000001.blocks.parquet",
         blocks_sha256=sha256_hex(blocks),
         classes="manifests/v000001.classes.json" if classes else None,
+        classes_sha256=sha256_hex(classes_body) if classes else None,
         descriptor=DESCRIPTOR_VERSION,
         plan_ids=plan_ids,
         writer=f"bit-pretrain {metadata.version('bit-pretrain')}",

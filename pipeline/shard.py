@@ -1,33 +1,28 @@
 """`pipeline shard`: plan, pack, commit and publish. A rerun goes on where the last one stopped."""
 
 import multiprocessing
+import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures.process import BrokenProcessPool
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, EmptySource, TooManyRejects
+from pipeline.errors import ConfigError, EmptySource, ServiceError, TooManyRejects
 from pipeline.manifest import CommitRecord, ManifestVersion, from_parquet, sha256_hex, to_parquet
 from pipeline.pack import pack_shard
 from pipeline.plan import Plan
-from pipeline.publish import current_version, publish
+from pipeline.publish import current_version, publish, reject_reasons
 from pipeline.sources.files import read_file
 from pipeline.store.base import Store, commit
 from pipeline.store.url import open_store
 
 # Shards in flight per worker process: one being packed, one queued behind it.
 _TASKS_PER_WORKER = 2
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """What a run of `shard` published, and the rejects by reason."""
-
-    version: ManifestVersion
-    reject_reasons: dict[str, int]
-    num_shards_packed: int
+_PARENT_WATCH_SECONDS = 0.5
 
 
 def shard(
@@ -40,7 +35,7 @@ def shard(
     max_reject_fraction: float,
     on_images: Callable[[int], None] = lambda count: None,
     on_shard: Callable[[CommitRecord], None] = lambda record: None,
-) -> ShardResult:
+) -> ManifestVersion:
     """Packs every shard of the plan that is not committed yet, then publishes the dataset.
 
     Args:
@@ -60,26 +55,29 @@ def shard(
         StorageError: As the destination.
     """
     published = current_version(store)
-    if published and published.plan_ids != (plan.plan_id,):
+    if published and published.plan_ids == (plan.plan_id,):
+        on_images(plan.num_samples)
+        return published
+    if published:
         raise ConfigError(
             f"{store.url} holds a dataset of other inputs or settings (plan {', '.join(published.plan_ids)}, "
             f"this one {plan.plan_id}); choose another destination"
         )
     _commit_plan(store, plan, rows)
     records = _committed(store, plan)
+    num_rejects = 0
     for record in records.values():
         on_images(record.num_samples + record.num_rejects)
     missing = [number for number in range(len(plan.shard_ends)) if number not in records]
     for record in _pack_all(plan, rows, store, missing, num_workers, on_images):
         records[record.shard] = record
         on_shard(record)
-        _check_rejects(store, list(records.values()), plan.num_samples, max_reject_fraction)
-    _check_rejects(store, list(records.values()), plan.num_samples, max_reject_fraction)
-    filled = [record for record in records.values() if record.num_samples]
-    if not filled:
-        raise EmptySource(f"all {plan.num_samples} pictures were rejected: {_reasons(records.values())}")
-    version = publish(store, list(records.values()), classes, plan.num_classes)
-    return ShardResult(version, dict(_reasons(records.values())), len(missing))
+        num_rejects += record.num_rejects
+        if num_rejects > max_reject_fraction * plan.num_samples:
+            raise TooManyRejects(_told_rejects(store, records.values(), plan.num_samples))
+    if not any(record.num_samples for record in records.values()):
+        raise EmptySource(f"all {plan.num_samples} pictures were rejected: {reject_reasons(records.values())}")
+    return publish(store, list(records.values()), classes, plan.num_classes)
 
 
 def shard_key(plan: Plan, number: int) -> str:
@@ -127,15 +125,24 @@ def pack_and_commit(
 
 
 def _commit_plan(store: Store, plan: Plan, rows: pa.Table) -> None:
-    commit(store, f"plans/{plan.plan_id}/rows.parquet", to_parquet(rows))
+    commit(store, f"plans/{plan.plan_id}/rows.parquet", to_parquet(rows.drop_columns(["uri"])))
     commit(store, f"plans/{plan.plan_id}/plan.json", plan.to_json())
 
 
 def _committed(store: Store, plan: Plan) -> dict[int, CommitRecord]:
-    records = (
-        CommitRecord.model_validate_json(store.read(entry.key)) for entry in store.list(f"commits/{plan.plan_id}/")
-    )
-    return {record.shard: record for record in records}
+    """Gives the shards that need no packing.
+
+    Nothing is published yet, so a shard with rejects is taken back and packed again: the user may have mended them.
+    """
+    kept = {}
+    for entry in list(store.list(f"commits/{plan.plan_id}/")):
+        record = CommitRecord.model_validate_json(store.read(entry.key))
+        if record.rejects is None:
+            kept[record.shard] = record
+            continue
+        for key in (entry.key, record.rejects, record.sidecar, record.path):
+            store.delete(key)
+    return kept
 
 
 def _pack_all(
@@ -155,7 +162,8 @@ def _pack_all(
             yield pack_and_commit(store.url, plan, rows_of(number), number, lambda: on_images(1))
         return
     # spawn: forking a process that has threads or an S3 client is not safe.
-    pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with_parent)
     try:
         waiting = list(numbers)
         running: set[Future[CommitRecord]] = set()
@@ -168,25 +176,31 @@ def _pack_all(
                 record = future.result()
                 on_images(record.num_samples + record.num_rejects)
                 yield record
+    except BrokenProcessPool as error:
+        raise ServiceError(
+            "a packing process was killed, perhaps for its memory; lower --workers or --shard-mb and run again"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _reasons(records: Iterable[CommitRecord]) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for record in records:
-        total.update(record.reject_reasons)
-    return total
-
-
-def _check_rejects(store: Store, records: Sequence[CommitRecord], num_rows: int, max_reject_fraction: float) -> None:
-    num_rejects = sum(record.num_rejects for record in records)
-    if num_rejects <= max_reject_fraction * num_rows:
-        return
-    first = next(record for record in records if record.rejects)
-    reject = from_parquet(store.read(str(first.rejects))).slice(0, 1).to_pylist()[0]
-    raise TooManyRejects(
-        f"{num_rejects} of {num_rows} pictures cannot be used ({dict(_reasons(records))}), first "
-        f"{reject['source']}: {reject['reason']} ({reject['detail']}); nothing is published. Mend or remove them, "
-        f"or allow a share with --max-reject-fraction"
+def _told_rejects(store: Store, records: Iterable[CommitRecord], num_rows: int) -> str:
+    rejecting = [record for record in records if record.rejects]
+    reject = from_parquet(store.read(str(rejecting[0].rejects))).slice(0, 1).to_pylist()[0]
+    return (
+        f"{sum(record.num_rejects for record in rejecting)} of {num_rows} pictures cannot be used "
+        f"({reject_reasons(rejecting)}), first {reject['source']}: {reject['reason']} ({reject['detail']}); nothing is "
+        f"published. Mend or remove them, or allow a share with --max-reject-fraction"
     )
+
+
+def _end_with_parent() -> None:
+    """Makes a packing process end when the run is killed, instead of waiting for work for ever."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

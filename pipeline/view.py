@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.dataset import Address, Dataset
-from pipeline.errors import CorruptShard
+from pipeline.errors import ConfigError, CorruptShard
 from pipeline.manifest import DIGEST_BYTES
 from pipeline.order import Piece
 from pipeline.tar import BLOCK_BYTES
@@ -30,6 +30,17 @@ class Sample:
     labels: tuple[int, ...]
 
 
+def _checked_rows(dataset: Dataset, rows_by_shard: Mapping[int, Sequence[int]]) -> dict[int, tuple[int, ...]]:
+    """Gives the chosen rows sorted and once each, without shards that have none; equal choices look equal."""
+    chosen = {int(shard): tuple(sorted({int(row) for row in rows})) for shard, rows in rows_by_shard.items()}
+    for shard, rows in chosen.items():
+        if not 0 <= shard < len(dataset.shards) or (
+            rows and not 0 <= rows[0] <= rows[-1] < dataset.shards[shard]["num_samples"]
+        ):
+            raise ConfigError(f"rows {rows[:3]}... of shard {shard} are not all in {dataset.store.url}")
+    return {shard: rows for shard, rows in sorted(chosen.items()) if rows}
+
+
 class View:
     """All samples of a dataset, or the chosen rows of it; blocks stay the unit of reading."""
 
@@ -39,9 +50,12 @@ class View:
         Args:
             dataset: The dataset.
             rows_by_shard: Chosen rows of each shard; all rows of all shards by default.
+
+        Raises:
+            ConfigError: A chosen row is not in the dataset.
         """
         self.dataset = dataset
-        self.rows_by_shard = None if rows_by_shard is None else {k: tuple(sorted(v)) for k, v in rows_by_shard.items()}
+        self.rows_by_shard = None if rows_by_shard is None else _checked_rows(dataset, rows_by_shard)
         self._in_memory: dict[int, list[Sample]] = {}
 
     @cached_property

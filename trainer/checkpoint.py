@@ -142,7 +142,13 @@ def require_latest(store: Store) -> CheckpointRecord:
     """
     record = latest(store)
     if record is None:
-        raise NotFound(f"{store.url} holds no checkpoint; give the output of `trainer pretrain` or `trainer finetune`")
+        models = sorted({entry.key.split("/")[1] for entry in store.list("models/")})
+        told = (
+            f"it holds models/ with {', '.join(models)}: give one of them"
+            if models
+            else "give the OUT of `trainer pretrain`"
+        )
+        raise NotFound(f"{store.url} holds no checkpoint; {told}")
     return record
 
 
@@ -162,8 +168,12 @@ def load(store: Store, world: World, record: CheckpointRecord, state: dict[str, 
 
 
 def discard_old(store: Store, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints; the record goes first, so none is ever half there."""
-    for record in committed(store)[:-keep]:
+    """Removes all but the newest `keep` checkpoints, and what starts that died left; a record goes before its files."""
+    records = committed(store)
+    for record in records[:-keep]:
         store.delete(f"{_FOLDER}/{record.step:09d}.json")
-        for entry in list(store.list(f"{record.folder}/")):
+    kept = {record.folder for record in records[-keep:]}
+    for entry in list(store.list(f"{_FOLDER}/")):
+        folder = entry.key.rpartition("/")[0]
+        if folder != _FOLDER and folder not in kept:
             store.delete(entry.key)

@@ -64,11 +64,13 @@ def pretrain(
 ) -> None:
     """Pretrain MODEL on the dataset DATA, with checkpoints and metrics at OUT. Run again, it goes on."""
     from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.store.url import absolute_url  # noqa: PLC0415
     from trainer import launch  # noqa: PLC0415
     from trainer.meter import as_line  # noqa: PLC0415
     from trainer.pretrain import PretrainConfig, check_pretrain  # noqa: PLC0415
     from trainer.recipes import named_recipe  # noqa: PLC0415
 
+    data, out = absolute_url(data), absolute_url(out)
     version = open_dataset(data).version.version
     fields = {
         "data": data,
@@ -113,13 +115,18 @@ def finetune(
 ) -> None:
     """Fine-tune the run INIT (or `scratch`) on TRAIN by the HyperRule, and test on TEST; results at OUT."""
     from pipeline.dataset import open_dataset  # noqa: PLC0415
-    from pipeline.store.url import open_store  # noqa: PLC0415
+    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
     from trainer import launch  # noqa: PLC0415
     from trainer.checkpoint import require_latest  # noqa: PLC0415
-    from trainer.finetune import SCRATCH, FinetuneConfig, as_line  # noqa: PLC0415
+    from trainer.finetune import SCRATCH, FinetuneConfig, as_line, check_finetune  # noqa: PLC0415
 
+    train, test, out = absolute_url(train), absolute_url(test), absolute_url(out)
     if init != SCRATCH:
-        model = require_latest(open_store(init)).about["model"]
+        init = absolute_url(init)
+        pretrained = require_latest(open_store(init)).about["model"]
+        if model not in (None, pretrained):
+            raise ConfigError(f"{init} holds {pretrained}, not {model}; leave --model out")
+        model = pretrained
     if not model:
         raise ConfigError("fine-tuning from scratch needs --model, such as --model R50x1")
     fields = {
@@ -135,6 +142,7 @@ def finetune(
         "test_version": open_dataset(test).version.version,
     }
     config = _config(FinetuneConfig, fields, settings)
+    check_finetune(config, workers)
     launch.run("finetune", config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, as_line=as_line)
 
 
@@ -156,9 +164,11 @@ def evaluate(
 ) -> None:
     """Classify the dataset DATA with the newest checkpoint of RUN; accuracy and predictions at OUT."""
     from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.store.url import absolute_url  # noqa: PLC0415
     from trainer import launch  # noqa: PLC0415
     from trainer.evaluate import EvaluateConfig  # noqa: PLC0415
 
+    run_url, data, out = absolute_url(run_url), absolute_url(data), absolute_url(out)
     fields = {"run": run_url, "data": data, "data_version": open_dataset(data).version.version, "out": out}
     config = _config(EvaluateConfig, fields, settings)
     launch.run(
@@ -194,6 +204,8 @@ def _config(config_type: Any, fields: dict[str, Any], settings: tuple[str, ...])
         place = fields
         for part in path:
             place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {setting!r}: {part} has no fields")
         place[last] = _value(value)
     try:
         return config_type.model_validate(fields)

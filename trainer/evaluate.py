@@ -1,16 +1,18 @@
 """Predictions of a model on a whole dataset, and their accuracy."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
 from pipeline.augment import evaluation_view
 from pipeline.dataset import open_dataset
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Conflict, NotFound
 from pipeline.manifest import Record, table_of, to_parquet
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
@@ -19,7 +21,7 @@ from pipeline.view import View
 from trainer.batches import to_device
 from trainer.checkpoint import CheckpointRecord, load, model_state, require_latest
 from trainer.model import ResNetV2
-from trainer.parallel import World, gather
+from trainer.parallel import World, broadcast, gather
 from trainer.pretrain import Report, new_model
 from trainer.statistics import wilson_interval
 
@@ -51,8 +53,8 @@ class EvaluateConfig(Record):
     data: str
     data_version: int
     out: str
-    resolution_px: int = 0
-    batch_size: int = 64
+    resolution_px: NonNegativeInt = 0
+    batch_size: PositiveInt = 64
 
 
 def load_model(store: Store, world: World, record: CheckpointRecord) -> ResNetV2:
@@ -104,25 +106,57 @@ def summary(predictions: pa.Table) -> dict[str, Any]:
     }
 
 
+def check_classes(first_url: str, first: Sequence[str], second_url: str, second: Sequence[str]) -> None:
+    """Refuses to compare labels of two sets whose classes differ.
+
+    Raises:
+        ConfigError: Names the first difference.
+    """
+    if len(first) != len(second):
+        raise ConfigError(
+            f"{first_url} has {len(first)} classes, {second_url} has {len(second)}; they must be the same"
+        )
+    for label, (one, other) in enumerate(zip(first, second, strict=True)):
+        if one != other:
+            raise ConfigError(f"class {label} is {one!r} in {first_url} and {other!r} in {second_url}; pack both alike")
+
+
 def evaluate(config: EvaluateConfig, world: World, report: Report) -> None:
-    """Writes `predictions.parquet` and `result.json` below the run's results URL; every rank must call.
+    """Writes `predictions.parquet` and `result.json` below OUT, or repeats what is there; every rank must call.
 
     Raises:
         NotFound: The run has no checkpoint.
-        ConfigError: The test set has more classes than the model.
+        ConfigError: The test set has other classes than the model.
+        Conflict: OUT holds the result of another model or test set.
     """
     source, out = open_store(config.run), open_store(config.out)
     record = require_latest(source)
     view = View(open_dataset(config.data, config.data_version))
-    if view.dataset.version.num_classes > record.about["num_classes"]:
+    if view.dataset.classes_sha256 != record.about["classes_sha256"]:
         raise ConfigError(
-            f"{config.data} has {view.dataset.version.num_classes} classes, the model of {config.run} "
-            f"{record.about['num_classes']}; fine-tune it on this task first"
+            f"{config.data} has other classes ({view.dataset.version.num_classes}) than the model of {config.run} "
+            f"({record.about['num_classes']}); fine-tune it on this task first"
         )
     resolution_px = config.resolution_px or record.about["resolution_px"]
+    identity = config.model_dump(exclude={"batch_size"}) | {"step": record.step, "resolution_px": resolution_px}
+    found = broadcast(world, _existing(out) if world.is_first else None)
+    if found is not None:
+        if any(found[name] != value for name, value in identity.items()):
+            raise Conflict(f"{config.out} holds the result of another model or test set; choose another OUT")
+        report(found)
+        return
     predictions = predict(load_model(source, world, record), view, world, resolution_px, config.batch_size)
-    result = summary(predictions) | {"step": record.step, "resolution_px": resolution_px} | config.model_dump()
+    result = identity | summary(predictions)
     if world.is_first:
+        out.delete("predictions.parquet")  # of a start that died before its result
         out.create("predictions.parquet", to_parquet(predictions))
         out.create("result.json", (json.dumps(result, indent=1) + "\n").encode())
         report(result)
+
+
+def _existing(out: Store) -> dict[str, Any] | None:
+    try:
+        result: dict[str, Any] = json.loads(out.read("result.json"))
+    except NotFound:
+        return None
+    return result

@@ -6,21 +6,25 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 
 from pipeline.augment import finetune_view
 from pipeline.dataset import Dataset, open_dataset
+from pipeline.errors import ConfigError
 from pipeline.manifest import Record, table_of, to_parquet
-from pipeline.order import OrderConfig
+from pipeline.order import OrderConfig, lanes_of_rank
 from pipeline.seeds import rng
 from pipeline.store.base import Store, exists
 from pipeline.store.url import open_store
 from pipeline.stream import Stream
 from pipeline.view import View
+from trainer.architecture import parse_architecture
 from trainer.batches import TensorBatch, to_device
 from trainer.checkpoint import load, model_state, require_latest, save
-from trainer.evaluate import predict, summary
+from trainer.evaluate import check_classes, predict, summary
 from trainer.fewshot import few_shot_rows
 from trainer.hyperrule import TransferRecipe, hyperrule, learning_rate, shortened
 from trainer.loop import train_step
@@ -39,10 +43,10 @@ _IN_MEMORY_BYTES = 512 << 20
 class Shortened(Record):
     """The HyperRule's schedule at another length, batch and resolution, for work on a CPU."""
 
-    steps: int
-    batch_size: int
-    resize_px: int
-    crop_px: int
+    steps: PositiveInt
+    batch_size: PositiveInt
+    resize_px: PositiveInt
+    crop_px: PositiveInt
 
 
 class FinetuneConfig(Record):
@@ -75,16 +79,16 @@ class FinetuneConfig(Record):
     test: str
     test_version: int
     out: str
-    shots: tuple[int, ...] = (0,)
-    num_subsets: int = 5
+    shots: tuple[NonNegativeInt, ...] = (0,)
+    num_subsets: PositiveInt = 5
     rule: Literal["paper", "code"] = "paper"
     shortened: Shortened | None = None
     seed: int = 0
     flip: bool = True
     crop: bool = True
-    num_lanes: int = 16
-    microbatch_size: int = 64
-    decode_threads: int = 1
+    num_lanes: PositiveInt = 16
+    microbatch_size: PositiveInt = 64
+    decode_threads: PositiveInt = 1
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,34 @@ def finetune(config: FinetuneConfig, world: World, report: Report) -> None:
             name = f"{shots:04d}-shots-{subset}"
             if not broadcast(world, exists(store, f"results/{name}.json") if world.is_first else None):
                 _run_one(job, shots, subset, name)
+            elif world.is_first:
+                report(json.loads(store.read(f"results/{name}.json")))
+
+
+def check_finetune(config: FinetuneConfig, num_workers: int) -> None:
+    """Refuses what could not run, before any process starts.
+
+    Raises:
+        ConfigError: Unknown model, other classes in the test set, too few pictures for the shots, or lanes that
+            workers or batch do not fit.
+        NotFound: A dataset is missing.
+    """
+    parse_architecture(config.model)
+    train, test = open_dataset(config.train, config.train_version), open_dataset(config.test, config.test_version)
+    check_classes(config.train, train.classes, config.test, test.classes)
+    lanes_of_rank(config.num_lanes, 0, max(1, num_workers))
+    for shots in config.shots:
+        rows = few_shot_rows(first_labels(train), train.version.num_classes, shots, config.seed, 0)
+        recipe = recipe_for(config, len(rows), (224, 224))
+        order = OrderConfig(batch_size=recipe.batch_size, num_lanes=config.num_lanes)
+        if order.samples_per_lane() == 1 and recipe.mixup_alpha is not None:
+            raise ConfigError(f"MixUp needs two samples a lane; lower num_lanes {config.num_lanes} below the batch")
+
+
+def first_labels(dataset: Dataset) -> npt.NDArray[np.int64]:
+    """Gives the first label of every sample, -1 without label, shape (samples,)."""
+    labels = dataset.all_samples(["labels"])["labels"].to_pylist()
+    return np.array([sample[0] if sample else -1 for sample in labels], np.int64)
 
 
 def _run_one(job: _Job, shots: int, subset: int, name: str) -> None:
@@ -132,13 +164,19 @@ def _run_one(job: _Job, shots: int, subset: int, name: str) -> None:
     predictions = predict(model, View(job.test), world, recipe.crop_px, config.microbatch_size)
     result = {"name": name, "init": config.init, "shots": shots, "subset": subset, "num_train": view.num_samples}
     result |= summary(predictions) | {"recipe": recipe.model_dump()}
-    about = {"model": config.model, "num_classes": num_classes, "resolution_px": recipe.crop_px, "result": result}
+    about = {
+        "model": config.model,
+        "num_classes": num_classes,
+        "classes_sha256": job.train.classes_sha256,
+        "resolution_px": recipe.crop_px,
+        "result": result,
+    }
     models = open_store(f"{config.out.rstrip('/')}/models/{name}")
     save(models, world, model_state(model), step=recipe.steps, attempt=job.attempt, stream={}, about=about)
     if world.is_first:
         if shots:
-            store.create(f"subsets/{name}.parquet", subset_table(view))
-        store.create(f"predictions/{name}.parquet", to_parquet(predictions))
+            _write(store, f"subsets/{name}.parquet", subset_table(view))
+        _write(store, f"predictions/{name}.parquet", to_parquet(predictions))
         store.create(f"results/{name}.json", (json.dumps(result, indent=1) + "\n").encode())
         job.report(result)
     broadcast(world, None)
@@ -146,13 +184,12 @@ def _run_one(job: _Job, shots: int, subset: int, name: str) -> None:
 
 def _training_view(config: FinetuneConfig, train: Dataset, shots: int, subset: int) -> tuple[View, tuple[int, int]]:
     """Gives the subset and the nominal (height, width) of the task: the medians of the training set."""
-    samples = train.all_samples(["labels", "width", "height"])
+    samples = train.all_samples(["width", "height"])
     nominal = int(np.median(samples["height"].to_numpy())), int(np.median(samples["width"].to_numpy()))
     if shots == 0:
         view = View(train)
     else:
-        first_labels = np.array([labels[0] if labels else -1 for labels in samples["labels"].to_pylist()], np.int64)
-        rows = few_shot_rows(first_labels, train.version.num_classes, shots, config.seed, subset)
+        rows = few_shot_rows(first_labels(train), train.version.num_classes, shots, config.seed, subset)
         chosen = samples.select(["shard", "row"]).take(rows)
         by_shard: dict[int, list[int]] = {}
         for shard, row in zip(chosen["shard"].to_pylist(), chosen["row"].to_pylist(), strict=True):
@@ -235,6 +272,12 @@ def mixup(batch: TensorBatch, weight: float, samples_per_lane: int) -> TensorBat
         return values * weight + partners * (1.0 - weight)
 
     return TensorBatch(mix(batch.images_BCHW), mix(batch.targets_BK))
+
+
+def _write(store: Store, key: str, body: bytes) -> None:
+    """Writes an object that an interrupted start may have left; it counts only once its result is there."""
+    store.delete(key)
+    store.create(key, body)
 
 
 def read_results(store: Store) -> list[dict[str, Any]]:

@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from pipeline.augment import pretrain_view
-from pipeline.dataset import open_dataset
+from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import ConfigError, NonFinite
-from pipeline.manifest import ManifestVersion, Record
+from pipeline.manifest import Record
 from pipeline.order import OrderConfig
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
@@ -56,13 +57,13 @@ class PretrainConfig(Record):
     model: str
     recipe: PretrainRecipe
     seed: int = 0
-    num_lanes: int = 16
-    window_blocks: int = 4
-    microbatch_size: int = 64
-    checkpoint_every_steps: int = 500
-    log_every_steps: int = 20
-    keep_checkpoints: int = 3
-    decode_threads: int = 1
+    num_lanes: PositiveInt = 16
+    window_blocks: PositiveInt = 4
+    microbatch_size: PositiveInt = 64
+    checkpoint_every_steps: PositiveInt = 500
+    log_every_steps: PositiveInt = 20
+    keep_checkpoints: PositiveInt = 3
+    decode_threads: PositiveInt = 1
 
 
 def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
@@ -114,7 +115,7 @@ def pretrain(config: PretrainConfig, world: World, report: Report) -> None:
         decode_threads=config.decode_threads,
     )
     optimizer = sgd(model, config.recipe.momentum, config.recipe.weight_decay)
-    run = _Run(config, world, store, dataset.version, model, optimizer, stream)
+    run = _Run(config, world, store, dataset, model, optimizer, stream)
     try:
         _train(run, report)
     finally:
@@ -133,7 +134,7 @@ class _Run:
     config: PretrainConfig
     world: World
     store: Store
-    data: ManifestVersion
+    data: Dataset
     model: ResNetV2
     optimizer: torch.optim.SGD
     stream: Stream
@@ -154,7 +155,7 @@ def _resume(run: _Run) -> int:
 
 def _train(run: _Run, report: Report) -> None:
     config, world = run.config, run.world
-    num_samples = run.data.num_samples
+    num_samples = run.data.version.num_samples
     num_steps = total_steps(config.recipe, num_samples)
     first_step = _resume(run)
     attempt = begin_attempt(run.store, world, first_step)
@@ -169,13 +170,14 @@ def _train(run: _Run, report: Report) -> None:
             result = train_step(
                 module,
                 run.optimizer,
-                to_device(batch, run.data.num_classes, world.device),
+                to_device(batch, run.data.version.num_classes, world.device),
                 LOSSES[config.recipe.loss],
                 rate,
                 config.microbatch_size,
             )
         except NonFinite as error:
-            raise NonFinite(f"step {step}, rank {world.rank}, samples from {batch.addresses[0]}: {error}") from error
+            keys = ", ".join(run.data.sample(address)["key"] for address in batch.addresses[:8])
+            raise NonFinite(f"step {step}, rank {world.rank}, samples {keys}, ...: {error}") from error
         done = step + 1
         if world.is_first and (done % config.log_every_steps == 0 or done == num_steps):
             report(meter.row(done, learning_rate=rate, **asdict(result)))
@@ -186,7 +188,8 @@ def _train(run: _Run, report: Report) -> None:
 def _checkpoint(run: _Run, step: int, attempt: str, meter: Meter) -> None:
     about = {
         "model": run.config.model,
-        "num_classes": run.data.num_classes,
+        "num_classes": run.data.version.num_classes,
+        "classes_sha256": run.data.classes_sha256,
         "data": run.config.data,
         "data_version": run.config.data_version,
         "resolution_px": run.config.recipe.resolution_px,

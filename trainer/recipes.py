@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
 from pipeline.errors import ConfigError
 from pipeline.manifest import Record
 
@@ -25,14 +27,14 @@ class PretrainRecipe(Record):
     """
 
     loss: Literal["softmax", "sigmoid"]
-    epochs: float
-    decay_epochs: tuple[float, ...]
-    batch_size: int = 4096
-    lr_per_256: float = 0.03
-    warmup_steps: int = _PAPER_WARMUP_STEPS
+    epochs: PositiveFloat
+    decay_epochs: tuple[NonNegativeFloat, ...]
+    batch_size: PositiveInt = 4096
+    lr_per_256: PositiveFloat = 0.03
+    warmup_steps: NonNegativeInt = _PAPER_WARMUP_STEPS
     momentum: float = 0.9
-    weight_decay: float = 1e-4
-    resolution_px: int = 224
+    weight_decay: NonNegativeFloat = 1e-4
+    resolution_px: PositiveInt = 224
     flip: bool = True
 
     @property

@@ -1,6 +1,6 @@
 """The audit from two datasets to its tables: join, verify, measure with canaries. Pure tables in, pure tables out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +108,7 @@ def audit(config: AuditConfig, *, on_ray: bool, on_progress: Callable[[str], Non
     canaries = _measure_canaries(plant(downstream, config.canaries_each, config.seed), downstream, index, config)
     return AuditTables(
         pairs=accepted,
-        downstream=_states(index, accepted),
+        downstream=_states(index, accepted, hubs),
         canaries=canaries,
         hubs=hubs,
         num_candidates=found.num_rows,
@@ -136,7 +136,7 @@ def _verify(upstream: Dataset, downstream: Dataset, pairs: pa.Table) -> pa.Table
 
 
 def _measure_canaries(canaries: list[Canary], downstream: Dataset, index: pa.Table, config: AuditConfig) -> pa.Table:
-    """Sends the canaries through join and verification like any upstream picture."""
+    """Sends the canaries through the join and the verification of any upstream picture; they have no rivals."""
     codes, qualities = [], []
     for canary in canaries:
         code, quality = fingerprint(decode(canary.image))
@@ -179,8 +179,12 @@ def _measure_canaries(canaries: list[Canary], downstream: Dataset, index: pa.Tab
     return pa.Table.from_pylist(table, schema=schema)
 
 
-def _states(index: pa.Table, pairs: pa.Table) -> pa.Table:
-    """Gives the state of every downstream picture: duplicate, very similar, clean or unchecked (too flat to tell)."""
+def _states(index: pa.Table, pairs: pa.Table, hubs: Container[tuple[int, int]]) -> pa.Table:
+    """Gives the state of every downstream picture: duplicate, very similar, clean or unchecked.
+
+    Unchecked are pictures too flat to tell, and those with more matches than were verified, unless a duplicate was
+    found.
+    """
     matches: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for pair in pairs.to_pylist():
         matches.setdefault((pair["down_shard"], pair["down_row"]), []).append(pair)
@@ -191,7 +195,7 @@ def _states(index: pa.Table, pairs: pa.Table) -> pa.Table:
         best = min(duplicates or own, key=lambda pair: (pair["distance"], -pair["correlation"]), default=None)
         if duplicates:
             state = "duplicate"
-        elif sample["quality"] < MIN_QUALITY:
+        elif sample["quality"] < MIN_QUALITY or (sample["shard"], sample["row"]) in hubs:
             state = "unchecked"
         else:
             state = "very similar" if own else "clean"

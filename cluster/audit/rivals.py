@@ -1,8 +1,8 @@
-"""Which of several matches of one upstream picture is its copy: a rule over verified pairs.
+"""Which of several matches of one picture is its copy: a rule over verified pairs.
 
 Digits, products and pages look alike without being copies: one upstream picture then matches many different downstream
 ones. A strong match stands by itself. A weak one counts as a duplicate only if both pictures have texture, it
-correlates well, and no other downstream picture explains the same upstream picture far better; otherwise it is kept as
+correlates well, and no other picture matches one of the two far better; otherwise it is kept as
 very similar, for review.
 """
 
@@ -26,18 +26,23 @@ def settle_rivals(pairs: pa.Table) -> pa.Table:
     """Demotes weak near-duplicates that fail the rule to `very similar`.
 
     Args:
-        pairs: Table of coordinator.PAIR_SCHEMA with every verified pair of the upstream pictures it holds.
+        pairs: Table of coordinator.PAIR_SCHEMA with all verified pairs of an audit.
 
     Returns:
         The same rows in the same order.
     """
     rows = pairs.to_pylist()
-    best: dict[tuple[int, int], float] = {}
+    best: dict[tuple[str, int, int], float] = {}
     for row in rows:
-        key = (row["up_shard"], row["up_row"])
-        best[key] = max(best.get(key, -1.0), row["correlation"])
-    evidence = [_settled(row, best[row["up_shard"], row["up_row"]]) for row in rows]
+        for key in _sides(row):
+            best[key] = max(best.get(key, -1.0), row["correlation"])
+    evidence = [_settled(row, max(best[key] for key in _sides(row))) for row in rows]
     return pairs.set_column(pairs.schema.get_field_index("evidence"), "evidence", pa.array(evidence, pa.string()))
+
+
+def _sides(row: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """Gives both pictures of a pair: rivals on either side count, so the result is the same in both directions."""
+    return [(side, row[f"{side}_shard"], row[f"{side}_row"]) for side in ("up", "down")]
 
 
 def _settled(row: dict[str, Any], best_correlation: float) -> str:

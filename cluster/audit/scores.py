@@ -6,7 +6,28 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
+from pipeline.manifest import from_parquet
+from pipeline.sources.files import read_file
+from trainer.evaluate import PREDICTION_SCHEMA
 from trainer.statistics import paired_bootstrap, wilson_interval
+
+
+def read_predictions(url: str) -> pa.Table:
+    """Reads a model's predictions.
+
+    Raises:
+        NotFound: There is no such file.
+        ConfigError: It is not a table that `trainer` wrote.
+    """
+    body = read_file(url)
+    try:
+        table = from_parquet(body)
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"--predictions {url} is no Parquet file ({error})") from error
+    missing = [name for name in PREDICTION_SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise ConfigError(f"--predictions {url} lacks {', '.join(missing)}; give predictions that `trainer` wrote")
+    return table
 
 
 def score(predictions: pa.Table, downstream: pa.Table, most_bits: int) -> dict[str, Any]:

@@ -26,8 +26,14 @@ def own_folders(data: Path, folder: Path) -> Folders:
     """
     if not data.is_dir():
         raise NotFound(f"{data} is not a folder; give one with CLASS/NAME.jpg or SPLIT/CLASS/NAME.jpg")
-    splits = {path.name: path for path in sorted(data.iterdir()) if path.is_dir()}
-    if splits and set(splits) <= SPLIT_NAMES and "train" in splits and len(splits) > 1:
+    folders = [path for path in sorted(data.iterdir()) if path.is_dir() and not path.name.startswith((".", "__"))]
+    splits = {path.name.casefold(): path for path in folders}
+    if "train" in splits:
+        if not set(splits) <= SPLIT_NAMES or len(splits) == 1:
+            raise EmptySource(
+                f"{data} holds {', '.join(path.name for path in folders)}; expected are train/ with test/ or val/, "
+                f"or class folders only"
+            )
         test_name = next(name for name in _TEST_SPLITS if name in splits)
         test, train = _classes(splits[test_name]), _classes(splits["train"])
         classes = _usable(data, {name: train[name] for name in train if name in test})

@@ -1,14 +1,13 @@
 """`make demo`: the whole product on real pictures, from class folders to one HTML report."""
 
+import hashlib
 import os
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -16,13 +15,15 @@ from cluster.demo.digits import Folders, digit_folders
 from cluster.demo.own_folder import own_folders
 from cluster.demo.report import DemoFacts, write_report
 from cluster.demo.stages import MemoryWatch, Stage, num_cpus, run_stage
-from cluster.services import Stack, start_stack, stop_stack
+from cluster.processes import end_by_signals
+from cluster.services import Stack, start_stack, stop_leftover, stop_stack
 from pipeline.console import human_bytes
 from pipeline.dataset import open_dataset
-from pipeline.errors import StorageFull
+from pipeline.errors import ConfigError, EmptySource, StorageFull
 from trainer.finetune import SCRATCH
 
 _BUCKET = "bit-demo"
+_MARK = ".bit-demo"  # only a folder that holds it is ever removed
 _MODEL = "R14x0.5"
 _NUM_WORKERS = 2
 _BATCH = 64
@@ -61,14 +62,15 @@ def demo(folder: Path, data: Path | None, *, short: bool, fresh: bool) -> None:
         BitError: As the stages.
         StorageFull: There is too little disk space.
     """
-    folder = folder / (data.resolve().name if data else "digits")
+    folder = demo_folder(folder, data)
     page = folder / "report" / "index.html"
-    if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
+    if fresh and (folder / _MARK).exists():
+        shutil.rmtree(folder)
     if page.exists():
         click.echo(f"the report of an earlier run is at {page}\nrun it again with: cluster demo --fresh")
         return
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARK).touch()
     if shutil.disk_usage(folder).free < _FREE_BYTES:
         raise StorageFull(f"{folder} has less than {human_bytes(_FREE_BYTES)} free; free some or give --out elsewhere")
     started = time.monotonic()
@@ -82,15 +84,27 @@ def demo(folder: Path, data: Path | None, *, short: bool, fresh: bool) -> None:
     _tell(write_report(folder / "report", facts), page)
 
 
+def demo_folder(out: Path, data: Path | None) -> Path:
+    """Gives the folder of a demonstration: of its own for every data folder, and never inside it or around it.
+
+    Raises:
+        ConfigError: The folder would hold the user's pictures, or lie among them.
+    """
+    if data is None:
+        return out / "digits"
+    source = data.resolve()
+    folder = out / f"{source.name}-{hashlib.sha256(str(source).encode()).hexdigest()[:6]}"
+    target = folder.resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise ConfigError(f"--out {out} would put the demonstration among the pictures of {data}; choose another --out")
+    return folder
+
+
 @contextmanager
 def _stack(folder: Path) -> Iterator[Stack]:
     """Runs the local services for the body; SIGTERM and a closed terminal end it like Ctrl-C."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+    end_by_signals()
+    stop_leftover(folder / "stack")
     click.secho("\nstarting an S3 server (SeaweedFS) and Ray on this machine", bold=True)
     stack = start_stack(folder / "stack", cpus_per_node=[max(_NUM_WORKERS, num_cpus())], bucket=_BUCKET)
     click.echo(f"  S3 at {stack.environment['AWS_ENDPOINT_URL']}, Ray dashboard at {stack.dashboard}")
@@ -98,10 +112,8 @@ def _stack(folder: Path) -> Iterator[Stack]:
     try:
         yield stack
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave services behind
         click.echo("\nstopping Ray and the S3 server")
         stop_stack(stack)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run_stages(folder: Path, folders: Folders, stack: Stack, *, is_digits: bool, short: bool) -> DemoFacts:
@@ -157,7 +169,11 @@ def _scale(train: str, *, is_digits: bool, short: bool) -> Scale:
     """Gives the scale that keeps two cores busy for a few minutes; numbers of shots that every class can fill."""
     from pipeline.inspect import class_counts  # noqa: PLC0415
 
-    fewest = min(class_counts(open_dataset(train)).values())
+    dataset = open_dataset(train)
+    counts = class_counts(dataset)
+    fewest = min(counts[label] for label in range(dataset.version.num_classes))
+    if not fewest:
+        raise EmptySource("a class has no usable picture for training; see the rejected ones above and mend them")
     fitting = [shots for shots in (1, 2, 5, 10, 25) if shots <= fewest]
     if short:
         return Scale(32, pretrain_steps=30, finetune_steps=10, shots=tuple(fitting[-1:]), num_subsets=1)

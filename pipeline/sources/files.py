@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 from pipeline.errors import ConfigError, NotFound, Unreachable
 from pipeline.store.base import Entry
@@ -13,7 +12,7 @@ _OWN_SCHEMES = ("", "file", "s3")
 
 def scheme_of(url: str) -> str:
     """Gives the URL's scheme; empty for a local path."""
-    return urlsplit(url).scheme
+    return url.partition("://")[0] if "://" in url else ""
 
 
 def join(base: str, relative: str) -> str:
@@ -60,8 +59,8 @@ def read_file(url: str) -> bytes:
         body: bytes = filesystem.cat_file(path)
     except FileNotFoundError as error:
         raise NotFound(f"{url} does not exist; check the path") from error
-    except OSError as error:
-        raise Unreachable(f"{url}: {error}") from error
+    except Exception as error:
+        raise Unreachable(f"{url}: {type(error).__name__}: {error}") from error
     return body
 
 

@@ -2,7 +2,7 @@
 
 from pipeline.errors import ConfigError, EmptySource
 from pipeline.manifest import table_of
-from pipeline.sources.files import join, list_files
+from pipeline.sources.files import list_files
 from pipeline.sources.rows import ROW_SCHEMA, SourceRows
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
@@ -14,6 +14,18 @@ def is_image_name(name: str) -> bool:
     return ("." + name.rpartition(".")[2].lower()) in IMAGE_SUFFIXES
 
 
+def check_name(url: str, name: str) -> None:
+    """Refuses a file name that is not valid UTF-8.
+
+    Raises:
+        ConfigError: Names the file.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{url}: the file name {name!r} is not UTF-8; rename it") from error
+
+
 def read_folder(url: str) -> SourceRows:
     """Lists class folders; the label of a class is its place among the sorted folder names.
 
@@ -23,6 +35,8 @@ def read_folder(url: str) -> SourceRows:
         ConfigError: Its first level are splits, not classes.
     """
     entries = list(list_files(url))
+    for entry in entries:
+        check_name(url, entry.key)
     pictures = [entry for entry in entries if is_image_name(entry.key) and "/" in entry.key]
     if not pictures:
         raise EmptySource(
@@ -35,7 +49,7 @@ def read_folder(url: str) -> SourceRows:
     rows = [
         {
             "source": entry.key,
-            "uri": join(url, entry.key),
+            "uri": f"{url.rstrip('/')}/{entry.key}",
             "num_bytes": entry.num_bytes,
             "labels": [labels[entry.key.split("/")[0]]],
             "extra": "{}",

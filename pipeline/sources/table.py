@@ -5,6 +5,7 @@ Further columns travel with the sample.
 """
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from pipeline.manifest import from_parquet, table_of
 from pipeline.sources.files import join, parent, read_file, scheme_of
 from pipeline.sources.rows import ROW_SCHEMA, SourceRows
 
+RESERVED = frozenset(["source", "labels", "width", "height"])  # of each sample's JSON
+_MOST_CLASSES = 1_000_000  # a larger number is a mistake: ImageNet-21k has 21,843, JFT 18,291
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -29,10 +32,8 @@ def read_table(url: str, image_column: str, label_column: str, classes: Sequence
         ConfigError: A column is missing, the table cannot be parsed, or a label is not in `classes`.
         EmptySource: The table has no row.
     """
-    table = _parse(url)
-    for column in (image_column, label_column):
-        if column not in table.column_names:
-            raise ConfigError(f"{url} has no column {column!r}; it has {', '.join(table.column_names)}")
+    table = _parse(url, label_column if classes else None)
+    _check_columns(url, table.column_names, image_column, label_column)
     if table.num_rows == 0:
         raise EmptySource(f"{url} has no row")
     values = [_as_list(value) for value in table[label_column].to_pylist()]
@@ -50,37 +51,63 @@ def read_table(url: str, image_column: str, label_column: str, classes: Sequence
                 "uri": join(folder, str(path)),
                 "num_bytes": _local_bytes(join(folder, str(path))),
                 "labels": [_label(url, line, value, number) for value in labels],
-                "extra": json.dumps(extra, sort_keys=True, default=str),
+                "extra": json.dumps(_finite(extra), sort_keys=True, default=str, allow_nan=False),
             }
         )
     return SourceRows(table_of(rows, ROW_SCHEMA), tuple(names))
 
 
-def _parse(url: str) -> pa.Table:
+def _check_columns(url: str, names: list[str], image_column: str, label_column: str) -> None:
+    for column in (image_column, label_column):
+        if column not in names:
+            raise ConfigError(f"{url} has no column {column!r}; it has {', '.join(names)}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    reserved = sorted(RESERVED & (set(names) - {image_column, label_column}))
+    if twice or reserved:
+        raise ConfigError(
+            f"{url}: rename the columns {', '.join(twice + reserved)}; "
+            + ("they come twice" if twice else "each sample has facts of that name already")
+        )
+
+
+def _parse(url: str, text_column: str | None) -> pa.Table:
+    """Reads the table; `text_column` of a CSV stays text, so that the class name 001 is not the number 1."""
     body = read_file(url)
     try:
         if url.endswith(".parquet"):
             return from_parquet(body)
         if url.endswith(".jsonl"):
-            return pyarrow.json.read_json(pa.BufferReader(body))
-        delimiter = "\t" if url.endswith(".tsv") else ","
-        options = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-        return pyarrow.csv.read_csv(pa.BufferReader(body), parse_options=options)
-    except pa.ArrowInvalid as error:
+            return pyarrow.json.read_json(pa.BufferReader(body), pyarrow.json.ReadOptions(use_threads=False))
+        parsing = pyarrow.csv.ParseOptions(delimiter="\t" if url.endswith(".tsv") else ",", newlines_in_values=True)
+        types = {text_column: pa.string()} if text_column else {}
+        converting = pyarrow.csv.ConvertOptions(column_types=types)
+        reading = pyarrow.csv.ReadOptions(use_threads=False)
+        return pyarrow.csv.read_csv(pa.BufferReader(body), reading, parsing, converting)
+    except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{url} cannot be read as a table: {error}") from error
 
 
+def _finite(value: Any) -> Any:
+    """Gives the value with every NaN and infinity, which JSON does not know, as None."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _as_list(value: Any) -> list[Any]:
-    if value is None:
+    if value is None or value == "":
         return []
     return list(value) if isinstance(value, list) else [value]
 
 
 def _class_names(url: str, values: list[list[Any]], classes: Sequence[str]) -> list[str]:
-    seen = {value for labels in values for value in labels}
-    names = {value for value in seen if isinstance(value, str)}
-    if names and len(names) != len(seen):
-        raise ConfigError(f"{url} mixes numbers and names as labels; use one of them")
+    kinds = {type(value) for labels in values for value in labels}
+    if not kinds <= {int} and not kinds <= {str}:
+        told = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise ConfigError(f"{url}: labels are all numbers or all names, or lists of them; found {told}")
+    names = {value for labels in values for value in labels if isinstance(value, str)}
     return list(classes) if classes else sorted(names)
 
 
@@ -89,9 +116,10 @@ def _label(url: str, line: int, value: Any, number: dict[str, int]) -> int:
         if value not in number:
             raise ConfigError(f"{url}, row {line}: class {value!r} is not in the class list")
         return number[value]
-    if not isinstance(value, int) or value < 0 or (number and value >= len(number)):
-        raise ConfigError(f"{url}, row {line}: label {value!r} is not a class number")
-    return value
+    most = len(number) or _MOST_CLASSES
+    if not 0 <= value < most:
+        raise ConfigError(f"{url}, row {line}: label {value!r} is not a class number from 0 to {most - 1:,}")
+    return int(value)
 
 
 def _local_bytes(uri: str) -> int:
@@ -99,5 +127,5 @@ def _local_bytes(uri: str) -> int:
         return -1
     try:
         return os.stat(uri).st_size
-    except OSError:
+    except (OSError, ValueError):
         return -1  # read at packing time, where it becomes a reject with its reason

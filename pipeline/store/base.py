@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.errors import Conflict
+from pipeline.errors import Conflict, NotFound
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,11 @@ class Store(Protocol):
 
 def exists(store: Store, key: str) -> bool:
     """Tells whether the object exists."""
-    return any(entry.key == key for entry in store.list(key))
+    try:
+        store.num_bytes(key)
+    except NotFound:
+        return False
+    return True
 
 
 def commit(store: Store, key: str, body: bytes) -> bool:

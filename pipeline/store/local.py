@@ -35,6 +35,22 @@ def _is_own(name: str) -> bool:
     return name.startswith(_TEMPORARY_PREFIX) or name == _LOCK_NAME
 
 
+def _walk(folder: Path) -> Iterator[Path]:
+    """Gives all files below a folder through links too, each folder once; an unreadable folder is an error."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen: set[tuple[int, int]] = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        status = os.stat(root)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(root, name) for name in names if not _is_own(name))
+
+
 class LocalStore:
     """Objects are files below `root`; a new one is written aside, synced, and linked into place without replacing."""
 
@@ -69,6 +85,8 @@ class LocalStore:
         """See Store.num_bytes."""
         path = self._path(key)
         with _mapped(path):
+            if path.is_dir():
+                raise IsADirectoryError
             return path.stat().st_size
 
     def create(self, key: str, body: bytes) -> bool:
@@ -99,14 +117,15 @@ class LocalStore:
             self._sync_folder(path.parent)
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """See Store.list."""
-        folder = self._path(prefix)
+        """See Store.list. Follows links; a link to nothing has size -1."""
+        folder = self._path(prefix.rpartition("/")[0])
         if not folder.is_dir():
-            folder = folder.parent
-        found = (path for path in folder.rglob("*") if path.is_file() and not _is_own(path.name))
-        keyed = ((path.relative_to(self.root).as_posix(), path) for path in found)
-        for key, path in sorted(pair for pair in keyed if pair[0].startswith(prefix)):
-            yield Entry(key, path.stat().st_size)
+            return
+        with _mapped(folder):
+            keyed = sorted((path.relative_to(self.root).as_posix(), path) for path in _walk(folder))
+        for key, path in keyed:
+            if key.startswith(prefix):
+                yield Entry(key, path.stat().st_size if path.exists() else -1)
 
     def delete(self, key: str) -> None:
         """See Store.delete."""

@@ -1,13 +1,16 @@
 """A store below an S3 prefix. Credentials, region and endpoint come from the standard AWS variables and files."""
 
+import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.errors import (
     BitError,
+    ConfigError,
     Conflict,
     CorruptShard,
     Denied,
@@ -23,7 +26,10 @@ if TYPE_CHECKING:
 
 # A single PUT is atomic and checksummed up to 5 GiB; parts keep memory and a retry small above this.
 _PART_BYTES = 64 << 20
+_BODY_ATTEMPTS = 5
+_BACKOFF_SECONDS = 0.1
 _client_lock = threading.Lock()
+T = TypeVar("T")
 
 # S3 error code or HTTP status -> our error and the remedy.
 _ERRORS: dict[str, tuple[type[BitError], str]] = {
@@ -72,6 +78,31 @@ def _mapped(url: str) -> Iterator[None]:
         raise Unreachable(f"{url}: no answer from S3 ({error}); check AWS_ENDPOINT_URL and the network") from error
 
 
+def _again(attempt: Callable[[], T]) -> T:
+    """Repeats what botocore does not: a body cut off in the middle, and two writers meeting at the same moment."""
+    for number in range(_BODY_ATTEMPTS):
+        try:
+            return attempt()
+        except Exception as error:
+            if number == _BODY_ATTEMPTS - 1 or not _is_passing(error):
+                raise
+            time.sleep(_BACKOFF_SECONDS * 2**number * random.uniform(0.5, 1.5))
+    raise AssertionError
+
+
+def _is_passing(error: Exception) -> bool:
+    from botocore.exceptions import (  # noqa: PLC0415 - see _mapped
+        ClientError,
+        IncompleteReadError,
+        ReadTimeoutError,
+        ResponseStreamingError,
+    )
+
+    if isinstance(error, ClientError):
+        return str(error.response.get("Error", {}).get("Code", "")) in ("ConditionalRequestConflict", "409")
+    return isinstance(error, IncompleteReadError | ReadTimeoutError | ResponseStreamingError)
+
+
 class S3Store:
     """Objects below `s3://bucket/prefix`. The client is made on first use, so a store may be sent to a worker."""
 
@@ -93,7 +124,10 @@ class S3Store:
             s3={"addressing_style": "path"},
         )
         with _client_lock:  # creating clients is not thread-safe in boto3
-            return boto3.session.Session().client("s3", config=config)
+            try:
+                return boto3.session.Session().client("s3", config=config)
+            except ValueError as error:
+                raise ConfigError(f"{error}; AWS_ENDPOINT_URL is written http://HOST:PORT or https://HOST") from error
 
     def __getstate__(self) -> dict[str, str]:
         return {"bucket": self.bucket, "prefix": self.prefix, "url": self.url}
@@ -103,8 +137,7 @@ class S3Store:
 
     def read(self, key: str) -> bytes:
         """See Store.read."""
-        with _mapped(f"{self.url}/{key}"):
-            return self._client.get_object(Bucket=self.bucket, Key=self._key(key))["Body"].read()
+        return self.read_tagged(key)[0]
 
     def read_range(self, key: str, offset: int, num_bytes: int) -> bytes:
         """See Store.read_range."""
@@ -112,20 +145,29 @@ class S3Store:
         if num_bytes == 0:
             return b""
         byte_range = f"bytes={offset}-{offset + num_bytes - 1}"
-        with _mapped(url):
+
+        def fetch() -> tuple[int, int, bytes]:
             answer = self._client.get_object(Bucket=self.bucket, Key=self._key(key), Range=byte_range)
-            status = answer["ResponseMetadata"]["HTTPStatusCode"]
+            length = answer["ContentLength"]
             # Some servers ignore Range and would fill the memory with the whole object.
-            data = answer["Body"].read() if answer["ContentLength"] == num_bytes else b""
+            body = answer["Body"].read() if length == num_bytes else b""
+            return answer["ResponseMetadata"]["HTTPStatusCode"], length, body
+
+        with _mapped(url):
+            status, length, data = _again(fetch)
         if status != 206 or len(data) != num_bytes:
-            raise CorruptShard(f"{url}: {byte_range} gave status {status} and {answer['ContentLength']} bytes")
+            raise CorruptShard(f"{url}: {byte_range} gave status {status} and {length} bytes")
         return data
 
     def read_tagged(self, key: str) -> tuple[bytes, str]:
         """See Store.read_tagged."""
-        with _mapped(f"{self.url}/{key}"):
+
+        def fetch() -> tuple[bytes, str]:
             answer = self._client.get_object(Bucket=self.bucket, Key=self._key(key))
             return answer["Body"].read(), answer["ETag"]
+
+        with _mapped(f"{self.url}/{key}"):
+            return _again(fetch)
 
     def num_bytes(self, key: str) -> int:
         """See Store.num_bytes."""
@@ -134,12 +176,16 @@ class S3Store:
 
     def create(self, key: str, body: bytes) -> bool:
         """See Store.create."""
+
+        def put() -> None:
+            if len(body) <= _PART_BYTES:
+                self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=body, IfNoneMatch="*")
+            else:
+                self._create_in_parts(self._key(key), memoryview(body))
+
         try:
             with _mapped(f"{self.url}/{key}"):
-                if len(body) <= _PART_BYTES:
-                    self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=body, IfNoneMatch="*")
-                else:
-                    self._create_in_parts(self._key(key), memoryview(body))
+                _again(put)
         except Conflict:
             return False
         return True
@@ -147,7 +193,7 @@ class S3Store:
     def replace(self, key: str, body: bytes, tag: str) -> None:
         """See Store.replace."""
         with _mapped(f"{self.url}/{key}"):
-            self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=body, IfMatch=tag)
+            _again(lambda: self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=body, IfMatch=tag))
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """See Store.list."""

@@ -1,12 +1,16 @@
 """From a URL to its store."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pipeline.errors import ConfigError
 from pipeline.store.base import Store
 from pipeline.store.local import LocalStore
 from pipeline.store.s3 import S3Store
+
+
+def absolute_url(url: str) -> str:
+    """Gives a URL that means the same in every process: local paths become absolute."""
+    return url if "://" in url else str(Path(url).absolute())
 
 
 def open_store(url: str) -> Store:
@@ -15,11 +19,13 @@ def open_store(url: str) -> Store:
     Raises:
         ConfigError: The scheme is neither local nor s3, or the bucket is missing.
     """
-    parts = urlsplit(url)
-    if parts.scheme in ("", "file"):
-        return LocalStore(Path(parts.path if parts.scheme else url))
-    if parts.scheme == "s3":
-        if not parts.netloc:
+    # Not urlsplit: class names and keys may hold ':', '#' and '?'.
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme == "file":
+        return LocalStore(Path(rest if separator else url))
+    if scheme == "s3":
+        bucket, _, prefix = rest.partition("/")
+        if not bucket:
             raise ConfigError(f"{url!r} names no bucket; write s3://BUCKET/PREFIX")
-        return S3Store(parts.netloc, parts.path)
-    raise ConfigError(f"{url!r}: datasets and runs live in local folders or s3://, not {parts.scheme}://")
+        return S3Store(bucket, prefix)
+    raise ConfigError(f"{url!r}: datasets and runs live in local folders or s3://, not {scheme}://")

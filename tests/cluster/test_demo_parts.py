@@ -6,7 +6,8 @@ import pytest
 
 from cluster.charts import Series, histogram, line_chart, point_chart
 from cluster.demo.own_folder import own_folders
-from pipeline.errors import EmptySource, NotFound
+from cluster.demo.run import demo_folder
+from pipeline.errors import ConfigError, EmptySource, NotFound
 from pipeline.sources.folder import read_folder
 from tests.conftest import class_folders
 
@@ -60,3 +61,22 @@ def test_charts_are_svg_with_a_title_and_escaped_text() -> None:
     assert point_chart([Series("a", [(1, 50.0), (1, 60.0), (5, 70.0)])], "t", "x", "y").count("<circle") == 4
     assert histogram([(0.0, 3), (4.0, 1)], "t", "x", 4).count("<rect") == 2
     assert line_chart([], "t", "x", "y") == histogram([], "t", "x", 1) == ""
+
+
+def test_the_demonstration_never_goes_among_the_users_pictures(tmp_path: Path) -> None:
+    data = class_folders(tmp_path / "photos", each=1)
+    for out in (tmp_path / "photos", tmp_path / "photos" / "class0"):
+        with pytest.raises(ConfigError, match="among the pictures"):
+            demo_folder(out, data)
+    assert demo_folder(tmp_path, data) != demo_folder(tmp_path, tmp_path / "other" / "photos")
+    assert demo_folder(tmp_path, data).parent == tmp_path
+
+
+def test_a_stray_folder_beside_train_and_test_is_not_taken_for_classes(tmp_path: Path) -> None:
+    for split in ("train", "Test"):
+        class_folders(tmp_path / "data" / split, each=6)
+    (tmp_path / "data" / ".ipynb_checkpoints").mkdir()
+    assert "test/" in own_folders(tmp_path / "data", tmp_path / "out").about[1]
+    (tmp_path / "data" / "notes").mkdir()
+    with pytest.raises(EmptySource, match="expected are train/ with test/"):
+        own_folders(tmp_path / "data", tmp_path / "out")

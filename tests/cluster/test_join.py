@@ -97,12 +97,18 @@ def test_hubs_keep_their_closest_matches_whatever_the_order() -> None:
     assert hubs == {(0, 1): 20}
 
 
+_fresh = iter(range(1000, 2000))
+
+
 def pair(
     up_row: int, distance: int, correlation: float, evidence: Evidence = Evidence.NEAR, quality: int = 90
 ) -> dict[str, object]:
+    """Gives a verified pair with a downstream picture of its own."""
     return {
         "up_shard": 0,
         "up_row": up_row,
+        "down_shard": 0,
+        "down_row": next(_fresh),
         "distance": distance,
         "correlation": correlation,
         "quality": quality,
@@ -122,3 +128,15 @@ def test_a_weak_match_yields_to_a_far_better_one_and_a_strong_match_to_none() ->
     settled = settle_rivals(pa.Table.from_pylist(rows))["evidence"].to_pylist()
     near, similar = str(Evidence.NEAR), str(Evidence.SIMILAR)
     assert settled == [near, similar, near, near, similar, near, near, similar, str(Evidence.SAME_BYTES), similar, near]
+
+
+def test_rivals_count_on_both_sides() -> None:
+    rows = [pair(number, 40, correlation) for number, correlation in ((0, 0.999), (1, 0.97), (2, 0.97))]
+    rows[1]["down_row"] = rows[0]["down_row"]
+    for one, other in (("up", "down"), ("down", "up")):
+        swapped = [
+            row | {f"{one}_row": row[f"{other}_row"], f"{other}_row": row[f"{one}_row"]} if one == "down" else row
+            for row in rows
+        ]
+        settled = settle_rivals(pa.Table.from_pylist(swapped))["evidence"].to_pylist()
+        assert settled == [str(Evidence.NEAR), str(Evidence.SIMILAR), str(Evidence.NEAR)]

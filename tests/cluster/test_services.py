@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from cluster.services import free_ports, read_stack
+from cluster.services import Stack, free_ports, read_stack
 from tests.conftest import class_folders, run_cli
 
 
@@ -40,7 +40,9 @@ def test_up_starts_on_the_loopback_interface_only_and_down_stops_everything(tmp_
     again = run_cli("cluster", "up", "stack", cwd=tmp_path)
     assert again.returncode == 2
     assert "runs in stack already" in again.stderr
-    family = [p for pid in stack.pids for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]]
+    family = [
+        p for pid, _ in stack.processes for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    ]
     assert len(family) > 5
     listening_at = {
         connection.laddr.ip
@@ -56,6 +58,18 @@ def test_up_starts_on_the_loopback_interface_only_and_down_stops_everything(tmp_
     gone = run_cli("cluster", "down", "stack", cwd=tmp_path)
     assert gone.returncode == 1
     assert "no stack runs in stack" in gone.stderr
+
+
+def test_a_stale_state_file_stops_nobody_else(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        stack = Stack(
+            folder=str(tmp_path), scratch=str(tmp_path / "scratch"), processes=((bystander.pid, 1.0),),
+            environment={"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}, dashboard="",
+        )  # fmt: skip
+        (tmp_path / "cluster.json").write_bytes(stack.to_json())
+        assert run_cli("cluster", "down", str(tmp_path)).returncode == 0
+        assert bystander.poll() is None
+        bystander.kill()
 
 
 @pytest.mark.parametrize("option", ["--s3-port", "--dashboard-port"])
@@ -105,7 +119,7 @@ def test_interrupting_the_demonstration_stops_all_it_started(tmp_path: Path, num
             if line.startswith("pretrain:"):
                 break
         time.sleep(4)  # into the job
-        stack = read_stack(tmp_path / "out" / "photos" / "stack")
+        stack = read_stack(next((tmp_path / "out").glob("photos-*/stack")))
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # as a terminal does
         else:

@@ -1,5 +1,6 @@
 """Every wrong input ends in one clear sentence, a non-zero exit code, no traceback and nothing published."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,38 @@ def odd_split_name(folder: Path) -> list[str]:
     return [str(folder / "in"), "--split", "a/b"]
 
 
+def repeated_class(folder: Path) -> list[str]:
+    (folder / "names").write_text("cat\ncat\n")
+    (folder / "labels.csv").write_text("image,label\na.jpg,cat\n")
+    return [str(folder / "labels.csv"), "--classes", str(folder / "names")]
+
+
+def reserved_column(folder: Path) -> list[str]:
+    (folder / "labels.csv").write_text("image,label,source\na.jpg,1,flickr\n")
+    return [str(folder / "labels.csv")]
+
+
+def enormous_label(folder: Path) -> list[str]:
+    (folder / "labels.csv").write_text("image,label\na.jpg,20000000\n")
+    return [str(folder / "labels.csv")]
+
+
+def odd_labels(folder: Path) -> list[str]:
+    (folder / "labels.jsonl").write_text('{"image": "a.jpg", "label": {"x": 1}}\n')
+    return [str(folder / "labels.jsonl")]
+
+
+def name_that_is_not_utf8(folder: Path) -> list[str]:
+    class_folders(folder / "in", each=1)
+    Path(os.fsdecode(os.fsencode(folder / "in" / "class0") + b"/\xff.jpg")).write_bytes(jpeg(picture(1)))
+    return [str(folder / "in")]
+
+
+def unreadable_size(folder: Path) -> list[str]:
+    class_folders(folder / "in", each=1)
+    return [str(folder / "in"), "--shard-mb", "nan"]
+
+
 CASES: list[tuple[Callable[[Path], list[str]], str]] = [
     (no_such_folder, "nowhere is not a folder"),
     (empty_folder, "holds no picture below a class folder"),
@@ -84,6 +117,12 @@ CASES: list[tuple[Callable[[Path], list[str]], str]] = [
     (unknown_class, "class 'fish' is not in the class list"),
     (negative_label, "label -4 is not a class number"),
     (odd_split_name, "--split 'a/b'"),
+    (repeated_class, "line 2 names 'cat' again"),
+    (reserved_column, "rename the columns source"),
+    (enormous_label, "label 20000000 is not a class number"),
+    (odd_labels, "labels are all numbers or all names"),
+    (name_that_is_not_utf8, "is not UTF-8; rename it"),
+    (unreadable_size, "--shard-mb nan"),
 ]
 
 
@@ -130,3 +169,12 @@ def test_an_unknown_option_shows_the_usage(tmp_path: Path) -> None:
     done = run_cli("pipeline", "shard", "a", "b", "--nonsense")
     assert done.returncode == 2
     assert "No such option" in done.stderr
+
+
+def test_a_foreign_manifest_is_not_touched(small_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "MANIFEST.json").write_text("{}")
+    done = run_cli("pipeline", "shard", str(small_folder), str(tmp_path / "set"))
+    assert done.returncode == 2
+    assert "not of a dataset that this release wrote" in done.stderr
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["MANIFEST.json"]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import psutil
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -253,3 +254,84 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "run the same command again" in said
     assert "Traceback" not in said
+
+
+def test_a_mended_picture_is_packed_on_the_next_run(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", each=3)
+    victim = source / "class1" / "001.jpg"
+    good = victim.read_bytes()
+    victim.write_bytes(bytes(len(good)))
+    assert run_cli("pipeline", "shard", str(source), str(tmp_path / "set")).returncode == 1
+    victim.write_bytes(good)
+    assert run_cli("pipeline", "shard", str(source), str(tmp_path / "set")).returncode == 0
+    assert open_dataset(str(tmp_path / "set")).version.num_samples == 9
+
+
+def test_linked_folders_odd_names_and_moved_sources_lose_nothing(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", each=2)
+    (source / "class0").rename(tmp_path / "elsewhere")
+    (source / "cat: #1? 100%").symlink_to(tmp_path / "elsewhere")
+    dataset = pack(source, str(tmp_path / "set"))
+    assert dataset.classes == ("cat: #1? 100%", "class1", "class2")
+    assert dataset.version.num_samples == 6
+    (tmp_path / "moved").symlink_to(source)
+    assert pack(tmp_path / "moved", str(tmp_path / "set")).version == dataset.version
+
+
+def test_an_unreadable_class_folder_is_an_error_not_a_gap(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    source = class_folders(tmp_path / "in", each=2)
+    (source / "class1").chmod(0)
+    assert run_cli("pipeline", "shard", str(source), str(tmp_path / "set")).returncode == 1
+
+
+def test_class_names_that_look_like_numbers_stay_names(small_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("001\n002\n")
+    pictures = sorted(small_folder.rglob("*.jpg"))[:2]
+    (tmp_path / "t.csv").write_text(f"image,label\n{pictures[0]},002\n{pictures[1]},001\n")
+    assert run_cli("pipeline", "shard", "t.csv", "set", "--classes", "names", cwd=tmp_path).returncode == 0
+    dataset = open_dataset(str(tmp_path / "set"))
+    found = {
+        dataset.read_about(Address(0, row))["source"]: dataset.samples(0)["labels"][row].as_py() for row in range(2)
+    }
+    assert found == {str(pictures[0]): [1], str(pictures[1]): [0]}
+
+
+def test_numbers_that_json_does_not_know_become_null(small_folder: Path, tmp_path: Path) -> None:
+    rows = [{"image": str(path), "label": 1, "score": float("nan")} for path in sorted(small_folder.rglob("*.jpg"))[:2]]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    assert run_cli("pipeline", "shard", "t.parquet", "set", cwd=tmp_path).returncode == 0
+    assert open_dataset(str(tmp_path / "set")).read_about(Address(0, 0))["score"] is None
+
+
+def test_packing_processes_end_when_the_run_is_killed(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", each=300)
+    command = [
+        str(Path(sys.executable).parent / "pipeline"),
+        "shard",
+        str(source),
+        "set",
+        "--shard-mb",
+        "0.1",
+        "--workers",
+        "2",
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not list((tmp_path / "set").glob("commits/*/*")):
+            time.sleep(0.01)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    gone, alive = psutil.wait_procs(family, timeout=20)
+    assert len(gone) >= 2
+    assert alive == []
+
+
+@pytest.mark.parametrize("name", ["blocks", "classes"])
+def test_verify_checks_the_tables_of_the_manifest(small_folder: Path, tmp_path: Path, name: str) -> None:
+    dataset = pack(small_folder, str(tmp_path / "set"))
+    path = tmp_path / "set" / getattr(dataset.version, name)
+    path.chmod(0o644)
+    path.write_text('["x"]')
+    faults = list(verify(open_dataset(str(tmp_path / "set")), "exists"))
+    assert [fault.path for fault in faults] == [getattr(dataset.version, name)]

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.augment import evaluation_view, inception_box, pretrain_view
 from pipeline.dataset import Dataset, open_dataset
-from pipeline.errors import CorruptShard, ResumeMismatch
+from pipeline.errors import ConfigError, CorruptShard, ResumeMismatch
 from pipeline.order import OrderConfig
 from pipeline.seeds import rng
 from pipeline.stream import Batch, Stream, one_pass
@@ -140,3 +140,26 @@ def test_inception_boxes_keep_area_and_aspect() -> None:
 
 def test_a_picture_no_box_fits_is_used_whole() -> None:
     assert inception_box(1, 500, rng(0, "narrow")) == (0, 0, 500, 1)
+
+
+def test_after_an_error_the_same_step_is_made_again(small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [joined(parts)[0] for parts in batches(View(small_dataset), 1, 0, 4)]
+    view = View(small_dataset)
+    stream = Stream(view, CONFIG, pretrain_view(16))
+    read_piece, broken = view.read_piece, iter([True])
+    monkeypatch.setattr(view, "read_piece", lambda piece: 1 / 0 if next(broken, False) else read_piece(piece))
+    with pytest.raises(ZeroDivisionError):
+        next(stream)
+    assert stream.state_dict()["step"] == 0
+    assert [next(stream).addresses for _ in range(4)] == expected
+    stream.close()
+
+
+def test_equal_choices_are_equal_and_wrong_ones_are_refused(small_dataset: Dataset) -> None:
+    same = [
+        View(small_dataset, choice).identity for choice in ({0: [2, 1]}, {0: np.array([1, 2, 2])}, {0: [1, 2], 1: []})
+    ]
+    assert len(set(same)) == 1
+    for wrong in ({0: [-1]}, {0: [10_000]}, {999: [0]}):
+        with pytest.raises(ConfigError, match="are not all in"):
+            View(small_dataset, wrong)
