@@ -38,10 +38,12 @@ _address = click.option("--address", help="Ray's job API, such as http://HEAD:82
 @click.option("--dashboard-port", default=0, help="Port of Ray's dashboard and job API; any free one by default.")
 def up(folder: Path, node_cpus: tuple[int, ...], bucket: str, s3_port: int, dashboard_port: int) -> None:
     """Start an S3 server and Ray on this machine, on the loopback interface; state, logs and objects in FOLDER."""
+    from cluster.processes import end_by_signals  # noqa: PLC0415
     from cluster.services import STATE_NAME, start_stack  # noqa: PLC0415
 
     if (folder / STATE_NAME).exists():
         raise ConfigError(f"a stack runs in {folder} already; stop it with `cluster down {folder}`")
+    end_by_signals()
     stack = start_stack(folder, cpus_per_node=node_cpus, bucket=bucket, s3_port=s3_port, dashboard_port=dashboard_port)
     click.echo(f"# dashboard {stack.dashboard}, bucket s3://{bucket}; stop with: cluster down {folder}", err=True)
     for name, value in stack.environment.items():

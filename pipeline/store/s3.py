@@ -119,7 +119,7 @@ class S3Store:
         config = Config(
             retries={"mode": "standard", "total_max_attempts": 6},
             connect_timeout=10,
-            read_timeout=60,
+            read_timeout=30,
             max_pool_connections=32,
             s3={"addressing_style": "path"},
         )

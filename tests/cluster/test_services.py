@@ -72,6 +72,18 @@ def test_a_stale_state_file_stops_nobody_else(tmp_path: Path) -> None:
         bystander.kill()
 
 
+def test_up_ended_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "cluster"), "up", str(tmp_path / "stack")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "stack" / "ray-0.log").exists():
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate()[1]
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert members(str(tmp_path)) == []
+
+
 @pytest.mark.parametrize("option", ["--s3-port", "--dashboard-port"])
 def test_a_port_in_use_is_named_and_nothing_starts(tmp_path: Path, option: str) -> None:
     with socket.socket() as taken:

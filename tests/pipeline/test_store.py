@@ -1,9 +1,12 @@
 """One contract for every store: create-if-absent, compare-and-swap, exact ranges; and clear words when it fails."""
 
 import os
+import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -158,3 +161,69 @@ def test_a_full_disk_is_named_and_leaves_nothing(tiny_disk: Path, small_folder: 
 def test_urls_no_store_serves_are_refused(url: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         open_store(url)
+
+
+class CuttingProxy:
+    """Forwards connections to the S3 server and cuts the first `cuts` of them after `after_bytes` of answer."""
+
+    def __init__(self, target_port: int, cuts: int, after_bytes: int) -> None:
+        self._target_port, self._cuts, self._after_bytes = target_port, cuts, after_bytes
+        self.num_connections = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.num_connections += 1
+            server = socket.create_connection(("127.0.0.1", self._target_port))
+            allowed = self._after_bytes if self.num_connections <= self._cuts else None
+            threading.Thread(target=self._forward, args=(client, server, None), daemon=True).start()
+            threading.Thread(target=self._forward, args=(server, client, allowed), daemon=True).start()
+
+    @staticmethod
+    def _forward(source: socket.socket, sink: socket.socket, allowed: int | None) -> None:
+        try:
+            while data := source.recv(4096):
+                if allowed is not None:
+                    data = data[:allowed]
+                    allowed -= len(data)
+                sink.sendall(data)
+                if allowed == 0:
+                    break
+        except OSError:
+            pass
+        for each in (source, sink):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)  # close alone would wait for the thread that reads it
+
+
+def test_a_connection_cut_in_the_middle_of_a_body_is_read_again(
+    s3: Stack, s3_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = os.urandom(300_000)
+    open_store(s3_url("x")).create("key", body)
+    for read in (lambda store: store.read("key"), lambda store: store.read_range("key", 0, len(body))):
+        proxy = CuttingProxy(int(s3.environment["AWS_ENDPOINT_URL"].rpartition(":")[2]), cuts=2, after_bytes=100_000)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        assert read(open_store(s3_url("x"))) == body
+        assert proxy.num_connections >= 3
+        proxy.close()
+
+
+def test_a_connection_that_is_always_cut_ends_in_one_error(
+    s3: Stack, s3_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_store(s3_url("x")).create("key", os.urandom(300_000))
+    proxy = CuttingProxy(int(s3.environment["AWS_ENDPOINT_URL"].rpartition(":")[2]), cuts=10_000, after_bytes=100_000)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    with pytest.raises(Unreachable, match="no answer from S3"):
+        open_store(s3_url("x")).read("key")
+    proxy.close()
