@@ -4,8 +4,10 @@ import importlib
 import json
 import logging
 import os
+import time
 import uuid
 import warnings
+from collections import Counter
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -13,8 +15,9 @@ import click
 
 from pipeline.errors import BitError, ServiceError, StorageError
 from pipeline.manifest import Record
-from pipeline.store.base import exists
+from pipeline.store.base import Store
 from pipeline.store.url import open_store
+from trainer.checkpoint import latest
 from trainer.parallel import World, alone
 
 logger = logging.getLogger(__name__)
@@ -22,6 +25,7 @@ logger = logging.getLogger(__name__)
 Task = Literal["pretrain", "finetune", "evaluate"]
 # Ray's default of 1800 s would hide a hang for half an hour.
 _COLLECTIVE_TIMEOUT_SECONDS = 300
+_STARTS_WITHOUT_PROGRESS = 5  # then it is no accident
 
 
 def run(task: Task, config: Record, *, num_workers: int, use_gpu: bool, max_failures: int, as_line: Any) -> None:
@@ -52,7 +56,7 @@ def run(task: Task, config: Record, *, num_workers: int, use_gpu: bool, max_fail
         "config": config.model_dump_json(),
         "as_line": as_line,
         "out": out,
-        "failure_key": f"failures/{launch_id}.json",
+        "failures": f"failures/{launch_id}/",
     }
     trainer = ray.train.torch.TorchTrainer(
         _worker,
@@ -72,9 +76,8 @@ def run(task: Task, config: Record, *, num_workers: int, use_gpu: bool, max_fail
         trainer.fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         raise ServiceError(_cause(error)) from error
-    store = open_store(out)
-    if exists(store, loop_config["failure_key"]):
-        message = json.loads(store.read(loop_config["failure_key"]))["message"]
+    message = _final_failure(open_store(out), loop_config["failures"])
+    if message:
         raise ServiceError(f"the run stopped on its workers: {message}")
 
 
@@ -97,19 +100,40 @@ def _worker(loop_config: dict[str, Any]) -> None:
     def report(row: dict[str, Any]) -> None:
         click.echo(loop_config["as_line"](row))
 
-    # Ray starts the group again whatever went wrong. An error that would come again is written down before it is
-    # raised; the next start finds it and returns, and the driver tells it.
-    store, failure_key = open_store(loop_config["out"]), loop_config["failure_key"]
-    if exists(store, failure_key):
+    # Ray starts the group again whatever went wrong, as often as it takes. So failures are written down; a start that
+    # finds it cannot succeed returns at once, and the driver tells why.
+    store = open_store(loop_config["out"])
+    if _final_failure(store, loop_config["failures"]):
         return
     try:
         _call(loop_config["task"], loop_config["config"], world, report)
-    except StorageError:
+    except Exception as error:
+        _write_failure(store, loop_config["failures"], world.rank, error)
         raise
-    except BitError as error:
-        body = json.dumps({"rank": world.rank, "error": type(error).__name__, "message": str(error)})
-        store.create(failure_key, body.encode())
-        raise
+
+
+def _write_failure(store: Store, folder: str, rank: int, error: Exception) -> None:
+    newest = latest(store)
+    failure = {
+        "rank": rank,
+        "step": newest.step if newest else 0,
+        "final": isinstance(error, BitError) and not isinstance(error, StorageError),
+        "message": f"{error}" if isinstance(error, BitError) else f"{type(error).__name__}: {error}",
+    }
+    store.create(f"{folder}{time.time_ns()}-{rank}.json", json.dumps(failure).encode())
+
+
+def _final_failure(store: Store, folder: str) -> str | None:
+    """Gives why a launch cannot succeed: an error that would come again, or too many starts without a checkpoint."""
+    failures = [json.loads(store.read(entry.key)) for entry in store.list(folder)]
+    for failure in failures:
+        if failure["final"]:
+            return str(failure["message"])
+    starts = Counter((failure["step"], failure["rank"]) for failure in failures)
+    if starts and max(starts.values()) >= _STARTS_WITHOUT_PROGRESS:
+        told = str(failures[-1]["message"]).splitlines()[0]
+        return f"{_STARTS_WITHOUT_PROGRESS} starts in a row reached no new checkpoint; the last failed with {told}"
+    return None
 
 
 def _ray_storage(out: str) -> str:
