@@ -131,24 +131,8 @@ def _run_stages(folder: Path, folders: Folders, stack: Stack, *, is_digits: bool
 
     for part, source in (("upstream", folders.upstream), ("train", folders.train), ("test", folders.test)):
         split = "test" if part == "test" else "train"
-        options = (
-            "--split",
-            split,
-            "--shard-mb",
-            "4",
-            "--workers",
-            str(num_cpus()),
-            "--max-reject-fraction",
-            "0.05",
-        )
-        run(
-            f"shard {part}: pack pictures into tars",
-            "pipeline",
-            "shard",
-            str(source),
-            f"{root}/{part}",
-            *options,
-        )
+        options = ["--shard-mb", "4", "--workers", str(num_cpus()), "--max-reject-fraction", "0.05", "--split", split]
+        run(f"shard {part}: pack pictures into tars", "pipeline", "shard", str(source), f"{root}/{part}", *options)
     scale = _scale(f"{root}/train", is_digits=is_digits, short=short)
     submit("pretrain: on 2 Ray Train workers", "trainer", "pretrain", f"{root}/upstream", f"{root}/runs/pretrain",
            *_pretrain_options(f"{root}/upstream", scale, flip=not is_digits))  # fmt: skip

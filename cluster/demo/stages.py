@@ -67,7 +67,9 @@ def run_stage(name: str, command: Sequence[str], log: Path) -> Stage:
                 last = text
     if process.returncode:
         reason = last if last.startswith("error:") else "no reason given"
-        raise ServiceError(f"{name} failed with exit code {process.returncode} ({reason}); see {log}")
+        raise ServiceError(
+            f"{name} failed with exit code {process.returncode} ({reason}); see {log}, or start over with --fresh"
+        )
     return Stage(name, shlex.join(command), time.monotonic() - started)
 
 
