@@ -211,7 +211,7 @@ def test_a_connection_cut_in_the_middle_of_a_body_is_read_again(
     body = os.urandom(300_000)
     open_store(s3_url("x")).create("key", body)
     for read in (lambda store: store.read("key"), lambda store: store.read_range("key", 0, len(body))):
-        proxy = CuttingProxy(int(s3.environment["AWS_ENDPOINT_URL"].rpartition(":")[2]), cuts=2, after_bytes=100_000)
+        proxy = CuttingProxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]), cuts=2, after_bytes=100_000)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         assert read(open_store(s3_url("x"))) == body
         assert proxy.num_connections >= 3
@@ -222,7 +222,7 @@ def test_a_connection_that_is_always_cut_ends_in_one_error(
     s3: Stack, s3_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_store(s3_url("x")).create("key", os.urandom(300_000))
-    proxy = CuttingProxy(int(s3.environment["AWS_ENDPOINT_URL"].rpartition(":")[2]), cuts=10_000, after_bytes=100_000)
+    proxy = CuttingProxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]), cuts=10_000, after_bytes=100_000)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
     with pytest.raises(Unreachable, match="no answer from S3"):
         open_store(s3_url("x")).read("key")
