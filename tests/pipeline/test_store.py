@@ -210,8 +210,9 @@ def test_a_connection_cut_in_the_middle_of_a_body_is_read_again(
 ) -> None:
     body = os.urandom(300_000)
     open_store(s3_url("x")).create("key", body)
+    server_port = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
     for read in (lambda store: store.read("key"), lambda store: store.read_range("key", 0, len(body))):
-        proxy = CuttingProxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]), cuts=2, after_bytes=100_000)
+        proxy = CuttingProxy(server_port, cuts=2, after_bytes=100_000)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         assert read(open_store(s3_url("x"))) == body
         assert proxy.num_connections >= 3
