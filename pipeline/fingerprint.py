@@ -4,7 +4,7 @@ Luma, box-averaged to 64x64; two-dimensional DCT; the signs of the 16x16 lowest 
 counted and always 0). Signs instead of the usual comparison with the median: mirroring a picture negates known
 coefficients and transposing it swaps rows and columns, so the codes of all 8 flips and turns follow exactly from the
 stored 256 bits, and an audit needs no picture for them. Distances of 200 photos to each other and to eight transforms
-of themselves are the same as with the median within one bit (docs/decisions/0003-sign-hash.md).
+of themselves are those of median codes, within two bits in the median (docs/decisions/0003-sign-hash.md).
 """
 
 from functools import lru_cache

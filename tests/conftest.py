@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -91,29 +92,32 @@ def small_dataset(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return pack(small_folder, str(target), shard_bytes=150_000, block_bytes=40_000)
 
 
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A real S3 server; its variables are set for the session."""
-    stack = start_stack(tmp_path_factory.mktemp("s3"), cpus_per_node=[], bucket=BUCKET)
+@contextmanager
+def running_stack(folder: Path, cpus_per_node: list[int]) -> Iterator[Stack]:
+    """Runs real services, with their variables set in this process."""
+    stack = start_stack(folder, cpus_per_node=cpus_per_node, bucket=BUCKET)
     before = dict(os.environ)
     os.environ.update(stack.environment)
-    yield stack
-    stop_stack(stack)
-    os.environ.clear()
-    os.environ.update(before)
+    try:
+        yield stack
+    finally:
+        stop_stack(stack)
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A real S3 server."""
+    with running_stack(tmp_path_factory.mktemp("s3"), []) as stack:
+        yield stack
 
 
 @pytest.fixture(scope="session")
 def cluster(s3: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Two real Ray nodes with one CPU each beside the S3 server."""
-    folder = tmp_path_factory.mktemp("ray")
-    stack = start_stack(folder, cpus_per_node=[1, 1], bucket=BUCKET)
-    before = dict(os.environ)
-    os.environ.update(stack.environment)
-    yield stack
-    stop_stack(stack)
-    os.environ.clear()
-    os.environ.update(before)
+    """Two real Ray nodes with one CPU each, beside an S3 server of their own."""
+    with running_stack(tmp_path_factory.mktemp("ray"), [1, 1]) as stack:
+        yield stack
 
 
 @pytest.fixture

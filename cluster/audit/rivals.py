@@ -12,13 +12,13 @@ import pyarrow as pa
 
 from cluster.audit.verify import Evidence
 
-# Up to here a hash match stands by itself: of 1.1 M pairs of different MNIST and UCI digits, the closest were 76 bits
+# Up to here a hash match stands by itself: of 4.5 M pairs of MNIST with UCI digits, the closest were 76 bits
 # apart, and 5 of 3.1 M pairs within MNIST at most 31 (docs/decisions/0003-sign-hash.md).
 STRONG_BITS = 31
 # Different UCI digits by one hand reach 0.98 within the weak range; altered copies of one have 0.99 and more.
 _WEAK_CORRELATION_FROM = 0.95
 _RESIDUAL_RATIO = 4.0
-# Different ellipses on white are 38 to 53 bits apart, correlate at 0.96 and score 20; 1,400 photos score 31 and more.
+# Different ellipses on white are 38 to 53 bits apart, correlate at 0.96 and score 20; one of 1,138 photos is below 30.
 _WEAK_QUALITY_FROM = 30
 
 
