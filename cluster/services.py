@@ -17,7 +17,7 @@ import psutil
 
 from cluster.processes import Identity, identities, stop_all, unstoppable
 from pipeline.errors import ConfigError, ServiceError
-from pipeline.manifest import Record
+from pipeline.records import Record
 
 STATE_NAME = "cluster.json"
 _READY_SECONDS = 60.0

@@ -71,51 +71,81 @@ class EventLog:
             self._file.flush()
 
 
-@contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Shows done/total, rate and ETA on stderr; gives the function that advances it.
+Advance = Callable[[int, int], None]  # done since the last call: units, bytes
 
-    A terminal gets a bar, anything else a line every few seconds.
+
+@contextmanager
+def silent(what: str, total: int | None, unit: str) -> Iterator[Advance]:
+    """As `progress`, and shows nothing."""
+    yield lambda count, num_bytes: None
+
+
+@contextmanager
+def progress(what: str, total: int | None, unit: str) -> Iterator[Advance]:
+    """Shows done/total, rate, MB/s where bytes are told, and ETA on stderr; gives the function that advances it.
+
+    A terminal gets a bar, anything else a line every few seconds. `total` is None where it is not known.
     """
     with (_bar if sys.stderr.isatty() else _lines)(what, total, unit) as advance:
         yield advance
 
 
-@contextmanager
-def _lines(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    started = last = time.monotonic()
-    done = 0
+class _Meter:
+    """Counts, and says it in words."""
 
-    def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
-        now = time.monotonic()
-        if now - last >= _SECONDS_BETWEEN_LINES or done >= total:
-            last = now
-            rate = done / max(now - started, 1e-9)
-            eta_seconds = (total - done) / max(rate, 1e-9)
-            click.echo(f"{what}: {done:,}/{total:,} {unit}, {rate:,.0f}/s, {eta_seconds:,.0f} s left", err=True)
+    def __init__(self, total: int | None, unit: str) -> None:
+        self._total, self._unit = total, unit
+        self._started = time.monotonic()
+        self.done = self._num_bytes = 0
+
+    def add(self, count: int, num_bytes: int) -> None:
+        self.done += count
+        self._num_bytes += num_bytes
+
+    @property
+    def is_full(self) -> bool:
+        return self._total is not None and self.done >= self._total
+
+    def __str__(self) -> str:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        rate = self.done / seconds
+        told = f"{self.done:,}" + (f"/{self._total:,}" if self._total is not None else "") + f" {self._unit}, {rate:,.0f}/s"
+        if self._num_bytes:
+            told += f", {human_bytes(self._num_bytes / seconds)}/s"
+        if self._total is not None and rate:
+            told += f", {(self._total - self.done) / rate:,.0f} s left"
+        return told
+
+
+@contextmanager
+def _lines(what: str, total: int | None, unit: str) -> Iterator[Advance]:
+    meter, last = _Meter(total, unit), time.monotonic()
+
+    def advance(count: int, num_bytes: int) -> None:
+        nonlocal last
+        meter.add(count, num_bytes)
+        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES or meter.is_full:
+            last = time.monotonic()
+            click.echo(f"{what}: {meter}", err=True)
 
     yield advance
 
 
 @contextmanager
-def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
     from rich.console import Console  # noqa: PLC0415 - 60 ms that `--help` need not pay
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
 
-    rate = TextColumn("{task.speed:,.0f} " + unit + "/s", style="dim")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        rate,
-        TimeRemainingColumn(),
-    )
+    meter = _Meter(total, unit)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}", style="dim"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
-        bar.update(task, completed=0)
-        yield lambda count: bar.advance(task, count)
+        task = bar.add_task(what, total=total, told="")
+
+        def advance(count: int, num_bytes: int) -> None:
+            meter.add(count, num_bytes)
+            bar.update(task, completed=meter.done, told=str(meter))
+
+        yield advance
 
 
 def human_bytes(num_bytes: float) -> str:
@@ -125,3 +155,11 @@ def human_bytes(num_bytes: float) -> str:
             return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:,.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Gives 5400 as '1.5 hours'."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:,.0f} seconds"

@@ -3,18 +3,20 @@
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, CorruptShard, NotFound
-from pipeline.manifest import FORMAT, POINTER_KEY, ManifestVersion, from_parquet, json_offset, sha256_hex, version_key
-from pipeline.store.base import Store
+from pipeline.errors import CorruptShard, NotFound
+from pipeline.manifest import POINTER_KEY, ManifestVersion, from_parquet, sha256_hex, version_key
+from pipeline.publish import outstanding_rejects, parsed_version, published_version
+from pipeline.store.base import Store, read_checked
 from pipeline.store.url import open_store
 
 _CACHED_SIDECARS = 64  # about 3 MB of Parquet each at 2,300 samples once decoded
@@ -41,10 +43,9 @@ class Dataset:
         return Dataset, (self.store, self.version)
 
     @cached_property
-    def shards(self) -> list[dict[str, Any]]:
+    def shards(self) -> "Shards":
         """Rows of manifest.SHARD_SCHEMA, by shard number."""
-        rows: list[dict[str, Any]] = self._checked_table(self.version.shards, self.version.shards_sha256).to_pylist()
-        return rows
+        return Shards(self._checked_table(self.version.shards, self.version.shards_sha256))
 
     @cached_property
     def blocks(self) -> pa.Table:
@@ -52,11 +53,20 @@ class Dataset:
         return self._checked_table(self.version.blocks, self.version.blocks_sha256)
 
     @cached_property
+    def rejects(self) -> pa.Table:
+        """Rows that could not be used and were not packed since, a table of manifest.REJECT_SCHEMA."""
+        return outstanding_rejects(self.store, self.version)
+
+    @cached_property
     def classes(self) -> tuple[str, ...]:
         """Class names by label; numbers as text where the dataset has no names."""
         if not self.version.classes:
             return tuple(str(label) for label in range(self.version.num_classes))
-        return tuple(json.loads(self._checked(self.version.classes, str(self.version.classes_sha256))))
+        return tuple(json.loads(read_checked(self.store, self.version.classes, str(self.version.classes_sha256))))
+
+    def class_name(self, label: int) -> str:
+        """Gives the name of a label, or its number where it has none."""
+        return self.classes[label] if label < len(self.classes) else str(label)
 
     @property
     def classes_sha256(self) -> str:
@@ -117,9 +127,13 @@ class Dataset:
         return self.read_span(address.shard, sample["image_offset"], sample["image_bytes"])
 
     def read_about(self, address: Address) -> dict[str, Any]:
-        """Gives the JSON member of one sample: source, labels, size and extra columns."""
+        """Gives the JSON member of one sample: source, labels, size and extra columns; empty where it has none."""
         sample = self.sample(address)
-        described: dict[str, Any] = json.loads(self.read_span(address.shard, json_offset(sample), sample["json_bytes"]))
+        if not sample["json_bytes"]:
+            return {}
+        described: dict[str, Any] = json.loads(
+            self.read_span(address.shard, sample["json_offset"], sample["json_bytes"])
+        )
         return described
 
     def sample(self, address: Address) -> dict[str, Any]:
@@ -127,34 +141,54 @@ class Dataset:
         row: dict[str, Any] = self.samples(address.shard).slice(address.row, 1).to_pylist()[0]
         return row
 
-    def _checked(self, key: str, sha256: str) -> bytes:
-        body = self.store.read(key)
-        if sha256_hex(body) != sha256:
-            raise CorruptShard(f"{self.store.url}/{key}: checksum differs from the manifest; restore or rebuild it")
-        return body
-
     def _checked_table(self, key: str, sha256: str) -> pa.Table:
-        return from_parquet(self._checked(key, sha256))
+        return from_parquet(read_checked(self.store, key, sha256))
+
+
+class Shards(Sequence[dict[str, Any]]):
+    """Rows of manifest.SHARD_SCHEMA; each becomes a dictionary when it is asked for, since there may be 131 k."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table.combine_chunks()
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"shard {index} of {len(self)}")
+        row: dict[str, Any] = self.table.slice(index % len(self), 1).to_pylist()[0]
+        return row
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.table.to_batches(max_chunksize=4096):
+            yield from batch.to_pylist()
 
 
 def open_dataset(url: str, version: int | None = None) -> Dataset:
     """Opens a dataset at its latest version, or pinned to one.
 
     Raises:
-        NotFound: Nothing is published there.
+        NotFound: Nothing is published there, or no such version.
         ConfigError: The dataset's format is not one this release reads.
     """
     store = open_store(url)
-    key = POINTER_KEY if version is None else version_key(version)
+    latest = published_version(store)
+    if latest is None:
+        raise NotFound(f"{url} holds no published dataset (no {POINTER_KEY}); make one with `pipeline shard`")
+    if version is None or version == latest.version.version:
+        return Dataset(store, latest.version)
     try:
-        body = store.read(key)
+        body = store.read(version_key(version))
     except NotFound as error:
-        if "bucket" in str(error):
-            raise
-        raise NotFound(f"{url} holds no published dataset (no {key}); make one with `pipeline shard`") from error
-    if f'"{FORMAT}"'.encode() not in body:
-        raise ConfigError(f"{url}/{key} is not of format {FORMAT}; read it with the release that wrote it")
-    return Dataset(store, ManifestVersion.model_validate_json(body))
+        raise NotFound(f"{url} has the versions 1 to {latest.version.version}, not {version}") from error
+    return Dataset(store, parsed_version(body, f"{url}/{version_key(version)}"))
 
 
 def label_matrix(labels: list[list[int]], num_classes: int) -> npt.NDArray[np.float32]:

@@ -8,6 +8,7 @@ BitError
     Unreachable          no answer, or a temporary failure that outlived its retries
     StorageFull          no space left
     Conflict             the object exists with other content, or was changed by another writer
+    Fenced               another run has taken over this destination
   DataError              the data is not what its manifest says, or cannot be used
     BadImage             one image cannot be used; carries a machine-readable reason
     EmptySource          nothing to do
@@ -54,6 +55,10 @@ class Conflict(StorageError):  # noqa: N818
     """The object exists with other content, or another writer changed it meanwhile."""
 
 
+class Fenced(StorageError):  # noqa: N818
+    """Another run has taken over this destination; what this one committed is part of its result."""
+
+
 class DataError(BitError):
     """The data is not what its manifest says, or cannot be used."""
 
@@ -62,7 +67,7 @@ class BadImage(DataError):  # noqa: N818
     """One image cannot be used.
 
     Attributes:
-        reason: Short machine-readable word: `missing`, `empty`, `not-an-image`, `truncated`, `too-large`.
+        reason: Short machine-readable word: one of those in docs/sharding.md.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

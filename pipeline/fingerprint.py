@@ -12,9 +12,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.image import Pixels
-
-DESCRIPTOR_VERSION = "dct256-sign/1"
+DESCRIPTOR_VERSION = "dct256-sign/2"
 CODE_BYTES = 32
 _SIDE = 64  # pixels
 _FREQUENCIES = 16
@@ -35,8 +33,13 @@ def _cosines() -> npt.NDArray[np.float32]:
     return np.cos(np.pi * frequency * position / _SIDE).astype(np.float32)
 
 
-def luma64(pixels: Pixels) -> npt.NDArray[np.float32]:
-    """Gives the picture's luma, shape (64, 64), 0..255: box average when shrinking, bilinear when enlarging."""
+def luma64(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Gives the picture's luma, shape (64, 64), 0..255: box average when shrinking, bilinear when enlarging.
+
+    Args:
+        pixels: RGB of shape (height, width, 3), or luma of shape (height, width): the Y channel of a JPEG gives the
+            code of its RGB pixels within one bit (200 photos), and decodes in 0.75 of the time.
+    """
     from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
 
     grey = Image.fromarray(pixels).convert("L")
@@ -44,15 +47,26 @@ def luma64(pixels: Pixels) -> npt.NDArray[np.float32]:
     return np.asarray(grey.resize((_SIDE, _SIDE), how), np.float32)
 
 
-def fingerprint(pixels: Pixels) -> tuple[bytes, int]:
-    """Gives (code, quality) of an upright RGB picture.
+def fingerprint(pixels: npt.NDArray[np.uint8]) -> tuple[bytes, int]:
+    """Gives (code, quality) of an upright picture.
+
+    Args:
+        pixels: As of `luma64`.
+
+    Returns:
+        As `fingerprint_of_luma`.
+    """
+    return fingerprint_of_luma(luma64(pixels))
+
+
+def fingerprint_of_luma(luma: npt.NDArray[np.float32]) -> tuple[bytes, int]:
+    """Gives (code, quality) of an upright 64x64 luma picture.
 
     Returns:
         The 32-byte code (bit 16*u+v is vertical frequency u, horizontal v, most significant bit first) and the
         quality 0..255: the mean absolute luma step between neighbours of the 64x64 picture, times 8, capped. Flat
         pictures score near 0 and their codes say little.
     """
-    luma = luma64(pixels)
     cosines = _cosines()
     signs = (cosines @ luma @ cosines.T) > 0
     signs[0, 0] = False

@@ -6,8 +6,9 @@ A truncated or damaged picture is refused, never half shown.
 
 import io
 import warnings
+from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +19,22 @@ from pipeline.errors import BadImage, ConfigError
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
+T = TypeVar("T", bound=np.generic)
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 
 MAX_PIXELS = 89_478_485  # where Pillow warns of a decompression bomb; taken as an error, for JPEG too
+# A progressive JPEG is decoded once a scan, and a crafted one of a few kB can hold thousands: encoders write up to 16.
+MAX_SCANS = 100
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+_END_SEARCH_BYTES = 65_536  # cameras append thumbnails and makers' notes after the end mark
 _MAX_JPEG_SIDE = 65_500  # libjpeg's limit
 _EXIF_MARK = b"Exif\x00\x00"
 _EXIF_SEARCH_BYTES = 65_536 + 64  # the EXIF segment comes first and holds at most 64 KiB
 _ORIENTATION_TAG = 0x0112
 _JPEG_MAGIC = b"\xff\xd8\xff"
+# EXIF orientation -> (mirror left-right, mirror upside-down); from 5 on, transpose after it.
+_TURNS = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}
+_FIRST_TRANSPOSED = 5
 
 
 def check_pillow() -> None:
@@ -57,47 +66,108 @@ def is_jpeg(data: bytes) -> bool:
     return data.startswith(_JPEG_MAGIC)
 
 
+@dataclass(frozen=True)
+class JpegHeader:
+    """What a JPEG says of itself.
+
+    Attributes:
+        width: Pixels of the upright picture (EXIF orientation applied).
+        height: Likewise.
+        colorspace: `YCbCr`, `Gray`, `RGB`, `CMYK` or `YCCK`.
+        orientation: EXIF orientation, 1..8.
+    """
+
+    width: int
+    height: int
+    colorspace: str
+    orientation: int
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every reader shows its colours alike: CMYK comes in two polarities, and some cannot read it."""
+        return self.colorspace in ("YCbCr", "Gray", "RGB")
+
+
+def read_jpeg_header(data: bytes) -> JpegHeader:
+    """Checks a JPEG as far as its header and its end mark tell.
+
+    Raises:
+        BadImage: With reason `not-an-image`, `truncated` or `too-large`.
+    """
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=True)
+    except ValueError as error:
+        raise BadImage("not-an-image", f"damaged JPEG header ({error})") from error
+    if height * width > MAX_PIXELS:
+        raise BadImage("too-large", f"{width}x{height} exceeds {MAX_PIXELS} pixels")
+    if data.rfind(_END_OF_IMAGE, max(0, len(data) - _END_SEARCH_BYTES)) < 0:
+        raise BadImage("truncated", "the JPEG has no end mark")
+    orientation = _orientation(data)
+    if orientation >= _FIRST_TRANSPOSED:
+        width, height = height, width
+    return JpegHeader(width, height, colorspace, orientation)
+
+
 def decode(data: bytes) -> Pixels:
     """Gives the picture upright (EXIF orientation applied), as uint8 RGB of shape (height, width, 3).
 
     Raises:
-        BadImage: With reason `empty`, `not-an-image`, `truncated` or `too-large`.
+        BadImage: With reason `empty`, `not-an-image`, `truncated`, `too-large` or `too-slow`.
     """
     if not data:
         raise BadImage("empty", "the file has no bytes")
     if is_jpeg(data):
-        try:
-            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=True)
-        except ValueError as error:
-            raise BadImage("not-an-image", f"damaged JPEG header ({error})") from error
-        if height * width > MAX_PIXELS:
-            raise BadImage("too-large", f"{width}x{height} exceeds {MAX_PIXELS} pixels")
-        if colorspace in ("YCbCr", "Gray", "RGB"):
-            try:
-                pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
-            except ValueError as error:
-                raise BadImage("truncated", f"damaged JPEG data ({error})") from error
-            return _upright(pixels, data)
+        header = read_jpeg_header(data)
+        if header.is_plain:
+            return upright(_decode_jpeg(data, "RGB"), header.orientation)
     return _decode_with_pillow(data)
 
 
-def _upright(pixels: Pixels, data: bytes) -> Pixels:
+def decode_luma(data: bytes) -> npt.NDArray[np.uint8]:
+    """Gives the Y channel of a plain JPEG as it is stored (not turned upright), uint8 of shape (height, width).
+
+    All compressed data is read and checked, that of the colour channels too; only their transformation is saved.
+
+    Raises:
+        BadImage: With reason `truncated` or `too-slow`.
+    """
+    return _decode_jpeg(data, "GRAY")[..., 0]
+
+
+def _decode_jpeg(data: bytes, colorspace: str) -> Pixels:
+    if data.count(_START_OF_SCAN) > MAX_SCANS:
+        raise BadImage("too-slow", f"a JPEG of more than {MAX_SCANS} scans, made to be slow")
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=True)
+    except ValueError as error:
+        raise BadImage("truncated", f"damaged JPEG data ({error})") from error
+    return pixels
+
+
+def _orientation(data: bytes) -> int:
     if data.find(_EXIF_MARK, 0, _EXIF_SEARCH_BYTES) < 0:
-        return pixels
+        return 1
     from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
 
-    with Image.open(io.BytesIO(data)) as image:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    flips = {2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}
-    if orientation not in flips:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            found = image.getexif().get(_ORIENTATION_TAG, 1)
+    except (OSError, SyntaxError, ValueError):
+        return 1  # damaged EXIF of a sound picture: as readers that ignore it
+    return int(found) if found in _TURNS else 1
+
+
+def upright(pixels: npt.NDArray[T], orientation: int) -> npt.NDArray[T]:
+    """Gives pixels (height and width first) turned as an EXIF orientation of 1..8 says."""
+    if orientation == 1:
         return pixels
-    mirrored, upended = flips[orientation]
+    mirrored, upended = _TURNS[orientation]
     turned = pixels[:: -1 if upended else 1, :: -1 if mirrored else 1]
-    return np.ascontiguousarray(turned.transpose(1, 0, 2) if orientation >= 5 else turned)
+    return np.ascontiguousarray(turned.swapaxes(0, 1) if orientation >= _FIRST_TRANSPOSED else turned)
 
 
 def _decode_with_pillow(data: bytes) -> Pixels:
-    from PIL import Image, ImageOps, UnidentifiedImageError  # noqa: PLC0415 - see _upright
+    from PIL import Image, ImageOps, UnidentifiedImageError  # noqa: PLC0415 - see _orientation
 
     try:
         with warnings.catch_warnings():
@@ -116,7 +186,7 @@ def _decode_with_pillow(data: bytes) -> Pixels:
 
 def _rgb(image: "PilImage") -> "PilImage":
     """Gives the picture in RGB: 16 bit scaled to 8, transparency on white."""
-    from PIL import Image  # noqa: PLC0415 - see _upright
+    from PIL import Image  # noqa: PLC0415 - see _orientation
 
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, np.float32)

@@ -4,17 +4,16 @@ import hashlib
 import io
 from typing import Any
 
+import blake3
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
 from pipeline.fingerprint import CODE_BYTES
-from pipeline.tar import BLOCK_BYTES, padded
+from pipeline.records import Record
 
-FORMAT = "bit-wds/1"
+FORMAT = "bit-wds/2"
 POINTER_KEY = "MANIFEST.json"
-# The first half of the sha256 of an image's bytes: 128 bits tell 300 M images apart, and a sidecar stays below
-# 60 B a sample.
+# Half of the BLAKE3 of an image's bytes: 128 bits tell 300 M images apart, and a sidecar stays below 60 B a sample.
 DIGEST_BYTES = 16
 
 SAMPLE_SCHEMA = pa.schema(
@@ -22,7 +21,7 @@ SAMPLE_SCHEMA = pa.schema(
         ("key", pa.string()),
         ("image_offset", pa.int64()),
         ("image_bytes", pa.int32()),
-        ("cls_bytes", pa.int32()),
+        ("json_offset", pa.int64()),
         ("json_bytes", pa.int32()),
         ("labels", pa.list_(pa.int32())),
         ("width", pa.int32()),
@@ -32,15 +31,21 @@ SAMPLE_SCHEMA = pa.schema(
         ("quality", pa.uint8()),
     ]
 )
-REJECT_SCHEMA = pa.schema(
+# One row of a plan: which picture, where to read it, what is known of it.
+PLAN_SCHEMA = pa.schema(
     [
-        ("source", pa.string()),
-        ("uri", pa.string()),
+        ("source", pa.string()),  # stable name of the picture; orders the plan
+        ("base", pa.int16()),  # which of the plan's sources
+        ("path", pa.string()),  # below that source, or absolute; null where it equals the name
+        ("container", pa.string()),  # file, tar or parquet
+        ("offset", pa.int64()),  # first byte in a tar, row of a Parquet file; 0 for a file
+        ("num_bytes", pa.int64()),  # -1 where unknown
         ("labels", pa.list_(pa.int32())),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
+        ("extra", pa.string()),  # JSON object of further columns
+        ("run", pa.uint64()),  # hash of the run of rows that is read at once; null for a picture of its own
     ]
 )
+REJECT_SCHEMA = pa.schema([*PLAN_SCHEMA, ("plan_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 BLOCK_SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),
@@ -58,57 +63,62 @@ SHARD_SCHEMA = pa.schema(
         ("path", pa.string()),
         ("num_samples", pa.int64()),
         ("num_bytes", pa.int64()),
-        ("sha256", pa.string()),
+        ("blake3", pa.string()),
         ("sidecar", pa.string()),
         ("sidecar_bytes", pa.int64()),
         ("sidecar_sha256", pa.string()),
         ("num_rejects", pa.int64()),
         ("plan_id", pa.string()),
+        ("plan_shard", pa.int32()),
     ]
 )
 
 
-class Record(BaseModel):
-    """Base of everything written as JSON: frozen, unknown fields refused."""
+class Blocks(Record):
+    """Runs of whole samples, about 8 MiB each: the unit of shuffling and of one ranged read. One entry a block."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def to_json(self) -> bytes:
-        """Gives the record as JSON bytes; equal records give equal bytes."""
-        return (self.model_dump_json(indent=1) + "\n").encode()
-
-
-class Block(Record):
-    """A run of whole samples, about 8 MiB: the unit of shuffling and of one ranged read."""
-
-    first_row: int
-    num_samples: int
-    offset: int
-    num_bytes: int
-    crc32c: int
+    num_samples: tuple[int, ...] = ()
+    offset: tuple[int, ...] = ()
+    num_bytes: tuple[int, ...] = ()
+    crc32c: tuple[int, ...] = ()
 
 
 class CommitRecord(Record):
-    """Says that a shard exists whole: written last, after its tar and its sidecar."""
+    """Says that a shard exists whole: written last, after its tar and its sidecar.
 
-    shard: int
+    Attributes:
+        plan_id: The plan it belongs to; empty for an adopted tar.
+        plan_shard: Its number in that plan.
+        blake3: Of the tar, 64 hexadecimal digits.
+    """
+
+    plan_id: str
+    plan_shard: int
     split: str
     path: str
     num_samples: int
     num_bytes: int
-    sha256: str
+    blake3: str
     sidecar: str
     sidecar_bytes: int
     sidecar_sha256: str
     num_rejects: int
     rejects: str | None
     reject_reasons: dict[str, int]
-    plan_id: str
-    blocks: tuple[Block, ...]
+    highest_label: int
+    blocks: Blocks
 
 
 class ManifestVersion(Record):
-    """One immutable version of a dataset, `manifests/v%06d.json`; MANIFEST.json is a copy of the latest."""
+    """One immutable version of a dataset; MANIFEST.json holds the latest, `manifests/v%06d.json` each.
+
+    Attributes:
+        version: Counts from 1.
+        num_rejects: Rows of all plans that could not be used and were not packed since.
+        num_duplicates: Rows left out because another row has the same image bytes.
+        descriptor: Version of the fingerprint; None where a shard was packed without.
+        plan_ids: Plans whose shards are in it, in the order they were added.
+    """
 
     format: str = FORMAT
     version: int
@@ -117,6 +127,7 @@ class ManifestVersion(Record):
     num_samples: int
     num_bytes: int
     num_rejects: int
+    num_duplicates: int
     reject_reasons: dict[str, int]
     num_classes: int
     shards: str
@@ -125,7 +136,9 @@ class ManifestVersion(Record):
     blocks_sha256: str
     classes: str | None
     classes_sha256: str | None
-    descriptor: str
+    rejects: str | None
+    rejects_sha256: str | None
+    descriptor: str | None
     plan_ids: tuple[str, ...]
     writer: str
 
@@ -140,16 +153,20 @@ def sha256_hex(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
+def image_digest(data: bytes) -> bytes:
+    """Gives the digest of an image's bytes as a sidecar holds it."""
+    return blake3.blake3(data).digest(length=DIGEST_BYTES)
+
+
 def to_parquet(table: pa.Table) -> bytes:
     """Gives the table as Parquet; equal tables give equal bytes with the same pyarrow.
 
     Hashes do not compress, so they are stored plain; offsets and sizes are delta-packed before zstd.
     """
     sink = io.BytesIO()
-    packed = {"image_offset", "image_bytes", "offset", "num_bytes"}
+    packed = {"image_offset", "image_bytes", "json_offset", "offset", "num_bytes"}
     encodings = {name: "DELTA_BINARY_PACKED" for name in table.column_names if name in packed}
-    if "key" in table.column_names:
-        encodings["key"] = "DELTA_BYTE_ARRAY"
+    encodings |= {name: "DELTA_BYTE_ARRAY" for name in table.column_names if name == "key"}
     plain = {"digest", "code", "quality", *encodings}
     pq.write_table(
         table,
@@ -178,9 +195,3 @@ def from_parquet(body: bytes) -> pa.Table:
 def table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """Gives rows of plain values as a table of exactly `schema`."""
     return pa.Table.from_pylist(rows, schema=schema)
-
-
-def json_offset(sample: dict[str, Any]) -> int:
-    """Gives the offset of a sample's JSON content, by the layout rule of docs/format.md."""
-    cls_offset = sample["image_offset"] + padded(sample["image_bytes"]) + BLOCK_BYTES
-    return int(cls_offset + padded(sample["cls_bytes"]) + BLOCK_BYTES)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pydantic import PositiveInt
 
 from pipeline.errors import ConfigError
-from pipeline.manifest import Record
+from pipeline.records import Record
 from pipeline.seeds import rng
 
 Ints = npt.NDArray[np.int64]

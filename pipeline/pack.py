@@ -1,142 +1,188 @@
-"""From the rows of one shard to its tar, sidecar and rejects: a function of the rows and of what they point to."""
+"""From the fetched pictures of one shard to its tar: a function of its rows and of what they point to.
 
-import hashlib
+The tar is built block by block. While this thread prepares the pictures of a block, another digests and writes the one
+before it; so a worker holds a few blocks, whatever the shard's size.
+"""
+
 import json
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import blake3
 import google_crc32c
-import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import BadImage, NotFound
-from pipeline.fingerprint import fingerprint
-from pipeline.image import decode, encode_jpeg, is_jpeg
-from pipeline.manifest import DIGEST_BYTES, REJECT_SCHEMA, SAMPLE_SCHEMA, Block, table_of
-from pipeline.plan import ShardConfig, cut
-from pipeline.tar import BLOCK_BYTES, END, member
+from pipeline.errors import BadImage
+from pipeline.fetch import Fetched, Row
+from pipeline.manifest import REJECT_SCHEMA, SAMPLE_SCHEMA, Blocks, image_digest, table_of
+from pipeline.plan import ShardConfig
+from pipeline.prepare import ImagePolicy, Prepared
+from pipeline.sources.rows import NO_EXTRA
+from pipeline.store.base import ObjectWriter
+from pipeline.tar import BLOCK_BYTES, END, member, padded
+
+_BLOCKS_AHEAD = 2  # one being written, one waiting
+Prepare = Callable[[bytes, ImagePolicy], Prepared]
 
 
-@dataclass
+@dataclass(frozen=True)
 class PackedShard:
-    """The content of one shard, complete in memory.
+    """What is known of a shard whose tar went to its writer.
 
     Attributes:
-        tar: The tar's bytes.
         samples: Table of manifest.SAMPLE_SCHEMA, in tar order.
         rejects: Table of manifest.REJECT_SCHEMA.
         blocks: Runs of whole samples that cover the tar up to its end mark.
+        num_bytes: Of the tar.
+        blake3: Of the tar.
     """
 
-    tar: bytes
     samples: pa.Table
     rejects: pa.Table
-    blocks: tuple[Block, ...]
+    blocks: Blocks
+    num_bytes: int
+    blake3: str
+
+
+class TarSink:
+    """Digests and writes blocks in a thread of its own, in order. Close it, or leave its `with` block."""
+
+    def __init__(self, writer: ObjectWriter) -> None:
+        self._writer = writer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sink")
+        self._running: deque[Future[int]] = deque()
+        self._digest = blake3.blake3()
+        self._blocks: list[tuple[int, int, int]] = []
+        self._crc32c: list[int] = []
+        self.num_bytes = 0
+
+    def __enter__(self) -> "TarSink":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def add(self, block: bytearray, num_samples: int) -> None:
+        """Takes a block of whole samples; waits while two are under way. Raises what writing an earlier one raised."""
+        self._blocks.append((num_samples, self.num_bytes, len(block)))
+        self._submit(block)
+
+    def end(self) -> tuple[Blocks, str]:
+        """Writes the end mark; gives the blocks and the BLAKE3 of the tar once all is written."""
+        self._submit(bytearray(END))
+        while self._running:
+            self._crc32c.append(self._running.popleft().result())
+        counts, offsets, sizes = (tuple(column) for column in zip(*self._blocks, strict=True)) if self._blocks else ((), (), ())
+        blocks = Blocks(
+            num_samples=counts, offset=offsets, num_bytes=sizes, crc32c=tuple(self._crc32c[: len(self._blocks)])
+        )
+        return blocks, self._digest.hexdigest()
+
+    def _submit(self, block: bytearray) -> None:
+        while len(self._running) >= _BLOCKS_AHEAD:
+            self._crc32c.append(self._running.popleft().result())
+        self._running.append(self._thread.submit(self._write, block))
+        self.num_bytes += len(block)
+
+    def _write(self, block: bytearray) -> int:
+        self._digest.update(block)
+        self._writer.write(block)
+        return int(google_crc32c.value(bytes(block)))
 
 
 @dataclass
-class _Builder:
-    tar: bytearray = field(default_factory=bytearray)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    rejects: list[dict[str, Any]] = field(default_factory=list)
+class SidecarColumns:
+    """A sidecar's columns while they grow: three times faster than a list of rows."""
+
+    values: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in SAMPLE_SCHEMA.names})
+
+    def add(self, **sample: Any) -> None:
+        """Adds a row of manifest.SAMPLE_SCHEMA."""
+        for name, value in sample.items():
+            self.values[name].append(value)
+
+    def table(self) -> pa.Table:
+        """Gives the table."""
+        return pa.table(self.values, schema=SAMPLE_SCHEMA)
 
 
 def pack_shard(
-    rows: pa.Table,
-    shard: int,
+    fetched: Iterable[Fetched],
+    number: int,
     config: ShardConfig,
-    read: Callable[[str], bytes],
-    on_image: Callable[[], None] = lambda: None,
+    writer: ObjectWriter,
+    prepare: Prepare,
+    plan_id: str = "",
+    on_image: Callable[[int], None] = lambda num_bytes: None,
 ) -> PackedShard:
-    """Reads, checks and packs the pictures of one shard.
+    """Prepares and packs the pictures of one shard.
 
     Args:
-        rows: The shard's rows in plan order.
-        shard: The shard's number; part of every key.
+        fetched: The shard's rows in plan order, each with its bytes or the reason why there are none.
+        number: The shard's number in the dataset; part of every key.
         config: See ShardConfig.
-        read: Gives the bytes at a URI; NotFound becomes a reject, other errors pass through.
-        on_image: Called after each picture, for progress.
+        writer: Receives the tar.
+        prepare: See prepare.prepare.
+        plan_id: Is noted with each reject.
+        on_image: Called with the bytes read after each picture, for progress.
 
     Returns:
         The shard. Every row is in exactly one of samples and rejects.
     """
-    builder = _Builder()
-    for row in rows.to_pylist():
-        try:
-            _add_sample(builder, row, shard, config, read)
-        except BadImage as error:
-            builder.rejects.append(
-                {name: row[name] for name in ("source", "uri", "labels")}
-                | {"reason": error.reason, "detail": error.detail}
+    columns = SidecarColumns()
+    rejects: list[Row] = []
+    block, num_in_block = bytearray(), 0
+    with TarSink(writer) as sink:
+        for row, data in fetched:
+            try:
+                if isinstance(data, BadImage):
+                    raise data
+                prepared = prepare(data, config.image)
+            except BadImage as error:
+                rejects.append(row | {"plan_id": plan_id, "reason": error.reason, "detail": error.detail})
+                on_image(0)
+                continue
+            row_number = len(columns.values["key"])
+            key = f"{number:06d}-{row_number:06d}"
+            sample, about_offset, about_bytes = sample_members(key, row, prepared)
+            if num_in_block and len(block) + len(sample) > config.block_bytes:
+                sink.add(block, num_in_block)
+                block, num_in_block = bytearray(), 0
+            start = sink.num_bytes + len(block)
+            columns.add(
+                key=key,
+                image_offset=start + BLOCK_BYTES,
+                image_bytes=len(prepared.data),
+                json_offset=start + about_offset,
+                json_bytes=about_bytes,
+                labels=row["labels"],
+                width=prepared.width,
+                height=prepared.height,
+                digest=image_digest(prepared.data),
+                code=prepared.code,
+                quality=prepared.quality,
             )
-        on_image()
-    tar = bytes(builder.tar) + END
-    return PackedShard(
-        tar=tar,
-        samples=table_of(builder.samples, SAMPLE_SCHEMA),
-        rejects=table_of(builder.rejects, REJECT_SCHEMA),
-        blocks=cut_blocks(tar, builder.samples, config.block_bytes),
-    )
+            block += sample
+            num_in_block += 1
+            on_image(len(data))
+        if num_in_block:
+            sink.add(block, num_in_block)
+        blocks, digest = sink.end()
+    return PackedShard(columns.table(), table_of(rejects, REJECT_SCHEMA), blocks, sink.num_bytes, digest)
 
 
-def _add_sample(
-    builder: _Builder, row: dict[str, Any], shard: int, config: ShardConfig, read: Callable[[str], bytes]
-) -> None:
-    try:
-        data = read(row["uri"])
-    except NotFound as error:
-        raise BadImage("missing", str(error)) from error
-    pixels = decode(data)
-    image = data if is_jpeg(data) else encode_jpeg(pixels, config.jpeg_quality)
-    height, width = pixels.shape[:2]
-    code, quality = fingerprint(pixels)
-    key = f"{shard:06d}-{len(builder.samples):06d}"
+def sample_members(key: str, row: Row, prepared: Prepared) -> tuple[bytes, int, int]:
+    """Gives a sample's part of a tar, and offset and length of its JSON in it."""
     labels = row["labels"]
     cls = str(labels[0] if labels else -1).encode()
-    about = json.loads(row["extra"]) | {
-        "source": row["source"],
-        "labels": labels,
-        "width": width,
-        "height": height,
-    }
+    about = {"height": prepared.height, "labels": labels, "source": row["source"], "width": prepared.width}
+    if row["extra"] != NO_EXTRA:
+        about = json.loads(row["extra"]) | about
     described = json.dumps(about, sort_keys=True, separators=(",", ":")).encode()
-    image_offset = len(builder.tar) + BLOCK_BYTES
-    builder.tar += member(f"{key}.jpg", image) + member(f"{key}.cls", cls) + member(f"{key}.json", described)
-    builder.samples.append(
-        {
-            "key": key,
-            "image_offset": image_offset,
-            "image_bytes": len(image),
-            "cls_bytes": len(cls),
-            "json_bytes": len(described),
-            "labels": labels,
-            "width": width,
-            "height": height,
-            "digest": hashlib.sha256(image).digest()[:DIGEST_BYTES],
-            "code": code,
-            "quality": quality,
-        }
-    )
-
-
-def cut_blocks(tar: bytes, samples: list[dict[str, Any]], block_bytes: int) -> tuple[Block, ...]:
-    """Cuts a tar into runs of whole samples of about `block_bytes`."""
-    starts = [sample["image_offset"] - BLOCK_BYTES for sample in samples]
-    starts.append(len(tar) - len(END))
-    sizes = np.asarray(np.diff(starts), np.int64)
-    blocks = []
-    first = 0
-    for end in cut(sizes, block_bytes, len(samples)):
-        body = memoryview(tar)[starts[first] : starts[end]]
-        blocks.append(
-            Block(
-                first_row=first,
-                num_samples=end - first,
-                offset=starts[first],
-                num_bytes=len(body),
-                crc32c=google_crc32c.value(bytes(body)),
-            )
-        )
-        first = end
-    return tuple(blocks)
+    image = member(f"{key}.jpg", prepared.data)
+    sample = b"".join((image, member(f"{key}.cls", cls), member(f"{key}.json", described)))
+    about_offset = len(image) + BLOCK_BYTES + padded(len(cls)) + BLOCK_BYTES
+    return sample, about_offset, len(described)

@@ -1,22 +1,29 @@
-"""Which picture goes into which shard: a pure function of the rows and the configuration.
+"""Which picture goes into which shard: pure functions of the rows and the configuration.
 
 Rows are ordered by a keyed hash of their names, so that every shard, and every block in it, is close to a random
-sample of the whole set; then cut by bytes and by count.
+sample of the whole set; then cut by bytes and by count. Rows that are read in runs (row groups of a Parquet file) are
+ordered by a hash of the run first, coarsely: each stretch of about a shard's size takes whole runs from all over the
+set and mixes their rows. So every run is read for one or two shards, where a plain hash order would read each row
+group once for every picture in it.
 """
 
 import hashlib
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-from pydantic import PositiveInt
+import xxhash
+from pydantic import NonNegativeInt, PositiveInt
 
-from pipeline.manifest import FORMAT, Record
+from pipeline.prepare import ImagePolicy
+from pipeline.records import Record
+from pipeline.seeds import key128
 from pipeline.tar import BLOCK_BYTES
 
 # Headers and padded small members of one sample: two are about 100 bytes, so three headers and two content blocks.
 OVERHEAD_BYTES = 5 * BLOCK_BYTES
-UNKNOWN_IMAGE_BYTES = 110_000  # mean ImageNet JPEG (docs/format.md)
+UNKNOWN_IMAGE_BYTES = 110_000  # mean ImageNet JPEG (docs/format.md); where a source tells nothing and none can be read
+SHARDS_PER_PART = 256  # row groups of a plan's Parquet file: at 2,300 rows each a part is about 35 MB
+Hashes = npt.NDArray[np.uint64]
 
 
 class ShardConfig(Record):
@@ -28,7 +35,9 @@ class ShardConfig(Record):
         shard_bytes: Target size of a tar. 256 MB: the unit lost on preemption, and 131 k shards for 300 M images.
         max_samples_per_shard: Upper limit of samples in a tar.
         block_bytes: Target size of a block, the unit of shuffling and reading. 8 MiB is the typical range size of S3.
-        jpeg_quality: For pictures that are not JPEG; JPEG bytes are kept as they are.
+        image: What is stored of a picture.
+        skip_duplicates: Whether of rows with equal image bytes only the first in plan order is packed.
+        first_shard: Number of the first shard: those before it belong to the dataset that is appended to.
     """
 
     seed: int = 0
@@ -36,7 +45,9 @@ class ShardConfig(Record):
     shard_bytes: PositiveInt = 256_000_000
     max_samples_per_shard: PositiveInt = 100_000
     block_bytes: PositiveInt = 8 << 20
-    jpeg_quality: int = 95
+    image: ImagePolicy = ImagePolicy()
+    skip_duplicates: bool = False
+    first_shard: NonNegativeInt = 0
 
 
 class Plan(Record):
@@ -44,57 +55,86 @@ class Plan(Record):
 
     Attributes:
         plan_id: Digest of everything that decides the bytes of the shards, 16 hexadecimal digits.
+        config: See ShardConfig.
+        bases: What relative paths of the rows are relative to; may change without changing the plan.
+        image_columns: Column of image bytes of each base's Parquet files.
+        request: Digest of the sources' files and of all settings: an equal request has this plan, and its sources
+            need not be listed again. None where only listing tells whether a source changed.
+        classes: Class names by label; may be empty.
+        num_samples: Rows to pack.
+        num_duplicates: Rows left out for equal image bytes.
+        num_known: Rows left out because the dataset has them.
+        num_ignored: Files of the sources that are no pictures.
+        num_bytes: Expected, of all tars.
         shard_ends: End row of each shard in plan order.
     """
 
     plan_id: str
     config: ShardConfig
-    num_samples: int
-    num_bytes: int
+    bases: tuple[str, ...]
+    image_columns: tuple[str | None, ...]
+    request: str | None
+    classes: tuple[str, ...]
     num_classes: int
+    num_samples: int
+    num_duplicates: int = 0
+    num_known: int = 0
+    num_ignored: int = 0
+    num_bytes: int
     shard_ends: tuple[int, ...]
 
-    def shard_rows(self, shard: int) -> tuple[int, int]:
-        """Gives the half-open range of plan rows of a shard."""
-        return (self.shard_ends[shard - 1] if shard else 0), self.shard_ends[shard]
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return len(self.shard_ends)
+
+    def num_rows(self, number: int) -> int:
+        """Gives the number of rows of a shard; `number` counts from 0 in this plan."""
+        return self.shard_ends[number] - (self.shard_ends[number - 1] if number else 0)
 
 
-def plan_shards(rows: pa.Table, classes: tuple[str, ...], config: ShardConfig) -> tuple[Plan, pa.Table]:
-    """Orders the rows and cuts them into shards.
+def part_key(plan_id: str, part: int) -> str:
+    """Gives the key of one of a plan's Parquet files: rows of SHARDS_PER_PART shards, a row group each."""
+    return f"plans/{plan_id}/rows-{part:05d}.parquet"
+
+
+def plan_key(plan_id: str) -> str:
+    """Gives the key of a plan's record, which is written after its rows."""
+    return f"plans/{plan_id}/plan.json"
+
+
+def duplicates_key(plan_id: str) -> str:
+    """Gives the key of the list of rows that a plan left out for equal image bytes."""
+    return f"plans/{plan_id}/duplicates.parquet"
+
+
+def hash_names(names: list[str], seed: int) -> Hashes:
+    """Gives the keyed 64-bit hash (XXH3) of each name, shape (names,)."""
+    key = key128(seed, "plan") & (2**64 - 1)
+    hashed = xxhash.xxh3_64_intdigest
+    return np.fromiter((hashed(name.encode(), key) for name in names), np.uint64, len(names))
+
+
+def num_windows(num_bytes: int, shard_bytes: int) -> int:
+    """Gives the number of stretches in which runs are mixed: the power of two that makes them 1 to 2 shards long."""
+    return 1 << max(0, int(num_bytes // shard_bytes).bit_length() - 1)
+
+
+def window_of(run_hashes: Hashes, windows: int) -> Hashes:
+    """Gives the stretch, 0..windows-1, of rows by the hash of their run; `windows` is a power of two."""
+    bits = windows.bit_length() - 1
+    return run_hashes >> np.uint64(64 - bits) if bits else np.zeros_like(run_hashes)
+
+
+def sample_bytes(image_bytes: npt.NDArray[np.int64], unknown_bytes: int, stored_fraction: float) -> npt.NDArray[np.int64]:
+    """Gives the expected bytes of each row's sample in a tar, shape (rows,).
 
     Args:
-        rows: Table of sources.rows.ROW_SCHEMA, in any order: the plan does not depend on it.
-        classes: Class names; part of the plan's identity.
-        config: See ShardConfig.
-
-    Returns:
-        The plan and the rows in plan order.
+        image_bytes: Of the source; -1 where unknown.
+        unknown_bytes: To be taken there.
+        stored_fraction: Bytes stored per byte read.
     """
-    names = rows["source"].to_pylist()
-    key = config.seed.to_bytes(16, "little", signed=True)
-    hashes = [hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in names]
-    labels = rows["labels"].to_pylist()  # the same picture may be listed with several labels
-    order = sorted(range(len(names)), key=lambda row: (hashes[row], names[row], labels[row]))
-    ordered = rows.take(pa.array(order, pa.int64())).combine_chunks()
-    sizes = sample_bytes(ordered)
-    ends = cut(sizes, config.shard_bytes, config.max_samples_per_shard)
-    used = ordered["labels"].combine_chunks().values
-    highest = int(np.max(used.to_numpy(), initial=-1)) if len(used) else -1
-    plan = Plan(
-        plan_id=_plan_id(ordered, classes, config),
-        config=config,
-        num_samples=len(names),
-        num_bytes=int(sizes.sum()),
-        num_classes=max(len(classes), highest + 1),
-        shard_ends=tuple(int(end) for end in ends),
-    )
-    return plan, ordered
-
-
-def sample_bytes(rows: pa.Table) -> npt.NDArray[np.int64]:
-    """Gives the expected bytes of each row's sample in a tar, shape (rows,)."""
-    known = rows["num_bytes"].to_numpy()
-    content = np.where(known < 0, UNKNOWN_IMAGE_BYTES, known)
+    content = np.ceil(np.where(image_bytes < 0, unknown_bytes, image_bytes) * stored_fraction).astype(np.int64)
     return np.asarray(-(-content // BLOCK_BYTES) * BLOCK_BYTES + OVERHEAD_BYTES, np.int64)
 
 
@@ -105,24 +145,19 @@ def cut(sizes: npt.NDArray[np.int64], target_bytes: int, max_count: int) -> list
     has at least one item.
     """
     ends: list[int] = []
-    start, num_bytes = 0, 0
-    for index, size in enumerate(sizes.tolist()):
-        if index > start and (num_bytes + size > target_bytes or index - start >= max_count):
-            ends.append(index)
-            start, num_bytes = index, 0
-        num_bytes += size
-    if len(sizes):
-        ends.append(len(sizes))
+    total = np.concatenate([[0], np.cumsum(sizes)])
+    start = 0
+    while start < len(sizes):
+        fitting = int(np.searchsorted(total, total[start] + target_bytes, side="right")) - 1
+        start = max(start + 1, min(fitting, start + max_count))
+        ends.append(start)
     return ends
 
 
-def _plan_id(ordered: pa.Table, classes: tuple[str, ...], config: ShardConfig) -> str:
-    digest = hashlib.sha256(f"{FORMAT}\n{config.model_dump_json()}\n".encode())
-    digest.update("\n".join(classes).encode())
-    # Without the URIs: a source that was moved is still the same source.
-    identity = ordered.drop_columns(["uri"]).replace_schema_metadata(None)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, identity.schema) as writer:
-        writer.write_table(identity, max_chunksize=65_536)
-    digest.update(sink.getvalue())
+def plan_digest(plan: Plan, shard_digests: list[bytes]) -> str:
+    """Gives the id of a plan: a digest of configuration, classes and rows, not of where the sources lie."""
+    digest = hashlib.sha256(f"{plan.config.model_dump_json()}\n{plan.shard_ends}\n".encode())
+    digest.update("\n".join(plan.classes).encode())
+    for shard_digest in shard_digests:
+        digest.update(shard_digest)
     return digest.hexdigest()[:16]

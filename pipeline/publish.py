@@ -1,102 +1,197 @@
 """From commit records to a manifest version that readers can open."""
 
+import io
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError, Conflict, NotFound
 from pipeline.fingerprint import DESCRIPTOR_VERSION
 from pipeline.manifest import (
-    BLOCK_SCHEMA,
+    FORMAT,
     POINTER_KEY,
-    SHARD_SCHEMA,
-    CommitRecord,
+    REJECT_SCHEMA,
     ManifestVersion,
+    from_parquet,
     sha256_hex,
-    table_of,
     to_parquet,
     version_key,
 )
-from pipeline.store.base import Store, commit
+from pipeline.store.base import Store, commit, read_checked
 
 
-def current_version(store: Store) -> ManifestVersion | None:
+@dataclass(frozen=True)
+class Published:
+    """The version that MANIFEST.json points to, with what a compare-and-swap needs."""
+
+    version: ManifestVersion
+    body: bytes
+    tag: str
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What a new version adds to the one before it.
+
+    Attributes:
+        plan_id: Where it comes from.
+        split: First part of the shard names.
+        shards: Rows of manifest.SHARD_SCHEMA, numbered after those that are there.
+        blocks: Their rows of manifest.BLOCK_SCHEMA.
+        rejects: Tables of manifest.REJECT_SCHEMA.
+        retries: Whether it is made of the rejects of the version before, which are settled by it.
+        classes: Class names by label; may be empty.
+        num_classes: At least the number of names.
+        num_duplicates: Rows left out for equal image bytes.
+        has_fingerprints: Whether all of its samples have one.
+    """
+
+    plan_id: str
+    split: str
+    shards: pa.Table
+    blocks: pa.Table
+    rejects: Iterable[pa.Table]
+    retries: bool
+    classes: Sequence[str]
+    num_classes: int
+    num_duplicates: int
+    has_fingerprints: bool
+
+
+def published_version(store: Store) -> Published | None:
     """Gives the version that MANIFEST.json points to, or None where nothing is published.
 
     Raises:
         ConfigError: There is a MANIFEST.json of another kind.
     """
     try:
-        body = store.read(POINTER_KEY)
+        body, tag = store.read_tagged(POINTER_KEY)
     except NotFound:
         return None
     try:
-        return ManifestVersion.model_validate_json(body)
+        return Published(parsed_version(body, f"{store.url}/{POINTER_KEY}"), body, tag)
     except ValidationError as error:
         raise ConfigError(
             f"{store.url}/{POINTER_KEY} is not of a dataset that this release wrote; choose another destination"
         ) from error
 
 
-def reject_reasons(records: Iterable[CommitRecord]) -> dict[str, int]:
-    """Gives the number of rejected rows by reason."""
-    total: Counter[str] = Counter()
-    for record in records:
-        total.update(record.reject_reasons)
-    return dict(sorted(total.items()))
-
-
-def publish(store: Store, records: Sequence[CommitRecord], classes: Sequence[str], num_classes: int) -> ManifestVersion:
-    """Writes version 1 of a dataset from its complete set of commit records, then swings the pointer to it.
-
-    Every object is created if absent and the pointer comes last, so a crash anywhere leaves either no version or a
-    whole one, and a second writer with the same plan ends with the same objects.
+def parsed_version(body: bytes, url: str) -> ManifestVersion:
+    """Gives a version's record.
 
     Raises:
-        Conflict: The destination already has another dataset.
+        ConfigError: It is of another format.
+        ValidationError: It is no such record.
     """
-    ordered = sorted(records, key=lambda record: record.shard)
-    shard_names = set(SHARD_SCHEMA.names)
-    shards = to_parquet(table_of([record.model_dump(include=shard_names) for record in ordered], SHARD_SCHEMA))
-    blocks = to_parquet(
-        table_of(
-            [{"shard": record.shard} | block.model_dump() for record in ordered for block in record.blocks],
-            BLOCK_SCHEMA,
-        )
-    )
-    classes_body = (json.dumps(list(classes), ensure_ascii=False, indent=0) + "\n").encode()
-    plan_ids = tuple(sorted({record.plan_id for record in ordered}))
+    try:
+        found = json.loads(body).get("format")
+    except (ValueError, AttributeError):
+        found = None
+    if isinstance(found, str) and found != FORMAT:
+        raise ConfigError(f"{url} is of format {found}, this release reads {FORMAT}; use the release that wrote it")
+    return ManifestVersion.model_validate_json(body)
+
+
+def publish(store: Store, before: Published | None, addition: Addition) -> ManifestVersion:
+    """Writes the next version, then swings the pointer to it.
+
+    All objects but the pointer are created if absent, under names that hold version and plan; the pointer is swung by
+    compare-and-swap. So a crash anywhere leaves the old version or the new one, and a second writer of the same
+    addition ends with the same objects.
+
+    Raises:
+        Conflict: Another version was published meanwhile.
+    """
+    old = before.version if before else None
+    number = (old.version if old else 0) + 1
+    name = f"manifests/v{number:06d}-{addition.plan_id[:8]}"
+    shards = to_parquet(_joined(store, old and (old.shards, old.shards_sha256), addition.shards))
+    blocks = to_parquet(_joined(store, old and (old.blocks, old.blocks_sha256), addition.blocks))
+    rejects, num_rejects, reasons = _rejects(store, old, addition)
+    classes = _classes_body(addition.classes)
     version = ManifestVersion(
-        version=1,
-        split=ordered[0].split,
-        num_shards=len(ordered),
-        num_samples=sum(record.num_samples for record in ordered),
-        num_bytes=sum(record.num_bytes for record in ordered),
-        num_rejects=sum(record.num_rejects for record in ordered),
-        reject_reasons=reject_reasons(ordered),
-        num_classes=num_classes,
-        shards="manifests/v000001.shards.parquet",
+        version=number,
+        split=addition.split,
+        num_shards=(old.num_shards if old else 0) + addition.shards.num_rows,
+        num_samples=(old.num_samples if old else 0) + pa.compute.sum(addition.shards["num_samples"], min_count=0).as_py(),
+        num_bytes=(old.num_bytes if old else 0) + pa.compute.sum(addition.shards["num_bytes"], min_count=0).as_py(),
+        num_rejects=num_rejects,
+        num_duplicates=(old.num_duplicates if old else 0) + addition.num_duplicates,
+        reject_reasons=reasons,
+        num_classes=max(old.num_classes if old else 0, addition.num_classes),
+        shards=f"{name}.shards.parquet",
         shards_sha256=sha256_hex(shards),
-        blocks="manifests/v000001.blocks.parquet",
+        blocks=f"{name}.blocks.parquet",
         blocks_sha256=sha256_hex(blocks),
-        classes="manifests/v000001.classes.json" if classes else None,
-        classes_sha256=sha256_hex(classes_body) if classes else None,
-        descriptor=DESCRIPTOR_VERSION,
-        plan_ids=plan_ids,
+        classes=f"{name}.classes.json" if classes else None,
+        classes_sha256=sha256_hex(classes) if classes else None,
+        rejects=f"{name}.rejects.parquet" if rejects else None,
+        rejects_sha256=sha256_hex(rejects) if rejects else None,
+        descriptor=DESCRIPTOR_VERSION if addition.has_fingerprints and (not old or old.descriptor) else None,
+        plan_ids=(*(old.plan_ids if old else ()), addition.plan_id),
         writer=f"bit-pretrain {metadata.version('bit-pretrain')}",
     )
-    commit(store, version.shards, shards)
-    commit(store, version.blocks, blocks)
-    if version.classes:
-        commit(store, version.classes, classes_body)
-    commit(store, version_key(1), version.to_json())
-    if not store.create(POINTER_KEY, version.to_json()):
-        found = current_version(store)
-        if found != version:
-            raise Conflict(
-                f"{store.url} holds another dataset (plans {found.plan_ids if found else ()}); nothing published"
-            )
+    for key, body in (
+        (version.shards, shards),
+        (version.blocks, blocks),
+        (version.classes, classes),
+        (version.rejects, rejects),
+    ):
+        if key and body:
+            commit(store, key, body)
+    _swing(store, before, version)
     return version
+
+
+def _swing(store: Store, before: Published | None, version: ManifestVersion) -> None:
+    body = version.to_json()
+    if before:
+        commit(store, version_key(before.version.version), before.body)
+    try:
+        if before:
+            store.replace(POINTER_KEY, body, before.tag)
+        elif not store.create(POINTER_KEY, body):
+            raise Conflict(f"{store.url}/{POINTER_KEY} exists")
+    except Conflict as error:
+        now = published_version(store)
+        if now is None or now.version != version:
+            plans = now.version.plan_ids if now else ()
+            raise Conflict(
+                f"{store.url} was published by another run meanwhile (plans {', '.join(plans)}); run again"
+            ) from error
+    commit(store, version_key(version.version), body)
+
+
+def _joined(store: Store, old: tuple[str, str] | None, added: pa.Table) -> pa.Table:
+    return pa.concat_tables([from_parquet(read_checked(store, *old)), added]) if old else added
+
+
+def outstanding_rejects(store: Store, version: ManifestVersion) -> pa.Table:
+    """Gives the rows that could not be used and were not packed since, a table of manifest.REJECT_SCHEMA."""
+    if not version.rejects:
+        return REJECT_SCHEMA.empty_table()
+    return from_parquet(read_checked(store, version.rejects, str(version.rejects_sha256)))
+
+
+def _classes_body(classes: Sequence[str]) -> bytes | None:
+    return (json.dumps(list(classes), ensure_ascii=False, indent=0) + "\n").encode() if classes else None
+
+
+def _rejects(
+    store: Store, old: ManifestVersion | None, addition: Addition
+) -> tuple[bytes | None, int, dict[str, int]]:
+    """Gives the outstanding rejects as Parquet, their number and their reasons."""
+    sink, count, reasons = io.BytesIO(), 0, {}
+    kept = [outstanding_rejects(store, old)] if old and not addition.retries else []
+    with pq.ParquetWriter(sink, REJECT_SCHEMA, compression="zstd", write_statistics=False) as writer:
+        for table in (*kept, *addition.rejects):
+            writer.write_table(table)
+            count += table.num_rows
+            for found in table["reason"].combine_chunks().value_counts().to_pylist():
+                reasons[found["values"]] = reasons.get(found["values"], 0) + found["counts"]
+    return (sink.getvalue() if count else None), count, dict(sorted(reasons.items()))

@@ -1,206 +1,285 @@
-"""`pipeline shard`: plan, pack, commit and publish. A rerun goes on where the last one stopped."""
+"""`pipeline shard`, `append` and `retry-rejects`: plan, pack and publish. A rerun goes on where the last one stopped."""
 
-import multiprocessing
-import os
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError, EmptySource, ServiceError, TooManyRejects
-from pipeline.manifest import CommitRecord, ManifestVersion, from_parquet, sha256_hex, to_parquet
-from pipeline.pack import pack_shard
-from pipeline.plan import Plan
-from pipeline.publish import current_version, publish, reject_reasons
-from pipeline.sources.files import read_file
-from pipeline.store.base import Store, commit
-from pipeline.store.url import open_store
+from pipeline.commit import read_plan
+from pipeline.console import silent
+from pipeline.duplicates import leave_out_duplicates
+from pipeline.errors import ConfigError, EmptySource, NotFound
+from pipeline.lease import Lease
+from pipeline.manifest import ManifestVersion, from_parquet
+from pipeline.plan import SHARDS_PER_PART, Plan, ShardConfig, part_key
+from pipeline.planner import Planned, make_plan, store_plan
+from pipeline.probe import prober
+from pipeline.publish import Addition, Published, outstanding_rejects, publish, published_version
+from pipeline.run import Packed, pack_plan
+from pipeline.sources.files import open_file
+from pipeline.sources.rows import COLUMNS, Source
+from pipeline.store.base import Store
+from pipeline.work.pools import Pool
+from pipeline.work.schedule import Attempt, run_calls
 
-# Shards in flight per worker process: one being packed, one queued behind it.
-_TASKS_PER_WORKER = 2
-_PARENT_WATCH_SECONDS = 0.5
+_REJECT_BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """Where a job tells how far it is.
+
+    Attributes:
+        progress: Context of a progress display of (what, total or None, unit); gives a function of (count, bytes).
+        event: Is called with the name and the values of each event.
+    """
+
+    progress: Callable[[str, int | None, str], Any] = silent
+    event: Callable[..., None] = lambda name, **values: None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `shard`, `append` and `retry_rejects` have in common.
+
+    Attributes:
+        store: The destination.
+        pool: Where plans are read and shards are packed. The bytes do not depend on it.
+        scratch: Existing folder for the plan's sort and files.
+        max_reject_fraction: Share of rejected rows, 0..1, above which nothing is published.
+        reporting: See Reporting.
+    """
+
+    store: Store
+    pool: Pool
+    scratch: Path
+    max_reject_fraction: float = 0.0
+    reporting: Reporting = field(default_factory=Reporting)
+
+
+def plan_sources(job: Job, sources: Sequence[tuple[str, Source]], config: ShardConfig, **options: Any) -> Planned:
+    """Plans the rows of all sources; see planner.make_plan for options and errors. Writes to the scratch folder only."""
+
+    def mapped(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        return (result for _, result in run_calls(job.pool, partial(_call, function), items))
+
+    with job.reporting.progress("planning", None, "rows") as advance:
+        return make_plan(
+            sources,
+            config,
+            job.scratch,
+            probe=prober(config.image),
+            mapped=mapped,
+            on_rows=lambda count: advance(count, 0),
+            **options,
+        )
+
+
+def _call(function: Callable[[Any], Any], attempt: Attempt[Any]) -> Any:
+    return function(attempt.call)
+
+
+def request_of(sources: Sequence[tuple[str, Source]], config: ShardConfig, settings: Any) -> str | None:
+    """Gives the digest of a request whose sources need not be listed again while their files are unchanged."""
+    if any(source.identity is None for _, source in sources):
+        return None
+    told = [[prefix, source.url, source.identity] for prefix, source in sources]
+    return hashlib.sha256(f"{json.dumps(told)}\n{config.model_dump_json()}\n{settings!r}".encode()).hexdigest()[:16]
+
+
+def stored_plan(store: Store, request: str | None) -> Plan | None:
+    """Gives the plan that an earlier run stored for the same request."""
+    if request is None:
+        return None
+    for entry in store.list("plans/"):
+        if entry.key.endswith("/plan.json"):
+            plan = Plan.model_validate_json(store.read(entry.key))
+            if plan.request == request:
+                return plan
+    return None
 
 
 def shard(
-    plan: Plan,
-    rows: pa.Table,
-    classes: Sequence[str],
-    store: Store,
-    *,
-    num_workers: int,
-    max_reject_fraction: float,
-    on_images: Callable[[int], None] = lambda count: None,
-    on_shard: Callable[[CommitRecord], None] = lambda record: None,
+    job: Job, sources: Sequence[tuple[str, Source]], config: ShardConfig, settings: Any = None
 ) -> ManifestVersion:
-    """Packs every shard of the plan that is not committed yet, then publishes the dataset.
+    """Packs sources into a new dataset.
 
     Args:
-        plan: The plan.
-        rows: Its rows in plan order.
-        classes: Class names; may be empty.
-        store: The destination.
-        num_workers: Packing processes; 1 packs in this process. The bytes do not depend on it.
-        max_reject_fraction: Share of rejected rows, 0..1, above which nothing is published.
-        on_images: Called with the number of pictures done since the last call.
-        on_shard: Called after each commit.
+        job: See Job.
+        sources: Each with the prefix of its names.
+        config: See ShardConfig.
+        settings: How the sources are read, besides themselves: part of the identity of the request.
 
     Raises:
         ConfigError: The destination holds a dataset made from other inputs.
-        EmptySource: Every row was rejected.
+        EmptySource: There is no row, or every row was rejected.
         TooManyRejects: More rows than allowed were rejected; nothing is published.
+        Fenced: A newer run has taken over.
         StorageError: As the destination.
     """
-    published = current_version(store)
-    if published and published.plan_ids == (plan.plan_id,):
-        on_images(plan.num_samples)
-        return published
+    request = request_of(sources, config, settings)
+    plan = stored_plan(job.store, request)
+    published = published_version(job.store)
+    if plan is None:
+        planned = plan_sources(job, sources, config, request=request)
+        if published and published.version.plan_ids[0] == planned.plan.plan_id:
+            return published.version
+        _refuse_other(job.store, published, planned.plan)
+        plan = _stored(job, planned)
+    if published and plan.plan_id == published.version.plan_ids[0]:
+        return published.version
+    _refuse_other(job.store, published, plan)
+    return _pack_and_publish(job, plan, None, retries=False)
+
+
+def _refuse_other(store: Store, published: Published | None, plan: Plan) -> None:
     if published:
         raise ConfigError(
-            f"{store.url} holds a dataset of other inputs or settings (plan {', '.join(published.plan_ids)}, "
-            f"this one {plan.plan_id}); choose another destination"
+            f"{store.url} holds a dataset of other inputs or settings (plan {', '.join(published.version.plan_ids)}, "
+            f"this one {plan.plan_id}); choose another destination, or `pipeline append` to it"
         )
-    _commit_plan(store, plan, rows)
-    records = _committed(store, plan)
-    num_rejects = 0
-    for record in records.values():
-        on_images(record.num_samples + record.num_rejects)
-    missing = [number for number in range(len(plan.shard_ends)) if number not in records]
-    for record in _pack_all(plan, rows, store, missing, num_workers, on_images):
-        records[record.shard] = record
-        on_shard(record)
-        num_rejects += record.num_rejects
-        if num_rejects > max_reject_fraction * plan.num_samples:
-            raise TooManyRejects(_told_rejects(store, records.values(), plan.num_samples))
-    if not any(record.num_samples for record in records.values()):
-        raise EmptySource(f"all {plan.num_samples} pictures were rejected: {reject_reasons(records.values())}")
-    return publish(store, list(records.values()), classes, plan.num_classes)
 
 
-def shard_key(plan: Plan, number: int) -> str:
-    """Gives the key of a shard's tar; it holds the plan, so that two plans can never mix their shards."""
-    return f"shards/{plan.plan_id[:8]}/{plan.config.split}-{number:06d}.tar"
+def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None) -> ManifestVersion:
+    """Packs what the dataset does not have yet into a new version of it, with the settings it was made with.
 
+    Readers of the older version are not disturbed. Rows with a name that the dataset has are left out.
 
-def record_key(plan_id: str, number: int) -> str:
-    """Gives the key of a shard's commit record."""
-    return f"commits/{plan_id}/{number:06d}.json"
-
-
-def pack_and_commit(
-    url: str, plan: Plan, rows: pa.Table, number: int, on_image: Callable[[], None] = lambda: None
-) -> CommitRecord:
-    """Packs one shard and commits tar, sidecar, rejects and, last, the record. Safe to repeat and to race."""
-    store = open_store(url)
-    packed = pack_shard(rows, number, plan.config, read_file, on_image)
-    path = shard_key(plan, number)
-    sidecar = to_parquet(packed.samples)
-    sidecar_key = path.removesuffix(".tar") + ".parquet"
-    rejects_key = f"rejects/{plan.plan_id}/{number:06d}.parquet" if packed.rejects.num_rows else None
-    commit(store, path, packed.tar)
-    commit(store, sidecar_key, sidecar)
-    if rejects_key:
-        commit(store, rejects_key, to_parquet(packed.rejects))
-    record = CommitRecord(
-        shard=number,
-        split=plan.config.split,
-        path=path,
-        num_samples=packed.samples.num_rows,
-        num_bytes=len(packed.tar),
-        sha256=sha256_hex(packed.tar),
-        sidecar=sidecar_key,
-        sidecar_bytes=len(sidecar),
-        sidecar_sha256=sha256_hex(sidecar),
-        num_rejects=packed.rejects.num_rows,
-        rejects=rejects_key,
-        reject_reasons=dict(sorted(Counter(packed.rejects["reason"].to_pylist()).items())),
-        plan_id=plan.plan_id,
-        blocks=packed.blocks,
-    )
-    commit(store, record_key(plan.plan_id, number), record.to_json())
-    return record
-
-
-def _commit_plan(store: Store, plan: Plan, rows: pa.Table) -> None:
-    commit(store, f"plans/{plan.plan_id}/rows.parquet", to_parquet(rows.drop_columns(["uri"])))
-    commit(store, f"plans/{plan.plan_id}/plan.json", plan.to_json())
-
-
-def _committed(store: Store, plan: Plan) -> dict[int, CommitRecord]:
-    """Gives the shards that need no packing.
-
-    Nothing is published yet, so a shard with rejects is taken back and packed again: the user may have mended them.
+    Raises:
+        NotFound: Nothing is published there.
+        ConfigError: A picture changed, or labels are numbered otherwise.
+        BitError: As `shard`.
     """
-    kept = {}
-    for entry in list(store.list(f"commits/{plan.plan_id}/")):
-        record = CommitRecord.model_validate_json(store.read(entry.key))
-        if record.rejects is None:
-            kept[record.shard] = record
-            continue
-        for key in (entry.key, record.rejects, record.sidecar, record.path):
-            store.delete(key)
-    return kept
+    published = _require(job.store)
+    latest = _latest_plan(job.store, published.version)
+    config = latest.config.model_copy(update={"first_shard": latest.config.first_shard + latest.num_shards})
+    request = request_of(sources, config, settings)
+    plan = stored_plan(job.store, request)
+    if plan is None:
+        planned = plan_sources(
+            job,
+            sources,
+            config,
+            request=request,
+            known=_known_rows(job.store, published.version),
+            classes=latest.classes,
+        )
+        if planned.plan.num_samples == 0:
+            return published.version
+        if planned.plan.classes and not latest.classes and published.version.num_classes:
+            raise ConfigError(
+                f"{job.store.url} has numbers for labels, the new source has names; give it numbers, or --classes"
+            )
+        plan = _stored(job, planned)
+    return _pack_and_publish(job, plan, published, retries=False)
 
 
-def _pack_all(
-    plan: Plan,
-    rows: pa.Table,
-    store: Store,
-    numbers: Sequence[int],
-    num_workers: int,
-    on_images: Callable[[int], None],
-) -> Iterator[CommitRecord]:
-    def rows_of(number: int) -> pa.Table:
-        start, end = plan.shard_rows(number)
-        return rows.slice(start, end - start)
+def retry_rejects(job: Job) -> ManifestVersion:
+    """Packs the pictures that were rejected and can be used now into a new version; those that cannot stay rejected.
 
-    if num_workers == 1 or len(numbers) <= 1:
-        for number in numbers:
-            yield pack_and_commit(store.url, plan, rows_of(number), number, lambda: on_images(1))
-        return
-    # spawn: forking a process that has threads or an S3 client is not safe.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with_parent)
+    Raises:
+        NotFound: Nothing is published there.
+        BitError: As `shard`.
+    """
+    published = _require(job.store)
+    rejects = outstanding_rejects(job.store, published.version)
+    if not rejects.num_rows:
+        return published.version
+    latest = _latest_plan(job.store, published.version)
+    plans = {plan_id: read_plan(job.store, plan_id) for plan_id in rejects["plan_id"].unique().to_pylist()}
+    sources = []
+    for plan_id, plan in plans.items():
+        mine = rejects.filter(pa.compute.equal(rejects["plan_id"], plan_id))
+        for base, url in enumerate(plan.bases):
+            rows = mine.filter(pa.compute.equal(mine["base"], base))
+            if rows.num_rows:
+                sources.append(("", Source(url, partial(_reject_batches, rows), None, None, plan.image_columns[base])))
+    config = latest.config.model_copy(update={"first_shard": latest.config.first_shard + latest.num_shards})
+    planned = plan_sources(job, sources, config)
+    # Labels are numbers already; their names are those of the dataset.
+    plan = planned.plan.model_copy(update={"classes": latest.classes, "num_classes": published.version.num_classes})
+    return _pack_and_publish(job, store_plan(job.store, Planned(plan, planned.parts, planned.probe)), published, retries=True)
+
+
+def _reject_batches(rows: pa.Table, mapped: Any) -> Iterator[pa.RecordBatch]:
+    columns = rows.drop_columns(["run"]).append_column("run", pa.nulls(rows.num_rows, pa.string())).select(COLUMNS)
+    yield from columns.combine_chunks().to_batches(max_chunksize=_REJECT_BATCH_ROWS)
+
+
+def _require(store: Store) -> Published:
+    published = published_version(store)
+    if published is None:
+        raise NotFound(f"{store.url} holds no published dataset; make one with `pipeline shard`")
+    return published
+
+
+def _latest_plan(store: Store, version: ManifestVersion) -> Plan:
     try:
-        waiting = list(numbers)
-        running: set[Future[CommitRecord]] = set()
-        while waiting or running:
-            while waiting and len(running) < _TASKS_PER_WORKER * num_workers:
-                number = waiting.pop(0)
-                running.add(pool.submit(pack_and_commit, store.url, plan, rows_of(number).combine_chunks(), number))
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                record = future.result()
-                on_images(record.num_samples + record.num_rejects)
-                yield record
-    except BrokenProcessPool as error:
-        raise ServiceError(
-            "a packing process was killed, perhaps for its memory; lower --workers or --shard-mb and run again"
+        return read_plan(store, version.plan_ids[-1])
+    except NotFound as error:
+        raise ConfigError(
+            f"{store.url} was indexed, not packed, so nothing can be added to it; pack its tars with `pipeline shard`"
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
-def _told_rejects(store: Store, records: Iterable[CommitRecord], num_rows: int) -> str:
-    rejecting = [record for record in records if record.rejects]
-    reject = from_parquet(store.read(str(rejecting[0].rejects))).slice(0, 1).to_pylist()[0]
-    return (
-        f"{sum(record.num_rejects for record in rejecting)} of {num_rows} pictures cannot be used "
-        f"({reject_reasons(rejecting)}), first {reject['source']}: {reject['reason']} ({reject['detail']}); nothing is "
-        f"published. Mend or remove them, or allow a share with --max-reject-fraction"
+def _known_rows(store: Store, version: ManifestVersion) -> Iterator[pa.Table]:
+    for plan_id in version.plan_ids:
+        plan = read_plan(store, plan_id)
+        for part in range(-(-plan.num_shards // SHARDS_PER_PART)):
+            with open_file(f"{store.url}/{part_key(plan_id, part)}") as file:
+                parts = pq.ParquetFile(file, pre_buffer=False)
+                for batch in parts.iter_batches(columns=["source", "num_bytes", "run"], use_threads=False):
+                    yield pa.Table.from_batches([batch])
+
+
+def _stored(job: Job, planned: Planned) -> Plan:
+    if planned.plan.config.skip_duplicates:
+        with job.reporting.progress("reading for duplicates", planned.plan.num_samples, "images") as advance:
+            planned = leave_out_duplicates(
+                job.store, planned, job.scratch, job.pool, on_images=lambda count: advance(count, 0)
+            )
+    return store_plan(job.store, planned)
+
+
+def _pack_and_publish(job: Job, plan: Plan, before: Published | None, *, retries: bool) -> ManifestVersion:
+    lease = Lease(job.store)
+    job.reporting.event("plan", plan_id=plan.plan_id, num_samples=plan.num_samples, num_shards=plan.num_shards)
+    with job.reporting.progress("packing", plan.num_samples, "images") as advance:
+        packed = pack_plan(
+            job.store,
+            plan,
+            job.pool,
+            lease,
+            max_reject_fraction=job.max_reject_fraction,
+            on_images=advance,
+            on_event=job.reporting.event,
+        )
+    if packed.num_rejects == packed.num_done and not retries:
+        raise EmptySource(f"all {plan.num_samples} pictures were rejected: {dict(packed.reject_reasons)}")
+    lease.check(now=True)
+    version = publish(job.store, before, _addition(job.store, plan, packed, before, retries=retries))
+    job.reporting.event("published", **version.model_dump())
+    return version
+
+
+def _addition(store: Store, plan: Plan, packed: Packed, before: Published | None, *, retries: bool) -> Addition:
+    shards, blocks = packed.tables(before.version.num_shards if before else 0)
+    rejecting = [packed.rejecting[number] for number in sorted(packed.rejecting)]
+    return Addition(
+        plan_id=plan.plan_id,
+        split=plan.config.split,
+        shards=shards,
+        blocks=blocks,
+        rejects=(from_parquet(store.read(key)) for key in rejecting),
+        retries=retries,
+        classes=plan.classes,
+        num_classes=plan.num_classes,
+        num_duplicates=plan.num_duplicates,
+        has_fingerprints=plan.config.image.check == "decode",
     )
-
-
-def _end_with_parent() -> None:
-    """Makes a packing process end when the run is killed, instead of waiting for work for ever."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_WATCH_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -10,6 +10,19 @@ BLOCK_BYTES = 512
 END = bytes(2 * BLOCK_BYTES)
 _MAX_NAME_BYTES = 100
 _MAX_MEMBER_BYTES = 8**11 - 1  # eleven octal digits
+# The parts of a header that are the same for every member; only name, size and checksum stand between them.
+_OWNER = b"0000444\0" b"0000000\0" b"0000000\0"  # mode, owner, group
+_TIME = b"\0" b"00000000000\0"
+_REST = (
+    b"\0 0"  # end of the checksum; a regular file
+    + bytes(100)
+    + b"ustar\x0000"
+    + bytes(32 + 32)  # owner and group names
+    + b"0000000\x000000000\0"  # device numbers
+    + bytes(155 + 12)
+)
+# The checksum field itself counts as eight blanks.
+_FIXED_SUM = sum(_OWNER) + sum(_TIME) + sum(_REST[2:]) + 8 * ord(" ")
 
 
 def padded(num_bytes: int) -> int:
@@ -30,26 +43,11 @@ def header(name: str, num_bytes: int) -> bytes:
     encoded = name.encode("ascii")
     if not 0 < len(encoded) <= _MAX_NAME_BYTES or not 0 <= num_bytes <= _MAX_MEMBER_BYTES:
         raise ValueError(f"tar member {name!r} of {num_bytes} bytes does not fit USTAR")
-    fields = b"".join(
-        [
-            encoded.ljust(100, b"\0"),
-            b"0000444\0",  # mode
-            b"0000000\0",  # owner
-            b"0000000\0",  # group
-            b"%011o\0" % num_bytes,
-            b"00000000000\0",  # time
-            b"        ",  # checksum field counts as blanks
-            b"0",  # regular file
-            bytes(100),
-            b"ustar\x0000",
-            bytes(32 + 32),  # owner and group names
-            b"0000000\x000000000\0",  # device numbers
-            bytes(155 + 12),
-        ]
-    )
-    return fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]
+    size = b"%011o" % num_bytes
+    checksum = b"%06o" % (_FIXED_SUM + sum(encoded) + sum(size))
+    return b"".join((encoded.ljust(_MAX_NAME_BYTES, b"\0"), _OWNER, size, _TIME, checksum, _REST))
 
 
 def member(name: str, content: bytes) -> bytes:
     """Gives header, content and padding of one file."""
-    return header(name, len(content)) + content + bytes(padded(len(content)) - len(content))
+    return b"".join((header(name, len(content)), content, bytes(-len(content) % BLOCK_BYTES)))

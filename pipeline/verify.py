@@ -1,39 +1,69 @@
 """Checks a published dataset against its manifest, to the depth the user asks for."""
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline.dataset import Dataset
 from pipeline.errors import BadImage, CorruptShard, NotFound
 from pipeline.image import decode
-from pipeline.manifest import sha256_hex
-from pipeline.tar import BLOCK_BYTES, END, header, padded
+from pipeline.manifest import image_digest
+from pipeline.seeds import rng
+from pipeline.sources.tars import scan_tar
+from pipeline.store.base import blake3_of
+from pipeline.work.pools import Pool
+from pipeline.work.schedule import Attempt, run_calls
 
 LEVELS = ("exists", "size", "checksum", "tar", "decode")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is not as the manifest says."""
+    """One thing that is not as the manifest says.
+
+    Attributes:
+        path: Key of the object.
+        problem: What is wrong.
+        shard: Number of the shard in the manifest; -1 for the manifest's own tables.
+    """
 
     path: str
     problem: str
+    shard: int = -1
 
 
-def verify(dataset: Dataset, level: str, on_shard: Callable[[int], None] = lambda count: None) -> Iterator[Fault]:
-    """Gives every fault, shard by shard.
+def sampled_shards(num_shards: int, fraction: float, seed: int) -> list[int]:
+    """Gives the shards of a spot check: the share, rounded up, chosen by the key, ascending."""
+    count = int(np.ceil(num_shards * fraction))
+    return sorted(rng(seed, "verify").permutation(num_shards)[:count].tolist())
+
+
+def verify(
+    dataset: Dataset,
+    level: str,
+    pool: Pool,
+    shards: list[int] | None = None,
+    on_shard: Callable[[int], None] = lambda num_bytes: None,
+) -> Iterator[Fault]:
+    """Gives every fault, shard by shard, in any order of shards.
 
     Args:
         dataset: What to check.
         level: One of LEVELS; each includes those before it.
-        on_shard: Called with 1 after each shard.
+        pool: Where shards are checked.
+        shards: Numbers of the shards to check; all by default.
+        on_shard: Called with its bytes after each shard.
     """
     depth = LEVELS.index(level)
     yield from _manifest_faults(dataset)
-    for row in dataset.shards:
-        yield from _shard_faults(dataset, row, depth)
-        on_shard(1)
+    numbers = list(range(len(dataset.shards))) if shards is None else shards
+    check = _ShardCheck(dataset, depth)
+    for number, faults in run_calls(pool, check, numbers):
+        on_shard(dataset.shards[number]["num_bytes"])
+        yield from faults
 
 
 def _manifest_faults(dataset: Dataset) -> Iterator[Fault]:
@@ -41,6 +71,7 @@ def _manifest_faults(dataset: Dataset) -> Iterator[Fault]:
     for key, read in (
         (dataset.version.blocks, lambda: dataset.blocks),
         (dataset.version.classes, lambda: dataset.classes),
+        (dataset.version.rejects, lambda: dataset.rejects),
     ):
         try:
             read()
@@ -48,55 +79,60 @@ def _manifest_faults(dataset: Dataset) -> Iterator[Fault]:
             yield Fault(str(key), str(error))
 
 
-def _shard_faults(dataset: Dataset, row: dict[str, Any], depth: int) -> Iterator[Fault]:
-    try:
+@dataclass(frozen=True)
+class _ShardCheck:
+    """Checks one shard; runs on a worker."""
+
+    dataset: Dataset
+    depth: int
+
+    def __call__(self, attempt: Attempt[int]) -> list[Fault]:
+        row = self.dataset.shards[attempt.call]
+        return [Fault(path, problem, attempt.call) for path, problem in self._problems(row)]
+
+    def _problems(self, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        store = self.dataset.store
         for key, expected_bytes in ((row["path"], row["num_bytes"]), (row["sidecar"], row["sidecar_bytes"])):
-            found_bytes = dataset.store.num_bytes(key)
-            if depth >= 1 and found_bytes != expected_bytes:
-                yield Fault(key, f"has {found_bytes} bytes instead of {expected_bytes}")
+            try:
+                found_bytes = store.num_bytes(key)
+            except NotFound:
+                yield key, "is missing"
                 return
-        if depth < 2:
-            return
-        samples = dataset.samples(row["shard"])  # checks the sidecar's checksum
-        tar = dataset.store.read(row["path"])
-    except NotFound:
-        yield Fault(row["path"], "the tar or its sidecar is missing")
-        return
-    except CorruptShard as error:
-        yield Fault(row["sidecar"], str(error))
-        return
-    if sha256_hex(tar) != row["sha256"]:
-        yield Fault(row["path"], "checksum differs")
-        return
-    if depth >= 3:
-        yield from _layout_faults(row, tar, samples.to_pylist())
-    if depth >= 4:
-        yield from _image_faults(row, tar, samples.to_pylist())
-
-
-def _layout_faults(row: dict[str, Any], tar: bytes, samples: list[dict[str, Any]]) -> Iterator[Fault]:
-    position = 0
-    for sample in samples:
-        if sample["image_offset"] != position + BLOCK_BYTES:
-            yield Fault(row["path"], f"sample {sample['key']} is not where its sidecar says")
-            return
-        for extension, num_bytes in (
-            ("jpg", sample["image_bytes"]),
-            ("cls", sample["cls_bytes"]),
-            ("json", sample["json_bytes"]),
-        ):
-            name = f"{sample['key']}.{extension}"
-            if tar[position : position + BLOCK_BYTES] != header(name, num_bytes):
-                yield Fault(row["path"], f"member {name} has another header")
+            if self.depth >= LEVELS.index("size") and found_bytes != expected_bytes:
+                yield key, f"has {found_bytes} bytes instead of {expected_bytes}"
                 return
-            position += BLOCK_BYTES + padded(num_bytes)
-    if tar[position:] != END:
-        yield Fault(row["path"], f"does not end after its last sample, at byte {position}")
-
-
-def _image_faults(row: dict[str, Any], tar: bytes, samples: list[dict[str, Any]]) -> Iterator[Fault]:
-    for sample in samples:
+        if self.depth < LEVELS.index("checksum"):
+            return
         try:
-            decode(tar[sample["image_offset"] : sample["image_offset"] + sample["image_bytes"]])
-        except BadImage as error:
-            yield Fault(row["path"], f"sample {sample['key']} does not decode: {error}")
+            samples = self.dataset.samples(row["shard"])  # checks the sidecar's checksum
+        except CorruptShard:
+            yield row["sidecar"], "checksum differs"
+            return
+        if blake3_of(store, row["path"]) != row["blake3"]:
+            yield row["path"], "checksum differs"
+            return
+        if self.depth >= LEVELS.index("tar"):
+            yield from self._content_problems(row["path"], store.read(row["path"]), samples.to_pylist())
+
+    def _content_problems(self, path: str, tar: bytes, samples: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+        """The tar as Python's own reader sees it, sample by sample beside the sidecar."""
+        try:
+            found = {sample.key: sample for sample in scan_tar(io.BytesIO(tar), path)[0] if sample.image}
+        except CorruptShard as error:
+            yield path, str(error)
+            return
+        for sample in samples:
+            image = found.pop(sample["key"], None)
+            if image is None or image.image != (sample["image_offset"], sample["image_bytes"]):
+                yield path, f"sample {sample['key']} is not where its sidecar says"
+                continue
+            data = tar[sample["image_offset"] : sample["image_offset"] + sample["image_bytes"]]
+            if image_digest(data) != sample["digest"]:
+                yield path, f"image of sample {sample['key']} has another digest than its sidecar says"
+            elif self.depth >= LEVELS.index("decode"):
+                try:
+                    decode(data)
+                except BadImage as error:
+                    yield path, f"sample {sample['key']} does not decode: {error}"
+        for key in found:
+            yield path, f"sample {key} is not in the sidecar"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pipeline.dataset import Address, Dataset
 from pipeline.errors import ConfigError, CorruptShard
-from pipeline.manifest import DIGEST_BYTES
+from pipeline.manifest import image_digest
 from pipeline.order import Piece
 from pipeline.tar import BLOCK_BYTES
 
@@ -136,7 +136,7 @@ class View:
 
     def _check_digests(self, samples: list[Sample], digests: list[bytes]) -> None:
         for sample, digest in zip(samples, digests, strict=True):
-            if hashlib.sha256(sample.image).digest()[:DIGEST_BYTES] != digest:
+            if image_digest(sample.image) != digest:
                 raise CorruptShard(
                     f"{self.dataset.store.url}/{self.dataset.shards[sample.address.shard]['path']}, sample "
                     f"{sample.address.row}: digest differs from the sidecar; run `pipeline verify` on the dataset"

@@ -3,7 +3,7 @@
 import re
 
 from pipeline.errors import ConfigError
-from pipeline.manifest import Record
+from pipeline.records import Record
 
 # Bottleneck units of the four stages [paper 3.3; R26 from big_vision; R14 ours, for work on a CPU].
 UNITS: dict[int, tuple[int, int, int, int]] = {

@@ -13,7 +13,8 @@ from torch import nn
 from pipeline.augment import evaluation_view
 from pipeline.dataset import open_dataset
 from pipeline.errors import ConfigError, Conflict, NotFound
-from pipeline.manifest import Record, table_of, to_parquet
+from pipeline.manifest import table_of, to_parquet
+from pipeline.records import Record
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from pipeline.stream import one_pass

@@ -14,7 +14,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from pipeline.augment import finetune_view
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import ConfigError
-from pipeline.manifest import Record, table_of, to_parquet
+from pipeline.manifest import table_of, to_parquet
+from pipeline.records import Record
 from pipeline.order import OrderConfig, lanes_of_rank
 from pipeline.seeds import rng
 from pipeline.store.base import Store, exists

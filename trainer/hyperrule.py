@@ -3,7 +3,7 @@
 from typing import Literal
 
 from pipeline.errors import ConfigError
-from pipeline.manifest import Record
+from pipeline.records import Record
 
 Variant = Literal["paper", "code"]
 

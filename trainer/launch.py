@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import click
 
 from pipeline.errors import BitError, ServiceError, StorageError
-from pipeline.manifest import Record
+from pipeline.records import Record
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from trainer.checkpoint import latest

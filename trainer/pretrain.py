@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.augment import pretrain_view
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import ConfigError, NonFinite
-from pipeline.manifest import Record
+from pipeline.records import Record
 from pipeline.order import OrderConfig
 from pipeline.store.base import Store
 from pipeline.store.url import open_store

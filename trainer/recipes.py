@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pipeline.errors import ConfigError
-from pipeline.manifest import Record
+from pipeline.records import Record
 
 _PAPER_WARMUP_STEPS = 5000
 

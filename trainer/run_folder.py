@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from pipeline.errors import NotFound, ResumeMismatch
-from pipeline.manifest import Record
+from pipeline.records import Record
 from pipeline.store.base import Store
 from trainer.parallel import World, broadcast, gather
 

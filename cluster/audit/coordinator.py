@@ -16,7 +16,7 @@ from pipeline.dataset import Address, Dataset, open_dataset
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import fingerprint
 from pipeline.image import decode
-from pipeline.manifest import Record
+from pipeline.records import Record
 
 _PAIRS_PER_TASK = 64
 _CANARY_SHARD = -1

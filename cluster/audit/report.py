@@ -13,8 +13,8 @@ import pyarrow.csv
 from cluster.audit.coordinator import AuditConfig, AuditTables
 from cluster.audit.scores import score
 from cluster.audit.verify import MIN_QUALITY, Evidence
-from cluster.charts import histogram
-from cluster.pages import render, thumbnail
+from pipeline.charts import histogram
+from pipeline.pages import render, thumbnail
 from pipeline.dataset import Address, Dataset, open_dataset
 from pipeline.fingerprint import DIHEDRAL, apply_dihedral
 from pipeline.image import decode
@@ -220,6 +220,6 @@ def publish_audit(
     commit(
         store,
         "index.html",
-        render("audit.html.j2", title="Near-duplicate audit", **audit_section(config, tables, summary)),
+        render("cluster", "audit.html.j2", title="Near-duplicate audit", **audit_section(config, tables, summary)),
     )
     return summary

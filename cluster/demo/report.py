@@ -12,9 +12,9 @@ from typing import Any
 from markupsafe import Markup
 
 from cluster.audit.coordinator import AuditConfig, AuditTables
-from cluster.charts import Series, line_chart, point_chart
+from pipeline.charts import Series, line_chart, point_chart
 from cluster.demo.stages import Stage
-from cluster.pages import render
+from pipeline.pages import render
 from pipeline.console import human_bytes
 from pipeline.dataset import open_dataset
 from pipeline.manifest import from_parquet
@@ -132,6 +132,7 @@ def write_report(folder: Path, facts: DemoFacts) -> DemoFacts:
     """Writes index.html; gives the facts back."""
     folder.mkdir(parents=True, exist_ok=True)
     page = render(
+        "cluster",
         "demo.html.j2",
         title="BiT Pretrain: the demonstration",
         facts=facts,

@@ -1,12 +1,18 @@
 """Class folders: SOURCE/CLASS/.../NAME.jpg."""
 
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
 from pipeline.errors import ConfigError, EmptySource
-from pipeline.manifest import table_of
-from pipeline.sources.files import list_files
-from pipeline.sources.rows import ROW_SCHEMA, SourceRows
+from pipeline.sources.files import walk_files
+from pipeline.sources.rows import FILE, Mapping, Source, batch_of
+from pipeline.store.base import Entry
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
 SPLIT_NAMES = frozenset(["train", "val", "valid", "validation", "test"])
+_BATCH_ROWS = 65_536
 
 
 def is_image_name(name: str) -> bool:
@@ -26,34 +32,47 @@ def check_name(url: str, name: str) -> None:
         raise ConfigError(f"{url}: the file name {name!r} is not UTF-8; rename it") from error
 
 
-def read_folder(url: str) -> SourceRows:
-    """Lists class folders; the label of a class is its place among the sorted folder names.
+def folder_source(url: str, classes: tuple[str, ...] | None = None) -> Source:
+    """Gives the pictures of class folders, labelled with the folders' names.
 
-    Raises:
+    Reading raises:
         NotFound: The folder does not exist.
         EmptySource: It holds no picture in a class folder.
-        ConfigError: Its first level are splits, not classes.
+        ConfigError: Its first level are splits, not classes; or a file name is not UTF-8.
     """
-    entries = list(list_files(url))
-    for entry in entries:
-        check_name(url, entry.key)
-    pictures = [entry for entry in entries if is_image_name(entry.key) and "/" in entry.key]
-    if not pictures:
-        raise EmptySource(
-            f"{url} holds no picture below a class folder ({len(entries)} other files); expected {url}/CLASS/NAME.jpg"
-        )
-    classes = sorted({entry.key.split("/")[0] for entry in pictures})
-    if set(classes) <= SPLIT_NAMES:
-        raise ConfigError(f"{url} holds the splits {', '.join(classes)}, not classes; shard {url}/{classes[0]} alone")
-    labels = {name: label for label, name in enumerate(classes)}
-    rows = [
-        {
-            "source": entry.key,
-            "uri": f"{url.rstrip('/')}/{entry.key}",
-            "num_bytes": entry.num_bytes,
-            "labels": [labels[entry.key.split("/")[0]]],
-            "extra": "{}",
-        }
-        for entry in pictures
-    ]
-    return SourceRows(table_of(rows, ROW_SCHEMA), tuple(classes), len(entries) - len(pictures))
+
+    def read(mapped: Mapping[Any, Any]) -> Iterator[pa.RecordBatch]:
+        classes: set[str] = set()
+        pictures: list[Entry] = []
+        for entry in walk_files(url):
+            check_name(url, entry.key)
+            if not is_image_name(entry.key) or "/" not in entry.key:
+                source.num_ignored[0] += 1
+                continue
+            classes.add(entry.key.partition("/")[0])
+            pictures.append(entry)
+            if len(pictures) == _BATCH_ROWS:
+                yield _batch(pictures)
+                pictures = []
+        if not classes:
+            raise EmptySource(
+                f"{url} holds no picture below a class folder ({source.num_ignored[0]} other files); "
+                f"expected {url}/CLASS/NAME.jpg"
+            )
+        if classes <= SPLIT_NAMES:
+            told = sorted(classes)
+            raise ConfigError(f"{url} holds the splits {', '.join(told)}, not classes; shard {url}/{told[0]} alone")
+        if pictures:
+            yield _batch(pictures)
+
+    source = Source(url, read, classes)
+    return source
+
+
+def _batch(pictures: list[Entry]) -> pa.RecordBatch:
+    return batch_of(
+        [entry.key for entry in pictures],
+        labels=[[entry.key.partition("/")[0]] for entry in pictures],
+        container=FILE,
+        num_bytes=[entry.num_bytes for entry in pictures],
+    )

@@ -1,30 +1,85 @@
-"""What every source gives: one row per picture, and the names of the classes."""
+"""What every source gives: record batches with one row per picture."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
-ROW_SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),  # stable name of the picture inside its source; orders the plan
-        ("uri", pa.string()),  # where to read it
-        ("num_bytes", pa.int64()),  # -1 where unknown
-        ("labels", pa.list_(pa.int32())),
-        ("extra", pa.string()),  # JSON object of further columns
-    ]
-)
+# `labels` is a list of int32 (numbers) or of string (names); everything else as in manifest.PLAN_SCHEMA.
+# `run` names the run of rows that is read at once (a row group of a Parquet file), null for a picture of its own.
+COLUMNS = ("source", "path", "container", "offset", "num_bytes", "labels", "extra", "run")
+RESERVED = frozenset(["source", "labels", "width", "height"])  # names of our own in each sample's JSON
+FILE, TAR, PARQUET = "file", "tar", "parquet"
+NO_EXTRA = "{}"
+A, B = TypeVar("A"), TypeVar("B")
+# How to run a function over many arguments: `map`, or over the workers of a run. In any order.
+Mapping = Callable[[Callable[[A], B], Iterable[A]], Iterator[B]]
 
 
 @dataclass(frozen=True)
-class SourceRows:
-    """All pictures of a source.
+class Source:
+    """One source of pictures, not yet read.
 
     Attributes:
-        rows: Table of ROW_SCHEMA.
-        classes: Class names by label; empty where labels are numbers without names.
-        num_ignored: Files that do not look like pictures.
+        url: What relative paths of its rows are relative to.
+        read: Gives its rows as batches of `batch_of`'s kind, in any order; may be called again.
+        classes: Class names by label, where the source brings its own numbering.
+        identity: Digest of the files that list its pictures (name, size, time); None where only listing tells.
+        image_column: Column of the image bytes in Parquet files.
+        num_ignored: After reading: other files, or rows that say themselves that they hold no picture.
     """
 
-    rows: pa.Table
-    classes: tuple[str, ...]
-    num_ignored: int = 0
+    url: str
+    read: Callable[[Mapping[Any, Any]], Iterator[pa.RecordBatch]]
+    classes: tuple[str, ...] | None = None
+    identity: str | None = None
+    image_column: str | None = None
+    num_ignored: list[int] = field(default_factory=lambda: [0])
+
+
+def batch_of(
+    source: Any,
+    *,
+    labels: Any,
+    container: str,
+    path: Any = None,
+    offset: Any = None,
+    num_bytes: Any = None,
+    extra: Any = None,
+    run: Any = None,
+) -> pa.RecordBatch:
+    """Gives a batch; what is left out is null, 0, -1 or an empty object.
+
+    Args:
+        source: Names.
+        labels: Lists of numbers or of names.
+        container: FILE, TAR or PARQUET.
+        path: Relative paths or URLs, where they differ from the names.
+        offset: First bytes, or rows.
+        num_bytes: Sizes.
+        extra: JSON objects.
+        run: Names of runs.
+    """
+    count = len(source)
+
+    def column(values: Any, kind: pa.DataType, default: Any) -> pa.Array:
+        if values is None:
+            return pa.repeat(pa.scalar(default, kind), count)
+        return values if isinstance(values, pa.Array) else pa.array(values, kind)
+
+    names = pa.list_(pa.string())
+    if not isinstance(labels, pa.Array):
+        first = next((label for row in labels for label in row), 0)
+        labels = pa.array(labels, names if isinstance(first, str) else pa.list_(pa.int32()))
+    columns = [
+        column(source, pa.string(), None),
+        column(path, pa.string(), None),
+        pa.repeat(pa.scalar(container), count),
+        column(offset, pa.int64(), 0),
+        column(num_bytes, pa.int64(), -1),
+        labels,
+        column(extra, pa.string(), NO_EXTRA),
+        column(run, pa.string(), None),
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=COLUMNS)

@@ -1,68 +1,185 @@
-"""Label tables: CSV, TSV, JSONL or Parquet with a column of image URLs and a column of labels.
+"""Label tables: CSV, TSV, JSONL or Parquet with a column of image paths, URLs or bytes and a column of labels.
 
-A label is a number, a name, or a list of either; names are numbered in sorted order unless a class list is given.
-Further columns travel with the sample.
+A label is a number, a name, or a list of either. Further columns travel with the sample. Tables are read in batches;
+the bytes of inline images are not read before packing.
 """
 
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
+import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, EmptySource
-from pipeline.manifest import from_parquet, table_of
-from pipeline.sources.files import join, parent, read_file, scheme_of
-from pipeline.sources.rows import ROW_SCHEMA, SourceRows
+from pipeline.sources.files import expand, identity_of, join, open_file, parent, scheme_of
+from pipeline.sources.rows import FILE, NO_EXTRA, PARQUET, RESERVED, Mapping, Source, batch_of
+from pipeline.store.base import Entry
 
-RESERVED = frozenset(["source", "labels", "width", "height"])  # of each sample's JSON
 _MOST_CLASSES = 1_000_000  # a larger number is a mistake: ImageNet-21k has 21,843, JFT 18,291
+_BATCH_ROWS = 131_072
+_PARSE_BYTES = 16 << 20  # a batch of text is parsed at once; types are told from the first
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
-def read_table(url: str, image_column: str, label_column: str, classes: Sequence[str] = ()) -> SourceRows:
-    """Reads a label table. Image paths that are not absolute are taken from the table's folder.
+@dataclass(frozen=True)
+class Columns:
+    """How a table is read.
+
+    Attributes:
+        image: Column of paths, URLs or image bytes.
+        label: Column of labels; None where the pictures have none.
+        num_bytes: Column of file sizes, for URLs whose size is known to the table.
+        classes: Class names by label; labels are then names among them, or numbers below their count.
+    """
+
+    image: str = "image"
+    label: str | None = "label"
+    num_bytes: str | None = None
+    classes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Part:
+    """A batch of a table, and where it stands in its file."""
+
+    url: str
+    first_row: int
+    table: pa.Table
+    run: str | None = None
+    mean_bytes: int = -1
+    columns: Columns = field(default_factory=Columns)
+
+
+def table_source(url: str, columns: Columns) -> Source:
+    """Gives the pictures of a table, or of all tables that a pattern such as `s3://bucket/part-*.parquet` names.
+
+    Image paths that are not absolute are taken from the table's folder.
 
     Raises:
         NotFound: There is no such table.
-        ConfigError: A column is missing, the table cannot be parsed, or a label is not in `classes`.
+
+    Reading raises:
+        ConfigError: A column is missing, the table cannot be parsed, or a label is none.
         EmptySource: The table has no row.
     """
-    table = _parse(url, label_column if classes else None)
-    _check_columns(url, table.column_names, image_column, label_column)
-    if table.num_rows == 0:
-        raise EmptySource(f"{url} has no row")
-    values = [_as_list(value) for value in table[label_column].to_pylist()]
-    names = _class_names(url, values, classes)
-    number = {name: label for label, name in enumerate(names)}
-    extras = table.drop_columns([image_column, label_column]).to_pylist()
-    folder = parent(url)
-    rows = []
-    for line, (path, labels, extra) in enumerate(zip(table[image_column].to_pylist(), values, extras, strict=True), 1):
-        if not path:
-            raise ConfigError(f"{url}, row {line}: column {image_column!r} is empty")
-        rows.append(
-            {
-                "source": str(path),
-                "uri": join(folder, str(path)),
-                "num_bytes": _local_bytes(join(folder, str(path))),
-                "labels": [_label(url, line, value, number) for value in labels],
-                "extra": json.dumps(_finite(extra), sort_keys=True, default=str, allow_nan=False),
-            }
+    entries = expand(url)
+    base = os.path.commonprefix([f"{parent(entry.key)}/" for entry in entries]).rpartition("/")[0]
+
+    def read(mapped: Mapping[Any, Any]) -> Iterator[pa.RecordBatch]:
+        num_rows = 0
+        for entry in entries:
+            for part in _parts(entry, columns):
+                num_rows += part.table.num_rows
+                yield _batch(part, base)
+        if num_rows == 0:
+            raise EmptySource(f"{url} has no row")
+
+    classes = _class_names(entries[0], columns) if entries[0].key.endswith(".parquet") else None
+    return Source(base, read, classes or columns.classes or None, identity_of(entries), columns.image)
+
+
+def _class_names(entry: Entry, columns: Columns) -> tuple[str, ...] | None:
+    """Gives the names that a Hugging Face table keeps beside its numbers."""
+    with open_file(entry.key) as file:
+        metadata = _parquet(entry.key, file).schema_arrow.metadata or {}
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        names = features[columns.label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return tuple(str(name) for name in names)
+
+
+def _parts(entry: Entry, columns: Columns) -> Iterator[_Part]:
+    with open_file(entry.key) as file:
+        if entry.key.endswith(".parquet"):
+            yield from _parquet_parts(entry.key, _parquet(entry.key, file), columns)
+            return
+        first_row = 0
+        try:
+            for batch in _text_batches(entry.key, file, columns):
+                yield _Part(entry.key, first_row, pa.Table.from_batches([batch]), columns=columns)
+                first_row += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise ConfigError(f"{entry.key} cannot be read as a table: {error}") from error
+
+
+def _parquet(url: str, file: Any) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{url} cannot be read as a table: {error}") from error
+
+
+def is_inline(kind: pa.DataType) -> bool:
+    """Tells whether a column's type holds image bytes: binary, or Hugging Face's struct of bytes and path."""
+    return _is_binary(kind) or (
+        pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
+    )
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _parquet_parts(url: str, file: pq.ParquetFile, columns: Columns) -> Iterator[_Part]:
+    schema = file.schema_arrow
+    _check_columns(url, schema.names, columns)
+    if not is_inline(schema.field(columns.image).type):
+        first_row = 0
+        for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
+            yield _Part(url, first_row, pa.Table.from_batches([batch]), columns=columns)
+            first_row += batch.num_rows
+        return
+    others = [name for name in schema.names if name != columns.image]
+    first_row = 0
+    for number in range(file.num_row_groups):
+        about = file.metadata.row_group(number)
+        inline = [about.column(column) for column in range(about.num_columns)]
+        stored = sum(c.total_uncompressed_size for c in inline if c.path_in_schema.split(".")[0] == columns.image)
+        table = file.read_row_group(number, columns=others, use_threads=False)
+        if not others:
+            table = pa.table({"": pa.nulls(about.num_rows)}).select([])
+        yield _Part(
+            url,
+            first_row,
+            table.append_column(columns.image, pa.nulls(about.num_rows)),
+            run=f"{url}#{number}",
+            mean_bytes=stored // max(1, about.num_rows),
+            columns=columns,
         )
-    return SourceRows(table_of(rows, ROW_SCHEMA), tuple(names))
+        first_row += about.num_rows
 
 
-def _check_columns(url: str, names: list[str], image_column: str, label_column: str) -> None:
-    for column in (image_column, label_column):
+def _text_batches(url: str, file: Any, columns: Columns) -> Iterator[pa.RecordBatch]:
+    if url.endswith(".jsonl"):
+        reading = pyarrow.json.ReadOptions(use_threads=False, block_size=_PARSE_BYTES)
+        yield from pyarrow.json.open_json(file, reading)
+        return
+    # Class names stay text, so that the name 001 is not the number 1.
+    types = {columns.label: pa.string()} if columns.classes and columns.label else {}
+    yield from pyarrow.csv.open_csv(
+        file,
+        pyarrow.csv.ReadOptions(use_threads=False, block_size=_PARSE_BYTES),
+        pyarrow.csv.ParseOptions(delimiter="\t" if url.endswith(".tsv") else ",", newlines_in_values=True),
+        pyarrow.csv.ConvertOptions(column_types=types),
+    )
+
+
+def _check_columns(url: str, names: list[str], columns: Columns) -> None:
+    own = [name for name in (columns.image, columns.label, columns.num_bytes) if name]
+    for column in own:
         if column not in names:
             raise ConfigError(f"{url} has no column {column!r}; it has {', '.join(names)}")
     twice = sorted({name for name in names if names.count(name) > 1})
-    reserved = sorted(RESERVED & (set(names) - {image_column, label_column}))
+    reserved = sorted(RESERVED & (set(names) - set(own)))
     if twice or reserved:
         raise ConfigError(
             f"{url}: rename the columns {', '.join(twice + reserved)}; "
@@ -70,21 +187,75 @@ def _check_columns(url: str, names: list[str], image_column: str, label_column: 
         )
 
 
-def _parse(url: str, text_column: str | None) -> pa.Table:
-    """Reads the table; `text_column` of a CSV stays text, so that the class name 001 is not the number 1."""
-    body = read_file(url)
+def _batch(part: _Part, base: str) -> pa.RecordBatch:
+    columns, table = part.columns, part.table
+    _check_columns(part.url, table.column_names, columns)
+    labels = _labels(part) if columns.label else pa.array([[]] * table.num_rows, pa.list_(pa.int32()))
+    extra = _extra(table, columns)
+    if part.run is not None:
+        name = part.url.removeprefix(base).lstrip("/")
+        rows = range(part.first_row, part.first_row + table.num_rows)
+        return batch_of(
+            [f"{name}#{row}" for row in rows],
+            labels=labels,
+            container=PARQUET,
+            path=pa.repeat(pa.scalar(name), table.num_rows),
+            offset=list(rows),
+            num_bytes=pa.repeat(pa.scalar(part.mean_bytes, pa.int64()), table.num_rows),
+            extra=extra,
+            run=pa.repeat(pa.scalar(part.run.removeprefix(base)), table.num_rows),
+        )
+    paths = _paths(part)
+    folder = parent(part.url)
+    inner = folder.removeprefix(base).lstrip("/")
+    located = paths if not inner else [join(inner, path) for path in paths.to_pylist()]
+    return batch_of(
+        paths,
+        labels=labels,
+        container=FILE,
+        path=None if located is paths else located,
+        num_bytes=_sizes(part, folder, paths),
+        extra=extra,
+    )
+
+
+def _paths(part: _Part) -> pa.Array:
+    paths = part.table[part.columns.image].combine_chunks()
+    if not (pa.types.is_string(paths.type) or pa.types.is_large_string(paths.type)):
+        if pa.types.is_nested(paths.type):
+            raise ConfigError(f"{part.url}: column {part.columns.image!r} holds {paths.type}, not paths or image bytes")
+        paths = paths.cast(pa.string())
+    empty = pc.fill_null(pc.equal(pc.utf8_length(paths), 0), True)
+    if pc.any(empty).as_py():
+        row = part.first_row + pc.index(empty, True).as_py() + 1
+        raise ConfigError(f"{part.url}, row {row}: column {part.columns.image!r} is empty")
+    return paths.cast(pa.string())
+
+
+def _sizes(part: _Part, folder: str, paths: pa.Array) -> Any:
+    if part.columns.num_bytes:
+        return pc.fill_null(part.table[part.columns.num_bytes].combine_chunks().cast(pa.int64()), -1)
+    if scheme_of(folder) not in ("", "file"):
+        return None
+    return [_local_bytes(join(folder, path)) for path in paths.to_pylist()]
+
+
+def _local_bytes(uri: str) -> int:
+    if scheme_of(uri) not in ("", "file"):
+        return -1
     try:
-        if url.endswith(".parquet"):
-            return from_parquet(body)
-        if url.endswith(".jsonl"):
-            return pyarrow.json.read_json(pa.BufferReader(body), pyarrow.json.ReadOptions(use_threads=False))
-        parsing = pyarrow.csv.ParseOptions(delimiter="\t" if url.endswith(".tsv") else ",", newlines_in_values=True)
-        types = {text_column: pa.string()} if text_column else {}
-        converting = pyarrow.csv.ConvertOptions(column_types=types)
-        reading = pyarrow.csv.ReadOptions(use_threads=False)
-        return pyarrow.csv.read_csv(pa.BufferReader(body), reading, parsing, converting)
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{url} cannot be read as a table: {error}") from error
+        return os.stat(uri.removeprefix("file://")).st_size
+    except (OSError, ValueError):
+        return -1  # read at packing time, where it becomes a reject with its reason
+
+
+def _extra(table: pa.Table, columns: Columns) -> list[str] | None:
+    own = {columns.image, columns.label, columns.num_bytes}
+    others = [name for name in table.column_names if name not in own]
+    if not others:
+        return None
+    rows = table.select(others).to_pylist()
+    return [json.dumps(_finite(row), sort_keys=True, default=str, allow_nan=False) if row else NO_EXTRA for row in rows]
 
 
 def _finite(value: Any) -> Any:
@@ -96,36 +267,52 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _as_list(value: Any) -> list[Any]:
-    if value is None or value == "":
-        return []
-    return list(value) if isinstance(value, list) else [value]
+def _labels(part: _Part) -> pa.Array:
+    """Gives lists of numbers or of names. Labels of a class list become numbers here, where the row is known."""
+    found = part.table[str(part.columns.label)].combine_chunks()
+    if isinstance(found, pa.ChunkedArray):
+        found = pa.concat_arrays(found.chunks) if found.chunks else pa.array([], found.type)
+    lists = found if pa.types.is_list(found.type) or pa.types.is_large_list(found.type) else _as_lists(found)
+    values, rows = pc.list_flatten(lists), pc.list_parent_indices(lists)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        if part.columns.classes:
+            values = _numbered(part, values.cast(pa.string()), rows)
+    elif pa.types.is_integer(values.type) or pa.types.is_null(values.type):
+        values = _checked_numbers(part, values, rows)
+    else:
+        raise ConfigError(
+            f"{part.url}: labels are all numbers or all names, or lists of them; found {values.type}"
+        )
+    counts = pc.fill_null(pc.list_value_length(lists), 0).cast(pa.int32())
+    ends = pc.cumulative_sum(counts)
+    offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])
+    return pa.ListArray.from_arrays(offsets, values)
 
 
-def _class_names(url: str, values: list[list[Any]], classes: Sequence[str]) -> list[str]:
-    kinds = {type(value) for labels in values for value in labels}
-    if not kinds <= {int} and not kinds <= {str}:
-        told = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise ConfigError(f"{url}: labels are all numbers or all names, or lists of them; found {told}")
-    names = {value for labels in values for value in labels if isinstance(value, str)}
-    return list(classes) if classes else sorted(names)
+def _as_lists(values: pa.Array) -> pa.Array:
+    """Gives each value as a list of one; null and empty text as an empty list."""
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        values = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
+    counts = pc.is_valid(values).cast(pa.int32())
+    offsets = pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(counts)])
+    return pa.ListArray.from_arrays(offsets, values.drop_null())
 
 
-def _label(url: str, line: int, value: Any, number: dict[str, int]) -> int:
-    if isinstance(value, str):
-        if value not in number:
-            raise ConfigError(f"{url}, row {line}: class {value!r} is not in the class list")
-        return number[value]
-    most = len(number) or _MOST_CLASSES
-    if not 0 <= value < most:
-        raise ConfigError(f"{url}, row {line}: label {value!r} is not a class number from 0 to {most - 1:,}")
-    return int(value)
+def _numbered(part: _Part, names: pa.Array, rows: pa.Array) -> pa.Array:
+    numbers = pc.index_in(names, pa.array(part.columns.classes))
+    if numbers.null_count:
+        at = pc.index(pc.is_null(numbers), True).as_py()
+        row = part.first_row + rows[at].as_py() + 1
+        raise ConfigError(f"{part.url}, row {row}: class {names[at].as_py()!r} is not in the class list")
+    return numbers
 
 
-def _local_bytes(uri: str) -> int:
-    if scheme_of(uri):
-        return -1
-    try:
-        return os.stat(uri).st_size
-    except (OSError, ValueError):
-        return -1  # read at packing time, where it becomes a reject with its reason
+def _checked_numbers(part: _Part, values: pa.Array, rows: pa.Array) -> pa.Array:
+    most = len(part.columns.classes) or _MOST_CLASSES
+    bad = pc.fill_null(pc.or_(pc.less(values, 0), pc.greater_equal(values, most)), True)
+    if len(values) and pc.any(bad).as_py():
+        at = pc.index(bad, True).as_py()
+        row = part.first_row + rows[at].as_py() + 1
+        told = f"label {values[at].as_py()!r} is not a class number from 0 to {most - 1:,}"
+        raise ConfigError(f"{part.url}, row {row}: {told}")
+    return values.cast(pa.int32())

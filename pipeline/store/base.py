@@ -2,18 +2,55 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.errors import Conflict, NotFound
+import blake3
+
+from pipeline.errors import Conflict, CorruptShard, NotFound
+
+_COMPARE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One object of a listing: its key below the store's root, and its size."""
+    """One object of a listing.
+
+    Attributes:
+        key: Below the store's root.
+        num_bytes: Its size; -1 for a link to nothing.
+        modified: When it was written, in seconds since 1970.
+    """
 
     key: str
     num_bytes: int
+    modified: float = 0.0
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What a writer left behind that died: a temporary file or an incomplete multipart upload.
+
+    Attributes:
+        key: Of the object it was to become (S3), or of the file itself.
+        handle: What `Store.discard` needs.
+        modified: When it was begun or written last, in seconds since 1970.
+    """
+
+    key: str
+    handle: str
+    modified: float
+
+
+class ObjectWriter(Protocol):
+    """A new object on its way: nobody sees it before `finish`. Leaving the `with` block without it leaves nothing."""
+
+    def write(self, chunk: bytes | bytearray) -> None:
+        """Adds bytes at the end."""
+
+    def finish(self) -> bool:
+        """Creates the object, atomically and durably; False, and no change, if the key exists."""
 
 
 class Store(Protocol):
@@ -36,14 +73,26 @@ class Store(Protocol):
     def create(self, key: str, body: bytes) -> bool:
         """Writes a new object, atomically and durably; False, and no change, if the key exists."""
 
+    def writer(self, key: str) -> AbstractContextManager[ObjectWriter]:
+        """As `create`, for a body that comes in pieces; holds at most 64 MiB of it in memory."""
+
     def replace(self, key: str, body: bytes, tag: str) -> None:
         """Replaces the object that `read_tagged` gave with `tag`. Raises Conflict if it changed since."""
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Gives all objects whose key starts with `prefix`, in key order."""
 
+    def walk(self) -> Iterator[Entry]:
+        """Gives all objects in any order, without holding the list in memory."""
+
     def delete(self, key: str) -> None:
         """Removes the object; no error if there is none."""
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """Gives what dead writers left behind, and what living ones are at."""
+
+    def discard(self, unfinished: Unfinished) -> None:
+        """Removes one of them; no error if it is gone."""
 
 
 def exists(store: Store, key: str) -> bool:
@@ -53,6 +102,14 @@ def exists(store: Store, key: str) -> bool:
     except NotFound:
         return False
     return True
+
+
+def read_checked(store: Store, key: str, sha256: str) -> bytes:
+    """Gives an object whose digest is known. Raises NotFound, and CorruptShard if it is another."""
+    body = store.read(key)
+    if hashlib.sha256(body).hexdigest() != sha256:
+        raise CorruptShard(f"{store.url}/{key}: checksum differs from the manifest; restore or rebuild it")
+    return body
 
 
 def commit(store: Store, key: str, body: bytes) -> bool:
@@ -71,8 +128,30 @@ def commit(store: Store, key: str, body: bytes) -> bool:
         return True
     found = store.read(key)
     if found != body:
-        raise Conflict(
-            f"{store.url}/{key} exists with other content (sha256 {hashlib.sha256(found).hexdigest()[:12]}, "
-            f"expected {hashlib.sha256(body).hexdigest()[:12]}); give another destination or remove it"
-        )
+        raise _conflict(store, key, hashlib.sha256(found).hexdigest(), hashlib.sha256(body).hexdigest())
     return False
+
+
+def commit_written(store: Store, key: str, writer: ObjectWriter, blake3_hex: str) -> bool:
+    """As `commit`, for an object whose bytes went through `writer`; they are known by their digest."""
+    if writer.finish():
+        return True
+    found = blake3_of(store, key)
+    if found != blake3_hex:
+        raise _conflict(store, key, found, blake3_hex)
+    return False
+
+
+def blake3_of(store: Store, key: str) -> str:
+    """Gives the BLAKE3 of an object as 64 hexadecimal digits, reading 8 MiB at a time. Raises NotFound."""
+    digest, num_bytes = blake3.blake3(), store.num_bytes(key)
+    for offset in range(0, num_bytes, _COMPARE_BYTES):
+        digest.update(store.read_range(key, offset, min(_COMPARE_BYTES, num_bytes - offset)))
+    return digest.hexdigest()
+
+
+def _conflict(store: Store, key: str, found: str, expected: str) -> Conflict:
+    return Conflict(
+        f"{store.url}/{key} exists with other content (digest {found[:12]}, expected {expected[:12]}); "
+        f"give another destination or remove it"
+    )

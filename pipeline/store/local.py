@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import Conflict, CorruptShard, Denied, NotFound, StorageError, StorageFull
-from pipeline.store.base import Entry
+from pipeline.store.base import Entry, Unfinished
 
 _TEMPORARY_PREFIX = ".tmp-"
 _LOCK_NAME = ".store.lock"
@@ -91,20 +91,23 @@ class LocalStore:
 
     def create(self, key: str, body: bytes) -> bool:
         """See Store.create."""
-        path = self._path(key)
-        if path.exists():
+        if self._path(key).exists():
             return False
+        with self.writer(key) as writer:
+            writer.write(body)
+            return writer.finish()
+
+    @contextmanager
+    def writer(self, key: str) -> Iterator["_LocalWriter"]:
+        """See Store.writer."""
+        path = self._path(key)
         with _mapped(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._write_aside(path, body)
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
-            finally:
-                temporary.unlink()
-            self._sync_folder(path.parent)
-        return True
+            writer = _LocalWriter(path)
+        try:
+            yield writer
+        finally:
+            writer.close()
 
     def replace(self, key: str, body: bytes, tag: str) -> None:
         """See Store.replace."""
@@ -113,8 +116,12 @@ class LocalStore:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.read_tagged(key)[1] != tag:
                 raise Conflict(f"{path} was changed by another writer meanwhile; run again")
-            self._write_aside(path, body).replace(path)
-            self._sync_folder(path.parent)
+            aside = _LocalWriter(path)
+            try:
+                aside.write(body)
+                aside.take_over()
+            finally:
+                aside.close()
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """See Store.list. Follows links; a link to nothing has size -1."""
@@ -125,7 +132,13 @@ class LocalStore:
             keyed = sorted((path.relative_to(self.root).as_posix(), path) for path in _walk(folder))
         for key, path in keyed:
             if key.startswith(prefix):
-                yield Entry(key, path.stat().st_size if path.exists() else -1)
+                yield _entry(key, path)
+
+    def walk(self) -> Iterator[Entry]:
+        """See Store.walk."""
+        with _mapped(self.root):
+            for path in _walk(self.root):
+                yield _entry(path.relative_to(self.root).as_posix(), path)
 
     def delete(self, key: str) -> None:
         """See Store.delete."""
@@ -133,22 +146,68 @@ class LocalStore:
         with _mapped(path):
             path.unlink(missing_ok=True)
 
-    def _write_aside(self, path: Path, body: bytes) -> Path:
-        temporary = path.parent / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-        try:
-            with temporary.open("wb") as file:
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        return temporary
+    def unfinished(self) -> Iterator[Unfinished]:
+        """See Store.unfinished."""
+        with _mapped(self.root):
+            for path in sorted(self.root.rglob(f"{_TEMPORARY_PREFIX}*")):
+                key = path.relative_to(self.root).as_posix()
+                yield Unfinished(key, str(path), path.stat().st_mtime)
 
-    @staticmethod
-    def _sync_folder(folder: Path) -> None:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    def discard(self, unfinished: Unfinished) -> None:
+        """See Store.discard."""
+        with _mapped(Path(unfinished.handle)):
+            Path(unfinished.handle).unlink(missing_ok=True)
+
+
+class _LocalWriter:
+    """Writes beside the object, syncs, and links into place."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.parent / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        self._file = self._temporary.open("wb", buffering=0)
+
+    def write(self, chunk: bytes | bytearray) -> None:
+        """See ObjectWriter.write."""
+        with _mapped(self._path):
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+    def finish(self) -> bool:
+        """See ObjectWriter.finish."""
+        with _mapped(self._path):
+            os.fsync(self._file.fileno())
+            try:
+                os.link(self._temporary, self._path)
+            except FileExistsError:
+                return False
+            _sync_folder(self._path.parent)
+        return True
+
+    def take_over(self) -> None:
+        """Puts the object in the place of the one that is there."""
+        os.fsync(self._file.fileno())
+        self._temporary.replace(self._path)
+        _sync_folder(self._path.parent)
+
+    def close(self) -> None:
+        """Removes what was written aside."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def _entry(key: str, path: Path) -> Entry:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return Entry(key, -1)
+    return Entry(key, found.st_size, found.st_mtime)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

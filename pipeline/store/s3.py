@@ -1,12 +1,10 @@
 """A store below an S3 prefix. Credentials, region and endpoint come from the standard AWS variables and files."""
 
-import random
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import (
     BitError,
@@ -19,17 +17,15 @@ from pipeline.errors import (
     StorageFull,
     Unreachable,
 )
-from pipeline.store.base import Entry
+from pipeline.retry import retried
+from pipeline.store.base import Entry, Unfinished
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 # A single PUT is atomic and checksummed up to 5 GiB; parts keep memory and a retry small above this.
 _PART_BYTES = 64 << 20
-_BODY_ATTEMPTS = 5
-_BACKOFF_SECONDS = 0.1
 _client_lock = threading.Lock()
-T = TypeVar("T")
 
 # S3 error code or HTTP status -> our error and the remedy.
 _ERRORS: dict[str, tuple[type[BitError], str]] = {
@@ -46,8 +42,14 @@ _ERRORS: dict[str, tuple[type[BitError], str]] = {
     "ExpiredToken": (Denied, "the session token has expired; renew the credentials"),
     "PreconditionFailed": (Conflict, "the object was changed by another writer meanwhile; run again"),
     "412": (Conflict, "the object was changed by another writer meanwhile; run again"),
+    # An upload that ended although its answer was lost, or that `gc` removed: the object tells which.
+    "NoSuchUpload": (Conflict, "the upload was ended by another writer meanwhile; run again"),
     "InvalidRange": (CorruptShard, "the object is shorter than expected"),
     "416": (CorruptShard, "the object is shorter than expected"),
+    "500": (Unreachable, "the service failed; run again"),
+    "502": (Unreachable, "the service does not answer its own gateway; run again"),
+    "503": (Unreachable, "the service is overloaded or starting; run again"),
+    "504": (Unreachable, "the service did not answer its own gateway in time; run again"),
     "SlowDown": (Unreachable, "the service asks to slow down; lower the number of workers or run again"),
     "XMinioStorageFull": (StorageFull, "the service has no space left"),
     "InsufficientStorage": (StorageFull, "the service has no space left"),
@@ -78,19 +80,8 @@ def _mapped(url: str) -> Iterator[None]:
         raise Unreachable(f"{url}: no answer from S3 ({error}); check AWS_ENDPOINT_URL and the network") from error
 
 
-def _again(attempt: Callable[[], T]) -> T:
-    """Repeats what botocore does not: a body cut off in the middle, and two writers meeting at the same moment."""
-    for number in range(_BODY_ATTEMPTS):
-        try:
-            return attempt()
-        except Exception as error:
-            if number == _BODY_ATTEMPTS - 1 or not _is_passing(error):
-                raise
-            time.sleep(_BACKOFF_SECONDS * 2**number * random.uniform(0.5, 1.5))
-    raise AssertionError
-
-
-def _is_passing(error: Exception) -> bool:
+def _is_passing(error: BaseException) -> bool:
+    """Tells what botocore does not repeat: a body cut off in the middle, and two writers meeting at one moment."""
     from botocore.exceptions import (  # noqa: PLC0415 - see _mapped
         ClientError,
         IncompleteReadError,
@@ -154,7 +145,7 @@ class S3Store:
             return answer["ResponseMetadata"]["HTTPStatusCode"], length, body
 
         with _mapped(url):
-            status, length, data = _again(fetch)
+            status, length, data = retried(_is_passing, fetch)
         if status != 206 or len(data) != num_bytes:
             raise CorruptShard(f"{url}: {byte_range} gave status {status} and {length} bytes")
         return data
@@ -167,7 +158,7 @@ class S3Store:
             return answer["Body"].read(), answer["ETag"]
 
         with _mapped(f"{self.url}/{key}"):
-            return _again(fetch)
+            return retried(_is_passing, fetch)
 
     def num_bytes(self, key: str) -> int:
         """See Store.num_bytes."""
@@ -177,23 +168,26 @@ class S3Store:
     def create(self, key: str, body: bytes) -> bool:
         """See Store.create."""
 
-        def put() -> None:
-            if len(body) <= _PART_BYTES:
-                self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=body, IfNoneMatch="*")
-            else:
-                self._create_in_parts(self._key(key), memoryview(body))
+        with self.writer(key) as writer:
+            writer.write(body)
+            return writer.finish()
 
+    @contextmanager
+    def writer(self, key: str) -> Iterator["_S3Writer"]:
+        """See Store.writer."""
+        writer = _S3Writer(self._client, self.bucket, self._key(key), f"{self.url}/{key}")
         try:
-            with _mapped(f"{self.url}/{key}"):
-                _again(put)
-        except Conflict:
-            return False
-        return True
+            yield writer
+        finally:
+            writer.close()
 
     def replace(self, key: str, body: bytes, tag: str) -> None:
         """See Store.replace."""
         with _mapped(f"{self.url}/{key}"):
-            _again(lambda: self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=body, IfMatch=tag))
+            retried(
+                _is_passing,
+                lambda: self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=body, IfMatch=tag),
+            )
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """See Store.list."""
@@ -202,33 +196,90 @@ class S3Store:
             skipped = len(self.prefix) + 1 if self.prefix else 0
             for page in pages:
                 for item in page.get("Contents", []):
-                    yield Entry(item["Key"][skipped:], item["Size"])
+                    yield Entry(item["Key"][skipped:], item["Size"], item["LastModified"].timestamp())
+
+    def walk(self) -> Iterator[Entry]:
+        """See Store.walk."""
+        yield from self.list("")
 
     def delete(self, key: str) -> None:
         """See Store.delete."""
         with _mapped(f"{self.url}/{key}"):
             self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
 
-    def _create_in_parts(self, key: str, body: memoryview) -> None:
-        upload = self._client.create_multipart_upload(Bucket=self.bucket, Key=key)["UploadId"]
-        try:
-            parts = []
-            for number, start in enumerate(range(0, len(body), _PART_BYTES), start=1):
-                part = self._client.upload_part(
-                    Bucket=self.bucket,
-                    Key=key,
-                    UploadId=upload,
-                    PartNumber=number,
-                    Body=bytes(body[start : start + _PART_BYTES]),
-                )
-                parts.append({"ETag": part["ETag"], "PartNumber": number})
-            self._client.complete_multipart_upload(
-                Bucket=self.bucket,
-                Key=key,
-                UploadId=upload,
-                MultipartUpload={"Parts": parts},  # type: ignore[typeddict-item]
-                IfNoneMatch="*",
+    def unfinished(self) -> Iterator[Unfinished]:
+        """See Store.unfinished."""
+        with _mapped(self.url):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=self._key("")
             )
-        except BaseException:
-            self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
-            raise
+            for page in pages:
+                for upload in page.get("Uploads", []):
+                    key = upload["Key"][len(self._key("")) :]
+                    yield Unfinished(key, upload["UploadId"], upload["Initiated"].timestamp())
+
+    def discard(self, unfinished: Unfinished) -> None:
+        """See Store.discard."""
+        with suppress(NotFound), _mapped(f"{self.url}/{unfinished.key}"):
+            self._client.abort_multipart_upload(
+                Bucket=self.bucket, Key=self._key(unfinished.key), UploadId=unfinished.handle
+            )
+
+
+class _S3Writer:
+    """One conditional PUT for what fits a part; else a multipart upload with a conditional end."""
+
+    def __init__(self, client: "S3Client", bucket: str, key: str, url: str) -> None:
+        self._client = client
+        self._where: dict[str, Any] = {"Bucket": bucket, "Key": key}
+        self._url = url
+        self._buffer = bytearray()
+        self._upload: str | None = None
+        self._etags: list[str] = []
+
+    def write(self, chunk: bytes | bytearray) -> None:
+        """See ObjectWriter.write."""
+        rest = memoryview(chunk)
+        while len(self._buffer) + len(rest) > _PART_BYTES:
+            taken = _PART_BYTES - len(self._buffer)
+            self._buffer += rest[:taken]
+            rest = rest[taken:]
+            self._send_part()
+        self._buffer += rest
+
+    def finish(self) -> bool:
+        """See ObjectWriter.finish."""
+        if self._upload is not None:
+            self._send_part()
+        try:
+            with _mapped(self._url):
+                retried(_is_passing, self._complete if self._upload is not None else self._put)
+        except Conflict:
+            return False
+        self._upload = None
+        return True
+
+    def close(self) -> None:
+        """Gives up an upload that was not finished."""
+        if self._upload is not None:
+            with suppress(StorageError), _mapped(self._url):
+                self._client.abort_multipart_upload(**self._where, UploadId=self._upload)
+
+    def _put(self) -> None:
+        self._client.put_object(**self._where, Body=self._buffer, IfNoneMatch="*")
+
+    def _send_part(self) -> None:
+        with _mapped(self._url):
+            if self._upload is None:
+                self._upload = self._client.create_multipart_upload(**self._where)["UploadId"]
+            part = self._client.upload_part(
+                **self._where, UploadId=self._upload, PartNumber=len(self._etags) + 1, Body=self._buffer
+            )
+        self._etags.append(part["ETag"])
+        self._buffer = bytearray()
+
+    def _complete(self) -> None:
+        parts: Any = [{"ETag": etag, "PartNumber": number} for number, etag in enumerate(self._etags, start=1)]
+        self._client.complete_multipart_upload(
+            **self._where, UploadId=str(self._upload), MultipartUpload={"Parts": parts}, IfNoneMatch="*"
+        )

@@ -4,7 +4,7 @@ import base64
 import io
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.image import Pixels
@@ -13,10 +13,10 @@ _THUMBNAIL_PX = 160
 _THUMBNAIL_QUALITY = 85
 
 
-def render(template: str, **values: object) -> bytes:
-    """Gives the page of a template in `cluster/templates`; a missing value is an error, text is escaped."""
+def render(package: str, template: str, **values: object) -> bytes:
+    """Gives the page of a template of the package; a missing value is an error, text is escaped."""
     environment = Environment(
-        loader=PackageLoader("cluster"),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("pipeline")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -135,12 +135,14 @@ def point_chart(series: Sequence[Series], title: str, x_label: str, y_label: str
     return _svg(parts, title)
 
 
-def histogram(counts: Sequence[tuple[float, int]], title: str, x_label: str, bar_width: float) -> Markup:
+def histogram(
+    counts: Sequence[tuple[float, int]], title: str, x_label: str, bar_width: float, y_label: str = "pairs"
+) -> Markup:
     """Draws bars of (left edge, count)."""
     if not counts:
         return Markup("")
     frame = _Frame(0.0, max(x for x, _ in counts) + bar_width, 0.0, max(count for _, count in counts) * 1.05)
-    parts = _axes(frame, x_label, "pairs")
+    parts = _axes(frame, x_label, y_label)
     for x, count in counts:
         left, top = frame.x(x), frame.y(count)
         width = max(1.0, frame.x(x + bar_width) - left - 1)

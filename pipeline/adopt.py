@@ -1,0 +1,217 @@
+"""`pipeline index`: makes WebDataset tars that lie below a root readable as a dataset, without touching them."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import google_crc32c
+import numpy as np
+
+from pipeline.commit import commit_shard
+from pipeline.errors import BadImage, ConfigError, EmptySource
+from pipeline.lease import Lease
+from pipeline.manifest import (
+    REJECT_SCHEMA,
+    Blocks,
+    CommitRecord,
+    ManifestVersion,
+    from_parquet,
+    image_digest,
+    table_of,
+)
+from pipeline.pack import PackedShard, SidecarColumns
+from pipeline.plan import cut
+from pipeline.prepare import ImagePolicy, prepare
+from pipeline.publish import Addition, publish, published_version
+from pipeline.run import Packed, committed_records
+from pipeline.sources.files import open_file
+from pipeline.sources.rows import NO_EXTRA, TAR
+from pipeline.sources.tars import TarSample, labels_of, scan_tar
+from pipeline.store.base import Entry, Store, blake3_of
+from pipeline.store.url import open_store
+from pipeline.work.pools import Pool
+from pipeline.work.schedule import Attempt, run_calls
+
+
+@dataclass(frozen=True)
+class _IndexTask:
+    """One tar to be indexed.
+
+    Attributes:
+        url: Root of the dataset.
+        path: Key of the tar below it.
+        number: Its place among the tars.
+        plan_id: Digest of the list of tars.
+        split: Of the dataset.
+        block_bytes: Target size of a block.
+    """
+
+    url: str
+    path: str
+    number: int
+    plan_id: str
+    split: str
+    block_bytes: int
+
+
+def adopt(
+    store: Store,
+    pool: Pool,
+    *,
+    split: str,
+    classes: Sequence[str],
+    block_bytes: int,
+    on_tar: Callable[[int, int], None] = lambda count, num_bytes: None,
+) -> ManifestVersion:
+    """Indexes all tars below the store's root and publishes them as version 1 of a dataset.
+
+    Pictures that cannot be used stay in their tar, are not indexed, and are listed as rejects. Interrupted, it goes on.
+
+    Args:
+        store: Root of the tars; receives sidecars below `index/` and the manifest.
+        pool: Where tars are read.
+        split: Of the dataset.
+        classes: Class names by label; may be empty.
+        block_bytes: Target size of a block.
+        on_tar: Called after each tar with 1 and its bytes.
+
+    Raises:
+        ConfigError: A dataset is published there already.
+        EmptySource: There is no tar, or no usable picture.
+        CorruptShard: A tar is damaged.
+    """
+    tars = sorted((entry for entry in store.walk() if entry.key.endswith(".tar")), key=lambda entry: entry.key)
+    if not tars:
+        raise EmptySource(f"{store.url} holds no .tar file")
+    plan_id = _identity(tars, split, classes, block_bytes)
+    published = published_version(store)
+    if published:
+        if published.version.plan_ids == (plan_id,):
+            return published.version
+        raise ConfigError(f"{store.url} holds a published dataset; index tars in a folder of their own")
+    lease = Lease(store)
+    packed = Packed()
+    for record in committed_records(store, plan_id):
+        packed.add(record)
+        on_tar(1, record.num_bytes)
+    tasks = [
+        _IndexTask(store.url, entry.key, number, plan_id, split, block_bytes)
+        for number, entry in enumerate(tars)
+        if number not in packed.shards
+    ]
+    for _, record in run_calls(pool, _index_tar, tasks):
+        packed.add(record)
+        on_tar(1, record.num_bytes)
+        lease.check()
+    shards, blocks = packed.tables(0)
+    if not shards.num_rows:
+        raise EmptySource(f"{store.url}: no picture of the tars can be used ({dict(packed.reject_reasons)})")
+    lease.check(now=True)
+    addition = Addition(
+        plan_id=plan_id,
+        split=split,
+        shards=shards,
+        blocks=blocks,
+        rejects=(from_parquet(store.read(packed.rejecting[number])) for number in sorted(packed.rejecting)),
+        retries=False,
+        classes=classes,
+        num_classes=max(len(classes), packed.highest_label + 1),
+        num_duplicates=0,
+        has_fingerprints=True,
+    )
+    return publish(store, None, addition)
+
+
+def _identity(tars: Sequence[Entry], split: str, classes: Sequence[str], block_bytes: int) -> str:
+    told = [f"{entry.key}\t{entry.num_bytes}" for entry in tars]
+    return hashlib.sha256(repr((told, split, list(classes), block_bytes)).encode()).hexdigest()[:16]
+
+
+def _index_tar(attempt: Attempt[_IndexTask]) -> CommitRecord:
+    """Reads one tar and commits its sidecar and its record."""
+    task = attempt.call
+    store = open_store(task.url)
+    url = f"{store.url}/{task.path}"
+    columns = SidecarColumns()
+    rejects: list[dict[str, Any]] = []
+    starts: list[int] = []
+    with open_file(url) as file:
+        found, end = scan_tar(file, url)
+        for sample in found:
+            try:
+                columns.add(**_described(sample, _image(file, sample)))
+                starts.append(sample.start)
+            except BadImage as error:
+                rejects.append(_reject(task, sample, error))
+        blocks = _blocks(file, [*starts, end], task.block_bytes)
+    packed = PackedShard(
+        samples=columns.table(),
+        rejects=table_of(rejects, REJECT_SCHEMA),
+        blocks=blocks,
+        num_bytes=store.num_bytes(task.path),
+        blake3=blake3_of(store, task.path),
+    )
+    sidecar_key = f"index/{task.plan_id[:8]}/{task.path.removesuffix('.tar')}.parquet"
+    return commit_shard(store, packed, task.plan_id, task.number, task.split, task.path, sidecar_key)
+
+
+def _image(file: BinaryIO, sample: TarSample) -> bytes:
+    if sample.image is None:
+        raise BadImage("missing", "the sample has no picture")
+    offset, num_bytes = sample.image
+    file.seek(offset)
+    return file.read(num_bytes)
+
+
+def _described(sample: TarSample, data: bytes) -> dict[str, Any]:
+    """Gives a sidecar row. The picture is checked as if it were packed, and stays as it is."""
+    prepared = prepare(data, ImagePolicy())
+    offset, num_bytes = sample.image or (0, 0)
+    return {
+        "key": sample.key,
+        "image_offset": offset,
+        "image_bytes": num_bytes,
+        "json_offset": sample.about_span[0],
+        "json_bytes": sample.about_span[1],
+        "labels": labels_of(sample),
+        "width": prepared.width,
+        "height": prepared.height,
+        "digest": image_digest(data),
+        "code": prepared.code,
+        "quality": prepared.quality,
+    }
+
+
+def _reject(task: _IndexTask, sample: TarSample, error: BadImage) -> dict[str, Any]:
+    offset, num_bytes = sample.image or (0, -1)
+    return {
+        "source": f"{task.path}#{sample.key}",
+        "base": 0,
+        "path": task.path,
+        "container": TAR,
+        "offset": offset,
+        "num_bytes": num_bytes,
+        "labels": labels_of(sample),
+        "extra": NO_EXTRA,
+        "run": None,
+        "plan_id": task.plan_id,
+        "reason": error.reason,
+        "detail": error.detail,
+    }
+
+
+def _blocks(file: BinaryIO, starts: list[int], block_bytes: int) -> Blocks:
+    """Cuts the tar, from the first usable sample on, into runs of whole samples."""
+    ends = cut(np.diff(np.array(starts, np.int64)), block_bytes, len(starts))
+    firsts = [0, *ends][: len(ends)]
+    checksums = []
+    for first, end in zip(firsts, ends, strict=True):
+        file.seek(starts[first])
+        checksums.append(int(google_crc32c.value(file.read(starts[end] - starts[first]))))
+    return Blocks(
+        num_samples=tuple(end - first for first, end in zip(firsts, ends, strict=True)),
+        offset=tuple(starts[first] for first in firsts),
+        num_bytes=tuple(starts[end] - starts[first] for first, end in zip(firsts, ends, strict=True)),
+        crc32c=tuple(checksums),
+    )

@@ -1,0 +1,1 @@
+"""The subcommands of `pipeline`. Heavy modules are imported inside the functions."""

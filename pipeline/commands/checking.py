@@ -1,0 +1,113 @@
+"""`pipeline verify`, `repair` and `gc`."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from pipeline.commands.options import pool_of, pool_options
+from pipeline.console import examples, human_bytes, progress
+
+LEVELS = ("exists", "size", "checksum", "tar", "decode")
+
+
+@click.command(
+    epilog=examples(
+        "pipeline verify s3://bucket/set",
+        "pipeline verify data/train --level decode --workers 2",
+        "pipeline verify s3://bucket/set --level decode --sample 0.01 --ray",
+    )
+)
+@click.argument("url")
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS),
+    default="tar",
+    show_default=True,
+    help="Depth; each level includes those before it.",
+)
+@click.option("--sample", "fraction", default=1.0, type=click.FloatRange(0, 1), help="Share of the shards to check.")
+@click.option("--seed", default=0, show_default=True, help="Which ones.")
+@click.option("--json", "as_json", is_flag=True, help="Print faults as JSON lines.")
+@pool_options
+def verify(
+    url: str, level: str, fraction: float, seed: int, as_json: bool, workers: int | None, on_ray: bool
+) -> None:
+    """Check the dataset at URL against its manifest; exit 1 if anything differs."""
+    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.store.url import absolute_url  # noqa: PLC0415
+    from pipeline.verify import sampled_shards  # noqa: PLC0415
+    from pipeline.verify import verify as faults_of  # noqa: PLC0415
+
+    dataset = open_dataset(absolute_url(url))
+    shards = sampled_shards(len(dataset.shards), fraction, seed)
+    num_faults = 0
+    with pool_of(workers, on_ray) as pool, progress("verifying", len(shards), "shards") as advance:
+        for fault in faults_of(dataset, level, pool, shards, lambda num_bytes: advance(1, num_bytes)):
+            num_faults += 1
+            as_line = json.dumps({"path": fault.path, "problem": fault.problem, "shard": fault.shard})
+            click.echo(as_line if as_json else f"FAULT {fault.path}: {fault.problem}")
+    if num_faults:
+        click.echo(f"error: {num_faults} faults in {url}; run `pipeline repair {url} --level {level}`", err=True)
+        sys.exit(1)
+    told = "" if len(shards) == len(dataset.shards) else f" of {len(dataset.shards):,}"
+    click.echo(f"{url}: {len(shards):,}{told} shards sound at level {level}")
+
+
+@click.command(epilog=examples("pipeline repair s3://bucket/set", "pipeline repair data/train --level decode"))
+@click.argument("url")
+@click.option(
+    "--level", type=click.Choice(LEVELS), default="checksum", show_default=True, help="How deep to look for damage."
+)
+@click.option("--scratch", help="Folder with room for a shard; the system's temporary folder by default.")
+@pool_options
+def repair(url: str, level: str, scratch: str | None, workers: int | None, on_ray: bool) -> None:
+    """Build damaged or missing shards of the dataset at URL again from their plan and their sources.
+
+    Only the same bytes are put back. Exit 1 if a shard could not be repaired.
+    """
+    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.repair import repair_shards  # noqa: PLC0415
+    from pipeline.store.url import absolute_url  # noqa: PLC0415
+    from pipeline.verify import verify as faults_of  # noqa: PLC0415
+
+    dataset = open_dataset(absolute_url(url))
+    with pool_of(workers, on_ray) as pool, progress("looking for damage", len(dataset.shards), "shards") as advance:
+        faults = list(faults_of(dataset, level, pool, None, lambda num_bytes: advance(1, num_bytes)))
+    bad = sorted({fault.shard for fault in faults if fault.shard >= 0})
+    num_failed = sum(fault.shard < 0 for fault in faults)
+    for fault in faults:
+        click.echo(f"FAULT {fault.path}: {fault.problem}")
+    with tempfile.TemporaryDirectory(prefix="bit-repair-", dir=scratch) as folder:
+        for number, problem in repair_shards(dataset, bad, Path(folder)):
+            path = dataset.shards[number]["path"]
+            click.echo(f"NOT REPAIRED {path}: {problem}" if problem else f"repaired {path}")
+            num_failed += bool(problem)
+    if num_failed:
+        click.echo(f"error: {num_failed} faults in {url} could not be repaired", err=True)
+        sys.exit(1)
+    click.echo(f"{url}: {len(bad):,} shards repaired")
+
+
+@click.command(epilog=examples("pipeline gc s3://bucket/set", "pipeline gc s3://bucket/set --abandoned-runs --delete"))
+@click.argument("url")
+@click.option("--older-than-hours", default=24.0, show_default=True, type=click.FloatRange(0), help="Spare what is younger.")
+@click.option("--abandoned-runs", is_flag=True, help="Include plans that were never published and what they packed.")
+@click.option("--delete", is_flag=True, help="Remove what is listed; without it nothing is removed.")
+def gc(url: str, older_than_hours: float, abandoned_runs: bool, delete: bool) -> None:
+    """List, or remove, what dead writers and abandoned runs left at URL. No version of the dataset needs any of it."""
+    from pipeline.gc import garbage, remove  # noqa: PLC0415
+    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
+
+    store = open_store(absolute_url(url))
+    count = num_bytes = 0
+    for found in garbage(store, older_than_hours=older_than_hours, with_abandoned_runs=abandoned_runs):
+        click.echo(f"{'removed' if delete else 'would remove'} {found.path}: {found.why}")
+        if delete:
+            remove(store, found)
+        count += 1
+        num_bytes += max(0, found.num_bytes)
+    verb = "removed" if delete else "to remove; run again with --delete"
+    click.echo(f"{url}: {count:,} objects, {human_bytes(num_bytes)} {verb}")

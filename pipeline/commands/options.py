@@ -1,0 +1,142 @@
+"""Options that several commands share, and what they stand for."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.console import EventLog, progress
+from pipeline.errors import ConfigError, EmptySource
+
+if TYPE_CHECKING:
+    from pipeline.shard import Job
+    from pipeline.sources.table import Columns
+    from pipeline.work.pools import Pool
+
+Command = Callable[..., Any]
+
+
+def source_options(command: Command) -> Command:
+    """How tables are read."""
+    for option in (
+        click.option("--classes", "classes_file", help="File with one class name a line; the line number is the label."),
+        click.option("--bytes-column", help="Column of file sizes, where a table knows them."),
+        click.option("--no-labels", is_flag=True, help="The pictures have no labels."),
+        click.option("--label-column", default="label", show_default=True, help="Column of labels in a table."),
+        click.option(
+            "--image-column", default="image", show_default=True, help="Column of image paths, URLs or bytes in a table."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def pool_options(command: Command) -> Command:
+    """Where work runs."""
+    for option in (
+        click.option("--ray", "on_ray", is_flag=True, help="Use the Ray cluster of RAY_ADDRESS, or of this job."),
+        click.option(
+            "--workers",
+            type=click.IntRange(1),
+            help="Processes on this machine (default 1), or most tasks under way on Ray (default: all its CPUs).",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def job_options(command: Command) -> Command:
+    """How a packing job runs."""
+    for option in (
+        click.option("--log-jsonl", help="Append events as JSON lines to this file."),
+        click.option("--scratch", help="Folder for the plan's sort; the system's temporary folder by default."),
+        click.option(
+            "--max-reject-fraction",
+            default=0.0,
+            show_default=True,
+            type=click.FloatRange(0, 1),
+            help="Share of unusable pictures that may be left out (they are always listed).",
+        ),
+    ):
+        command = option(command)
+    return pool_options(command)
+
+
+def columns_of(image_column: str, label_column: str, no_labels: bool, bytes_column: str | None, classes_file: str | None) -> "Columns":
+    """Gives what `source_options` ask for."""
+    from pipeline.sources.table import Columns  # noqa: PLC0415
+
+    return Columns(
+        image=image_column,
+        label=None if no_labels else label_column,
+        num_bytes=bytes_column,
+        classes=tuple(class_list(classes_file)),
+    )
+
+
+@contextmanager
+def pool_of(workers: int | None, on_ray: bool) -> Iterator["Pool"]:
+    """Gives what `pool_options` ask for."""
+    from pipeline.work.on_ray import OnRay  # noqa: PLC0415
+    from pipeline.work.pools import Processes  # noqa: PLC0415
+
+    pool = OnRay(workers) if on_ray else Processes(workers or 1)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+@contextmanager
+def job_of(
+    dest: str, workers: int | None, on_ray: bool, max_reject_fraction: float, scratch: str | None, log_jsonl: str | None
+) -> Iterator["Job"]:
+    """Gives what `job_options` ask for."""
+    from pipeline.image import check_pillow  # noqa: PLC0415
+    from pipeline.shard import Job, Reporting  # noqa: PLC0415
+    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
+
+    check_pillow()
+    if scratch is not None and not Path(scratch).is_dir():
+        raise ConfigError(f"--scratch {scratch} is not a folder; create it or correct the path")
+    log = EventLog(log_jsonl)
+    with tempfile.TemporaryDirectory(prefix="bit-plan-", dir=scratch) as folder, pool_of(workers, on_ray) as pool:
+        yield Job(
+            open_store(absolute_url(dest)), pool, Path(folder), max_reject_fraction, Reporting(progress, log.write)
+        )
+
+
+def class_list(path: str | None) -> list[str]:
+    """Gives the names of a class file.
+
+    Raises:
+        ConfigError: It does not exist, or a line is no name or stands twice.
+        EmptySource: It has no line.
+    """
+    if path is None:
+        return []
+    if not Path(path).is_file():
+        raise ConfigError(f"class file {path} does not exist; check --classes")
+    try:
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"class file {path} is not UTF-8 ({error}); convert it") from error
+    if not names:
+        raise EmptySource(f"class file {path} has no name in it")
+    seen: set[str] = set()
+    for number, name in enumerate(names, start=1):
+        if not name or name in seen:
+            told = f"names {name!r} again" if name else "is blank"
+            raise ConfigError(f"class file {path}, line {number} {told}; the line number is the label")
+        seen.add(name)
+    return names
+
+
+def checked_split(split: str) -> str:
+    """Gives the split's name. Raises ConfigError if it cannot be part of a file name."""
+    if not split or not all(c.isascii() and (c.isalnum() or c in "-_") for c in split):
+        raise ConfigError(f"--split {split!r}: use letters, digits, '-' and '_'")
+    return split

@@ -1,0 +1,124 @@
+"""`pipeline inspect`, `stats`, `export` and `index`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from pipeline.commands.options import checked_split, class_list, pool_of, pool_options
+from pipeline.console import examples, human_bytes, progress
+from pipeline.errors import ConfigError
+
+EXPORTS = ("timm", "open-clip", "wids", "dali", "energon", "huggingface")
+_SHOWN_CLASSES = 20
+
+
+@click.command(epilog=examples("pipeline inspect s3://bucket/set", "pipeline inspect data/train --json"))
+@click.argument("url")
+@click.option("--version", "version_number", type=int, help="Manifest version; the latest by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest record as JSON.")
+def inspect(url: str, version_number: int | None, as_json: bool) -> None:
+    """Show what the dataset at URL is: version, sizes and rejects. Reads no sidecar; see `pipeline stats`."""
+    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.statistics import reject_lines  # noqa: PLC0415
+
+    dataset = open_dataset(url, version_number)
+    if as_json:
+        click.echo(dataset.version.to_json().decode(), nl=False)
+        return
+    version = dataset.version
+    click.echo(f"{url} version {version.version} ({version.format}, written by {version.writer})")
+    click.echo(f"  {version.num_samples:,} samples, {version.num_shards:,} shards, {human_bytes(version.num_bytes)}")
+    click.echo(
+        f"  {dataset.blocks.num_rows:,} blocks, descriptor {version.descriptor}, plans {', '.join(version.plan_ids)}"
+    )
+    click.echo(
+        f"  {version.num_classes:,} classes, {version.num_rejects:,} rejected, {version.num_duplicates:,} duplicates"
+    )
+    for line in reject_lines(dataset):
+        click.echo(f"  rejected {line}")
+
+
+@click.command(epilog=examples("pipeline stats s3://bucket/set", "pipeline stats data/train --html stats.html"))
+@click.argument("url")
+@click.option("--version", "version_number", type=int, help="Manifest version; the latest by default.")
+@click.option("--html", "html_path", help="Write the statistics as a page with pictures to this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print all counts as JSON.")
+def stats(url: str, version_number: int | None, html_path: str | None, as_json: bool) -> None:
+    """Show classes, label counts, and sizes of the dataset at URL, from its sidecars."""
+    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.statistics import page, percentile, statistics  # noqa: PLC0415
+
+    dataset = open_dataset(url, version_number)
+    with progress("reading sidecars", len(dataset.shards), "shards") as advance:
+        told = statistics(dataset, lambda count: advance(count, 0))
+    if html_path:
+        Path(html_path).write_bytes(page(dataset, told))
+    if as_json:
+        click.echo(json.dumps(told.to_dict()))
+        return
+    count = dataset.version.num_samples
+    click.echo(f"{url} version {dataset.version.version}: {count:,} samples")
+    click.echo(f"  image: {human_bytes(told.num_image_bytes / count)}, {told.num_pixels / count / 1e6:.2f} MP on average")
+    for name, counts, unit in (
+        ("shorter side", told.shorter_side, "px"),
+        ("size", told.kilobytes, "kB"),
+        ("labels", told.labels_per_sample, "a sample"),
+    ):
+        low, middle, high = (percentile(counts, share) for share in (0.05, 0.5, 0.95))
+        click.echo(f"  {name}: median {middle:,} {unit}, 5 to 95 %: {low:,} to {high:,}")
+    click.echo(f"  {len(told.classes):,} of {dataset.version.num_classes:,} classes have samples")
+    for label, samples in told.classes.most_common(_SHOWN_CLASSES):
+        click.echo(f"    {dataset.class_name(label)}: {samples:,}")
+    if len(told.classes) > _SHOWN_CLASSES:
+        click.echo(f"    ... and {len(told.classes) - _SHOWN_CLASSES:,} more classes")
+    if html_path:
+        click.echo(f"page: {html_path}")
+
+
+@click.command(
+    epilog=examples("pipeline export s3://bucket/set", "pipeline export data/train --format timm --format wids")
+)
+@click.argument("url")
+@click.option("--format", "formats", multiple=True, type=click.Choice(EXPORTS), help="May be repeated; all by default.")
+def export(url: str, formats: tuple[str, ...]) -> None:
+    """Write the index files that other tools want beside the shards of the dataset at URL."""
+    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.exports.write import export as write_exports  # noqa: PLC0415
+    from pipeline.store.url import absolute_url  # noqa: PLC0415
+
+    dataset = open_dataset(absolute_url(url))
+    with progress("exporting", len(dataset.shards) * len(formats or EXPORTS), "shards") as advance:
+        for written in write_exports(dataset, formats or EXPORTS, lambda count: advance(count, 0)):
+            click.echo(f"{written.format}: {written.key}  ({written.how_to_use})")
+
+
+@click.command(epilog=examples("pipeline index s3://bucket/laion-part", "pipeline index data/cc12m --classes names.txt"))
+@click.argument("url")
+@click.option("--split", default="train", show_default=True, help="What the dataset is.")
+@click.option("--classes", "classes_file", help="File with one class name a line; the line number is the label.")
+@click.option("--block-mib", default=8.0, show_default=True, help="Size of a read and shuffle block in MiB.")
+@pool_options
+def index(
+    url: str, split: str, classes_file: str | None, block_mib: float, workers: int | None, on_ray: bool
+) -> None:
+    """Make the WebDataset tars below URL a dataset, without touching them: sidecars and a manifest beside them."""
+    from pipeline.adopt import adopt  # noqa: PLC0415
+    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
+
+    if block_mib <= 0:
+        raise ConfigError(f"--block-mib {block_mib} is a size above 0")
+    store = open_store(absolute_url(url))
+    with pool_of(workers, on_ray) as pool, progress("indexing", None, "tars") as advance:
+        version = adopt(
+            store,
+            pool,
+            split=checked_split(split),
+            classes=class_list(classes_file),
+            block_bytes=int(block_mib * (1 << 20)),
+            on_tar=advance,
+        )
+    click.echo(
+        f"published {store.url} version {version.version}: {version.num_samples:,} samples in {version.num_shards:,} "
+        f"tars, {version.num_rejects:,} rejected {version.reject_reasons or ''}"
+    )

@@ -1,0 +1,123 @@
+"""Rows whose pictures have the same bytes: all but the first in plan order are left out, and listed.
+
+Two passes: the workers read every picture and commit its digest, shard by shard of a first plan; then digests are
+compared, a sixteenth at a time, so that 300 M of them need 0.5 GB.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.commit import read_plan, shard_rows
+from pipeline.errors import BadImage
+from pipeline.fetch import fetch
+from pipeline.manifest import DIGEST_BYTES, image_digest
+from pipeline.plan import Plan, plan_digest
+from pipeline.planner import PlanWriter, Planned, store_plan
+from pipeline.store.base import Store, commit
+from pipeline.store.url import open_store
+from pipeline.work.pools import Pool
+from pipeline.work.schedule import Attempt, run_calls
+
+_NUM_PASSES = 16
+_NO_DIGEST = bytes(DIGEST_BYTES)  # of a row that cannot be read; packing rejects it
+_Positions = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def leave_out_duplicates(
+    store: Store,
+    planned: Planned,
+    scratch: Path,
+    pool: Pool,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> Planned:
+    """Gives the plan without the rows whose image bytes an earlier row has.
+
+    Args:
+        store: The destination; keeps the digests, so that an interrupted pass goes on.
+        planned: The plan of all rows.
+        scratch: Existing folder for the new plan's files.
+        pool: Where pictures are read.
+        on_images: Called with the number of pictures since the last call.
+
+    Raises:
+        StorageError: As the destination or the sources.
+    """
+    plan = store_plan(store, planned)
+    tasks = [(store.url, plan.plan_id, number) for number in range(plan.num_shards)]
+    for (_, _, number), _ in run_calls(pool, _digest_shard, tasks):
+        on_images(plan.num_rows(number))
+    dropped, kept_instead = _later_copies(store, plan)
+    writer = PlanWriter(scratch, plan.config, planned.probe)
+    listed = []
+    first = 0
+    for number in range(plan.num_shards):
+        rows = shard_rows(store, plan, number)
+        mask = np.ones(rows.num_rows, bool)
+        here = slice(*np.searchsorted(dropped, [first, first + rows.num_rows]))
+        mask[dropped[here] - first] = False
+        writer.add(rows.filter(pa.array(mask)))
+        copies = rows.filter(pa.array(~mask))
+        listed.append(copies.append_column("same_as_row", pa.array(kept_instead[here])))
+        first += rows.num_rows
+    writer.close()
+    path = scratch / "duplicates.parquet"
+    pq.write_table(pa.concat_tables(listed), path, compression="zstd", write_statistics=False)
+    slim = plan.model_copy(
+        update={
+            "num_samples": writer.num_rows,
+            "num_duplicates": len(dropped),
+            "num_bytes": writer.num_bytes,
+            "shard_ends": tuple(writer.shard_ends),
+        }
+    )
+    slim = slim.model_copy(update={"plan_id": plan_digest(slim, writer.digests)})
+    return replace(planned, plan=slim, parts=tuple(writer.paths), duplicates=path)
+
+
+def _digests_key(plan_id: str, number: int) -> str:
+    return f"plans/{plan_id}/digests/{number:06d}.bin"
+
+
+def _digest_shard(attempt: Attempt[tuple[str, str, int]]) -> None:
+    url, plan_id, number = attempt.call
+    store = open_store(url)
+    plan = read_plan(store, plan_id)
+    rows = shard_rows(store, plan, number)
+    digests = [
+        _NO_DIGEST if isinstance(data, BadImage) else image_digest(data)
+        for _, data in fetch(rows, plan.bases, plan.image_columns, plan.config.image.max_bytes)
+    ]
+    commit(store, _digests_key(plan_id, number), b"".join(digests))
+
+
+def _later_copies(store: Store, plan: Plan) -> tuple[_Positions, _Positions]:
+    """Gives the plan rows to leave out, ascending, and for each the row that is kept instead."""
+    dropped, kept = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for number in range(_NUM_PASSES):
+        digests, positions = _digests_of_pass(store, plan, number)
+        # `unique` is stable: the first of equal digests is the one with the lowest position.
+        _, firsts, inverse = np.unique(digests, return_index=True, return_inverse=True)
+        first_positions = positions[firsts][inverse]
+        later = (first_positions != positions) & (digests != _NO_DIGEST)
+        dropped.append(positions[later])
+        kept.append(first_positions[later])
+    order = np.argsort(np.concatenate(dropped))
+    return np.concatenate(dropped)[order], np.concatenate(kept)[order]
+
+
+def _digests_of_pass(store: Store, plan: Plan, number: int) -> tuple[np.ndarray[Any, Any], _Positions]:
+    digests, positions = [np.empty(0, f"S{DIGEST_BYTES}")], [np.empty(0, np.int64)]
+    first = 0
+    for shard in range(plan.num_shards):
+        found = np.frombuffer(store.read(_digests_key(plan.plan_id, shard)), np.uint8).reshape(-1, DIGEST_BYTES)
+        mine = np.flatnonzero(found[:, 0] % _NUM_PASSES == number)
+        digests.append(np.ascontiguousarray(found[mine]).view(f"S{DIGEST_BYTES}")[:, 0])
+        positions.append(mine + first)
+        first += len(found)
+    return np.concatenate(digests), np.concatenate(positions)

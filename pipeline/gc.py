@@ -1,0 +1,95 @@
+"""What a destination holds that no version needs: left by writers that died and by runs that were given up."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.dataset import Dataset
+from pipeline.lease import PREFIX as LEASES
+from pipeline.publish import published_version
+from pipeline.store.base import Entry, Store, Unfinished
+
+_SECONDS_PER_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """One thing that may go.
+
+    Attributes:
+        path: Key of the object.
+        why: What it is.
+        num_bytes: Its size; -1 where the store does not tell.
+        unfinished: What to discard, where it is no object.
+    """
+
+    path: str
+    why: str
+    num_bytes: int
+    unfinished: Unfinished | None = None
+
+
+def garbage(store: Store, *, older_than_hours: float, with_abandoned_runs: bool) -> Iterator[Garbage]:
+    """Finds it; removes nothing.
+
+    Args:
+        store: The destination.
+        older_than_hours: Younger things are left alone: a run may be at them.
+        with_abandoned_runs: Whether plans that were never published, and all they packed, count.
+    """
+    before = time.time() - older_than_hours * _SECONDS_PER_HOUR
+    for unfinished in store.unfinished():
+        if unfinished.modified <= before:
+            yield Garbage(unfinished.key, "incomplete upload", -1, unfinished)
+    published = published_version(store)
+    needed, plan_ids = _needed(store)
+    abandoned = set() if not with_abandoned_runs else _plans(store) - plan_ids
+    # Records first: a shard whose record is gone is no shard, the other way round it would be a broken one.
+    for prefix in ("commits/", "shards/", "rejects/", "plans/"):
+        for entry in store.list(prefix):
+            why = _why(entry, needed, plan_ids, abandoned)
+            if why and entry.modified <= before:
+                yield Garbage(entry.key, why, entry.num_bytes)
+    if published:
+        leases = list(store.list(LEASES))
+        for entry in leases[:-1]:  # the newest fences all others
+            if entry.modified <= before:
+                yield Garbage(entry.key, "old lease", entry.num_bytes)
+
+
+def remove(store: Store, found: Garbage) -> None:
+    """Removes it."""
+    if found.unfinished:
+        store.discard(found.unfinished)
+    else:
+        store.delete(found.path)
+
+
+def _plans(store: Store) -> set[str]:
+    return {entry.key.split("/")[1] for prefix in ("plans/", "commits/") for entry in store.list(prefix)}
+
+
+def _needed(store: Store) -> tuple[set[str], set[str]]:
+    """Gives the keys that the latest version needs (versions only add), and its plans."""
+    published = published_version(store)
+    if not published:
+        return set(), set()
+    version = published.version
+    keys = {str(key) for key in (version.shards, version.blocks, version.classes, version.rejects)}
+    for row in Dataset(store, version).shards:
+        keys |= {row["path"], row["sidecar"]}
+    return keys, set(version.plan_ids)
+
+
+def _why(entry: Entry, needed: set[str], plan_ids: set[str], abandoned: set[str]) -> str | None:
+    kind, _, rest = entry.key.partition("/")
+    plan = rest.partition("/")[0]
+    if kind in ("plans", "commits", "rejects"):
+        return "abandoned run" if plan in abandoned else None
+    if kind == "shards":
+        if any(known.startswith(plan) for known in abandoned):
+            return "abandoned run"
+        is_published = any(known.startswith(plan) for known in plan_ids)
+        return "orphan of a published plan" if is_published and entry.key not in needed else None
+    return None
+

@@ -1,0 +1,13 @@
+"""The base of everything written as JSON."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """Frozen, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_json(self) -> bytes:
+        """Gives the record as JSON bytes; equal records give equal bytes."""
+        return (self.model_dump_json(indent=1) + "\n").encode()

@@ -1,0 +1,146 @@
+"""Facts of a dataset that its sidecars tell, without reading a picture."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.charts import histogram
+from pipeline.dataset import Dataset
+from pipeline.pages import render
+
+_BINS = 40
+_SHOWN_CLASSES = 200
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass
+class Statistics:
+    """Counts over all samples.
+
+    Attributes:
+        classes: Samples of each label; a sample with several labels counts for each.
+        labels_per_sample: Samples with 0, 1, 2... labels.
+        shorter_side: Samples by shorter side in px.
+        aspect: Samples by tenths of width over height.
+        kilobytes: Samples by whole kB of their image.
+        num_pixels: Of all pictures.
+        num_image_bytes: Of all pictures.
+        quality: Samples by quality of the fingerprint.
+    """
+
+    classes: Counter[int] = field(default_factory=Counter)
+    labels_per_sample: Counter[int] = field(default_factory=Counter)
+    shorter_side: Counter[int] = field(default_factory=Counter)
+    aspect: Counter[int] = field(default_factory=Counter)
+    kilobytes: Counter[int] = field(default_factory=Counter)
+    quality: Counter[int] = field(default_factory=Counter)
+    num_pixels: int = 0
+    num_image_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives all counts as plain values."""
+        return {
+            name: dict(sorted(value.items())) if isinstance(value, Counter) else value
+            for name, value in vars(self).items()
+        }
+
+
+def _count(counter: Counter[int], values: Counts) -> None:
+    found, counts = np.unique(values, return_counts=True)
+    counter.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+
+
+def class_counts(dataset: Dataset) -> Counter[int]:
+    """Gives the number of samples of each label; a sample with several labels counts for each."""
+    return statistics(dataset).classes
+
+
+def statistics(dataset: Dataset, on_shard: Callable[[int], None] = lambda count: None) -> Statistics:
+    """Reads every sidecar once.
+
+    Raises:
+        CorruptShard: One is damaged.
+    """
+    told = Statistics()
+    for shard in range(len(dataset.shards)):
+        samples = dataset.samples(shard)
+        labels = samples["labels"].combine_chunks()
+        _count(told.classes, labels.flatten().to_numpy())
+        _count(told.labels_per_sample, np.diff(labels.offsets.to_numpy()))
+        width, height, size = (samples[name].to_numpy().astype(np.int64) for name in ("width", "height", "image_bytes"))
+        _count(told.shorter_side, np.minimum(width, height))
+        _count(told.aspect, 10 * width // height)
+        _count(told.kilobytes, size // 1000)
+        _count(told.quality, samples["quality"].drop_null().to_numpy().astype(np.int64))
+        told.num_pixels += int((width * height).sum())
+        told.num_image_bytes += int(size.sum())
+        on_shard(1)
+    return told
+
+
+def percentile(counts: Counter[int], share: float) -> int:
+    """Gives the value below or at which `share` (0..1) of the counted samples lie; 0 where there is none."""
+    wanted = share * sum(counts.values())
+    seen = 0
+    for value in sorted(counts):
+        seen += counts[value]
+        if seen >= wanted:
+            return value
+    return 0
+
+
+def page(dataset: Dataset, told: Statistics) -> bytes:
+    """Gives the statistics as an HTML page that opens offline."""
+    ranked = told.classes.most_common()
+    return render(
+        "pipeline",
+        "stats.html.j2",
+        title=f"{dataset.store.url} version {dataset.version.version}",
+        version=dataset.version,
+        told=told,
+        mean_kilobytes=told.num_image_bytes / max(1, dataset.version.num_samples) / 1000,
+        sides=[percentile(told.shorter_side, share) for share in (0.05, 0.5, 0.95)],
+        balance=(ranked[0][1], ranked[-1][1]) if ranked else (0, 0),
+        classes=[(dataset.class_name(label), count) for label, count in ranked[:_SHOWN_CLASSES]],
+        num_empty=dataset.version.num_classes - len(told.classes),
+        charts=[
+            _chart(Counter(dict(enumerate(count for _, count in ranked))), "Classes by size", "class, the largest first"),
+            _chart(told.labels_per_sample, "Labels of a sample", "labels"),
+            _chart(told.shorter_side, "Shorter side", "px"),
+            _chart(Counter({value / 10: count for value, count in told.aspect.items()}), "Width over height", ""),  # type: ignore[misc]
+            _chart(told.kilobytes, "Size of an image", "kB"),
+            _chart(told.quality, "Fingerprint quality (below 24 an audit cannot tell)", "gradient score"),
+        ],
+        rejects=list(reject_lines(dataset, 100)),
+    )
+
+
+def _chart(counts: Counter[Any], title: str, x_label: str) -> tuple[str, str]:
+    """Bins the counted values; the highest hundredth goes into the last bin."""
+    if not counts:
+        return title, ""
+    high = percentile(counts, 0.99)
+    low = min(counts)
+    width = max((high - low) / _BINS, 0.1 if isinstance(low, float) else 1)
+    bins: Counter[int] = Counter()
+    for value, count in counts.items():
+        bins[min(int((value - low) / width), _BINS)] += count
+    if title.startswith("Classes"):  # the height of a class, not the sum over a bin
+        for place in bins:
+            members = [c for v, c in counts.items() if min(int((v - low) / width), _BINS) == place]
+            bins[place] = round(sum(members) / len(members))
+    bars = [(low + place * width, count) for place, count in sorted(bins.items())]
+    return title, histogram(bars, title, x_label, width, "samples")
+
+
+def reject_lines(dataset: Dataset, limit: int = 10) -> Iterator[str]:
+    """Gives up to `limit` rejected pictures with their reasons, and how many more there are."""
+    rejects = dataset.rejects
+    for row in rejects.slice(0, limit).to_pylist():
+        yield f"{row['source']}: {row['reason']} ({row['detail']})"
+    if rejects.num_rows > limit:
+        yield f"... and {rejects.num_rows - limit:,} more, in {dataset.version.rejects}"

@@ -1,0 +1,1 @@
+"""Where work runs, and how it survives the death of workers."""

@@ -1,0 +1,70 @@
+"""Runs calls as Ray tasks. The only module of `pipeline` that imports Ray."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from pipeline.errors import ServiceError
+from pipeline.work.pools import WorkerLost
+
+T = TypeVar("T")
+
+
+class OnRay:
+    """The cluster that RAY_ADDRESS names, or that this job was submitted to. One CPU a call."""
+
+    may_lose_workers = True
+
+    def __init__(self, num_slots: int | None = None) -> None:
+        """Connects to the cluster.
+
+        Args:
+            num_slots: Most calls under way; the cluster's CPUs by default.
+
+        Raises:
+            ServiceError: There is no cluster.
+        """
+        import ray  # noqa: PLC0415 - two seconds that local runs need not pay
+
+        self._ray = ray
+        try:
+            ray.init(address="auto", log_to_driver=False, ignore_reinit_error=True, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            raise ServiceError(
+                f"no Ray cluster answers ({str(error).splitlines()[0]}); start one with `cluster up`, set RAY_ADDRESS, "
+                f"or leave out --ray"
+            ) from error
+        self.num_slots = num_slots or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._references: dict[Future[Any], Any] = {}
+
+    def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
+        """See Pool.submit."""
+        # Whoever submits the call decides on repeating it: a lost worker counts, and is told in the log.
+        options = {"num_cpus": 1, "max_retries": 0, "scheduling_strategy": "SPREAD"}
+        reference = self._ray.remote(**options)(function).remote(*arguments)
+        told: Future[T] = Future()
+        self._references[told] = reference
+        reference.future().add_done_callback(lambda done: self._settle(done, told))
+        return told
+
+    def cancel(self, future: "Future[Any]") -> None:
+        """See Pool.cancel."""
+        reference = self._references.pop(future, None)
+        if reference is not None:
+            self._ray.cancel(reference, force=False)
+
+    def close(self) -> None:
+        """See Pool.close."""
+        self._ray.shutdown()
+
+    def _settle(self, done: "Future[Any]", told: "Future[Any]") -> None:
+        error = done.exception()
+        self._references.pop(told, None)
+        if error is None:
+            told.set_result(done.result())
+        elif isinstance(error, self._ray.exceptions.RayTaskError):
+            told.set_exception(error.cause if isinstance(getattr(error, "cause", None), Exception) else error)
+        elif isinstance(error, self._ray.exceptions.RayError):
+            told.set_exception(WorkerLost(f"{type(error).__name__}: {str(error).splitlines()[0]}"))
+        else:
+            told.set_exception(error)

@@ -1,0 +1,115 @@
+"""Where calls run: in this process, or in processes of this machine. All pools give the same results."""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+_PARENT_WATCH_SECONDS = 0.5
+
+
+class WorkerLost(Exception):  # noqa: N818
+    """The process or the machine that ran a call is gone; the call may have done some or all of its work."""
+
+
+class Pool(Protocol):
+    """Runs calls of functions that may be repeated."""
+
+    num_slots: int
+    may_lose_workers: bool
+
+    def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
+        """Starts a call. Its future raises what the call raised, or WorkerLost."""
+
+    def cancel(self, future: "Future[Any]") -> None:
+        """Asks that a call whose result is no longer wanted ends; it may go on."""
+
+    def close(self) -> None:
+        """Ends all workers."""
+
+
+class InProcess:
+    """Runs each call at once in this process: for tests, notebooks and tiny sets."""
+
+    num_slots = 1
+    may_lose_workers = False
+
+    def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
+        """See Pool.submit."""
+        future: Future[T] = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:  # noqa: BLE001 - handed to whoever asks for the result
+            future.set_exception(error)
+        return future
+
+    def cancel(self, future: "Future[Any]") -> None:
+        """See Pool.cancel."""
+
+    def close(self) -> None:
+        """See Pool.close."""
+
+
+class Processes:
+    """Worker processes of this machine, each in an executor of its own, so that the death of one breaks no other's."""
+
+    may_lose_workers = True
+
+    def __init__(self, num_workers: int) -> None:
+        self.num_slots = num_workers
+        self._idle: list[ProcessPoolExecutor] = []
+        self._lock = threading.Lock()
+
+    def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
+        """See Pool.submit. The caller keeps at most `num_slots` calls under way."""
+        with self._lock:
+            worker = self._idle.pop() if self._idle else _new_worker()
+        told: Future[T] = Future()
+
+        def settle(done: "Future[T]") -> None:
+            error = done.exception()
+            if isinstance(error, BrokenProcessPool):
+                worker.shutdown(wait=False)
+                told.set_exception(WorkerLost("a worker process was killed"))
+                return
+            with self._lock:
+                self._idle.append(worker)
+            if error:
+                told.set_exception(error)
+            else:
+                told.set_result(done.result())
+
+        worker.submit(function, *arguments).add_done_callback(settle)
+        return told
+
+    def cancel(self, future: "Future[Any]") -> None:
+        """See Pool.cancel. A running call of a local process is left to its end."""
+
+    def close(self) -> None:
+        """See Pool.close."""
+        with self._lock:
+            for worker in self._idle:
+                worker.shutdown(cancel_futures=True)
+            self._idle.clear()
+
+
+def _new_worker() -> ProcessPoolExecutor:
+    # spawn: forking a process that has threads or an S3 client is not safe.
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Makes a worker end when the run is killed, instead of waiting for work for ever."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,171 @@
+"""Keeps a pool busy with calls until each has one result: bounded, repeated after losses, copied when slow."""
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from statistics import quantiles
+from typing import Any, Generic, TypeVar
+
+from pipeline.errors import ServiceError, Unreachable
+from pipeline.work.pools import Pool, WorkerLost
+
+C, T = TypeVar("C"), TypeVar("T")
+# A call that takes longer than this many times the 95th percentile is started a second time elsewhere.
+SLOW_FACTOR = 3.0
+_LEAST_DURATIONS = 8  # to know a percentile from
+_LEAST_SLOW_SECONDS = 10.0
+MOST_LOSSES = 6  # of workers over one call, before it is called the cause
+_POLL_SECONDS = 0.5
+# A store that does not answer is asked again for this long: a restart takes seconds, a failover a minute or two.
+OUTAGE_SECONDS = 300.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 20.0
+
+
+@dataclass(frozen=True)
+class Attempt(Generic[C]):
+    """One try at a call.
+
+    Attributes:
+        call: What is to be done.
+        num_losses: Workers that were lost over it before.
+    """
+
+    call: C
+    num_losses: int = 0
+
+
+@dataclass
+class _Running(Generic[C]):
+    attempt: Attempt[C]
+    started: float
+
+
+def slow_after(durations: list[float]) -> float:
+    """Gives the age in seconds from which a call is slow, from the durations of those that ended."""
+    if len(durations) < _LEAST_DURATIONS:
+        return float("inf")
+    return max(_LEAST_SLOW_SECONDS, SLOW_FACTOR * quantiles(durations, n=20)[-1])
+
+
+def run_calls(
+    pool: Pool,
+    function: Callable[[Attempt[C]], T],
+    calls: Iterable[C],
+    on_event: Callable[[str, C, str], None] = lambda event, call, detail: None,
+) -> Iterator[tuple[C, T]]:
+    """Gives each call with its result, in the order they end.
+
+    Args:
+        pool: Where they run; at most its `num_slots` are under way.
+        function: What is run with each attempt; repeating it must be harmless.
+        calls: Hashable; taken one by one as places get free.
+        on_event: Told of `lost`, `outage` and `copied` calls.
+
+    Raises:
+        ServiceError: Workers kept dying over one call.
+        Exception: What a call raised; a store that does not answer only after OUTAGE_SECONDS without any result.
+    """
+    state: _State[C, T] = _State(pool, function, calls, on_event)
+    try:
+        while state.fill():
+            yield from state.collect()
+    finally:
+        for future in state.running:
+            pool.cancel(future)
+
+
+class _State(Generic[C, T]):
+    def __init__(self, pool: Pool, function: Callable[[Attempt[C]], T], calls: Iterable[C], on_event: Any) -> None:
+        self._pool, self._function, self._on_event = pool, function, on_event
+        self._fresh = iter(calls)
+        self._again: deque[Attempt[C]] = deque()
+        self.running: dict[Future[T], _Running[C]] = {}
+        self._done: set[C] = set()
+        self._durations: deque[float] = deque(maxlen=500)
+        self._outage_since: float | None = None
+        self._outages = 0
+        self._not_before = 0.0
+
+    def fill(self) -> bool:
+        """Starts calls while there are places; tells whether anything is under way or waits."""
+        while len(self.running) < self._pool.num_slots and time.monotonic() >= self._not_before:
+            attempt = self._next()
+            if attempt is None:
+                break
+            self.running[self._pool.submit(self._function, attempt)] = _Running(attempt, time.monotonic())
+        return bool(self.running or self._again)
+
+    def _next(self) -> Attempt[C] | None:
+        if self._again:
+            return self._again.popleft()
+        for call in self._fresh:
+            return Attempt(call)
+        return self._copy_of_slow()
+
+    def _copy_of_slow(self) -> Attempt[C] | None:
+        if not self._pool.may_lose_workers:
+            return None
+        limit, now = slow_after(list(self._durations)), time.monotonic()
+        copied = [running.attempt.call for running in self.running.values()]
+        for running in self.running.values():
+            call = running.attempt.call
+            if now - running.started > limit and copied.count(call) == 1:
+                self._on_event("copied", call, f"{now - running.started:.0f} s under way")
+                return running.attempt
+        return None
+
+    def collect(self) -> Iterator[tuple[C, T]]:
+        """Waits for a moment; gives what ended."""
+        if not self.running:
+            time.sleep(min(_POLL_SECONDS, max(0.0, self._not_before - time.monotonic())))
+            return
+        ended, _ = wait(self.running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+        for future in ended:
+            running = self.running.pop(future)
+            attempt = running.attempt
+            if attempt.call in self._done:
+                continue  # its copy was faster, and has the same result
+            try:
+                result = future.result()
+            except WorkerLost as error:
+                self._lost(attempt, error)
+            except Unreachable as error:
+                self._outage(attempt, error)
+            else:
+                self._outage_since, self._outages = None, 0
+                self._durations.append(time.monotonic() - running.started)
+                if any(other.attempt.call == attempt.call for other in self.running.values()):
+                    self._done.add(attempt.call)
+                    self._cancel_copies(attempt.call)
+                yield attempt.call, result
+
+    def _cancel_copies(self, call: C) -> None:
+        for future, running in self.running.items():
+            if running.attempt.call == call:
+                self._pool.cancel(future)
+
+    def _lost(self, attempt: Attempt[C], error: WorkerLost) -> None:
+        losses = attempt.num_losses + 1
+        self._on_event("lost", attempt.call, f"{error} ({losses})")
+        if losses >= MOST_LOSSES:
+            raise ServiceError(
+                f"{losses} workers died over {attempt.call}, the last one: {error}; if their memory is short, lower "
+                f"--workers or --shard-mb and run again"
+            ) from error
+        if any(other.attempt.call == attempt.call for other in self.running.values()):
+            return  # its copy goes on
+        self._again.append(Attempt(attempt.call, losses))
+
+    def _outage(self, attempt: Attempt[C], error: Unreachable) -> None:
+        now = time.monotonic()
+        self._outage_since = self._outage_since or now
+        self._outages += 1
+        self._on_event("outage", attempt.call, str(error))
+        if now - self._outage_since > OUTAGE_SECONDS:
+            raise error
+        longest = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** min(self._outages, 10))
+        self._not_before = now + random.uniform(0.0, longest)
+        self._again.append(attempt)
