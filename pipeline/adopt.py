@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 
 from pipeline.commit import commit_shard
 from pipeline.errors import BadImage, ConfigError, EmptySource
@@ -203,12 +203,12 @@ def _reject(task: _IndexTask, sample: TarSample, error: BadImage) -> dict[str, A
 
 def _blocks(file: BinaryIO, starts: list[int], block_bytes: int) -> Blocks:
     """Cuts the tar, from the first usable sample on, into runs of whole samples."""
-    ends = cut(np.diff(np.array(starts, np.int64)), block_bytes, len(starts))
+    ends = cut(np.asarray(np.diff(starts), np.int64), block_bytes, len(starts))
     firsts = [0, *ends][: len(ends)]
     checksums = []
     for first, end in zip(firsts, ends, strict=True):
         file.seek(starts[first])
-        checksums.append(int(google_crc32c.value(file.read(starts[end] - starts[first]))))
+        checksums.append(int(crc32c(file.read(starts[end] - starts[first]))))
     return Blocks(
         num_samples=tuple(end - first for first, end in zip(firsts, ends, strict=True)),
         offset=tuple(starts[first] for first in firsts),

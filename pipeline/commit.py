@@ -123,9 +123,7 @@ def prepare_shard(
 ) -> PackedShard:
     """Reads and packs the rows of a shard; the writer has its tar then, not yet finished."""
     fetched = fetch(rows, plan.bases, plan.image_columns, plan.config.image.max_bytes)
-    return pack_shard(
-        fetched, plan.config.first_shard + number, plan.config, writer, preparing, plan.plan_id, on_image
-    )
+    return pack_shard(fetched, plan.config.first_shard + number, plan.config, writer, preparing, plan.plan_id, on_image)
 
 
 @contextmanager

@@ -109,7 +109,11 @@ class _Meter:
     def __str__(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = self.done / seconds
-        told = f"{self.done:,}" + (f"/{self._total:,}" if self._total is not None else "") + f" {self._unit}, {rate:,.0f}/s"
+        told = (
+            f"{self.done:,}"
+            + (f"/{self._total:,}" if self._total is not None else "")
+            + f" {self._unit}, {rate:,.0f}/s"
+        )
         if self._num_bytes:
             told += f", {human_bytes(self._num_bytes / seconds)}/s"
         if self._total is not None and rate:

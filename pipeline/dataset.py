@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from crc32c import crc32c
 
 from pipeline.errors import CorruptShard, NotFound
 from pipeline.manifest import POINTER_KEY, ManifestVersion, from_parquet, sha256_hex, version_key
@@ -107,14 +107,14 @@ class Dataset:
         """Gives a byte range of a shard's tar."""
         return self.store.read_range(self.shards[shard]["path"], offset, num_bytes)
 
-    def read_block(self, shard: int, offset: int, num_bytes: int, crc32c: int) -> bytes:
+    def read_block(self, shard: int, offset: int, num_bytes: int, expected_crc32c: int) -> bytes:
         """Gives one whole block, checked.
 
         Raises:
             CorruptShard: The checksum differs.
         """
         body = self.read_span(shard, offset, num_bytes)
-        if google_crc32c.value(body) != crc32c:
+        if crc32c(body) != expected_crc32c:
             raise CorruptShard(
                 f"{self.store.url}/{self.shards[shard]['path']}, bytes {offset} to {offset + num_bytes}: checksum "
                 f"differs from the manifest; run `pipeline verify {self.store.url}`"

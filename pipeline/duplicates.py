@@ -18,7 +18,8 @@ from pipeline.errors import BadImage
 from pipeline.fetch import fetch
 from pipeline.manifest import DIGEST_BYTES, image_digest
 from pipeline.plan import Plan, plan_digest
-from pipeline.planner import PlanWriter, Planned, store_plan
+from pipeline.plan_writer import PlanWriter
+from pipeline.planner import Planned, store_plan
 from pipeline.store.base import Store, commit
 from pipeline.store.url import open_store
 from pipeline.work.pools import Pool

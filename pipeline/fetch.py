@@ -1,8 +1,8 @@
 """Reading the bytes of a shard's pictures, in plan order, wherever they lie.
 
-Remote reads are on their way 32 at a time, row groups of Parquet files are read once each, and no more than the pictures
-of one shard is held. What cannot be had ends as a reject with its reason, or, where a whole store does not answer, as
-an error: a dataset must not depend on an outage.
+Remote reads are on their way 32 at a time, row groups of Parquet files are read once each, and no more than the
+pictures of one shard is held. What cannot be had ends as a reject with its reason, or, where a whole store does not
+answer, as an error: a dataset must not depend on an outage.
 """
 
 from collections import deque
@@ -20,6 +20,12 @@ from pipeline.sources.rows import PARQUET, TAR
 
 _READS_AHEAD = 32  # at 50 ms a read: 640 pictures a second, more than one core decodes
 SOURCE_SECONDS = 120.0  # for one picture, retries included: the slowest mirrors of img2dataset's lists take 60
+_REASONS: dict[type[Exception], str] = {
+    NotFound: "missing",
+    CorruptShard: "truncated",
+    Denied: "denied",
+    Unreachable: "unreachable",
+}
 Row = dict[str, Any]
 Fetched = tuple[Row, "bytes | BadImage"]
 
@@ -46,7 +52,7 @@ def fetch(
     """
     images = _inline_images(rows, bases, image_columns)
     reads = [_reader(row, bases, images, max_bytes) for row in rows.to_pylist()]
-    if not any(is_remote(join(base, row["path"] or row["source"])) for row, _ in reads for base in [bases[row["base"]]]):
+    if not any(is_remote(place) for place in (*bases, *rows["path"].drop_null().unique().to_pylist())):
         for row, read in reads:
             yield row, read()
         return
@@ -76,22 +82,16 @@ def _reader(
     url = join(bases[row["base"]], row["path"] or row["source"])
 
     def read() -> bytes | BadImage:
-        if row["num_bytes"] > max_bytes and row["container"] != PARQUET:
+        if row["container"] == PARQUET:
+            return images.pop((url, row["offset"]), b"")
+        if row["num_bytes"] > max_bytes:
             return BadImage("too-large", f"{row['num_bytes']:,} bytes exceed the limit of {max_bytes:,}")
         try:
-            if row["container"] == PARQUET:
-                return images.pop((url, row["offset"]), b"")
-            if row["container"] == TAR:
-                return read_span(url, row["offset"], row["num_bytes"])
-            return read_file(url)
-        except NotFound as error:
-            return BadImage("missing", str(error))
-        except CorruptShard as error:
-            return BadImage("truncated", str(error))
-        except (Denied, Unreachable) as error:
-            if scheme_of(url) in ("", "file", "s3"):
-                raise
-            return BadImage("denied" if isinstance(error, Denied) else "unreachable", str(error))
+            return read_span(url, row["offset"], row["num_bytes"]) if row["container"] == TAR else read_file(url)
+        except (NotFound, CorruptShard, Denied, Unreachable) as error:
+            if isinstance(error, Denied | Unreachable) and scheme_of(url) in ("", "file", "s3"):
+                raise  # a whole store is gone, not a picture
+            return BadImage(_REASONS[type(error)], str(error))
 
     return row, read
 

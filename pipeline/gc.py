@@ -92,4 +92,3 @@ def _why(entry: Entry, needed: set[str], plan_ids: set[str], abandoned: set[str]
         is_published = any(known.startswith(plan) for known in plan_ids)
         return "orphan of a published plan" if is_published and entry.key not in needed else None
     return None
-

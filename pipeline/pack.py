@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import blake3
-import google_crc32c
 import pyarrow as pa
+from crc32c import crc32c
 
 from pipeline.errors import BadImage
 from pipeline.fetch import Fetched, Row
@@ -22,8 +22,9 @@ from pipeline.plan import ShardConfig
 from pipeline.prepare import ImagePolicy, Prepared
 from pipeline.sources.rows import NO_EXTRA
 from pipeline.store.base import ObjectWriter
-from pipeline.tar import BLOCK_BYTES, END, member, padded
+from pipeline.tar import BLOCK_BYTES, END, member_parts, padded
 
+_to_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _BLOCKS_AHEAD = 2  # one being written, one waiting
 Prepare = Callable[[bytes, ImagePolicy], Prepared]
 
@@ -65,32 +66,35 @@ class TarSink:
     def __exit__(self, *failure: object) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    def add(self, block: bytearray, num_samples: int) -> None:
+    def add(self, parts: list[bytes], num_samples: int) -> None:
         """Takes a block of whole samples; waits while two are under way. Raises what writing an earlier one raised."""
+        block = b"".join(parts)
         self._blocks.append((num_samples, self.num_bytes, len(block)))
         self._submit(block)
 
     def end(self) -> tuple[Blocks, str]:
         """Writes the end mark; gives the blocks and the BLAKE3 of the tar once all is written."""
-        self._submit(bytearray(END))
+        self._submit(END)
         while self._running:
             self._crc32c.append(self._running.popleft().result())
-        counts, offsets, sizes = (tuple(column) for column in zip(*self._blocks, strict=True)) if self._blocks else ((), (), ())
+        counts, offsets, sizes = (
+            (tuple(column) for column in zip(*self._blocks, strict=True)) if self._blocks else ((), (), ())
+        )
         blocks = Blocks(
             num_samples=counts, offset=offsets, num_bytes=sizes, crc32c=tuple(self._crc32c[: len(self._blocks)])
         )
         return blocks, self._digest.hexdigest()
 
-    def _submit(self, block: bytearray) -> None:
+    def _submit(self, block: bytes) -> None:
         while len(self._running) >= _BLOCKS_AHEAD:
             self._crc32c.append(self._running.popleft().result())
         self._running.append(self._thread.submit(self._write, block))
         self.num_bytes += len(block)
 
-    def _write(self, block: bytearray) -> int:
+    def _write(self, block: bytes) -> int:
         self._digest.update(block)
         self._writer.write(block)
-        return int(google_crc32c.value(bytes(block)))
+        return int(crc32c(block))
 
 
 @dataclass
@@ -134,7 +138,8 @@ def pack_shard(
     """
     columns = SidecarColumns()
     rejects: list[Row] = []
-    block, num_in_block = bytearray(), 0
+    block: list[bytes] = []
+    block_bytes = num_in_block = 0
     with TarSink(writer) as sink:
         for row, data in fetched:
             try:
@@ -145,19 +150,24 @@ def pack_shard(
                 rejects.append(row | {"plan_id": plan_id, "reason": error.reason, "detail": error.detail})
                 on_image(0)
                 continue
-            row_number = len(columns.values["key"])
-            key = f"{number:06d}-{row_number:06d}"
-            sample, about_offset, about_bytes = sample_members(key, row, prepared)
-            if num_in_block and len(block) + len(sample) > config.block_bytes:
+            key = f"{number:06d}-{len(columns.values['key']):06d}"
+            cls, about = described(row, prepared)
+            size = 3 * BLOCK_BYTES + padded(len(prepared.data)) + padded(len(cls)) + padded(len(about))
+            if num_in_block and block_bytes + size > config.block_bytes:
                 sink.add(block, num_in_block)
-                block, num_in_block = bytearray(), 0
-            start = sink.num_bytes + len(block)
+                block, block_bytes, num_in_block = [], 0, 0
+            start = sink.num_bytes + block_bytes
+            block += member_parts(f"{key}.jpg", prepared.data)
+            block += member_parts(f"{key}.cls", cls)
+            block += member_parts(f"{key}.json", about)
+            block_bytes += size
+            num_in_block += 1
             columns.add(
                 key=key,
                 image_offset=start + BLOCK_BYTES,
                 image_bytes=len(prepared.data),
-                json_offset=start + about_offset,
-                json_bytes=about_bytes,
+                json_offset=start + size - padded(len(about)),
+                json_bytes=len(about),
                 labels=row["labels"],
                 width=prepared.width,
                 height=prepared.height,
@@ -165,8 +175,6 @@ def pack_shard(
                 code=prepared.code,
                 quality=prepared.quality,
             )
-            block += sample
-            num_in_block += 1
             on_image(len(data))
         if num_in_block:
             sink.add(block, num_in_block)
@@ -174,15 +182,11 @@ def pack_shard(
     return PackedShard(columns.table(), table_of(rejects, REJECT_SCHEMA), blocks, sink.num_bytes, digest)
 
 
-def sample_members(key: str, row: Row, prepared: Prepared) -> tuple[bytes, int, int]:
-    """Gives a sample's part of a tar, and offset and length of its JSON in it."""
+def described(row: Row, prepared: Prepared) -> tuple[bytes, bytes]:
+    """Gives the contents of a sample's `.cls` and `.json`."""
     labels = row["labels"]
     cls = str(labels[0] if labels else -1).encode()
     about = {"height": prepared.height, "labels": labels, "source": row["source"], "width": prepared.width}
     if row["extra"] != NO_EXTRA:
         about = json.loads(row["extra"]) | about
-    described = json.dumps(about, sort_keys=True, separators=(",", ":")).encode()
-    image = member(f"{key}.jpg", prepared.data)
-    sample = b"".join((image, member(f"{key}.cls", cls), member(f"{key}.json", described)))
-    about_offset = len(image) + BLOCK_BYTES + padded(len(cls)) + BLOCK_BYTES
-    return sample, about_offset, len(described)
+    return cls, _to_json(about).encode()

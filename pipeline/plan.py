@@ -126,7 +126,9 @@ def window_of(run_hashes: Hashes, windows: int) -> Hashes:
     return run_hashes >> np.uint64(64 - bits) if bits else np.zeros_like(run_hashes)
 
 
-def sample_bytes(image_bytes: npt.NDArray[np.int64], unknown_bytes: int, stored_fraction: float) -> npt.NDArray[np.int64]:
+def sample_bytes(
+    image_bytes: npt.NDArray[np.int64], unknown_bytes: int, stored_fraction: float
+) -> npt.NDArray[np.int64]:
     """Gives the expected bytes of each row's sample in a tar, shape (rows,).
 
     Args:

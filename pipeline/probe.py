@@ -33,7 +33,6 @@ def prober(policy: ImagePolicy) -> Callable[[pa.Table, Sequence[tuple[str, Sourc
     """Gives the function that reads and prepares a sample of rows; those that fail are passed over."""
 
     def probe(rows: pa.Table, sources: Sequence[tuple[str, Source]]) -> Probe:
-        rows = rows.append_column("labels", pa.nulls(rows.num_rows, pa.list_(pa.int32())))
         bases = [source.url for _, source in sources]
         columns = [source.image_column for _, source in sources]
         num_read = num_stored = count = 0

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -110,15 +111,16 @@ def publish(store: Store, before: Published | None, addition: Addition) -> Manif
     old = before.version if before else None
     number = (old.version if old else 0) + 1
     name = f"manifests/v{number:06d}-{addition.plan_id[:8]}"
-    shards = to_parquet(_joined(store, old and (old.shards, old.shards_sha256), addition.shards))
-    blocks = to_parquet(_joined(store, old and (old.blocks, old.blocks_sha256), addition.blocks))
+    shards = to_parquet(_joined(store, (old.shards, old.shards_sha256) if old else None, addition.shards))
+    blocks = to_parquet(_joined(store, (old.blocks, old.blocks_sha256) if old else None, addition.blocks))
     rejects, num_rejects, reasons = _rejects(store, old, addition)
     classes = _classes_body(addition.classes)
     version = ManifestVersion(
         version=number,
         split=addition.split,
         num_shards=(old.num_shards if old else 0) + addition.shards.num_rows,
-        num_samples=(old.num_samples if old else 0) + pa.compute.sum(addition.shards["num_samples"], min_count=0).as_py(),
+        num_samples=(old.num_samples if old else 0)
+        + pa.compute.sum(addition.shards["num_samples"], min_count=0).as_py(),
         num_bytes=(old.num_bytes if old else 0) + pa.compute.sum(addition.shards["num_bytes"], min_count=0).as_py(),
         num_rejects=num_rejects,
         num_duplicates=(old.num_duplicates if old else 0) + addition.num_duplicates,
@@ -152,18 +154,18 @@ def _swing(store: Store, before: Published | None, version: ManifestVersion) -> 
     body = version.to_json()
     if before:
         commit(store, version_key(before.version.version), before.body)
-    try:
+    swung = False
+    with suppress(Conflict):
         if before:
             store.replace(POINTER_KEY, body, before.tag)
-        elif not store.create(POINTER_KEY, body):
-            raise Conflict(f"{store.url}/{POINTER_KEY} exists")
-    except Conflict as error:
+            swung = True
+        else:
+            swung = store.create(POINTER_KEY, body)
+    if not swung:
         now = published_version(store)
         if now is None or now.version != version:
             plans = now.version.plan_ids if now else ()
-            raise Conflict(
-                f"{store.url} was published by another run meanwhile (plans {', '.join(plans)}); run again"
-            ) from error
+            raise Conflict(f"{store.url} was published by another run meanwhile (plans {', '.join(plans)}); run again")
     commit(store, version_key(version.version), body)
 
 
@@ -182,11 +184,10 @@ def _classes_body(classes: Sequence[str]) -> bytes | None:
     return (json.dumps(list(classes), ensure_ascii=False, indent=0) + "\n").encode() if classes else None
 
 
-def _rejects(
-    store: Store, old: ManifestVersion | None, addition: Addition
-) -> tuple[bytes | None, int, dict[str, int]]:
+def _rejects(store: Store, old: ManifestVersion | None, addition: Addition) -> tuple[bytes | None, int, dict[str, int]]:
     """Gives the outstanding rejects as Parquet, their number and their reasons."""
-    sink, count, reasons = io.BytesIO(), 0, {}
+    sink, count = io.BytesIO(), 0
+    reasons: dict[str, int] = {}
     kept = [outstanding_rejects(store, old)] if old and not addition.retries else []
     with pq.ParquetWriter(sink, REJECT_SCHEMA, compression="zstd", write_statistics=False) as writer:
         for table in (*kept, *addition.rejects):

@@ -62,7 +62,7 @@ def _repair(dataset: Dataset, row: dict[str, Any], scratch: Path) -> None:
 
 def _sidecar_is_bad(store: Store, row: dict[str, Any]) -> bool:
     try:
-        return sha256_hex(store.read(row["sidecar"])) != row["sidecar_sha256"]
+        return bool(sha256_hex(store.read(row["sidecar"])) != row["sidecar_sha256"])
     except NotFound:
         return True
 

@@ -77,7 +77,10 @@ class Packed:
         first_rows = np.cumsum(counts) - counts
         columns = [np.full(len(counts), shard), first_rows, counts, offsets, sizes, checksums]
         return pa.table(
-            [pa.array(column.astype(kind.to_pandas_dtype()), kind) for column, kind in zip(columns, BLOCK_SCHEMA.types, strict=True)],
+            [
+                pa.array(column.astype(kind.to_pandas_dtype()), kind)
+                for column, kind in zip(columns, BLOCK_SCHEMA.types, strict=True)
+            ],
             schema=BLOCK_SCHEMA,
         )
 

@@ -1,8 +1,8 @@
-"""`pipeline shard`, `append` and `retry-rejects`: plan, pack and publish. A rerun goes on where the last one stopped."""
+"""`pipeline shard`, `append` and `retry-rejects`: plan, pack and publish. A rerun goes on where one stopped."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -64,9 +64,9 @@ class Job:
 
 
 def plan_sources(job: Job, sources: Sequence[tuple[str, Source]], config: ShardConfig, **options: Any) -> Planned:
-    """Plans the rows of all sources; see planner.make_plan for options and errors. Writes to the scratch folder only."""
+    """Plans the rows of all sources, in the scratch folder; see planner.make_plan for options and errors."""
 
-    def mapped(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    def mapped(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         return (result for _, result in run_calls(job.pool, partial(_call, function), items))
 
     with job.reporting.progress("planning", None, "rows") as advance:
@@ -204,7 +204,9 @@ def retry_rejects(job: Job) -> ManifestVersion:
     planned = plan_sources(job, sources, config)
     # Labels are numbers already; their names are those of the dataset.
     plan = planned.plan.model_copy(update={"classes": latest.classes, "num_classes": published.version.num_classes})
-    return _pack_and_publish(job, store_plan(job.store, Planned(plan, planned.parts, planned.probe)), published, retries=True)
+    return _pack_and_publish(
+        job, store_plan(job.store, Planned(plan, planned.parts, planned.probe)), published, retries=True
+    )
 
 
 def _reject_batches(rows: pa.Table, mapped: Any) -> Iterator[pa.RecordBatch]:

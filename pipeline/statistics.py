@@ -108,12 +108,14 @@ def page(dataset: Dataset, told: Statistics) -> bytes:
         classes=[(dataset.class_name(label), count) for label, count in ranked[:_SHOWN_CLASSES]],
         num_empty=dataset.version.num_classes - len(told.classes),
         charts=[
-            _chart(Counter(dict(enumerate(count for _, count in ranked))), "Classes by size", "class, the largest first"),
+            _chart(
+                Counter(dict(enumerate(count for _, count in ranked))), "Classes by size", "class, the largest first"
+            ),
             _chart(told.labels_per_sample, "Labels of a sample", "labels"),
             _chart(told.shorter_side, "Shorter side", "px"),
-            _chart(Counter({value / 10: count for value, count in told.aspect.items()}), "Width over height", ""),  # type: ignore[misc]
+            _chart(Counter({value / 10: count for value, count in told.aspect.items()}), "Width over height", ""),
             _chart(told.kilobytes, "Size of an image", "kB"),
-            _chart(told.quality, "Fingerprint quality (below 24 an audit cannot tell)", "gradient score"),
+            _chart(told.quality, "Fingerprint quality (below 20 an audit cannot tell)", "gradient score"),
         ],
         rejects=list(reject_lines(dataset, 100)),
     )

@@ -11,8 +11,8 @@ END = bytes(2 * BLOCK_BYTES)
 _MAX_NAME_BYTES = 100
 _MAX_MEMBER_BYTES = 8**11 - 1  # eleven octal digits
 # The parts of a header that are the same for every member; only name, size and checksum stand between them.
-_OWNER = b"0000444\0" b"0000000\0" b"0000000\0"  # mode, owner, group
-_TIME = b"\0" b"00000000000\0"
+_OWNER = b"0000444\0000000000\0000000000\0"  # mode, owner, group
+_TIME = b"\00000000000000\0"
 _REST = (
     b"\0 0"  # end of the checksum; a regular file
     + bytes(100)
@@ -48,6 +48,11 @@ def header(name: str, num_bytes: int) -> bytes:
     return b"".join((encoded.ljust(_MAX_NAME_BYTES, b"\0"), _OWNER, size, _TIME, checksum, _REST))
 
 
+def member_parts(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
+    """Gives header, content and padding of one file, so that many members can be joined with one copy."""
+    return header(name, len(content)), content, bytes(-len(content) % BLOCK_BYTES)
+
+
 def member(name: str, content: bytes) -> bytes:
     """Gives header, content and padding of one file."""
-    return b"".join((header(name, len(content)), content, bytes(-len(content) % BLOCK_BYTES)))
+    return b"".join(member_parts(name, content))

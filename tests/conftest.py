@@ -4,9 +4,11 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +17,12 @@ from PIL import Image
 
 from cluster.services import Stack, start_stack, stop_stack
 from pipeline.dataset import Dataset, open_dataset
-from pipeline.plan import ShardConfig, plan_shards
-from pipeline.shard import shard
-from pipeline.sources.folder import read_folder
+from pipeline.plan import ShardConfig
+from pipeline.shard import Job, shard
+from pipeline.sources.open import open_sources
+from pipeline.sources.table import Columns
 from pipeline.store.url import open_store
+from pipeline.work.pools import InProcess
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 BUCKET = "tests"
@@ -71,11 +75,11 @@ def class_folders(folder: Path, classes: int = 3, each: int = 10, seed: int = 0)
     return folder
 
 
-def pack(folder: Path, url: str, **config: int | str) -> Dataset:
-    """Packs class folders into a dataset."""
-    source = read_folder(str(folder))
-    plan, rows = plan_shards(source.rows, source.classes, ShardConfig(**config))
-    shard(plan, rows, source.classes, open_store(url), num_workers=1, max_reject_fraction=0.0)
+def pack(source: Path, url: str, max_reject_fraction: float = 0.0, **config: Any) -> Dataset:
+    """Packs a source into a dataset, in this process."""
+    with tempfile.TemporaryDirectory() as scratch:
+        job = Job(open_store(url), InProcess(), Path(scratch), max_reject_fraction)
+        shard(job, open_sources([str(source)], Columns()), ShardConfig(**config))
     return open_dataset(url)
 
 
@@ -125,3 +129,15 @@ def s3_url(s3: Stack, request: pytest.FixtureRequest) -> Callable[[str], str]:
     """Gives URLs below a prefix of the test's own."""
     prefix = "".join(c if c.isalnum() else "-" for c in request.node.name)
     return lambda name: f"s3://{BUCKET}/{prefix}/{name}"
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 200 kB."""
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(tmp_path)], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("mounting a small file system needs root on Linux")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)

@@ -85,6 +85,11 @@ def audit(config: AuditConfig, *, on_ray: bool, on_progress: Callable[[str], Non
         BitError: As reading the datasets.
     """
     upstream, downstream = open_dataset(config.upstream), open_dataset(config.downstream)
+    for dataset in (upstream, downstream):
+        if dataset.version.descriptor is None:
+            raise ConfigError(
+                f"{dataset.store.url} was packed with --check header and has no fingerprints; pack it with --check decode"
+            )
     if upstream.version.descriptor != downstream.version.descriptor:
         raise ConfigError(
             f"{config.upstream} has descriptors {upstream.version.descriptor}, {config.downstream} has "

@@ -32,9 +32,7 @@ LEVELS = ("exists", "size", "checksum", "tar", "decode")
 @click.option("--seed", default=0, show_default=True, help="Which ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print faults as JSON lines.")
 @pool_options
-def verify(
-    url: str, level: str, fraction: float, seed: int, as_json: bool, workers: int | None, on_ray: bool
-) -> None:
+def verify(url: str, level: str, fraction: float, seed: int, as_json: bool, workers: int | None, on_ray: bool) -> None:
     """Check the dataset at URL against its manifest; exit 1 if anything differs."""
     from pipeline.dataset import open_dataset  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
@@ -93,7 +91,9 @@ def repair(url: str, level: str, scratch: str | None, workers: int | None, on_ra
 
 @click.command(epilog=examples("pipeline gc s3://bucket/set", "pipeline gc s3://bucket/set --abandoned-runs --delete"))
 @click.argument("url")
-@click.option("--older-than-hours", default=24.0, show_default=True, type=click.FloatRange(0), help="Spare what is younger.")
+@click.option(
+    "--older-than-hours", default=24.0, show_default=True, type=click.FloatRange(0), help="Spare what is younger."
+)
 @click.option("--abandoned-runs", is_flag=True, help="Include plans that were never published and what they packed.")
 @click.option("--delete", is_flag=True, help="Remove what is listed; without it nothing is removed.")
 def gc(url: str, older_than_hours: float, abandoned_runs: bool, delete: bool) -> None:

@@ -22,12 +22,17 @@ Command = Callable[..., Any]
 def source_options(command: Command) -> Command:
     """How tables are read."""
     for option in (
-        click.option("--classes", "classes_file", help="File with one class name a line; the line number is the label."),
+        click.option(
+            "--classes", "classes_file", help="File with one class name a line; the line number is the label."
+        ),
         click.option("--bytes-column", help="Column of file sizes, where a table knows them."),
         click.option("--no-labels", is_flag=True, help="The pictures have no labels."),
         click.option("--label-column", default="label", show_default=True, help="Column of labels in a table."),
         click.option(
-            "--image-column", default="image", show_default=True, help="Column of image paths, URLs or bytes in a table."
+            "--image-column",
+            default="image",
+            show_default=True,
+            help="Column of image paths, URLs or bytes in a table.",
         ),
     ):
         command = option(command)
@@ -65,7 +70,9 @@ def job_options(command: Command) -> Command:
     return pool_options(command)
 
 
-def columns_of(image_column: str, label_column: str, no_labels: bool, bytes_column: str | None, classes_file: str | None) -> "Columns":
+def columns_of(
+    image_column: str, label_column: str, no_labels: bool, bytes_column: str | None, classes_file: str | None
+) -> "Columns":
     """Gives what `source_options` ask for."""
     from pipeline.sources.table import Columns  # noqa: PLC0415
 

@@ -33,7 +33,9 @@ _PART_BYTES = 64 << 20  # store.s3: larger objects go up in parts of this size, 
 @click.option("--split", default="train", show_default=True, help="Prefix of the shard names.")
 @source_options
 @click.option("--shard-mb", default=256.0, show_default=True, help="Target size of a tar in MB.")
-@click.option("--max-samples", default=100_000, show_default=True, type=click.IntRange(1), help="Most samples in a tar.")
+@click.option(
+    "--max-samples", default=100_000, show_default=True, type=click.IntRange(1), help="Most samples in a tar."
+)
 @click.option("--block-mib", default=8.0, show_default=True, help="Size of a read and shuffle block in MiB.")
 @click.option("--seed", default=0, show_default=True, help="Key of the order of samples.")
 @click.option(
@@ -94,7 +96,9 @@ def shard(sources: tuple[str, ...], dest: str, **options: Any) -> None:
         _tell_published(job.store.url, run_shard(job, opened, config, columns))
 
 
-@click.command(epilog=examples("pipeline append photos/new data/train", "pipeline append more.csv s3://bucket/set --ray"))
+@click.command(
+    epilog=examples("pipeline append photos/new data/train", "pipeline append more.csv s3://bucket/set --ray")
+)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.argument("dest")
 @source_options
@@ -164,5 +168,6 @@ def _tell_published(url: str, version: "ManifestVersion") -> None:
     told = f", {version.num_duplicates:,} duplicates left out" if version.num_duplicates else ""
     click.echo(
         f"published {url} version {version.version}: {version.num_samples:,} samples in {version.num_shards:,} "
-        f"shards, {human_bytes(version.num_bytes)}, {version.num_rejects:,} rejected {version.reject_reasons or ''}{told}"
+        f"shards, {human_bytes(version.num_bytes)}, {version.num_rejects:,} rejected "
+        f"{version.reject_reasons or ''}{told}"
     )

@@ -59,7 +59,9 @@ def stats(url: str, version_number: int | None, html_path: str | None, as_json: 
         return
     count = dataset.version.num_samples
     click.echo(f"{url} version {dataset.version.version}: {count:,} samples")
-    click.echo(f"  image: {human_bytes(told.num_image_bytes / count)}, {told.num_pixels / count / 1e6:.2f} MP on average")
+    click.echo(
+        f"  image: {human_bytes(told.num_image_bytes / count)}, {told.num_pixels / count / 1e6:.2f} MP on average"
+    )
     for name, counts, unit in (
         ("shorter side", told.shorter_side, "px"),
         ("size", told.kilobytes, "kB"),
@@ -93,15 +95,15 @@ def export(url: str, formats: tuple[str, ...]) -> None:
             click.echo(f"{written.format}: {written.key}  ({written.how_to_use})")
 
 
-@click.command(epilog=examples("pipeline index s3://bucket/laion-part", "pipeline index data/cc12m --classes names.txt"))
+@click.command(
+    epilog=examples("pipeline index s3://bucket/laion-part", "pipeline index data/cc12m --classes names.txt")
+)
 @click.argument("url")
 @click.option("--split", default="train", show_default=True, help="What the dataset is.")
 @click.option("--classes", "classes_file", help="File with one class name a line; the line number is the label.")
 @click.option("--block-mib", default=8.0, show_default=True, help="Size of a read and shuffle block in MiB.")
 @pool_options
-def index(
-    url: str, split: str, classes_file: str | None, block_mib: float, workers: int | None, on_ray: bool
-) -> None:
+def index(url: str, split: str, classes_file: str | None, block_mib: float, workers: int | None, on_ray: bool) -> None:
     """Make the WebDataset tars below URL a dataset, without touching them: sidecars and a manifest beside them."""
     from pipeline.adopt import adopt  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415

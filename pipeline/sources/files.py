@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, BinaryIO
 
@@ -40,6 +41,15 @@ def join(base: str, relative: str) -> str:
 def parent(url: str) -> str:
     """Gives the URL of the folder that holds the file."""
     return url.rpartition("/")[0] or "."
+
+
+def common_folder(urls: list[str]) -> str:
+    """Gives the URL of the deepest folder that holds all the files."""
+    folders = [parent(url).split("/") for url in urls]
+    shared = 0
+    while all(len(parts) > shared for parts in folders) and len({parts[shared] for parts in folders}) == 1:
+        shared += 1
+    return "/".join(folders[0][:shared])
 
 
 def walk_files(url: str) -> Iterator[Entry]:
@@ -82,7 +92,7 @@ def _matches(pattern: str) -> Iterator[Entry]:
         return
     scheme = scheme_of(pattern)
     if scheme in ("", "file"):
-        for path in glob.glob(pattern.removeprefix("file://"), recursive=True):  # noqa: PTH207 - patterns may be absolute
+        for path in glob.glob(pattern.removeprefix("file://"), recursive=True):
             found = os.stat(path)
             yield Entry(path, found.st_size, found.st_mtime)
     elif scheme == "s3":
@@ -111,11 +121,28 @@ def read_file(url: str) -> bytes:
         Denied: It may not be read.
         Unreachable: No answer, or a temporary failure that outlived its retries.
     """
-    if scheme_of(url) in _OWN_SCHEMES:
+    scheme = scheme_of(url)
+    if not scheme:
+        with suppress(OSError):  # told in words by the store, below
+            return _read_local(url)
+    if scheme in _OWN_SCHEMES:
         store, key = _own(url)
         return store.read(key)
     filesystem, path = _fsspec(url)
     body: bytes = _through_fsspec(url, lambda: filesystem.cat_file(path))
+    return body
+
+
+def _read_local(path: str) -> bytes:
+    """A third of the time of `open` and `read`: a set of small pictures is mostly this."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        num_bytes = os.fstat(descriptor).st_size
+        body = os.read(descriptor, num_bytes)
+        if len(body) < num_bytes:
+            raise OSError("short read")
+    finally:
+        os.close(descriptor)
     return body
 
 
@@ -153,7 +180,7 @@ def open_file(url: str) -> BinaryIO:
         return io.BufferedReader(_RangeFile(url), _READ_AHEAD_BYTES)
     if scheme in _OWN_SCHEMES:
         size_of(url)
-        return open(url.removeprefix("file://"), "rb")  # noqa: SIM115, PTH123 - the caller closes it
+        return open(url.removeprefix("file://"), "rb")
     filesystem, path = _fsspec(url)
     opened: BinaryIO = _through_fsspec(url, lambda: filesystem.open(path, "rb", block_size=_READ_AHEAD_BYTES))
     return opened
@@ -198,7 +225,7 @@ def _own(url: str) -> tuple[Store, str]:
     if scheme_of(url) == "s3":
         bucket, _, key = url.removeprefix("s3://").partition("/")
         return _bucket(bucket), key
-    return _root, os.path.abspath(url.removeprefix("file://"))[1:]  # noqa: PTH100 - 10 us less a picture
+    return _root, os.path.abspath(url.removeprefix("file://"))[1:]
 
 
 def _through_fsspec(url: str, attempt: Any) -> Any:
@@ -243,6 +270,4 @@ def _filesystem(scheme: str, host: str) -> Any:
 def _fsspec(url: str) -> tuple[Any, str]:
     scheme, _, rest = url.partition("://")
     filesystem = _filesystem(scheme, rest.partition("/")[0])
-    return filesystem, filesystem._strip_protocol(url)  # noqa: SLF001 - fsspec's own way to a path
-
-
+    return filesystem, filesystem._strip_protocol(url)

@@ -12,7 +12,8 @@ COLUMNS = ("source", "path", "container", "offset", "num_bytes", "labels", "extr
 RESERVED = frozenset(["source", "labels", "width", "height"])  # names of our own in each sample's JSON
 FILE, TAR, PARQUET = "file", "tar", "parquet"
 NO_EXTRA = "{}"
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 # How to run a function over many arguments: `map`, or over the workers of a run. In any order.
 Mapping = Callable[[Callable[[A], B], Iterable[A]], Iterator[B]]
 

@@ -18,7 +18,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, EmptySource
-from pipeline.sources.files import expand, identity_of, join, open_file, parent, scheme_of
+from pipeline.sources.files import common_folder, expand, identity_of, join, open_file, parent, scheme_of
 from pipeline.sources.rows import FILE, NO_EXTRA, PARQUET, RESERVED, Mapping, Source, batch_of
 from pipeline.store.base import Entry
 
@@ -70,7 +70,7 @@ def table_source(url: str, columns: Columns) -> Source:
         EmptySource: The table has no row.
     """
     entries = expand(url)
-    base = os.path.commonprefix([f"{parent(entry.key)}/" for entry in entries]).rpartition("/")[0]
+    base = common_folder([entry.key for entry in entries])
 
     def read(mapped: Mapping[Any, Any]) -> Iterator[pa.RecordBatch]:
         num_rows = 0
@@ -280,9 +280,7 @@ def _labels(part: _Part) -> pa.Array:
     elif pa.types.is_integer(values.type) or pa.types.is_null(values.type):
         values = _checked_numbers(part, values, rows)
     else:
-        raise ConfigError(
-            f"{part.url}: labels are all numbers or all names, or lists of them; found {values.type}"
-        )
+        raise ConfigError(f"{part.url}: labels are all numbers or all names, or lists of them; found {values.type}")
     counts = pc.fill_null(pc.list_value_length(lists), 0).cast(pa.int32())
     ends = pc.cumulative_sum(counts)
     offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, CorruptShard, EmptySource, NotFound
-from pipeline.sources.files import expand, identity_of, open_file, parent
+from pipeline.sources.files import common_folder, expand, identity_of, open_file
 from pipeline.sources.folder import check_name
 from pipeline.sources.rows import RESERVED, TAR, Mapping, Source, batch_of
 from pipeline.store.base import Entry
@@ -150,8 +150,7 @@ def source_of_tars(entries: list[Entry], url: str, classes: tuple[str, ...] | No
     """Gives the pictures of tars; see `tar_source`."""
     if not entries:
         raise EmptySource(f"{url} names no .tar file")
-    folders = {parent(entry.key) for entry in entries}
-    base = min(folders, key=len) if len(folders) == 1 else _common_folder(folders)
+    base = common_folder([entry.key for entry in entries])
 
     def read(mapped: Mapping[Any, Any]) -> Iterator[pa.RecordBatch]:
         found = 0
@@ -165,14 +164,6 @@ def source_of_tars(entries: list[Entry], url: str, classes: tuple[str, ...] | No
 
     source = Source(base, read, classes, identity_of(entries))
     return source
-
-
-def _common_folder(folders: set[str]) -> str:
-    parts = [folder.split("/") for folder in folders]
-    shared = 0
-    while all(len(p) > shared for p in parts) and len({p[shared] for p in parts}) == 1:
-        shared += 1
-    return "/".join(parts[0][:shared])
 
 
 @dataclass(frozen=True)
@@ -191,7 +182,10 @@ class _TarReader:
             check_name(url, sample.key)
         abouts = [sample.about | columns.get(sample.key, {}) for sample, _, _ in pictures]
         batch = batch_of(
-            [str(about.get("source") or f"{path}#{sample.key}") for (sample, _, _), about in zip(pictures, abouts, strict=True)],
+            [
+                str(about.get("source") or f"{path}#{sample.key}")
+                for (sample, _, _), about in zip(pictures, abouts, strict=True)
+            ],
             labels=pa.array([labels_of(sample) for sample, _, _ in pictures], pa.list_(pa.int32())),
             container=TAR,
             path=pa.repeat(pa.scalar(path), len(pictures)),

@@ -46,7 +46,7 @@ class Unfinished:
 class ObjectWriter(Protocol):
     """A new object on its way: nobody sees it before `finish`. Leaving the `with` block without it leaves nothing."""
 
-    def write(self, chunk: bytes | bytearray) -> None:
+    def write(self, chunk: bytes) -> None:
         """Adds bytes at the end."""
 
     def finish(self) -> bool:

@@ -167,7 +167,6 @@ class S3Store:
 
     def create(self, key: str, body: bytes) -> bool:
         """See Store.create."""
-
         with self.writer(key) as writer:
             writer.write(body)
             return writer.finish()
@@ -237,7 +236,7 @@ class _S3Writer:
         self._upload: str | None = None
         self._etags: list[str] = []
 
-    def write(self, chunk: bytes | bytearray) -> None:
+    def write(self, chunk: bytes) -> None:
         """See ObjectWriter.write."""
         rest = memoryview(chunk)
         while len(self._buffer) + len(rest) > _PART_BYTES:
@@ -266,14 +265,17 @@ class _S3Writer:
                 self._client.abort_multipart_upload(**self._where, UploadId=self._upload)
 
     def _put(self) -> None:
-        self._client.put_object(**self._where, Body=self._buffer, IfNoneMatch="*")
+        self._client.put_object(**self._where, Body=self._buffer, IfNoneMatch="*")  # type: ignore[arg-type]
 
     def _send_part(self) -> None:
         with _mapped(self._url):
             if self._upload is None:
                 self._upload = self._client.create_multipart_upload(**self._where)["UploadId"]
             part = self._client.upload_part(
-                **self._where, UploadId=self._upload, PartNumber=len(self._etags) + 1, Body=self._buffer
+                **self._where,
+                UploadId=self._upload,
+                PartNumber=len(self._etags) + 1,
+                Body=self._buffer,  # type: ignore[arg-type]
             )
         self._etags.append(part["ETag"])
         self._buffer = bytearray()

@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeVar
 from pipeline.errors import ServiceError, Unreachable
 from pipeline.work.pools import Pool, WorkerLost
 
-C, T = TypeVar("C"), TypeVar("T")
+C = TypeVar("C")
+T = TypeVar("T")
 # A call that takes longer than this many times the 95th percentile is started a second time elsewhere.
 SLOW_FACTOR = 3.0
 _LEAST_DURATIONS = 8  # to know a percentile from

@@ -1,23 +1,52 @@
-"""A plan depends on the set of rows alone, and cuts them without loss."""
+"""A plan depends on the set of rows alone, and cuts them without loss, in memory or out of it."""
+
+import itertools
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.manifest import table_of
-from pipeline.plan import ShardConfig, cut, plan_shards
-from pipeline.sources.rows import ROW_SCHEMA
+import pipeline.spill
+from pipeline.errors import ConfigError, StorageFull
+from pipeline.plan import ShardConfig, cut, hash_names, num_windows, window_of
+from pipeline.planner import Planned, make_plan
+from pipeline.probe import Probe
+from pipeline.sources.rows import FILE, PARQUET, Source, batch_of
+from pipeline.spill import Spill
 
 
-def rows_of(names: list[str]) -> pa.Table:
-    return table_of(
-        [
-            {"source": n, "uri": f"/x/{n}", "num_bytes": 10 * len(n), "labels": [len(n) % 3], "extra": "{}"}
-            for n in names
-        ],
-        ROW_SCHEMA,
-    )
+def source_of(names: list[str], url: str = "/x", labels: list[Any] | None = None, batch_rows: int = 7) -> Source:
+    """A source whose rows are given."""
+    told = [[len(name) % 3] for name in names] if labels is None else labels
+
+    def read(mapped: Any) -> Iterator[pa.RecordBatch]:
+        for start in range(0, len(names), batch_rows):
+            part = names[start : start + batch_rows]
+            yield batch_of(
+                part,
+                labels=told[start : start + batch_rows],
+                container=FILE,
+                num_bytes=[10 * len(name) for name in part],
+            )
+
+    return Source(url, read)
+
+
+def planned(*sources: Source, **options: Any) -> tuple[Planned, pa.Table]:
+    """Gives the plan and its rows."""
+    config = options.pop("config", ShardConfig(shard_bytes=6_000))
+    prefixed = [("" if len(sources) == 1 else f"{number}/", source) for number, source in enumerate(sources)]
+    with tempfile.TemporaryDirectory() as scratch:
+        made = make_plan(prefixed, config, Path(scratch), probe=lambda rows, sources: Probe(), **options)
+        return made, pa.concat_tables([pq.read_table(path) for path in made.parts])
 
 
 @given(st.lists(st.integers(1, 100), max_size=60), st.integers(1, 300), st.integers(1, 10))
@@ -25,34 +54,172 @@ def test_cut_covers_all_items_within_both_limits(sizes: list[int], target: int, 
     ends = cut(np.array(sizes, np.int64), target, most)
     starts = [0, *ends][: len(ends)]
     assert [i for start, end in zip(starts, ends, strict=True) for i in range(start, end)] == list(range(len(sizes)))
-    for start, end in zip(starts, ends, strict=True):
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
         assert 1 <= end - start <= most
         assert sum(sizes[start:end]) <= target or end - start == 1
+        if number < len(ends) - 1:  # no group is closed early
+            assert end - start == most or sum(sizes[start : end + 1]) > target
 
 
-@given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=20, unique=True), st.randoms())
-def test_the_plan_does_not_depend_on_the_order_of_its_rows(names: list[str], shuffler: object) -> None:
+NAMES = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=40, unique=True)
+
+
+@given(NAMES, st.randoms(), st.integers(1, 50))
+def test_the_plan_does_not_depend_on_the_order_of_its_rows(names: list[str], shuffler: Any, batch_rows: int) -> None:
     shuffled = list(names)
     shuffler.shuffle(shuffled)
-    config = ShardConfig(shard_bytes=6_000)
-    plan, ordered = plan_shards(rows_of(names), ("a", "b", "c"), config)
-    other, other_ordered = plan_shards(rows_of(shuffled), ("a", "b", "c"), config)
-    assert plan == other
-    assert ordered.equals(other_ordered)
+    first, rows = planned(source_of(names))
+    second, other_rows = planned(source_of(shuffled, batch_rows=batch_rows))
+    assert first.plan == second.plan
+    assert rows.equals(other_rows)
+    assert sorted(rows["source"].to_pylist()) == sorted(names)
+
+
+@pytest.mark.parametrize("windows", [1, 4, 256, 1024])
+def test_spilled_rows_come_in_the_order_of_rows_in_memory(
+    windows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"picture {number}" for number in range(3000)]
+    runs = hash_names([f"run {number // 50}" for number in range(3000)], 0)
+    rows = pa.table({"source": names, "value": list(range(3000))})
+
+    def in_order() -> pa.Table:
+        spill = Spill(tmp_path)
+        for start in range(0, 3000, 100):
+            part = slice(start, start + 100)
+            spill.add(rows.slice(start, 100), hash_names(names[part], 0), runs[part])
+        return pa.concat_tables(spill.sorted_tables(windows)).combine_chunks()
+
+    in_memory = in_order()
+    monkeypatch.setattr(pipeline.spill, "_MOST_ROWS", 500)
+    spilled = in_order()
+    assert spilled.equals(in_memory)
+    assert sorted(spilled["value"].to_pylist()) == list(range(3000))
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 3), st.integers(1, 400))
+def test_equal_hashes_are_ordered_by_name(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    names = [f"n{value}" for value in rng.permutation(count)]
+    with tempfile.TemporaryDirectory() as scratch:
+        spill = Spill(Path(scratch))
+        same = np.zeros(count, np.uint64)
+        spill.add(pa.table({"source": names}), same, same)
+        assert pa.concat_tables(spill.sorted_tables(1))["source"].to_pylist() == sorted(names)
 
 
 def test_seed_classes_and_settings_are_part_of_the_identity() -> None:
-    rows = rows_of(["x", "yy", "zzz"])
+    configs = (ShardConfig(), ShardConfig(seed=1), ShardConfig(split="val"), ShardConfig(block_bytes=1 << 20))
     ids = {
-        plan_shards(rows, classes, config)[0].plan_id
-        for classes in (("a", "b", "c"), ("a", "b", "d"))
-        for config in (ShardConfig(), ShardConfig(seed=1), ShardConfig(split="val"), ShardConfig(block_bytes=1 << 20))
+        planned(source_of(["x", "yy", "zzz"], labels=[[name] for name in names]), config=config)[0].plan.plan_id
+        for names in (("a", "b", "c"), ("a", "b", "d"))
+        for config in configs
     }
     assert len(ids) == 8
 
 
+def test_a_source_that_moved_has_the_same_plan() -> None:
+    assert planned(source_of(["x"], url="/a"))[0].plan.plan_id == planned(source_of(["x"], url="/b"))[0].plan.plan_id
+
+
 def test_order_mixes_classes() -> None:
     names = [f"{label}/{number}" for label in "abc" for number in range(100)]
-    _, ordered = plan_shards(rows_of(names), (), ShardConfig())
-    first = [name[0] for name in ordered["source"].to_pylist()[:60]]
+    _, rows = planned(source_of(names))
+    first = [name[0] for name in rows["source"].to_pylist()[:60]]
     assert min(first.count(label) for label in "abc") >= 8
+
+
+def test_rows_of_a_row_group_are_spread_over_few_shards_and_shards_over_many_groups() -> None:
+    """Each group is read for one or two shards, and each shard draws on groups from all over the set."""
+    groups, each = 512, 20
+
+    def read(mapped: Any) -> Iterator[pa.RecordBatch]:
+        for group in range(groups):
+            yield batch_of(
+                [f"f#{group * each + row}" for row in range(each)],
+                labels=[[0]] * each,
+                container=PARQUET,
+                offset=list(range(group * each, group * each + each)),
+                num_bytes=[1000] * each,
+                run=[f"f#{group}"] * each,
+            )
+
+    made, rows = planned(Source("/x", read), config=ShardConfig(shard_bytes=400_000))
+    of_group: dict[int, set[int]] = {}
+    of_shard: dict[int, list[int]] = {}
+    start = 0
+    for number, end in enumerate(made.plan.shard_ends):
+        for offset in rows["offset"].to_pylist()[start:end]:
+            of_group.setdefault(offset // each, set()).add(number)
+            of_shard.setdefault(number, []).append(offset // each)
+        start = end
+    assert np.mean([len(shards) for shards in of_group.values()]) <= 2.5
+    spreads = [max(found) - min(found) for found in of_shard.values() if len(found) > 60]
+    assert np.mean(spreads) > groups / 2
+    neighbours = [a == b for found in of_shard.values() for a, b in itertools.pairwise(found)]
+    assert np.mean(neighbours) < 0.4  # rows of one group do not stand together
+
+
+@given(st.integers(0, 10**9), st.integers(1, 10**6))
+def test_windows_are_one_to_two_shards_long(num_bytes: int, shard_bytes: int) -> None:
+    windows = num_windows(num_bytes, shard_bytes)
+    assert windows & (windows - 1) == 0
+    assert windows == 1 or shard_bytes <= num_bytes / windows < 2 * shard_bytes
+    hashes = np.sort(hash_names([str(number) for number in range(50)], 3))
+    assert (np.diff(window_of(hashes, windows).astype(np.int64)) >= 0).all()
+
+
+def test_names_of_several_sources_are_numbered_together() -> None:
+    made, rows = planned(source_of(["x"], labels=[["zebra"]]), source_of(["x", "y"], labels=[["ant"], ["zebra"]]))
+    assert made.plan.classes == ("ant", "zebra")
+    assert dict(zip(rows["source"].to_pylist(), rows["labels"].to_pylist(), strict=True)) == {
+        "0/x": [1],
+        "1/x": [0],
+        "1/y": [1],
+    }
+
+
+def test_names_and_numbers_do_not_mix() -> None:
+    with pytest.raises(ConfigError, match="all numbers or all names"):
+        planned(source_of(["x"], labels=[["zebra"]]), source_of(["x"], labels=[[3]]))
+
+
+def test_21843_class_names_are_numbered_by_their_list() -> None:
+    classes = tuple(f"n{number:08d}" for number in reversed(range(21_843)))
+    base = source_of(["a", "b"], labels=[["n00000000"], ["n00021842"]])
+    made, rows = planned(Source(base.url, base.read, classes))
+    assert made.plan.num_classes == 21_843
+    assert dict(zip(rows["source"].to_pylist(), rows["labels"].to_pylist(), strict=True)) == {"a": [21_842], "b": [0]}
+
+
+@given(NAMES, st.data())
+def test_known_rows_are_left_out_and_counted(names: list[str], data: st.DataObject) -> None:
+    known = data.draw(st.lists(st.sampled_from(names), unique=True))
+    table = pa.table(
+        {
+            "source": pa.array(known, pa.string()),
+            "num_bytes": pa.array([10 * len(name) for name in known], pa.int64()),
+            "run": pa.nulls(len(known), pa.uint64()),
+        }
+    )
+    made, rows = planned(source_of([*names, "one that is new"]), known=[table])
+    assert Counter(rows["source"].to_pylist()) == Counter(set(names) - set(known) | {"one that is new"})
+    assert made.plan.num_known == len(known)
+
+
+def test_a_known_name_with_another_size_is_refused() -> None:
+    known = pa.table({"source": ["x"], "num_bytes": [11], "run": pa.nulls(1, pa.uint64())})
+    with pytest.raises(ConfigError, match="NAME=URL"):
+        planned(source_of(["x"]), known=[known])
+
+
+def test_a_full_scratch_folder_is_named(tiny_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.spill, "_MOST_ROWS", 500)
+    spill = Spill(tiny_disk)
+    names = [f"{number:04d}" for number in range(4000)]
+    noise = np.random.default_rng(0).bytes(200 * len(names))
+    rows = pa.table({"source": names, "noise": [noise[i * 200 : i * 200 + 200] for i in range(len(names))]})
+    with pytest.raises(StorageFull, match="scratch"):
+        spill.add(rows, hash_names(names, 0), hash_names(names, 0))

@@ -2,9 +2,8 @@
 
 import os
 import socket
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -131,18 +130,6 @@ def test_a_server_that_does_not_answer_is_named(s3: Stack, monkeypatch: pytest.M
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     with pytest.raises(Unreachable, match="AWS_ENDPOINT_URL"):
         open_store(f"s3://{BUCKET}/x").read("key")
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 200 kB."""
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(tmp_path)], capture_output=True, check=False
-    )
-    if mount.returncode:
-        pytest.skip("mounting a small file system needs root on Linux")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(tiny_disk: Path, small_folder: Path) -> None:

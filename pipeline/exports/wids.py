@@ -1,0 +1,45 @@
+"""wids: `wids.json` at the root, the list of shards of webdataset's indexed reader."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.dataset import Dataset
+from pipeline.exports.base import MARK, Export, Written, put
+from pipeline.exports.shard_tar import ShardTar
+
+_KEY = "wids.json"
+
+
+class Wids(Export):
+    """See Export."""
+
+    hand_written = (_KEY,)
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__(dataset)
+        self._shards: list[dict[str, Any]] = []
+
+    def of_shard(self, shard: ShardTar) -> Iterator[tuple[str, bytes]]:
+        """See Export.of_shard."""
+        shard.num_in_tar  # noqa: B018 - the headers of a foreign tar are read here, where many threads are at it
+        return iter(())
+
+    def add(self, shard: ShardTar) -> None:
+        """See Export.add."""
+        # wids finds samples by their number in the tar and cannot leave one out, so rejects of foreign tars count.
+        self._shards.append({"url": shard.path, "nsamples": shard.num_in_tar, "filesize": shard.num_bytes})
+
+    def finish(self) -> Written:
+        """See Export.finish."""
+        version = self._dataset.version
+        described = {
+            "__kind__": "wids-shard-index-v1",
+            "wids_version": 1,
+            "name": f"{self._url.rpartition('/')[2]}-v{version.version}",
+            "info": f"version {version.version}, {MARK}",
+            # No "base": the reader then takes the folder that this file is in, wherever it was copied to.
+            "shardlist": self._shards,
+        }
+        put(self._dataset.store, _KEY, json.dumps(described, indent=1).encode())
+        return Written("wids", _KEY, f'wids.ShardListDataset("{self._url}/{_KEY}")')
