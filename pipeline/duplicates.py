@@ -71,6 +71,7 @@ def leave_out_duplicates(
     pq.write_table(pa.concat_tables(listed), path, compression="zstd", write_statistics=False)
     slim = plan.model_copy(
         update={
+            "slimmed_from": plan.plan_id,
             "num_samples": writer.num_rows,
             "num_duplicates": len(dropped),
             "num_bytes": writer.num_bytes,

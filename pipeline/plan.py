@@ -60,6 +60,7 @@ class Plan(Record):
         image_columns: Column of image bytes of each base's Parquet files.
         request: Digest of the sources' files and of all settings: an equal request has this plan, and its sources
             need not be listed again. None where only listing tells whether a source changed.
+        slimmed_from: Id of the plan of all rows, from which this one leaves out duplicates; None for others.
         classes: Class names by label; may be empty.
         num_samples: Rows to pack.
         num_duplicates: Rows left out for equal image bytes.
@@ -74,6 +75,7 @@ class Plan(Record):
     bases: tuple[str, ...]
     image_columns: tuple[str | None, ...]
     request: str | None
+    slimmed_from: str | None = None
     classes: tuple[str, ...]
     num_classes: int
     num_samples: int

@@ -93,14 +93,14 @@ def request_of(sources: Sequence[tuple[str, Source]], config: ShardConfig, setti
     return hashlib.sha256(f"{json.dumps(told)}\n{config.model_dump_json()}\n{settings!r}".encode()).hexdigest()[:16]
 
 
-def stored_plan(store: Store, request: str | None) -> Plan | None:
-    """Gives the plan that an earlier run stored for the same request."""
-    if request is None:
+def find_plan(store: Store, **wanted: str | None) -> Plan | None:
+    """Gives the stored plan whose `request` or `slimmed_from` is the one wanted; none for None."""
+    if None in wanted.values():
         return None
     for entry in store.list("plans/"):
         if entry.key.endswith("/plan.json"):
             plan = Plan.model_validate_json(store.read(entry.key))
-            if plan.request == request:
+            if all(getattr(plan, name) == value for name, value in wanted.items()):
                 return plan
     return None
 
@@ -124,26 +124,25 @@ def shard(
         StorageError: As the destination.
     """
     request = request_of(sources, config, settings)
-    plan = stored_plan(job.store, request)
     published = published_version(job.store)
+    plan = find_plan(job.store, request=request)
     if plan is None:
         planned = plan_sources(job, sources, config, request=request)
-        if published and published.version.plan_ids[0] == planned.plan.plan_id:
-            return published.version
-        _refuse_other(job.store, published, planned.plan)
-        plan = _stored(job, planned)
-    if published and plan.plan_id == published.version.plan_ids[0]:
-        return published.version
-    _refuse_other(job.store, published, plan)
-    return _pack_and_publish(job, plan, None, retries=False)
+        if config.skip_duplicates:
+            plan = find_plan(job.store, slimmed_from=planned.plan.plan_id)
+        if published and plan is None and planned.plan.plan_id != published.version.plan_ids[0]:
+            raise _other_dataset(job.store, published, planned.plan)
+        plan = plan or _stored(job, planned)
+    if published and plan.plan_id != published.version.plan_ids[0]:
+        raise _other_dataset(job.store, published, plan)
+    return published.version if published else _pack_and_publish(job, plan, None, retries=False)
 
 
-def _refuse_other(store: Store, published: Published | None, plan: Plan) -> None:
-    if published:
-        raise ConfigError(
-            f"{store.url} holds a dataset of other inputs or settings (plan {', '.join(published.version.plan_ids)}, "
-            f"this one {plan.plan_id}); choose another destination, or `pipeline append` to it"
-        )
+def _other_dataset(store: Store, published: Published, plan: Plan) -> ConfigError:
+    return ConfigError(
+        f"{store.url} holds a dataset of other inputs or settings (plan {', '.join(published.version.plan_ids)}, "
+        f"this one {plan.plan_id}); choose another destination, or `pipeline append` to it"
+    )
 
 
 def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None) -> ManifestVersion:
@@ -160,7 +159,7 @@ def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None
     latest = _latest_plan(job.store, published.version)
     config = latest.config.model_copy(update={"first_shard": latest.config.first_shard + latest.num_shards})
     request = request_of(sources, config, settings)
-    plan = stored_plan(job.store, request)
+    plan = find_plan(job.store, request=request)
     if plan is None:
         planned = plan_sources(
             job,

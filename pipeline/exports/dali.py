@@ -1,5 +1,6 @@
 """DALI: an index a shard as its `wds2idx` writes it, or fn.readers.webdataset scans all tars at every start."""
 
+import json
 from collections.abc import Iterator
 
 from pipeline.dataset import Dataset
@@ -34,6 +35,7 @@ class Dali(Export):
     def __init__(self, dataset: Dataset) -> None:
         super().__init__(dataset)
         self._first = ""
+        self._extensions: list[str] = []
 
     def of_shard(self, shard: ShardTar) -> Iterator[tuple[str, bytes]]:
         """See Export.of_shard."""
@@ -41,15 +43,15 @@ class Dali(Export):
 
     def add(self, shard: ShardTar) -> None:
         """See Export.add."""
-        self._first = self._first or _key(shard)
+        if not self._first:
+            self._first = _key(shard)
+            sample = next(sample for sample in shard.layout.samples if sample.is_listed)
+            self._extensions = [member.extension for member in sample.members]
 
     def finish(self) -> Written:
         """See Export.finish."""
-        return Written(
-            "dali",
-            self._first,
-            f'fn.readers.webdataset(paths=tars, index_paths=those below "{self._url}/{_FOLDER}", ext=["jpg", "cls"])',
-        )
+        how = f"fn.readers.webdataset(paths=[...], index_paths=[...], ext={json.dumps(self._extensions)})"
+        return Written("dali", self._first, how)
 
 
 def _key(shard: ShardTar) -> str:

@@ -20,7 +20,7 @@ _VERSION = "7.4.1"
 _FOLDER = ".nv-meta/"
 _DATASET_KEY, _SPLIT_KEY = f"{_FOLDER}dataset.yaml", f"{_FOLDER}split.yaml"
 _SQLITE_KEY, _UUID_KEY = f"{_FOLDER}index.sqlite", f"{_FOLDER}index.uuid"
-# 6 GB. Above it the index would cost hours and, at 300 M samples, 88 GB, for joins that few use.
+# 274 bytes and 15 us a sample: 5 GB here, 82 GB of scratch space at 300 M samples, for joins that few use.
 _MOST_INDEXED_SAMPLES = 20_000_000
 _COPY_BYTES = 8 << 20
 
@@ -61,7 +61,7 @@ class Energon(Export):
         """See Export.add."""
         if self._place is None:
             self._place = label_place(self._dataset, shard)
-        self._counts[shard.path] = shard.num_in_tar
+        self._counts[shard.path] = len(shard.layout.samples)
         self._splits[shard.split].append(shard.path)
         for sample in shard.layout.samples:
             if not sample.is_listed:

@@ -4,9 +4,9 @@ Shards of ours are laid out by rule (docs/format.md), so that sidecars tell ever
 Tars that `pipeline index` took over may hold anything: their headers are read, once for all formats.
 """
 
+import itertools
 import re
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -49,10 +49,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Layout:
-    """The samples of a tar in order, and the byte after the last of them, where the end mark begins."""
+    """The samples of a tar.
+
+    Attributes:
+        samples: In tar order.
+        end: The byte after the last member, where the end mark begins.
+        num_skipped: Keys below a folder like `__meta__`, which webdataset and Energon skip, but not all.
+    """
 
     samples: tuple[Sample, ...]
     end: int
+    num_skipped: int = 0
 
 
 def layout_by_rule(table: pa.Table) -> Layout:
@@ -85,29 +92,18 @@ def scanned_layout(file: BinaryIO, url: str, image_offsets: frozenset[int]) -> L
     Raises:
         CorruptShard: The tar is damaged.
     """
-    samples = []
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
-            for key, start, members in _grouped(archive):
-                is_listed = any(member.offset in image_offsets for member in members)
-                samples.append(Sample(key, start, tuple(members), is_listed))
-            return Layout(tuple(samples), archive.offset)
+            named = [(name, member) for member in archive if member.isreg() and (name := _NAME.match(member.name))]
+            end = archive.offset
     except (tarfile.TarError, EOFError) as error:
         raise CorruptShard(f"{url} is not a whole tar ({error}); restore it, then run `pipeline verify`") from error
-
-
-def _grouped(archive: tarfile.TarFile) -> Iterator[tuple[str, int, list[Member]]]:
-    key, start = "", 0
-    members: list[Member] = []
-    for found in archive:
-        name = None if _SKIPPED.match(found.name) or not found.isreg() else _NAME.match(found.name)
-        if name is None:
-            continue
-        if members and name[1] != key:
-            yield key, start, members
-            members = []
-        if not members:
-            key, start = name[1], found.offset
-        members.append(Member(name[2], found.offset_data, found.size, found.name))
-    if members:
-        yield key, start, members
+    taken = [(name, member) for name, member in named if not _SKIPPED.match(member.name)]
+    samples = []
+    for key, group in itertools.groupby(taken, key=lambda pair: pair[0][1]):
+        found = list(group)
+        members = tuple(Member(name[2], member.offset_data, member.size, member.name) for name, member in found)
+        is_listed = any(member.offset in image_offsets for member in members)
+        samples.append(Sample(key, found[0][1].offset, members, is_listed))
+    num_skipped = len({name[1] for name, member in named if _SKIPPED.match(member.name)})
+    return Layout(tuple(samples), end, num_skipped)

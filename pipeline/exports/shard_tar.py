@@ -36,8 +36,3 @@ class ShardTar:
         url = f"{self._dataset.store.url}/{self.path}"
         with open_file(url) as file:
             return scanned_layout(file, url, frozenset(table["image_offset"].to_pylist()))
-
-    @property
-    def num_in_tar(self) -> int:
-        """Number of samples that a reader of the whole tar meets."""
-        return self.num_samples if self.is_ours else len(self.layout.samples)

@@ -22,13 +22,12 @@ class Wids(Export):
 
     def of_shard(self, shard: ShardTar) -> Iterator[tuple[str, bytes]]:
         """See Export.of_shard."""
-        shard.num_in_tar  # noqa: B018 - the headers of a foreign tar are read here, where many threads are at it
+        _count(shard)  # reads the headers of a foreign tar, here where many threads are at it
         return iter(())
 
     def add(self, shard: ShardTar) -> None:
         """See Export.add."""
-        # wids finds samples by their number in the tar and cannot leave one out, so rejects of foreign tars count.
-        self._shards.append({"url": shard.path, "nsamples": shard.num_in_tar, "filesize": shard.num_bytes})
+        self._shards.append({"url": shard.path, "nsamples": _count(shard), "filesize": shard.num_bytes})
 
     def finish(self) -> Written:
         """See Export.finish."""
@@ -43,3 +42,10 @@ class Wids(Export):
         }
         put(self._dataset.store, _KEY, json.dumps(described, indent=1).encode())
         return Written("wids", _KEY, f'wids.ShardListDataset("{self._url}/{_KEY}")')
+
+
+def _count(shard: ShardTar) -> int:
+    """Gives the samples that wids meets: it goes by their number in the tar, so what others leave out counts too."""
+    if shard.is_ours:
+        return shard.num_samples
+    return len(shard.layout.samples) + shard.layout.num_skipped

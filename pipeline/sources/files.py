@@ -1,10 +1,10 @@
 """Listing and reading source files at any URL: local and s3:// through our stores, all else through fsspec."""
 
-import fnmatch
 import glob
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -96,11 +96,13 @@ def _matches(pattern: str) -> Iterator[Entry]:
             found = os.stat(path)
             yield Entry(path, found.st_size, found.st_mtime)
     elif scheme == "s3":
+        from fsspec.utils import glob_translate  # noqa: PLC0415 - see _filesystem
+
         root = parent(pattern[: min(pattern.find(sign) for sign in "*?" if sign in pattern)])
+        matches = re.compile(glob_translate(pattern.removeprefix(f"{root}/"))).match
         for entry in open_store(root).walk():
-            url = f"{root}/{entry.key}"
-            if fnmatch.fnmatchcase(url, pattern):
-                yield Entry(url, entry.num_bytes, entry.modified)
+            if matches(entry.key):
+                yield Entry(f"{root}/{entry.key}", entry.num_bytes, entry.modified)
     else:
         filesystem, path = _fsspec(pattern)
         for name, about in filesystem.glob(path, detail=True).items():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pipeline.errors import ConfigError, NotFound
 from pipeline.manifest import POINTER_KEY, ManifestVersion
 from pipeline.sources.files import expand, join, read_file, walk_files
-from pipeline.sources.folder import folder_source
+from pipeline.sources.folder import folder_source, is_image_name
 from pipeline.sources.rows import Source
 from pipeline.sources.table import TABLE_SUFFIXES, Columns, table_source
 from pipeline.sources.tars import source_of_tars, tar_source
@@ -56,11 +56,12 @@ def open_source(url: str, columns: Columns) -> Source:
     if published:
         return published
     found = [entry.key for entry in itertools.islice(walk_files(url), _LOOKED_AT)]
-    for suffix in (".tar", ".parquet"):
+    if not any(is_image_name(name) and "/" in name for name in found):
         # img2dataset keeps a Parquet file beside each tar, so tars are looked for first.
-        if any(name.endswith(suffix) for name in found) and not any("/" in n and not n.endswith(suffix) for n in found):
-            pattern = f"{url}/**/*{suffix}" if any("/" in name for name in found) else f"{url}/*{suffix}"
-            return tar_source(pattern, columns.classes or None) if suffix == ".tar" else table_source(pattern, columns)
+        if any(name.endswith(".tar") for name in found):
+            return tar_source(f"{url}/**/*.tar", columns.classes or None)
+        if any(name.endswith(".parquet") for name in found):
+            return table_source(f"{url}/**/*.parquet", columns)
     return folder_source(url, columns.classes or None)
 
 

@@ -1,0 +1,304 @@
+"""What comes after the first packing: append, retry, repair, duplicates, gc, statistics, index."""
+
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.dataset import Address, Dataset, open_dataset
+from pipeline.errors import ConfigError, Conflict, NotFound
+from pipeline.gc import garbage, remove
+from pipeline.manifest import SHARD_SCHEMA
+from pipeline.order import OrderConfig
+from pipeline.publish import Addition, publish, published_version
+from pipeline.store.url import open_store
+from pipeline.stream import Stream
+from pipeline.verify import sampled_shards, verify
+from pipeline.view import View
+from pipeline.work.pools import InProcess
+from tests.conftest import class_folders, jpeg, pack, picture, run_cli
+
+
+def sources(dataset: Dataset) -> Counter[str]:
+    return Counter(
+        dataset.read_about(Address(shard["shard"], row))["source"]
+        for shard in dataset.shards
+        for row in range(shard["num_samples"])
+    )
+
+
+def corner(pixels: Any, generator: Any) -> Any:
+    """The least of an augmentation."""
+    return pixels[:8, :8]
+
+
+def cli(*arguments: object, code: int = 0) -> str:
+    """Runs `pipeline` and gives what it said."""
+    done = run_cli("pipeline", *map(str, arguments))
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(params=["local", "s3"])
+def dest(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "set")
+    url: Callable[[str], str] = request.getfixturevalue("s3_url")
+    return url("set")
+
+
+def test_append_packs_what_is_new_into_a_version_of_its_own(tmp_path: Path, dest: str) -> None:
+    source = class_folders(tmp_path / "in", classes=2, each=6)
+    first = pack(source, dest, shard_bytes=40_000, block_bytes=20_000)
+    reader = Stream(
+        View(open_dataset(dest)), OrderConfig(batch_size=4, num_lanes=2), lambda pixels, rng: pixels[:8, :8]
+    )
+    before = [next(reader).addresses for _ in range(2)]
+    (source / "class9").mkdir()
+    for number in range(3):
+        (source / "class9" / f"{number}.jpg").write_bytes(jpeg(picture(900 + number)))
+    cli("append", source, dest)
+    dataset = open_dataset(dest)
+    assert dataset.version.version == 2
+    assert dataset.version.plan_ids[0] == first.version.plan_ids[0]
+    assert sources(dataset) == {str(p.relative_to(source)): 1 for p in source.rglob("*.jpg")}
+    assert dataset.classes == ("class0", "class1", "class9")  # labels of the first version keep their numbers
+    keys = list(
+        itertools.chain.from_iterable(dataset.samples(n)["key"].to_pylist() for n in range(len(dataset.shards)))
+    )
+    assert len(set(keys)) == len(keys) == 15
+    assert [shard["shard"] for shard in dataset.shards] == list(range(len(dataset.shards)))
+    assert list(verify(dataset, "decode", InProcess())) == []
+    # The version that was opened before, and the reader that runs on it, stay what they were.
+    assert open_dataset(dest, 1).version == first.version
+    again = Stream(
+        View(open_dataset(dest, 1)), OrderConfig(batch_size=4, num_lanes=2), lambda pixels, rng: pixels[:8, :8]
+    )
+    assert [next(again).addresses for _ in range(2)] == before
+    next(reader)
+    for stream in (reader, again):
+        stream.close()
+    assert "version 2" in cli("append", source, dest)  # nothing new, nothing done
+    assert "has the versions 1 to 2" in cli("inspect", dest, "--version", 7, code=1)
+
+
+def test_append_refuses_a_changed_picture_and_other_numbering(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", classes=2, each=2)
+    pack(source, str(tmp_path / "set"))
+    (source / "class0" / "000.jpg").write_bytes(jpeg(picture(77), quality=40))
+    assert "write NAME=URL" in cli("append", source, tmp_path / "set", code=2)
+    cli("append", f"more={source}", tmp_path / "set")
+    dataset = open_dataset(str(tmp_path / "set"))
+    assert dataset.version.num_samples == 8
+    assert sources(dataset)["more/class0/000.jpg"] == 1
+    numbers = tmp_path / "t.csv"
+    numbers.write_text(f"image,label\n{source}/class0/001.jpg,1\n")
+    pack(numbers, str(tmp_path / "numbered"))
+    assert "has numbers for labels" in cli("append", source, tmp_path / "numbered", code=2)
+
+
+def test_rejects_are_retried_alone(tmp_path: Path, dest: str) -> None:
+    source = class_folders(tmp_path / "in", classes=2, each=10)
+    good = {}
+    for name in ("class0/003.jpg", "class1/004.jpg", "class1/005.jpg"):
+        good[name] = (source / name).read_bytes()
+        (source / name).write_bytes(good[name][:-300])
+    cli("shard", source, dest, "--max-reject-fraction", 0.2, "--shard-mb", 0.05)
+    assert open_dataset(dest).rejects.num_rows == 3
+    for name in ("class0/003.jpg", "class1/004.jpg"):
+        (source / name).write_bytes(good[name])
+    said = cli("retry-rejects", dest)
+    dataset = open_dataset(dest)
+    assert "version 2: 19 samples" in said
+    assert [row["source"] for row in dataset.rejects.to_pylist()] == ["class1/005.jpg"]
+    assert dataset.version.reject_reasons == {"truncated": 1}
+    (source / "class1/005.jpg").write_bytes(good["class1/005.jpg"])
+    cli("retry-rejects", dest)
+    dataset = open_dataset(dest)
+    assert dataset.version.num_rejects == 0
+    assert sources(dataset) == {str(p.relative_to(source)): 1 for p in source.rglob("*.jpg")}
+    for row in range(dataset.version.num_shards):
+        assert all(label in ([0], [1]) for label in dataset.samples(row)["labels"].to_pylist())
+    assert cli("retry-rejects", dest).startswith(f"published {dest} version 3")
+
+
+@pytest.mark.parametrize("damage", ["missing tar", "missing sidecar", "flipped", "cut"])
+def test_repair_puts_the_same_bytes_back(tmp_path: Path, damage: str) -> None:
+    source = class_folders(tmp_path / "in", each=6)
+    dataset = pack(source, str(tmp_path / "set"), shard_bytes=40_000)
+    whole = {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()}
+    tar, sidecar = (tmp_path / "set" / dataset.shards[1][name] for name in ("path", "sidecar"))
+    if damage == "missing tar":
+        tar.unlink()
+    elif damage == "missing sidecar":
+        sidecar.unlink()
+    else:
+        body = bytearray(tar.read_bytes())
+        body[3000] ^= 1
+        tar.write_bytes(body if damage == "flipped" else body[:-700])
+    cli("verify", tmp_path / "set", "--level", "checksum", code=1)
+    assert "repaired" in cli("repair", tmp_path / "set")
+    assert {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()} == whole
+
+
+def test_repair_does_not_put_other_bytes_in_place(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", each=6)
+    dataset = pack(source, str(tmp_path / "set"))
+    tar = tmp_path / "set" / dataset.shards[0]["path"]
+    tar.unlink()
+    (source / "class0" / "000.jpg").write_bytes(jpeg(picture(77)))
+    assert "have changed since it was packed" in cli("repair", tmp_path / "set", code=1)
+    assert not tar.exists()
+
+
+def test_equal_pictures_are_packed_once_and_listed(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", each=8)
+    for number in range(4):
+        (source / "class2" / f"copy{number}.jpg").write_bytes((source / "class0" / f"{number:03d}.jpg").read_bytes())
+    said = cli("shard", source, tmp_path / "set", "--skip-duplicates", "--shard-mb", 0.05, "--workers", 2)
+    assert "24 samples" in said
+    assert "4 duplicates left out" in said
+    dataset = open_dataset(str(tmp_path / "set"))
+    kept = sources(dataset)
+    listed = pq.read_table(tmp_path / "set" / "plans" / dataset.version.plan_ids[0] / "duplicates.parquet")
+    assert sorted([*kept, *listed["source"].to_pylist()]) == sorted(
+        str(p.relative_to(source)) for p in source.rglob("*.jpg")
+    )
+    bodies = Counter((source / name).read_bytes() for name in kept)
+    assert set(bodies.values()) == {1}
+    assert cli("shard", source, tmp_path / "set", "--skip-duplicates", "--shard-mb", 0.05).count("24 samples") == 1
+
+
+def test_gc_removes_what_no_version_needs_and_nothing_else(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", each=6)
+    dataset = pack(source, str(tmp_path / "set"), shard_bytes=40_000)
+    root = tmp_path / "set"
+    needed = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    folder = (root / dataset.shards[0]["path"]).parent
+    (folder / ".tmp-0123").write_bytes(b"half a tar")
+    (folder / "train-000999.tar").write_bytes(b"orphan")
+    store = open_store(str(root))
+    store.create("shards/ffffffff/train-000000.tar", b"x")
+    store.create("commits/ffffffff00000000/000000.json", b"{}")
+    found = {item.path: item.why for item in garbage(store, older_than_hours=0, with_abandoned_runs=True)}
+    assert set(found.values()) == {"incomplete upload", "orphan of a published plan", "abandoned run"}
+    assert len(found) == 4
+    assert "to remove" in cli("gc", root, "--older-than-hours", 0)
+    assert (folder / ".tmp-0123").exists()
+    assert list(garbage(store, older_than_hours=1, with_abandoned_runs=True)) == []  # a run may be at them
+    cli("gc", root, "--older-than-hours", 0, "--abandoned-runs", "--delete")
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == needed
+    assert list(verify(open_dataset(str(root)), "decode", InProcess())) == []
+
+
+def test_gc_ends_incomplete_uploads(s3_url: Callable[[str], str]) -> None:
+    store = open_store(s3_url("set"))
+    writer = store.writer("shards/x.tar").__enter__()  # a writer that dies: its block is never left
+    writer.write(os.urandom(65 << 20))
+    found = list(garbage(store, older_than_hours=0, with_abandoned_runs=False))
+    assert [item.why for item in found] == ["incomplete upload"]
+    remove(store, found[0])
+    assert list(store.unfinished()) == []
+
+
+def test_of_two_publishers_one_gets_a_conflict(small_dataset: Dataset, tmp_path: Path) -> None:
+    """Versions are swung by compare-and-swap: two appends at once cannot both replace version 1."""
+    store = open_store(str(tmp_path / "set"))
+    source = class_folders(tmp_path / "in", each=2)
+    pack(source, str(tmp_path / "set"))
+    before = published_version(store)
+
+    def addition(plan_id: str) -> Addition:
+        nothing = SHARD_SCHEMA.empty_table(), BLOCK_SCHEMA.empty_table(), ()
+        return Addition(plan_id, "train", *nothing, False, (), 3, 0, True)
+
+    def attempt(plan_id: str) -> Any:
+        try:
+            return publish(store, before, addition(plan_id))
+        except Conflict as error:
+            return error
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(attempt, ["a" * 16, "b" * 16, "c" * 16, "d" * 16]))
+    assert sum(isinstance(result, Conflict) for result in results) == 3
+    after = published_version(store)
+    assert after is not None
+    assert after.version in results
+    assert open_dataset(str(tmp_path / "set"), 1).version == before.version
+
+
+def test_verify_samples_shards_by_their_key() -> None:
+    chosen = sampled_shards(1000, 0.05, 0)
+    assert len(set(chosen)) == 50
+    assert chosen == sampled_shards(1000, 0.05, 0) != sampled_shards(1000, 0.05, 1)
+    assert sampled_shards(3, 0.01, 0) != []
+
+
+def test_statistics_count_every_sample(small_dataset: Dataset, tmp_path: Path) -> None:
+    told = json.loads(cli("stats", small_dataset.store.url, "--json").splitlines()[0])
+    assert told["classes"] == {"0": 30, "1": 30, "2": 30}
+    assert told["shorter_side"] == {"48": 90}
+    assert told["labels_per_sample"] == {"1": 90}
+    said = cli("stats", small_dataset.store.url, "--html", tmp_path / "stats.html")
+    assert "3 of 3 classes have samples" in said
+    page = (tmp_path / "stats.html").read_text()
+    assert page.count("<svg") == 6
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_indexed_tars_stay_as_they_are_and_can_be_streamed(tmp_path: Path, small_dataset: Dataset) -> None:
+    """Tars of others become a dataset in place; pictures that cannot be used are listed, not lost."""
+    import webdataset  # noqa: PLC0415
+
+    root = tmp_path / "web"
+    (root / "part").mkdir(parents=True)
+    with webdataset.ShardWriter(str(root / "part" / "w-%03d.tar"), maxcount=5, verbose=0) as writer:
+        for number in range(12):
+            data = jpeg(picture(number)) if number != 7 else b"not a picture"
+            writer.write({"__key__": f"d.x/{number:04d}", "png" if number % 2 else "jpg": data, "cls": number % 3})
+    before = {path: path.read_bytes() for path in root.rglob("*.tar")}
+    said = cli("index", root, "--workers", 2, "--block-mib", 0.02)
+    assert "11 samples in 3 tars, 1 rejected {'not-an-image': 1}" in said
+    dataset = open_dataset(str(root))
+    assert {path: path.read_bytes() for path in root.rglob("*.tar")} == before
+    assert dataset.version.num_classes == 3
+    assert list(verify(dataset, "decode", InProcess())) == []
+    stream = Stream(View(dataset), OrderConfig(batch_size=11, num_lanes=1), corner)
+    batch = next(stream)
+    stream.close()
+    keys = [dataset.sample(address)["key"] for address in batch.addresses]
+    found = dict(zip(keys, batch.labels, strict=True))
+    assert found == {f"d.x/{n:04d}": (n % 3,) for n in range(12) if n != 7}
+    assert "version 1" in cli("index", root, "--block-mib", 0.02)
+    assert "was indexed, not packed" in cli("append", small_dataset.store.url, root, code=2)
+
+
+def test_opening_a_manifest_of_131072_shards_reads_only_what_is_asked(tmp_path: Path) -> None:
+    dataset = pack(class_folders(tmp_path / "in", each=2), str(tmp_path / "set"))
+    row = dataset.shards[0]
+    assert dataset.shards[-1] == row
+    assert list(dataset.shards) == [row]
+    with pytest.raises(IndexError):
+        dataset.shards[1]
+
+
+def test_commands_on_nothing_say_so(tmp_path: Path) -> None:
+    for command in (["append", str(tmp_path)], ["retry-rejects"], ["repair"], ["stats"], ["export"]):
+        said = cli(*command, tmp_path / "nowhere", code=1)
+        assert "holds no published dataset" in said
+    assert "holds no .tar file" in cli("index", class_folders(tmp_path / "in", each=1), code=1)
+
+
+def test_an_older_format_is_named(tmp_path: Path) -> None:
+    (tmp_path / "MANIFEST.json").write_text('{"format": "bit-wds/1"}')
+    with pytest.raises(ConfigError, match="is of format bit-wds/1"):
+        open_dataset(str(tmp_path))
+    with pytest.raises(NotFound):
+        open_dataset(str(tmp_path / "elsewhere"))
