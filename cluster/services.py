@@ -78,7 +78,7 @@ def start_stack(
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token.absolute())}
         create_bucket(environment, bucket)
         dashboard_port = dashboard_port or free_ports(1)[0]
-        _start_ray(folder, scratch, cpus_per_node, environment, started, dashboard_port)
+        address = _start_ray(folder, scratch, cpus_per_node, environment, started, dashboard_port)
     except BaseException:
         with unstoppable():
             stop_all(identities(started), _carries(token.absolute()))
@@ -89,7 +89,8 @@ def start_stack(
         folder=str(folder.absolute()),
         scratch=scratch,
         processes=identities(started),
-        environment=environment | {"RAY_API_SERVER_ADDRESS": dashboard},
+        # For jobs, and for programs that use the cluster from outside; Ray's own search finds any cluster here.
+        environment=environment | {"RAY_API_SERVER_ADDRESS": dashboard} | ({"RAY_ADDRESS": address} if address else {}),
         dashboard=dashboard,
     )
     state = folder / STATE_NAME
@@ -217,7 +218,8 @@ def _start_ray(
     environment: Mapping[str, str],
     started: list[subprocess.Popen[bytes]],
     dashboard_port: int,
-) -> None:
+) -> str | None:
+    """Starts the nodes; gives the address of the cluster, None without nodes."""
     head_port, client_port = free_ports(2)
     settings = {
         **os.environ,
@@ -228,6 +230,7 @@ def _start_ray(
         "RAY_memory_monitor_refresh_ms": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead worker is seen 2 s earlier than by default
     }
+    settings.pop("RAY_ADDRESS", None)  # of another cluster
     if len(cpus_per_node) == 1:
         settings |= _LOOPBACK_ONLY
     first = 1 if len(cpus_per_node) == 1 else _FIRST_OF_SEVERAL_NODES
@@ -249,6 +252,7 @@ def _start_ray(
         process = _launch(command, log, settings)
         started.append(process)
         _wait_for_line(process, log, "Ray runtime started")
+    return f"127.0.0.{first}:{head_port}" if cpus_per_node else None
 
 
 def _wait_for_line(process: subprocess.Popen[bytes], log: Path, text: str) -> None:

@@ -89,6 +89,7 @@ def _why(entry: Entry, needed: set[str], plan_ids: set[str], abandoned: set[str]
     if kind == "shards":
         if any(known.startswith(plan) for known in abandoned):
             return "abandoned run"
-        is_published = any(known.startswith(plan) for known in plan_ids)
-        return "orphan of a published plan" if is_published and entry.key not in needed else None
+        # Index files of `pipeline export` lie beside the shards.
+        is_ours = entry.key.endswith((".tar", ".parquet")) and any(known.startswith(plan) for known in plan_ids)
+        return "orphan of a published plan" if is_ours and entry.key not in needed else None
     return None

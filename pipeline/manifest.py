@@ -87,7 +87,7 @@ class CommitRecord(Record):
     """Says that a shard exists whole: written last, after its tar and its sidecar.
 
     Attributes:
-        plan_id: The plan it belongs to; empty for an adopted tar.
+        plan_id: The plan it belongs to; for an adopted tar a digest of the list of tars.
         plan_shard: Its number in that plan.
         blake3: Of the tar, 64 hexadecimal digits.
     """

@@ -4,6 +4,7 @@ A tar is read once from front to back for its members; packing then reads each i
 """
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from pipeline.store.base import Entry
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
 _MOST_TEXT_BYTES = 1 << 20  # of a .cls or .json member; larger ones are no labels
+_METADATA = re.compile(r"__[^/]*__($|/)")  # webdataset skips such members
 _IMG2DATASET_STATUS = "status"
 
 
@@ -87,7 +89,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 def _take(samples: list[TarSample], member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
     key, extension = split_name(member.name)
-    if not member.isfile() or not extension:
+    if not member.isfile() or not extension or _METADATA.search(member.name):
         return
     if not samples or samples[-1].key != key:
         samples.append(TarSample(key, member.offset))

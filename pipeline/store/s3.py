@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # A single PUT is atomic and checksummed up to 5 GiB; parts keep memory and a retry small above this.
 _PART_BYTES = 64 << 20
+_READ_SECONDS = 30
 _client_lock = threading.Lock()
 
 # S3 error code or HTTP status -> our error and the remedy.
@@ -44,6 +45,7 @@ _ERRORS: dict[str, tuple[type[BitError], str]] = {
     "412": (Conflict, "the object was changed by another writer meanwhile; run again"),
     # An upload that ended although its answer was lost, or that `gc` removed: the object tells which.
     "NoSuchUpload": (Conflict, "the upload was ended by another writer meanwhile; run again"),
+    "InvalidPart": (Unreachable, "a part did not arrive as it was sent; run again"),
     "InvalidRange": (CorruptShard, "the object is shorter than expected"),
     "416": (CorruptShard, "the object is shorter than expected"),
     "500": (Unreachable, "the service failed; run again"),
@@ -84,6 +86,7 @@ def _is_passing(error: BaseException) -> bool:
     """Tells what botocore does not repeat: a body cut off in the middle, and two writers meeting at one moment."""
     from botocore.exceptions import (  # noqa: PLC0415 - see _mapped
         ClientError,
+        FlexibleChecksumError,
         IncompleteReadError,
         ReadTimeoutError,
         ResponseStreamingError,
@@ -91,7 +94,7 @@ def _is_passing(error: BaseException) -> bool:
 
     if isinstance(error, ClientError):
         return str(error.response.get("Error", {}).get("Code", "")) in ("ConditionalRequestConflict", "409")
-    return isinstance(error, IncompleteReadError | ReadTimeoutError | ResponseStreamingError)
+    return isinstance(error, FlexibleChecksumError | IncompleteReadError | ReadTimeoutError | ResponseStreamingError)
 
 
 class S3Store:
@@ -110,7 +113,7 @@ class S3Store:
         config = Config(
             retries={"mode": "standard", "total_max_attempts": 6},
             connect_timeout=10,
-            read_timeout=30,
+            read_timeout=_READ_SECONDS,
             max_pool_connections=32,
             s3={"addressing_style": "path"},
         )

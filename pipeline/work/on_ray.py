@@ -1,5 +1,6 @@
 """Runs calls as Ray tasks. The only module of `pipeline` that imports Ray."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -28,7 +29,13 @@ class OnRay:
 
         self._ray = ray
         try:
-            ray.init(address="auto", log_to_driver=False, ignore_reinit_error=True, logging_level="ERROR")
+            # RAY_ADDRESS, which a job has, goes before the search.
+            ray.init(
+                address=os.environ.get("RAY_ADDRESS", "auto"),
+                log_to_driver=False,
+                ignore_reinit_error=True,
+                logging_level="ERROR",
+            )
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             raise ServiceError(
                 f"no Ray cluster answers ({str(error).splitlines()[0]}); start one with `cluster up`, set RAY_ADDRESS, "

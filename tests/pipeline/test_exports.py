@@ -15,15 +15,13 @@ import pytest
 import webdataset
 import yaml
 
-from pipeline.dataset import Address, Dataset, open_dataset
+from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import ConfigError, Conflict
 from pipeline.exports.base import Written
 from pipeline.exports.huggingface import patterns, size_category
 from pipeline.exports.layout import layout_by_rule, scanned_layout
 from pipeline.exports.write import FORMATS, export
 from tests.conftest import class_folders, jpeg, pack, picture, run_cli
-
-SMALL = {"shard_bytes": 150_000, "block_bytes": 40_000}
 
 
 def export_all(dataset: Dataset, *formats: str) -> list[Written]:
@@ -205,23 +203,16 @@ def test_exports_leave_the_dataset_as_it_was(small_dataset: Dataset, exported: D
             assert (root_of(exported) / path.relative_to(root_of(small_dataset))).read_bytes() == path.read_bytes()
 
 
-def test_each_format_tells_a_file_that_is_there_and_each_shard_once(exported: Dataset) -> None:
-    told: list[int] = []
-    written = list(export(exported, tuple(FORMATS), told.append))
-    assert told == [1] * len(FORMATS) * len(exported.shards)
-    assert [one.format for one in written] == list(FORMATS)
-    for one in written:
-        assert (root_of(exported) / one.key).is_file()
-        assert one.how_to_use
-
-
-def test_an_export_of_the_same_version_changes_no_file(exported: Dataset) -> None:
+def test_a_repeated_export_changes_no_file_and_tells_one_of_each_format(exported: Dataset) -> None:
     def content() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in root_of(exported).rglob("*") if path.is_file()}
 
-    before = content()
-    export_all(exported)
-    assert {path for path, body in content().items() if before.get(path) != body} <= {root_of(exported) / ".store.lock"}
+    before, told = content(), list[int]()
+    written = list(export(exported, tuple(FORMATS), told.append))
+    assert content() == before
+    assert told == [1] * len(FORMATS) * len(exported.shards)
+    assert [one.format for one in written] == list(FORMATS)
+    assert all(root_of(exported) / one.key in before and one.how_to_use for one in written)
 
 
 def test_after_append_an_export_is_of_the_new_version(exported: Dataset, tmp_path: Path) -> None:
@@ -261,11 +252,8 @@ def test_what_somebody_else_wrote_stays(name: str, key: str, small_dataset: Data
         export_all(open_dataset(str(tmp_path / "train")), "dali", name)
     assert path.read_text() == "by hand"
     assert sorted((tmp_path / "train").rglob("*")) == before
-
-
-def test_an_unknown_format_is_refused(exported: Dataset) -> None:
     with pytest.raises(ConfigError, match="tfrecord"):
-        export_all(exported, "tfrecord")
+        export_all(open_dataset(str(tmp_path / "train")), "tfrecord")
 
 
 def test_dali_index_of_foreign_tars_leaves_rejects_out(adopted: Dataset) -> None:
@@ -304,7 +292,26 @@ def test_foreign_labels_and_counts(adopted: Dataset) -> None:
     assert [shard["nsamples"] for shard in json.loads((root / "wids.json").read_text())["shardlist"]] == [9, 5]
     assert json.loads((root / "sizes.json").read_text()) == {"a.tar": 7}
     assert json.loads((root / "more/sizes.json").read_text()) == {"b.tar": 5}
-    assert adopted.read_about(Address(0, 1)) == {"label": 1}
+
+
+def test_a_cls_member_comes_before_fields_of_the_json(tmp_path: Path) -> None:
+    body = jpeg(picture(1))
+    write_tar(tmp_path / "a.tar", [("1.jpg", body), ("1.cls", b"4"), ("1.json", b'{"label": 5}')])
+    assert run_cli("pipeline", "index", str(tmp_path), "--workers", "1").returncode == 0
+    export_all(open_dataset(str(tmp_path)), "energon", "timm")
+    fields = yaml.safe_load((tmp_path / ".nv-meta/dataset.yaml").read_text())["field_map"]
+    assert fields == {"image": "jpg", "label": "cls"}
+    assert "alt_label" not in json.loads((tmp_path / "_info.json").read_text())["splits"]["train"]
+
+
+def test_other_splits_have_the_names_that_the_tools_take(tmp_path: Path) -> None:
+    for split, part, name in (("validation", "val", "validation"), ("train-2", "train-2", "train_2")):
+        dataset = pack(class_folders(tmp_path / split / "in", each=1), str(tmp_path / split / "set"), split=split)
+        export_all(dataset, "energon", "huggingface")
+        parts = yaml.safe_load((root_of(dataset) / ".nv-meta/split.yaml").read_text())["split_parts"]
+        assert parts[part] == [row["path"] for row in dataset.shards]
+        front = (root_of(dataset) / "README.md").read_text().split("---\n")[1]
+        assert [one["split"] for one in yaml.safe_load(front)["configs"][0]["data_files"]] == [name]
 
 
 def test_keys_that_occur_twice_cost_only_the_index_by_key(tmp_path: Path) -> None:
@@ -319,7 +326,7 @@ def test_keys_that_occur_twice_cost_only_the_index_by_key(tmp_path: Path) -> Non
 
 
 def test_exports_lie_beside_the_shards_in_s3(small_folder: Path, s3_url: Callable[[str], str]) -> None:
-    dataset = pack(small_folder, s3_url("set"), **SMALL)
+    dataset = pack(small_folder, s3_url("set"), shard_bytes=150_000)
     written = export_all(dataset)
     for one in written:
         assert dataset.store.num_bytes(one.key)
@@ -331,19 +338,10 @@ def test_exports_lie_beside_the_shards_in_s3(small_folder: Path, s3_url: Callabl
     assert export_all(dataset) == written
 
 
-@pytest.mark.parametrize(
-    ("num_samples", "word"),
-    [
-        (0, "n<1K"),
-        (999, "n<1K"),
-        (1000, "1K<n<10K"),
-        (999_999, "100K<n<1M"),
-        (300_000_000, "100M<n<1B"),
-        (10**12, "n>1T"),
-    ],
-)
-def test_size_category(num_samples: int, word: str) -> None:
-    assert size_category(num_samples) == word
+def test_size_category_is_the_word_of_the_hub() -> None:
+    numbers = (0, 999, 1000, 999_999, 300_000_000, 10**12)
+    words = ["n<1K", "n<1K", "1K<n<10K", "100K<n<1M", "100M<n<1B", "n>1T"]
+    assert [size_category(number) for number in numbers] == words
 
 
 def test_a_pattern_stands_only_where_it_names_the_shards_and_nothing_else() -> None:

@@ -15,7 +15,7 @@ import pytest
 from pipeline.dataset import Address, Dataset, open_dataset
 from pipeline.errors import ConfigError, Conflict, NotFound
 from pipeline.gc import garbage, remove
-from pipeline.manifest import SHARD_SCHEMA
+from pipeline.manifest import BLOCK_SCHEMA, SHARD_SCHEMA
 from pipeline.order import OrderConfig
 from pipeline.publish import Addition, publish, published_version
 from pipeline.store.url import open_store

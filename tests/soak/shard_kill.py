@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,11 +44,13 @@ class Outcome:
         kills: Number by target.
         num_datasets: Datasets finished and compared.
         num_starts: Drivers started.
+        respawned: Services that were killed and started again: the stack does not know them.
     """
 
     kills: Counter[str] = field(default_factory=Counter)
     num_datasets: int = 0
     num_starts: int = 0
+    respawned: list[psutil.Process] = field(default_factory=list)
 
 
 def contents(url: str) -> dict[str, bytes]:
@@ -68,12 +70,16 @@ def soak(stack: Stack, source: Path, num_kills: int, seed: int, bucket: str = _B
     calm_url = f"s3://{bucket}/calm"
     subprocess.run(_command(source, calm_url, on_ray=False), check=True, capture_output=True)
     calm = contents(calm_url)
-    while sum(outcome.kills.values()) < num_kills:
-        url = f"s3://{bucket}/killed-{outcome.num_datasets}"
-        _pack_under_fire(stack, source, url, chance, outcome, num_kills)
-        _compare(url, calm, source)
-        outcome.num_datasets += 1
-        print(f"dataset {outcome.num_datasets} whole after {dict(outcome.kills)} kills", flush=True)
+    try:
+        while sum(outcome.kills.values()) < num_kills:
+            url = f"s3://{bucket}/killed-{outcome.num_datasets}"
+            _pack_under_fire(stack, source, url, chance, outcome, num_kills)
+            _compare(url, calm, source)
+            outcome.num_datasets += 1
+            print(f"dataset {outcome.num_datasets} whole after {dict(outcome.kills)} kills", flush=True)
+    finally:
+        for process in outcome.respawned:
+            _end(process)
     return outcome
 
 
@@ -108,7 +114,7 @@ def _pack_under_fire(
                 time.sleep(chance.uniform(0.0, _LONGEST_PAUSE_SECONDS))
                 if driver.poll() is None and sum(outcome.kills.values()) < num_kills:
                     target = chance.choice(TARGETS)
-                    if _kill(stack, driver, target, chance):
+                    if _kill(stack, driver, target, chance, outcome):
                         outcome.kills[target] += 1
             said = (driver.stderr.read() if driver.stderr else b"").decode()
         if driver.returncode == 0:
@@ -127,18 +133,19 @@ def _driver(command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
             driver.kill()
 
 
-def _kill(stack: Stack, driver: "subprocess.Popen[bytes]", target: str, chance: random.Random) -> bool:
+def _kill(
+    stack: Stack, driver: "subprocess.Popen[bytes]", target: str, chance: random.Random, outcome: Outcome
+) -> bool:
     """Kills one process of the kind; tells whether there was one."""
     if target == "driver":
         driver.kill()
         return True
     if target == "worker":
         return _kill_worker(driver, chance)
-    name, place = ("weed", 1) if target == "server" else ("ray", 2)
-    running = [process for process in psutil.process_iter() if _serves(process, stack, name, target)]
+    running = [process for process in psutil.process_iter() if _serves(process, stack, target)]
     if not running:
         return False
-    _respawn(chance.choice(running[: place or None]))
+    outcome.respawned.append(_respawn(running[0]))
     return True
 
 
@@ -166,32 +173,37 @@ def _is_python(process: psutil.Process) -> bool:
         return False
 
 
-def _serves(process: psutil.Process, stack: Stack, name: str, target: str) -> bool:
-    """Tells whether a process is the stack's S3 server, or the first process of a Ray node other than the head."""
+def _serves(process: psutil.Process, stack: Stack, target: str) -> bool:
+    """Tells whether a process is the stack's S3 server, or the first process of its Ray node that is not the head."""
     try:
         command = " ".join(process.cmdline())
-        if process.ppid() != os.getpid() and process.status() == psutil.STATUS_ZOMBIE:
-            return False
+        if target == "server":
+            return f"-dir={stack.folder}/objects" in command
+        token = process.environ().get("RAY_AUTH_TOKEN_PATH", "")
+        return "start --block" in command and "--address=" in command and token.startswith(stack.folder)
     except psutil.Error:
         return False
-    if target == "server":
-        return "weed" in command and f"-dir={stack.folder}/objects" in command
-    return "ray" in command and "start --block" in command and "--address=" in command and name in command
 
 
-def _respawn(process: psutil.Process) -> None:
+def _respawn(process: psutil.Process) -> psutil.Process:
     """Kills a service with all it started, and starts it again as it was."""
     command, environment = process.cmdline(), process.environ()
-    family = [process, *process.children(recursive=True)]
-    for member in family:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(family, timeout=10)
-    subprocess.Popen(
+    _end(process)
+    started = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
+    return psutil.Process(started.pid)
+
+
+def _end(process: psutil.Process) -> None:
+    try:
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family, timeout=10)
 
 
 def main() -> None:
