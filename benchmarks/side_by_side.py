@@ -10,11 +10,16 @@ from importlib import metadata
 from pathlib import Path
 from statistics import median
 
-_PACKAGES = ("bit-pretrain", "torch", "webdataset", "simplejpeg", "pillow-simd", "numpy", "pyarrow")
+_PACKAGES = ("bit-pretrain", "torch", "webdataset", "simplejpeg", "pillow-simd", "numpy", "pyarrow", "blake3", "ray")
 
 
-def compare(title: str, contenders: dict[str, Callable[[], int]], unit: str, rounds: int) -> None:
-    """Times each contender once a round; a contender returns how many units it did.
+Contender = Callable[[], int | tuple[int, float]]
+
+
+def compare(title: str, contenders: dict[str, Contender], unit: str, rounds: int) -> None:
+    """Times each contender once a round.
+
+    A contender returns how many units it did; one that runs elsewhere, the seconds it took without its start, too.
 
     The first is the one to compare with: ratios are taken within a round, so a slow phase of the machine hits all.
     """
@@ -22,8 +27,10 @@ def compare(title: str, contenders: dict[str, Callable[[], int]], unit: str, rou
     for _ in range(rounds):
         for name, run in contenders.items():
             started = time.perf_counter()
-            count = run()
-            rates[name].append(count / (time.perf_counter() - started))
+            done = run()
+            seconds = time.perf_counter() - started
+            count, seconds = done if isinstance(done, tuple) else (done, seconds)
+            rates[name].append(count / seconds)
     reference = next(iter(rates))
     print(f"\n{title} ({rounds} rounds)")
     print(f"| contender | {unit}/s, median | ratio to {reference}: median (lowest to highest) |\n| --- | --- | --- |")

@@ -20,7 +20,7 @@ from pipeline.manifest import (
     image_digest,
     table_of,
 )
-from pipeline.pack import PackedShard, SidecarColumns
+from pipeline.pack import PackedShard, sidecar_table
 from pipeline.plan import cut
 from pipeline.prepare import ImagePolicy, prepare
 from pipeline.publish import Addition, publish, published_version
@@ -133,20 +133,20 @@ def _index_tar(attempt: Attempt[_IndexTask]) -> CommitRecord:
     task = attempt.call
     store = open_store(task.url)
     url = f"{store.url}/{task.path}"
-    columns = SidecarColumns()
+    samples: list[tuple[Any, ...]] = []
     rejects: list[dict[str, Any]] = []
     starts: list[int] = []
     with open_file(url) as file:
         found, end = scan_tar(file, url)
         for sample in found:
             try:
-                columns.add(**_described(sample, _image(file, sample)))
+                samples.append(_described(sample, _image(file, sample)))
                 starts.append(sample.start)
             except BadImage as error:
                 rejects.append(_reject(task, sample, error))
         blocks = _blocks(file, [*starts, end], task.block_bytes)
     packed = PackedShard(
-        samples=columns.table(),
+        samples=sidecar_table(samples),
         rejects=table_of(rejects, REJECT_SCHEMA),
         blocks=blocks,
         num_bytes=store.num_bytes(task.path),
@@ -164,23 +164,20 @@ def _image(file: BinaryIO, sample: TarSample) -> bytes:
     return file.read(num_bytes)
 
 
-def _described(sample: TarSample, data: bytes) -> dict[str, Any]:
+def _described(sample: TarSample, data: bytes) -> tuple[Any, ...]:
     """Gives a sidecar row. The picture is checked as if it were packed, and stays as it is."""
     prepared = prepare(data, ImagePolicy())
-    offset, num_bytes = sample.image or (0, 0)
-    return {
-        "key": sample.key,
-        "image_offset": offset,
-        "image_bytes": num_bytes,
-        "json_offset": sample.about_span[0],
-        "json_bytes": sample.about_span[1],
-        "labels": labels_of(sample),
-        "width": prepared.width,
-        "height": prepared.height,
-        "digest": image_digest(data),
-        "code": prepared.code,
-        "quality": prepared.quality,
-    }
+    return (
+        sample.key,
+        *(sample.image or (0, 0)),
+        *sample.about_span,
+        labels_of(sample),
+        prepared.width,
+        prepared.height,
+        image_digest(data),
+        prepared.code,
+        prepared.quality,
+    )
 
 
 def _reject(task: _IndexTask, sample: TarSample, error: BadImage) -> dict[str, Any]:

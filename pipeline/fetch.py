@@ -6,7 +6,7 @@ answer, as an error: a dataset must not depend on an outage.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
@@ -51,16 +51,15 @@ def fetch(
         Unreachable: A store of ours, or a Parquet file, does not answer.
     """
     images = _inline_images(rows, bases, image_columns)
-    reads = [_reader(row, bases, images, max_bytes) for row in rows.to_pylist()]
     if not any(is_remote(place) for place in (*bases, *rows["path"].drop_null().unique().to_pylist())):
-        for row, read in reads:
-            yield row, read()
+        for row in rows.to_pylist():
+            yield row, _read(row, bases, images, max_bytes)
         return
     pool = ThreadPoolExecutor(_READS_AHEAD, thread_name_prefix="fetch")
     ahead: deque[tuple[Row, Future[bytes | BadImage]]] = deque()
     try:
-        for row, read in reads:
-            ahead.append((row, pool.submit(read)))
+        for row in rows.to_pylist():
+            ahead.append((row, pool.submit(_read, row, bases, images, max_bytes)))
             if len(ahead) == _READS_AHEAD:
                 yield _arrived(*ahead.popleft(), source_seconds)
         while ahead:
@@ -76,24 +75,18 @@ def _arrived(row: Row, reading: "Future[bytes | BadImage]", seconds: float) -> F
         return row, BadImage("timeout", f"not read within {seconds:g} s")
 
 
-def _reader(
-    row: Row, bases: Sequence[str], images: dict[tuple[str, int], bytes], max_bytes: int
-) -> tuple[Row, Callable[[], "bytes | BadImage"]]:
+def _read(row: Row, bases: Sequence[str], images: dict[tuple[str, int], bytes], max_bytes: int) -> "bytes | BadImage":
     url = join(bases[row["base"]], row["path"] or row["source"])
-
-    def read() -> bytes | BadImage:
-        if row["container"] == PARQUET:
-            return images.pop((url, row["offset"]), b"")
-        if row["num_bytes"] > max_bytes:
-            return BadImage("too-large", f"{row['num_bytes']:,} bytes exceed the limit of {max_bytes:,}")
-        try:
-            return read_span(url, row["offset"], row["num_bytes"]) if row["container"] == TAR else read_file(url)
-        except (NotFound, CorruptShard, Denied, Unreachable) as error:
-            if isinstance(error, Denied | Unreachable) and scheme_of(url) in ("", "file", "s3"):
-                raise  # a whole store is gone, not a picture
-            return BadImage(_REASONS[type(error)], str(error))
-
-    return row, read
+    if row["container"] == PARQUET:
+        return images.pop((url, row["offset"]), b"")
+    if row["num_bytes"] > max_bytes:
+        return BadImage("too-large", f"{row['num_bytes']:,} bytes exceed the limit of {max_bytes:,}")
+    try:
+        return read_span(url, row["offset"], row["num_bytes"]) if row["container"] == TAR else read_file(url)
+    except (NotFound, CorruptShard, Denied, Unreachable) as error:
+        if isinstance(error, Denied | Unreachable) and scheme_of(url) in ("", "file", "s3"):
+            raise  # a whole store is gone, not a picture
+        return BadImage(_REASONS[type(error)], str(error))
 
 
 def _inline_images(

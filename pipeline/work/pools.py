@@ -2,15 +2,19 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 _PARENT_WATCH_SECONDS = 0.5
+_START_SECONDS = 30.0  # of a process on a busy machine
 
 
 class WorkerLost(Exception):  # noqa: N818
@@ -62,49 +66,65 @@ class Processes:
 
     def __init__(self, num_workers: int) -> None:
         self.num_slots = num_workers
-        self._idle: list[ProcessPoolExecutor] = []
+        self._idle: list[_Worker] = []
+        self._busy: set[_Worker] = set()
         self._lock = threading.Lock()
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
         """See Pool.submit. The caller keeps at most `num_slots` calls under way."""
         with self._lock:
-            worker = self._idle.pop() if self._idle else _new_worker()
+            worker = self._idle.pop() if self._idle else _Worker()
+            self._busy.add(worker)
         told: Future[T] = Future()
 
         def settle(done: "Future[T]") -> None:
             error = done.exception()
-            if isinstance(error, BrokenProcessPool):
-                worker.shutdown(wait=False)
-                told.set_exception(WorkerLost("a worker process was killed"))
-                return
             with self._lock:
-                self._idle.append(worker)
-            if error:
+                self._busy.discard(worker)
+                if not isinstance(error, BrokenProcessPool):
+                    self._idle.append(worker)
+            if isinstance(error, BrokenProcessPool):
+                worker.executor.shutdown(wait=False)
+                told.set_exception(WorkerLost("a worker process was killed"))
+            elif error:
                 told.set_exception(error)
             else:
                 told.set_result(done.result())
 
-        worker.submit(function, *arguments).add_done_callback(settle)
+        worker.executor.submit(function, *arguments).add_done_callback(settle)
         return told
 
     def cancel(self, future: "Future[Any]") -> None:
         """See Pool.cancel. A running call of a local process is left to its end."""
 
     def close(self) -> None:
-        """See Pool.close."""
+        """See Pool.close. What is under way is killed: whoever closes does not want it, and it may hang."""
         with self._lock:
-            for worker in self._idle:
-                worker.shutdown(cancel_futures=True)
+            busy, idle = list(self._busy), list(self._idle)
             self._idle.clear()
+        for worker in busy:
+            worker.kill()
+        for worker in (*idle, *busy):
+            worker.executor.shutdown(cancel_futures=True)
 
 
-def _new_worker() -> ProcessPoolExecutor:
-    # spawn: forking a process that has threads or an S3 client is not safe.
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+class _Worker:
+    """One process, in an executor of its own."""
+
+    def __init__(self) -> None:
+        # spawn: forking a process that has threads or an S3 client is not safe.
+        self.executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin)
+        self._pid = self.executor.submit(os.getpid)
+
+    def kill(self) -> None:
+        """Ends the process at once, if it has begun."""
+        with suppress(BrokenProcessPool, ProcessLookupError, FutureTimeoutError):
+            os.kill(self._pid.result(_START_SECONDS), signal.SIGKILL)
 
 
-def _end_with_parent() -> None:
-    """Makes a worker end when the run is killed, instead of waiting for work for ever."""
+def _begin() -> None:
+    """Makes a worker end when the run is killed, and leaves Ctrl-C, which reaches the whole group, to the run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
 
     def watch() -> None:

@@ -97,7 +97,8 @@ class _State(Generic[C, T]):
             if attempt is None:
                 break
             self.running[self._pool.submit(self._function, attempt)] = _Running(attempt, time.monotonic())
-        return bool(self.running or self._again)
+        # A call whose copy has ended is not waited for: it may hang.
+        return bool(self._again) or any(running.attempt.call not in self._done for running in self.running.values())
 
     def _next(self) -> Attempt[C] | None:
         if self._again:
@@ -113,7 +114,7 @@ class _State(Generic[C, T]):
         copied = [running.attempt.call for running in self.running.values()]
         for running in self.running.values():
             call = running.attempt.call
-            if now - running.started > limit and copied.count(call) == 1:
+            if now - running.started > limit and copied.count(call) == 1 and call not in self._done:
                 self._on_event("copied", call, f"{now - running.started:.0f} s under way")
                 return running.attempt
         return None

@@ -1,0 +1,154 @@
+"""Calls on a pool: bounded, each with one result, repeated after losses, copied when slow."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipeline.work.schedule
+from pipeline.errors import ServiceError, Unreachable
+from pipeline.work.pools import InProcess, Processes, WorkerLost
+from pipeline.work.schedule import MOST_LOSSES, Attempt, run_calls, slow_after
+
+
+class Scripted:
+    """A pool whose calls end as told: each attempt of a call takes the next of its outcomes."""
+
+    may_lose_workers = True
+
+    def __init__(self, num_slots: int, outcomes: dict[int, list[Any]]) -> None:
+        self.num_slots, self._outcomes = num_slots, outcomes
+        self.started: Counter[int] = Counter()
+        self.most_under_way = 0
+        self._under_way = 0
+        self._lock = threading.Lock()
+
+    def submit(self, function: Callable[..., Any], attempt: Attempt[int]) -> "Future[Any]":
+        future: Future[Any] = Future()
+        with self._lock:
+            outcome = self._outcomes[attempt.call][self.started[attempt.call]]
+            self.started[attempt.call] += 1
+            self._under_way += 1
+            self.most_under_way = max(self.most_under_way, self._under_way)
+
+        def end() -> None:
+            if isinstance(outcome, float):
+                time.sleep(outcome)
+            with self._lock:
+                self._under_way -= 1
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result((attempt.call, attempt.num_losses))
+
+        threading.Thread(target=end, daemon=True).start()
+        return future
+
+    def cancel(self, future: "Future[Any]") -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_every_call_has_one_result_within_the_bound() -> None:
+    pool = Scripted(3, {number: [0.002] for number in range(40)})
+    results = list(run_calls(pool, lambda attempt: None, range(40)))
+    assert sorted(call for call, _ in results) == list(range(40))
+    assert pool.most_under_way == 3
+
+
+def test_lost_calls_are_repeated_and_told() -> None:
+    lost = WorkerLost("gone")
+    events = []
+    pool = Scripted(2, {0: [lost, lost, 0.0], 1: [0.0]})
+    results = dict(run_calls(pool, lambda attempt: None, [0, 1], lambda *event: events.append(event[:2])))
+    assert results == {0: (0, 2), 1: (1, 0)}  # the function learns how many workers it cost
+    assert events == [("lost", 0), ("lost", 0)]
+
+
+def test_a_call_that_keeps_killing_workers_ends_the_run() -> None:
+    pool = Scripted(1, {0: [WorkerLost("gone")] * MOST_LOSSES})
+    with pytest.raises(ServiceError, match=f"{MOST_LOSSES} workers died over 0"):
+        list(run_calls(pool, lambda attempt: None, [0]))
+
+
+def test_an_outage_is_waited_for_and_ends_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.work.schedule, "_LONGEST_PAUSE_SECONDS", 0.02)
+    down = Unreachable("no answer")
+    assert dict(run_calls(Scripted(1, {0: [down, down, 0.0]}), lambda attempt: None, [0])) == {0: (0, 0)}
+    monkeypatch.setattr(pipeline.work.schedule, "OUTAGE_SECONDS", 0.05)
+    with pytest.raises(Unreachable):
+        list(run_calls(Scripted(1, {0: [down] * 1000}), lambda attempt: None, [0]))
+
+
+def test_a_straggler_is_started_again_elsewhere_and_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.work.schedule, "_LEAST_SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(pipeline.work.schedule, "_POLL_SECONDS", 0.01)
+    outcomes: dict[int, list[Any]] = {number: [0.001] for number in range(20)}
+    outcomes[3] = [1.5, 0.001]
+    events = []
+    pool = Scripted(2, outcomes)
+    results = [c for c, _ in run_calls(pool, lambda a: None, range(20), lambda *event: events.append(event[:2]))]
+    assert sorted(results) == list(range(20))
+    assert events == [("copied", 3)]
+    assert pool.started[3] == 2
+
+
+def hang_at_first(attempt: Attempt[str]) -> str:
+    try:
+        Path(attempt.call).touch(exist_ok=False)
+    except FileExistsError:
+        return attempt.call
+    if attempt.call.endswith("hangs"):
+        time.sleep(600)
+    return attempt.call
+
+
+def test_a_call_that_hangs_holds_up_neither_the_run_nor_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.work.schedule, "_LEAST_SLOW_SECONDS", 1.0)
+    pool = Processes(2)
+    calls = [str(tmp_path / f"{number}") for number in range(10)] + [str(tmp_path / "hangs")]
+    assert {call for call, _ in run_calls(pool, hang_at_first, calls)} == set(calls)
+    pool.close()
+
+
+def test_slow_is_told_from_what_was_usual() -> None:
+    assert slow_after([1.0] * 3) == float("inf")
+    assert slow_after([0.1] * 100) == pipeline.work.schedule._LEAST_SLOW_SECONDS
+    assert slow_after([10.0] * 100) == 30.0
+
+
+def test_errors_of_a_call_reach_the_caller() -> None:
+    def fail(attempt: Attempt[int]) -> None:
+        raise KeyError(attempt.call)
+
+    with pytest.raises(KeyError):
+        list(run_calls(InProcess(), fail, [1, 2]))
+
+
+def die_at_first(attempt: Attempt[str]) -> int:
+    if not Path(attempt.call).exists():
+        Path(attempt.call).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def test_the_death_of_one_process_leaves_the_others_alone(tmp_path: Path) -> None:
+    pool = Processes(2)
+    calls = [str(tmp_path / f"{number}") for number in range(6)]
+    for call in calls[1:]:
+        Path(call).touch()
+    results = dict(run_calls(pool, die_at_first, calls))
+    pool.close()
+    assert set(results) == set(calls)
+    assert len(set(results.values())) <= 3
