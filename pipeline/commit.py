@@ -5,20 +5,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.errors import Conflict, NotFound
 from pipeline.fetch import fetch
 from pipeline.isolated import Isolated, prepare_or_die
 from pipeline.manifest import CommitRecord, sha256_hex, to_parquet
 from pipeline.pack import PackedShard, Prepare, pack_shard
-from pipeline.plan import SHARDS_PER_PART, Plan, part_key, plan_key
+from pipeline.plan import SHARDS_PER_PART, Plan, plan_key
 from pipeline.prepare import prepare
 from pipeline.sources.files import open_file
 from pipeline.store.base import ObjectWriter, Store, commit, commit_written
 from pipeline.store.url import open_store
+
+_MOST_ATTEMPTS = 8  # at one shard by runs that read different pictures
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,10 @@ class PackTask:
     may_die: bool = False
 
 
-def shard_key(plan: Plan, number: int) -> str:
+def shard_key(plan: Plan, number: int, attempt: int = 0) -> str:
     """Gives the key of a shard's tar; it holds the plan, so that two plans can never mix their shards."""
-    return f"shards/{plan.plan_id[:8]}/{plan.config.split}-{plan.config.first_shard + number:06d}.tar"
+    again = f"-r{attempt}" if attempt else ""
+    return f"shards/{plan.plan_id[:8]}/{plan.config.split}-{plan.config.first_shard + number:06d}{again}.tar"
 
 
 def record_key(plan_id: str, number: int) -> str:
@@ -50,19 +55,37 @@ def record_key(plan_id: str, number: int) -> str:
     return f"commits/{plan_id}/{number:06d}.json"
 
 
-def rejects_key(plan_id: str, number: int) -> str:
-    """Gives the key of the rows of a shard that could not be used."""
-    return f"rejects/{plan_id}/{number:06d}.parquet"
-
-
 def pack_and_commit(task: PackTask, on_image: Callable[[int], None] = lambda num_bytes: None) -> CommitRecord:
-    """Packs one shard and commits tar, rejects, sidecar and, last, the record.
+    """Packs one shard and commits tar, rejects, sidecar and, last, the record, which alone makes it a shard.
+
+    Whoever made the record first has made the shard. An attempt that died before its record leaves objects that
+    are equal to those of the next one, which adopts them; where the pictures changed in between they are not, and the
+    next one writes under a name of its own. So what a record names was always written by one attempt.
 
     Raises:
         StorageError: As the destination, or as a store of ours that the pictures come from.
     """
-    store, plan = _opened(task.url, task.plan_id)
-    path = shard_key(plan, task.number)
+    store, plan = open_plan(task.url, task.plan_id)
+    for attempt in range(_MOST_ATTEMPTS):
+        try:
+            return read_record(store, plan.plan_id, task.number)
+        except NotFound:
+            pass
+        try:
+            return _pack_once(store, plan, task, attempt, on_image)
+        except Conflict:
+            if attempt == _MOST_ATTEMPTS - 1:
+                raise
+    raise AssertionError
+
+
+def read_record(store: Store, plan_id: str, number: int) -> CommitRecord:
+    """Gives a shard's commit record. Raises NotFound."""
+    return CommitRecord.model_validate_json(store.read(record_key(plan_id, number)))
+
+
+def _pack_once(store: Store, plan: Plan, task: PackTask, attempt: int, on_image: Callable[[int], None]) -> CommitRecord:
+    path = shard_key(plan, task.number, attempt)
     rows = shard_rows(store, plan, task.number)
     with _preparing(task) as preparing, store.writer(path) as writer:
         packed = prepare_shard(plan, task.number, rows, writer, preparing, on_image)
@@ -86,7 +109,7 @@ def commit_shard(
         path: Key of the tar.
         sidecar_key: Where the sidecar goes.
     """
-    rejects = rejects_key(plan_id, number) if packed.rejects.num_rows else None
+    rejects = f"rejects/{plan_id}/{number:06d}-{PurePosixPath(path).stem}.parquet" if packed.rejects.num_rows else None
     if rejects:
         commit(store, rejects, to_parquet(packed.rejects))
     sidecar = to_parquet(packed.samples)
@@ -145,7 +168,7 @@ def shard_rows(store: Store, plan: Plan, number: int) -> pa.Table:
         NotFound: The plan is not stored there.
     """
     part, group = divmod(number, SHARDS_PER_PART)
-    with open_file(f"{store.url}/{part_key(plan.plan_id, part)}") as file:
+    with open_file(f"{store.url}/{plan.parts[part]}") as file:
         return pq.ParquetFile(file, pre_buffer=False).read_row_group(group, use_threads=False)
 
 
@@ -155,6 +178,7 @@ def read_plan(store: Store, plan_id: str) -> Plan:
 
 
 @lru_cache(maxsize=4)
-def _opened(url: str, plan_id: str) -> tuple[Store, Plan]:
+def open_plan(url: str, plan_id: str) -> tuple[Store, Plan]:
+    """Gives a dataset's store and a plan of it, once a process. Raises NotFound."""
     store = open_store(url)
     return store, read_plan(store, plan_id)

@@ -1,10 +1,11 @@
 """Rows whose pictures have the same bytes: all but the first in plan order are left out, and listed.
 
-Two passes: the workers read every picture and commit its digest, shard by shard of a first plan; then digests are
-compared, a sixteenth at a time, so that 300 M of them need 0.5 GB.
+Two passes: the workers read every picture and store its digest, shard by shard of a first plan; then digests are
+compared, a sixteenth at a time, so that 300 M of them need 1 GB of memory and 5 GB of scratch.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit import read_plan, shard_rows
+from pipeline.commit import open_plan, shard_rows
 from pipeline.errors import BadImage
 from pipeline.fetch import fetch
 from pipeline.manifest import DIGEST_BYTES, image_digest
 from pipeline.plan import Plan, plan_digest
 from pipeline.plan_writer import PlanWriter
 from pipeline.planner import Planned, store_plan
-from pipeline.store.base import Store, commit
-from pipeline.store.url import open_store
+from pipeline.spill import scratch_errors
+from pipeline.store.base import Store, exists
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls
 
 _NUM_PASSES = 16
+_READ_THREADS = 16
 _NO_DIGEST = bytes(DIGEST_BYTES)  # of a row that cannot be read; packing rejects it
 _Positions = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -49,11 +51,12 @@ def leave_out_duplicates(
     Raises:
         StorageError: As the destination or the sources.
     """
-    plan = store_plan(store, planned)
+    # Only the plan without duplicates answers the request.
+    plan = store_plan(store, replace(planned, plan=planned.plan.model_copy(update={"request": None})))
     tasks = [(store.url, plan.plan_id, number) for number in range(plan.num_shards)]
     for (_, _, number), _ in run_calls(pool, _digest_shard, tasks):
         on_images(plan.num_rows(number))
-    dropped, kept_instead = _later_copies(store, plan)
+    dropped, kept_instead = _later_copies(_all_digests(store, plan, scratch))
     writer = PlanWriter(scratch, plan.config, planned.probe)
     listed = []
     first = 0
@@ -71,6 +74,7 @@ def leave_out_duplicates(
     pq.write_table(pa.concat_tables(listed), path, compression="zstd", write_statistics=False)
     slim = plan.model_copy(
         update={
+            "request": planned.plan.request,
             "slimmed_from": plan.plan_id,
             "num_samples": writer.num_rows,
             "num_duplicates": len(dropped),
@@ -88,38 +92,40 @@ def _digests_key(plan_id: str, number: int) -> str:
 
 def _digest_shard(attempt: Attempt[tuple[str, str, int]]) -> None:
     url, plan_id, number = attempt.call
-    store = open_store(url)
-    plan = read_plan(store, plan_id)
-    rows = shard_rows(store, plan, number)
+    store, plan = open_plan(url, plan_id)
+    key = _digests_key(plan_id, number)
+    if exists(store, key):
+        return
     digests = [
         _NO_DIGEST if isinstance(data, BadImage) else image_digest(data)
-        for _, data in fetch(rows, plan.bases, plan.image_columns, plan.config.image.max_bytes)
+        for _, data in fetch(
+            shard_rows(store, plan, number), plan.bases, plan.image_columns, plan.config.image.max_bytes
+        )
     ]
-    commit(store, _digests_key(plan_id, number), b"".join(digests))
+    store.create(key, b"".join(digests))  # whoever was first has told
 
 
-def _later_copies(store: Store, plan: Plan) -> tuple[_Positions, _Positions]:
-    """Gives the plan rows to leave out, ascending, and for each the row that is kept instead."""
+def _all_digests(store: Store, plan: Plan, scratch: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Gives the digests of all rows in plan order, shape (rows, 16), from a file that is mapped and not held."""
+    path = scratch / "digests.bin"
+    keys = (_digests_key(plan.plan_id, number) for number in range(plan.num_shards))
+    with scratch_errors(scratch), path.open("wb") as file, ThreadPoolExecutor(_READ_THREADS) as threads:
+        for body in threads.map(store.read, keys):
+            file.write(body)
+    return np.memmap(path, np.uint8, "r", shape=(plan.num_samples, DIGEST_BYTES))
+
+
+def _later_copies(digests: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[_Positions, _Positions]:
+    """Gives the rows to leave out, ascending, and for each the row that is kept instead."""
     dropped, kept = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for number in range(_NUM_PASSES):
-        digests, positions = _digests_of_pass(store, plan, number)
+        positions = np.flatnonzero(digests[:, 0] % _NUM_PASSES == number)
+        mine = np.ascontiguousarray(digests[positions]).view(f"S{DIGEST_BYTES}")[:, 0]
         # `unique` is stable: the first of equal digests is the one with the lowest position.
-        _, firsts, inverse = np.unique(digests, return_index=True, return_inverse=True)
+        _, firsts, inverse = np.unique(mine, return_index=True, return_inverse=True)
         first_positions = positions[firsts][inverse]
-        later = (first_positions != positions) & (digests != _NO_DIGEST)
+        later = (first_positions != positions) & (mine != _NO_DIGEST)
         dropped.append(positions[later])
         kept.append(first_positions[later])
     order = np.argsort(np.concatenate(dropped))
     return np.concatenate(dropped)[order], np.concatenate(kept)[order]
-
-
-def _digests_of_pass(store: Store, plan: Plan, number: int) -> tuple[np.ndarray[Any, Any], _Positions]:
-    digests, positions = [np.empty(0, f"S{DIGEST_BYTES}")], [np.empty(0, np.int64)]
-    first = 0
-    for shard in range(plan.num_shards):
-        found = np.frombuffer(store.read(_digests_key(plan.plan_id, shard)), np.uint8).reshape(-1, DIGEST_BYTES)
-        mine = np.flatnonzero(found[:, 0] % _NUM_PASSES == number)
-        digests.append(np.ascontiguousarray(found[mine]).view(f"S{DIGEST_BYTES}")[:, 0])
-        positions.append(mine + first)
-        first += len(found)
-    return np.concatenate(digests), np.concatenate(positions)

@@ -4,6 +4,7 @@ BitError
   ConfigError            a value the user gave is wrong
   StorageError           storage refused or failed
     NotFound             no such object, bucket or folder
+      NoBucket           no such bucket
     Denied               credentials are wrong or lack a right
     Unreachable          no answer, or a temporary failure that outlived its retries
     StorageFull          no space left
@@ -37,6 +38,10 @@ class StorageError(BitError):
 
 class NotFound(StorageError):  # noqa: N818 - the names read as facts in except clauses
     """No such object, bucket or folder."""
+
+
+class NoBucket(NotFound):
+    """No such bucket."""
 
 
 class Denied(StorageError):  # noqa: N818

@@ -1,14 +1,17 @@
 """Reading the bytes of a shard's pictures, in plan order, wherever they lie.
 
-Remote reads are on their way 32 at a time, row groups of Parquet files are read once each, and no more than the
-pictures of one shard is held. What cannot be had ends as a reject with its reason, or, where a whole store does not
-answer, as an error: a dataset must not depend on an outage.
+Remote reads are on their way 32 at a time, and row groups of Parquet files are read once each. What cannot be had ends
+as a reject with its reason, or, where a whole store does not answer, as an error: a dataset must not depend on an
+outage.
 """
 
+import os
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,9 +20,11 @@ import pyarrow.parquet as pq
 from pipeline.errors import BadImage, CorruptShard, Denied, NotFound, Unreachable
 from pipeline.sources.files import is_remote, join, open_file, read_file, read_span, scheme_of
 from pipeline.sources.rows import PARQUET, TAR
+from pipeline.spill import scratch_errors
 
 _READS_AHEAD = 32  # at 50 ms a read: 640 pictures a second, more than one core decodes
 SOURCE_SECONDS = 120.0  # for one picture, retries included: the slowest mirrors of img2dataset's lists take 60
+_STORES = ("", "file", "s3")  # what does not answer here is not one picture
 _REASONS: dict[type[Exception], str] = {
     NotFound: "missing",
     CorruptShard: "truncated",
@@ -50,59 +55,98 @@ def fetch(
         Denied: The credentials are wrong.
         Unreachable: A store of ours, or a Parquet file, does not answer.
     """
-    images = _inline_images(rows, bases, image_columns)
-    if not any(is_remote(place) for place in (*bases, *rows["path"].drop_null().unique().to_pylist())):
-        for row in rows.to_pylist():
-            yield row, _read(row, bases, images, max_bytes)
+    with _Inline(rows, bases, image_columns) as inline:
+        yield from _fetched(rows.to_pylist(), bases, inline, max_bytes, source_seconds)
+
+
+def _fetched(
+    rows: list[Row], bases: Sequence[str], inline: "_Inline", max_bytes: int, source_seconds: float
+) -> Iterator[Fetched]:
+    if not any(is_remote(base) for base in bases) and not any("://" in (row["path"] or row["source"]) for row in rows):
+        for row in rows:
+            yield row, _read(row, bases, inline, max_bytes)
         return
     pool = ThreadPoolExecutor(_READS_AHEAD, thread_name_prefix="fetch")
     ahead: deque[tuple[Row, Future[bytes | BadImage]]] = deque()
     try:
-        for row in rows.to_pylist():
-            ahead.append((row, pool.submit(_read, row, bases, images, max_bytes)))
+        for row in rows:
+            ahead.append((row, pool.submit(_read, row, bases, inline, max_bytes)))
             if len(ahead) == _READS_AHEAD:
-                yield _arrived(*ahead.popleft(), source_seconds)
+                yield _arrived(*ahead.popleft(), bases, source_seconds)
         while ahead:
-            yield _arrived(*ahead.popleft(), source_seconds)
+            yield _arrived(*ahead.popleft(), bases, source_seconds)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _arrived(row: Row, reading: "Future[bytes | BadImage]", seconds: float) -> Fetched:
+def _arrived(row: Row, reading: "Future[bytes | BadImage]", bases: Sequence[str], seconds: float) -> Fetched:
     try:
         return row, reading.result(seconds)
-    except FutureTimeoutError:
-        return row, BadImage("timeout", f"not read within {seconds:g} s")
+    except FutureTimeoutError as error:
+        told = f"{_url(row, bases)} was not read within {seconds:g} s"
+        if scheme_of(_url(row, bases)) in _STORES:
+            raise Unreachable(told) from error
+        return row, BadImage("timeout", told)
 
 
-def _read(row: Row, bases: Sequence[str], images: dict[tuple[str, int], bytes], max_bytes: int) -> "bytes | BadImage":
-    url = join(bases[row["base"]], row["path"] or row["source"])
+def _url(row: Row, bases: Sequence[str]) -> str:
+    return join(bases[row["base"]], row["path"] or row["source"])
+
+
+def _read(row: Row, bases: Sequence[str], inline: "_Inline", max_bytes: int) -> "bytes | BadImage":
+    url = _url(row, bases)
     if row["container"] == PARQUET:
-        return images.pop((url, row["offset"]), b"")
+        return inline.read(url, row["offset"])
     if row["num_bytes"] > max_bytes:
         return BadImage("too-large", f"{row['num_bytes']:,} bytes exceed the limit of {max_bytes:,}")
     try:
-        return read_span(url, row["offset"], row["num_bytes"]) if row["container"] == TAR else read_file(url)
+        if row["container"] == TAR:
+            return read_span(url, row["offset"], row["num_bytes"])
+        return read_file(url, max_bytes)
     except (NotFound, CorruptShard, Denied, Unreachable) as error:
-        if isinstance(error, Denied | Unreachable) and scheme_of(url) in ("", "file", "s3"):
+        if isinstance(error, Denied | Unreachable) and scheme_of(url) in _STORES:
             raise  # a whole store is gone, not a picture
         return BadImage(_REASONS[type(error)], str(error))
 
 
-def _inline_images(
-    rows: pa.Table, bases: Sequence[str], image_columns: Sequence[str | None]
-) -> dict[tuple[str, int], bytes]:
-    """Reads the row groups that hold inline images, each once, and keeps the wanted ones."""
-    inline = rows.filter(pa.compute.equal(rows["container"], PARQUET)).select(["source", "base", "path", "offset"])
-    wanted: dict[tuple[str, str], list[int]] = {}
-    for row in inline.to_pylist():
-        url = join(bases[row["base"]], row["path"] or row["source"])
-        wanted.setdefault((url, str(image_columns[row["base"]])), []).append(row["offset"])
-    images: dict[tuple[str, int], bytes] = {}
-    for (url, column), offsets in wanted.items():
-        for offset, image in _images_of(url, column, sorted(offsets)):
-            images[url, offset] = image
-    return images
+class _Inline:
+    """The inline images of a shard: their row groups are read once each, and the images wait in a file on disk.
+
+    They come in the order of the files and are wanted in the order of the plan, and may be many times what is stored
+    of them.
+    """
+
+    def __init__(self, rows: pa.Table, bases: Sequence[str], image_columns: Sequence[str | None]) -> None:
+        inline = rows.filter(pa.compute.equal(rows["container"], PARQUET)).select(["source", "base", "path", "offset"])
+        self._wanted: dict[tuple[str, str], list[int]] = {}
+        for row in inline.to_pylist():
+            place = _url(row, bases), str(image_columns[row["base"]])
+            self._wanted.setdefault(place, []).append(row["offset"])
+        self._spans: dict[tuple[str, int], tuple[int, int]] = {}
+        self._file = tempfile.TemporaryFile() if self._wanted else None  # noqa: SIM115 - closed by __exit__
+
+    def __enter__(self) -> "_Inline":
+        position = 0
+        for (url, column), offsets in self._wanted.items():
+            for offset, image in _images_of(url, column, sorted(offsets)):
+                self._spans[url, offset] = position, len(image)
+                with scratch_errors(Path(tempfile.gettempdir())):
+                    os.pwrite(self._descriptor, image, position)
+                position += len(image)
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._file:
+            self._file.close()
+
+    @property
+    def _descriptor(self) -> int:
+        return self._file.fileno() if self._file else -1
+
+    def read(self, url: str, offset: int) -> bytes:
+        """Gives the image of a row."""
+        position, num_bytes = self._spans[url, offset]
+        return os.pread(self._descriptor, num_bytes, position)
 
 
 def _images_of(url: str, column: str, offsets: list[int]) -> Iterator[tuple[int, bytes]]:
@@ -123,7 +167,7 @@ def _images_of(url: str, column: str, offsets: list[int]) -> Iterator[tuple[int,
 def _images_of_group(
     file: pq.ParquetFile, number: int, column: str, first: int, offsets: list[int]
 ) -> Iterator[tuple[int, bytes]]:
-    """A page at a time: the whole group may be larger than a shard."""
+    """64 rows at a time; Arrow holds the group's pages meanwhile (see sources.table for the limit)."""
     position = first
     for batch in file.iter_batches(64, row_groups=[number], columns=[column], use_threads=False):
         values = batch.column(0)

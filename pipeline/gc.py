@@ -10,6 +10,7 @@ from pipeline.publish import published_version
 from pipeline.store.base import Entry, Store, Unfinished
 
 _SECONDS_PER_HOUR = 3600.0
+_PLAN_DIGITS = 8  # of a plan's id in the names of its shards
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def garbage(store: Store, *, older_than_hours: float, with_abandoned_runs: bool)
             yield Garbage(unfinished.key, "incomplete upload", -1, unfinished)
     published = published_version(store)
     needed, plan_ids = _needed(store)
-    abandoned = set() if not with_abandoned_runs else _plans(store) - plan_ids
+    abandoned = _abandoned(store, plan_ids, before) if with_abandoned_runs else set()
     # Records first: a shard whose record is gone is no shard, the other way round it would be a broken one.
     for prefix in ("commits/", "shards/", "rejects/", "plans/"):
         for entry in store.list(prefix):
@@ -65,8 +66,16 @@ def remove(store: Store, found: Garbage) -> None:
         store.delete(found.path)
 
 
-def _plans(store: Store) -> set[str]:
-    return {entry.key.split("/")[1] for prefix in ("plans/", "commits/") for entry in store.list(prefix)}
+def _abandoned(store: Store, plan_ids: set[str], before: float) -> set[str]:
+    """Gives the plans that were never published and at which nothing was written since: a living run commits shards."""
+    newest: dict[str, float] = {}
+    for prefix in ("plans/", "commits/"):
+        for entry in store.list(prefix):
+            plan = entry.key.split("/")[1]
+            newest[plan] = max(newest.get(plan, 0.0), entry.modified)
+    if any(entry.modified > before for entry in store.list(LEASES)):
+        return set()  # a run has begun that may be about to go on with one of them
+    return {plan for plan, written in newest.items() if written <= before} - plan_ids
 
 
 def _needed(store: Store) -> tuple[set[str], set[str]]:
@@ -87,9 +96,9 @@ def _why(entry: Entry, needed: set[str], plan_ids: set[str], abandoned: set[str]
     if kind in ("plans", "commits", "rejects"):
         return "abandoned run" if plan in abandoned else None
     if kind == "shards":
-        if any(known.startswith(plan) for known in abandoned):
+        if plan in {known[:_PLAN_DIGITS] for known in abandoned}:
             return "abandoned run"
         # Index files of `pipeline export` lie beside the shards.
-        is_ours = entry.key.endswith((".tar", ".parquet")) and any(known.startswith(plan) for known in plan_ids)
+        is_ours = plan in {known[:_PLAN_DIGITS] for known in plan_ids} and entry.key.endswith((".tar", ".parquet"))
         return "orphan of a published plan" if is_ours and entry.key not in needed else None
     return None

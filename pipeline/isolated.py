@@ -33,11 +33,19 @@ class Isolated:
         self._child: tuple[multiprocessing.process.BaseProcess, Connection] | None = None
 
     def __call__(self, data: bytes, policy: ImagePolicy) -> Prepared:
-        """As prepare.prepare.
+        """As prepare.prepare. A picture is given a second child before it is held to be the cause of a death.
 
         Raises:
             BadImage: As prepare; and with reason `crashed` or `timeout`.
         """
+        try:
+            return self._once(data, policy)
+        except BadImage as error:
+            if error.reason not in ("crashed", "timeout"):
+                raise
+            return self._once(data, policy)
+
+    def _once(self, data: bytes, policy: ImagePolicy) -> Prepared:
         _, connection = self._child = self._child or _start()
         try:
             connection.send((data, policy))

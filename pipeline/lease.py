@@ -48,8 +48,8 @@ class Lease:
         if exists(self._store, _key(self.number + 1)):
             taker = _LeaseRecord.model_validate_json(self._store.read(_key(self.number + 1)))
             raise Fenced(
-                f"{self._store.url}: a newer run (host {taker.host}, process {taker.pid}) has taken over; this one "
-                f"stops, and what it packed is part of that run's result"
+                f"{self._store.url}: a newer run (host {taker.host}, process {taker.pid}) has taken over, and this one "
+                f"stops. If both pack the same, that one uses what this one packed; if not, run this one again later"
             )
 
 

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.fingerprint import CODE_BYTES
-from pipeline.records import Record
+from pipeline.records import FORMAT, Record
 
-FORMAT = "bit-wds/2"
 POINTER_KEY = "MANIFEST.json"
 # Half of the BLAKE3 of an image's bytes: 128 bits tell 300 M images apart, and a sidecar stays below 60 B a sample.
 DIGEST_BYTES = 16

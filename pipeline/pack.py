@@ -4,6 +4,7 @@ The tar is built block by block. While this thread prepares the pictures of a bl
 so a worker holds a few blocks, whatever the shard's size.
 """
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import blake3
-import orjson
 import pyarrow as pa
 from crc32c import crc32c
 
@@ -24,6 +24,7 @@ from pipeline.sources.rows import NO_EXTRA
 from pipeline.store.base import ObjectWriter
 from pipeline.tar import BLOCK_BYTES, END, member_parts, padded
 
+_quoted = json.encoder.encode_basestring_ascii
 _BLOCKS_AHEAD = 2  # one being written, one waiting
 Prepare = Callable[[bytes, ImagePolicy], Prepared]
 
@@ -187,7 +188,12 @@ def described(row: Row, prepared: Prepared) -> tuple[bytes, bytes]:
     """Gives the contents of a sample's `.cls` and `.json`."""
     labels = row["labels"]
     cls = str(labels[0] if labels else -1).encode()
-    about = {"height": prepared.height, "labels": labels, "source": row["source"], "width": prepared.width}
-    if row["extra"] != NO_EXTRA:
-        about = orjson.loads(row["extra"]) | about
-    return cls, orjson.dumps(about, option=orjson.OPT_SORT_KEYS)
+    if row["extra"] == NO_EXTRA:
+        # What json.dumps gives, in a fifth of its time.
+        listed = ",".join(map(str, labels))
+        source = _quoted(row["source"])
+        about = f'{{"height":{prepared.height},"labels":[{listed}],"source":{source},"width":{prepared.width}}}'
+        return cls, about.encode()
+    facts = {"height": prepared.height, "labels": labels, "source": row["source"], "width": prepared.width}
+    about = json.dumps(json.loads(row["extra"]) | facts, sort_keys=True, separators=(",", ":"))
+    return cls, about.encode()

@@ -15,7 +15,7 @@ import xxhash
 from pydantic import NonNegativeInt, PositiveInt
 
 from pipeline.prepare import ImagePolicy
-from pipeline.records import Record
+from pipeline.records import FORMAT, Record
 from pipeline.seeds import key128
 from pipeline.tar import BLOCK_BYTES
 
@@ -67,6 +67,7 @@ class Plan(Record):
         num_known: Rows left out because the dataset has them.
         num_ignored: Files of the sources that are no pictures.
         num_bytes: Expected, of all tars.
+        parts: Keys of the Parquet files of its rows.
         shard_ends: End row of each shard in plan order.
     """
 
@@ -83,6 +84,7 @@ class Plan(Record):
     num_known: int = 0
     num_ignored: int = 0
     num_bytes: int
+    parts: tuple[str, ...] = ()
     shard_ends: tuple[int, ...]
 
     @property
@@ -95,9 +97,12 @@ class Plan(Record):
         return self.shard_ends[number] - (self.shard_ends[number - 1] if number else 0)
 
 
-def part_key(plan_id: str, part: int) -> str:
-    """Gives the key of one of a plan's Parquet files: rows of SHARDS_PER_PART shards, a row group each."""
-    return f"plans/{plan_id}/rows-{part:05d}.parquet"
+def part_key(plan_id: str, part: int, sha256: str) -> str:
+    """Gives the key of one of a plan's Parquet files: rows of SHARDS_PER_PART shards, a row group each.
+
+    It holds the digest of the file, since the plan is the same wherever its sources lie, and the file is not.
+    """
+    return f"plans/{plan_id}/rows-{part:05d}-{sha256[:8]}.parquet"
 
 
 def plan_key(plan_id: str) -> str:
@@ -160,7 +165,7 @@ def cut(sizes: npt.NDArray[np.int64], target_bytes: int, max_count: int) -> list
 
 def plan_digest(plan: Plan, shard_digests: list[bytes]) -> str:
     """Gives the id of a plan: a digest of configuration, classes and rows, not of where the sources lie."""
-    digest = hashlib.sha256(f"{plan.config.model_dump_json()}\n{plan.shard_ends}\n".encode())
+    digest = hashlib.sha256(f"{FORMAT}\n{plan.config.model_dump_json()}\n{plan.shard_ends}\n".encode())
     digest.update("\n".join(plan.classes).encode())
     for shard_digest in shard_digests:
         digest.update(shard_digest)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError, EmptySource
 from pipeline.labels import Labels
-from pipeline.manifest import PLAN_SCHEMA
+from pipeline.manifest import PLAN_SCHEMA, sha256_hex
 from pipeline.plan import (
     OVERHEAD_BYTES,
     Hashes,
@@ -133,14 +133,18 @@ def store_plan(store: Store, planned: Planned) -> Plan:
         StorageError: As the destination.
     """
     plan = planned.plan
-    key = plan_key(plan.plan_id)
+    parts = []
     for part, path in enumerate(planned.parts):
-        commit(store, part_key(plan.plan_id, part), path.read_bytes())
+        body = path.read_bytes()
+        parts.append(part_key(plan.plan_id, part, sha256_hex(body)))
+        commit(store, parts[-1], body)
     if planned.duplicates:
         commit(store, duplicates_key(plan.plan_id), planned.duplicates.read_bytes())
+    plan = plan.model_copy(update={"parts": tuple(parts)})
+    key = plan_key(plan.plan_id)
     if not store.create(key, plan.to_json()):
-        body, tag = store.read_tagged(key)
-        if body != plan.to_json():  # the same pictures at other places
+        found, tag = store.read_tagged(key)
+        if found != plan.to_json():  # the same pictures at other places
             store.replace(key, plan.to_json(), tag)
     return plan
 

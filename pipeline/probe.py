@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.errors import BadImage, BitError
+from pipeline.errors import BadImage
 from pipeline.fetch import fetch
 from pipeline.plan import UNKNOWN_IMAGE_BYTES
 from pipeline.prepare import ImagePolicy, prepare
@@ -37,14 +37,13 @@ def prober(policy: ImagePolicy) -> Callable[[pa.Table, Sequence[tuple[str, Sourc
         columns = [source.image_column for _, source in sources]
         num_read = num_stored = count = 0
         started = time.perf_counter()
-        with suppress(BitError):  # packing meets it again, and tells
-            for _, data in fetch(rows, bases, columns, policy.max_bytes):
+        for _, data in fetch(rows, bases, columns, policy.max_bytes):
+            with suppress(BadImage):
                 if isinstance(data, BadImage):
-                    continue
-                with suppress(BadImage):
-                    num_stored += len(prepare(data, policy).data)
-                    num_read += len(data)
-                    count += 1
+                    raise data
+                num_stored += len(prepare(data, policy).data)
+                num_read += len(data)
+                count += 1
         if not count:
             return Probe()
         seconds = (time.perf_counter() - started) / count

@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from pipeline.errors import ConfigError, Conflict, NotFound
+from pipeline.errors import ConfigError, Conflict, NoBucket, NotFound
 from pipeline.fingerprint import DESCRIPTOR_VERSION
 from pipeline.manifest import (
-    FORMAT,
     POINTER_KEY,
     REJECT_SCHEMA,
     ManifestVersion,
@@ -23,6 +22,7 @@ from pipeline.manifest import (
     to_parquet,
     version_key,
 )
+from pipeline.records import FORMAT
 from pipeline.store.base import Store, commit, read_checked
 
 
@@ -72,6 +72,8 @@ def published_version(store: Store) -> Published | None:
     """
     try:
         body, tag = store.read_tagged(POINTER_KEY)
+    except NoBucket:
+        raise
     except NotFound:
         return None
     try:
@@ -101,8 +103,8 @@ def parsed_version(body: bytes, url: str) -> ManifestVersion:
 def publish(store: Store, before: Published | None, addition: Addition) -> ManifestVersion:
     """Writes the next version, then swings the pointer to it.
 
-    All objects but the pointer are created if absent, under names that hold version and plan; the pointer is swung by
-    compare-and-swap. So a crash anywhere leaves the old version or the new one, and a second writer of the same
+    All objects but the pointer are created if absent, under names that hold version and content; the pointer is swung
+    by compare-and-swap. So a crash anywhere leaves the old version or the new one, and a second writer of the same
     addition ends with the same objects.
 
     Raises:
@@ -110,7 +112,7 @@ def publish(store: Store, before: Published | None, addition: Addition) -> Manif
     """
     old = before.version if before else None
     number = (old.version if old else 0) + 1
-    name = f"manifests/v{number:06d}-{addition.plan_id[:8]}"
+    name = version_key(number).removesuffix(".json")
     shards = to_parquet(_joined(store, (old.shards, old.shards_sha256) if old else None, addition.shards))
     blocks = to_parquet(_joined(store, (old.blocks, old.blocks_sha256) if old else None, addition.blocks))
     rejects, num_rejects, reasons = _rejects(store, old, addition)
@@ -126,13 +128,13 @@ def publish(store: Store, before: Published | None, addition: Addition) -> Manif
         num_duplicates=(old.num_duplicates if old else 0) + addition.num_duplicates,
         reject_reasons=reasons,
         num_classes=max(old.num_classes if old else 0, addition.num_classes),
-        shards=f"{name}.shards.parquet",
+        shards=_table_key(name, shards, "shards.parquet"),
         shards_sha256=sha256_hex(shards),
-        blocks=f"{name}.blocks.parquet",
+        blocks=_table_key(name, blocks, "blocks.parquet"),
         blocks_sha256=sha256_hex(blocks),
-        classes=f"{name}.classes.json" if classes else None,
+        classes=_table_key(name, classes, "classes.json") if classes else None,
         classes_sha256=sha256_hex(classes) if classes else None,
-        rejects=f"{name}.rejects.parquet" if rejects else None,
+        rejects=_table_key(name, rejects, "rejects.parquet") if rejects else None,
         rejects_sha256=sha256_hex(rejects) if rejects else None,
         descriptor=DESCRIPTOR_VERSION if addition.has_fingerprints and (not old or old.descriptor) else None,
         plan_ids=(*(old.plan_ids if old else ()), addition.plan_id),
@@ -167,6 +169,10 @@ def _swing(store: Store, before: Published | None, version: ManifestVersion) -> 
             plans = now.version.plan_ids if now else ()
             raise Conflict(f"{store.url} was published by another run meanwhile (plans {', '.join(plans)}); run again")
     commit(store, version_key(version.version), body)
+
+
+def _table_key(name: str, body: bytes, ending: str) -> str:
+    return f"{name}-{sha256_hex(body)[:8]}.{ending}"
 
 
 def _joined(store: Store, old: tuple[str, str] | None, added: pa.Table) -> pa.Table:

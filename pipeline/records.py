@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict
 
+FORMAT = "bit-wds/2"  # of datasets; part of each plan's identity
+
 
 class Record(BaseModel):
     """Frozen, unknown fields refused."""

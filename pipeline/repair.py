@@ -4,10 +4,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.commit import prepare_shard, read_plan, shard_rows
+import pyarrow as pa
+
+from pipeline.commit import prepare_shard, read_plan, read_record, shard_rows
 from pipeline.dataset import Dataset
 from pipeline.errors import CorruptShard, NotFound
-from pipeline.manifest import sha256_hex, to_parquet
+from pipeline.manifest import from_parquet, sha256_hex, to_parquet
+from pipeline.plan import Plan
 from pipeline.store.base import Store, blake3_of
 from pipeline.store.local import LocalStore
 
@@ -39,7 +42,7 @@ def _repair(dataset: Dataset, row: dict[str, Any], scratch: Path) -> None:
     if not row["plan_id"] or row["plan_shard"] < 0:
         raise NotFound(f"{row['path']} was not packed by `pipeline shard`: restore it from where it came from")
     plan = read_plan(store, row["plan_id"])
-    rows = shard_rows(store, plan, row["plan_shard"])
+    rows = _packed_rows(store, plan, row["plan_shard"])
     aside = LocalStore(scratch)
     with aside.writer("rebuilt.tar") as writer:
         packed = prepare_shard(plan, row["plan_shard"], rows, writer)
@@ -58,6 +61,16 @@ def _repair(dataset: Dataset, row: dict[str, Any], scratch: Path) -> None:
             store.create(row["sidecar"], sidecar)
     finally:
         aside.delete("rebuilt.tar")
+
+
+def _packed_rows(store: Store, plan: Plan, number: int) -> pa.Table:
+    """Gives the rows that were packed: a picture that was rejected then may be sound by now."""
+    rows = shard_rows(store, plan, number)
+    record = read_record(store, plan.plan_id, number)
+    if not record.rejects:
+        return rows
+    rejected = [repr(row) for row in from_parquet(store.read(record.rejects)).select(rows.column_names).to_pylist()]
+    return rows.filter(pa.array([repr(row) not in rejected for row in rows.to_pylist()]))
 
 
 def _sidecar_is_bad(store: Store, row: dict[str, Any]) -> bool:

@@ -163,7 +163,7 @@ def _already_packed(store: Store, plan: Plan, max_reject_fraction: float) -> Pac
         if record.rejects is None:
             kept.add(record)
             continue
-        # The record goes first: without it the rest is nothing.
+        # The record goes first: without it the rest is nothing, and is overtaken if it stays.
         for key in (record_key(plan.plan_id, record.plan_shard), record.rejects, record.sidecar, record.path):
             store.delete(key)
     return kept

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from pipeline.commit import read_plan
 from pipeline.console import silent
 from pipeline.duplicates import leave_out_duplicates
-from pipeline.errors import ConfigError, EmptySource, NotFound
+from pipeline.errors import ConfigError, Conflict, EmptySource, NotFound
 from pipeline.lease import Lease
 from pipeline.manifest import ManifestVersion, from_parquet
-from pipeline.plan import SHARDS_PER_PART, Plan, ShardConfig, part_key
+from pipeline.plan import Plan, ShardConfig, duplicates_key
 from pipeline.planner import Planned, make_plan, store_plan
 from pipeline.probe import prober
 from pipeline.publish import Addition, Published, outstanding_rejects, publish, published_version
@@ -38,10 +38,12 @@ class Reporting:
     Attributes:
         progress: Context of a progress display of (what, total or None, unit); gives a function of (count, bytes).
         event: Is called with the name and the values of each event.
+        say: Is called with a line for the user.
     """
 
     progress: Callable[[str, int | None, str], Any] = silent
     event: Callable[..., None] = lambda name, **values: None
+    say: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True)
@@ -123,19 +125,29 @@ def shard(
         Fenced: A newer run has taken over.
         StorageError: As the destination.
     """
-    request = request_of(sources, config, settings)
     published = published_version(job.store)
+    # Before anything that takes long: it shows whether the destination can be written.
+    lease = None if published else Lease(job.store)
+    plan, planned = _find_or_plan(job, sources, config, settings)
+    if published:
+        if plan.plan_id != published.version.plan_ids[0]:
+            raise _other_dataset(job.store, published, plan)
+        return published.version
+    return _pack_and_publish(job, _stored(job, planned) if planned else plan, None, lease or Lease(job.store))
+
+
+def _find_or_plan(
+    job: Job, sources: Sequence[tuple[str, Source]], config: ShardConfig, settings: Any, **options: Any
+) -> tuple[Plan, Planned | None]:
+    """Gives the plan that an earlier run stored, or a new one that is not stored yet."""
+    request = request_of(sources, config, settings)
     plan = find_plan(job.store, request=request)
-    if plan is None:
-        planned = plan_sources(job, sources, config, request=request)
-        if config.skip_duplicates:
-            plan = find_plan(job.store, slimmed_from=planned.plan.plan_id)
-        if published and plan is None and planned.plan.plan_id != published.version.plan_ids[0]:
-            raise _other_dataset(job.store, published, planned.plan)
-        plan = plan or _stored(job, planned)
-    if published and plan.plan_id != published.version.plan_ids[0]:
-        raise _other_dataset(job.store, published, plan)
-    return published.version if published else _pack_and_publish(job, plan, None, retries=False)
+    if plan:
+        return plan, None
+    planned = plan_sources(job, sources, config, request=request, **options)
+    if config.skip_duplicates:
+        plan = find_plan(job.store, slimmed_from=planned.plan.plan_id)
+    return (plan, None) if plan else (planned.plan, planned)
 
 
 def _other_dataset(store: Store, published: Published, plan: Plan) -> ConfigError:
@@ -156,27 +168,21 @@ def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None
         BitError: As `shard`.
     """
     published = _require(job.store)
+    lease = Lease(job.store)
     latest = _latest_plan(job.store, published.version)
     config = latest.config.model_copy(update={"first_shard": latest.config.first_shard + latest.num_shards})
-    request = request_of(sources, config, settings)
-    plan = find_plan(job.store, request=request)
-    if plan is None:
-        planned = plan_sources(
-            job,
-            sources,
-            config,
-            request=request,
-            known=_known_rows(job.store, published.version),
-            classes=latest.classes,
+    known = _known_rows(job.store, published.version)
+    plan, planned = _find_or_plan(job, sources, config, settings, known=known, classes=latest.classes)
+    if plan.num_known:
+        job.reporting.say(f"{plan.num_known:,} rows have names that the dataset has, and are left out")
+    if plan.num_samples == 0:
+        job.reporting.say("nothing new")
+        return published.version
+    if plan.classes and not latest.classes and published.version.num_classes:
+        raise ConfigError(
+            f"{job.store.url} has numbers for labels, the new source has names; give it numbers, or --classes"
         )
-        if planned.plan.num_samples == 0:
-            return published.version
-        if planned.plan.classes and not latest.classes and published.version.num_classes:
-            raise ConfigError(
-                f"{job.store.url} has numbers for labels, the new source has names; give it numbers, or --classes"
-            )
-        plan = _stored(job, planned)
-    return _pack_and_publish(job, plan, published, retries=False)
+    return _pack_and_publish(job, _stored(job, planned) if planned else plan, published, lease)
 
 
 def retry_rejects(job: Job) -> ManifestVersion:
@@ -187,6 +193,7 @@ def retry_rejects(job: Job) -> ManifestVersion:
         BitError: As `shard`.
     """
     published = _require(job.store)
+    lease = Lease(job.store)
     rejects = outstanding_rejects(job.store, published.version)
     if not rejects.num_rows:
         return published.version
@@ -203,9 +210,8 @@ def retry_rejects(job: Job) -> ManifestVersion:
     planned = plan_sources(job, sources, config)
     # Labels are numbers already; their names are those of the dataset.
     plan = planned.plan.model_copy(update={"classes": latest.classes, "num_classes": published.version.num_classes})
-    return _pack_and_publish(
-        job, store_plan(job.store, Planned(plan, planned.parts, planned.probe)), published, retries=True
-    )
+    plan = store_plan(job.store, Planned(plan, planned.parts, planned.probe))
+    return _pack_and_publish(job, plan, published, lease, retries=True)
 
 
 def _reject_batches(rows: pa.Table, mapped: Any) -> Iterator[pa.RecordBatch]:
@@ -230,12 +236,14 @@ def _latest_plan(store: Store, version: ManifestVersion) -> Plan:
 
 
 def _known_rows(store: Store, version: ManifestVersion) -> Iterator[pa.Table]:
+    """Gives the rows of all plans of a dataset, with those left out for equal image bytes."""
     for plan_id in version.plan_ids:
         plan = read_plan(store, plan_id)
-        for part in range(-(-plan.num_shards // SHARDS_PER_PART)):
-            with open_file(f"{store.url}/{part_key(plan_id, part)}") as file:
-                parts = pq.ParquetFile(file, pre_buffer=False)
-                for batch in parts.iter_batches(columns=["source", "num_bytes", "run"], use_threads=False):
+        for key in (*plan.parts, *([duplicates_key(plan_id)] if plan.num_duplicates else [])):
+            with open_file(f"{store.url}/{key}") as file:
+                for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(
+                    columns=["source", "num_bytes", "run"], use_threads=False
+                ):
                     yield pa.Table.from_batches([batch])
 
 
@@ -248,8 +256,15 @@ def _stored(job: Job, planned: Planned) -> Plan:
     return store_plan(job.store, planned)
 
 
-def _pack_and_publish(job: Job, plan: Plan, before: Published | None, *, retries: bool) -> ManifestVersion:
-    lease = Lease(job.store)
+def _pack_and_publish(
+    job: Job, plan: Plan, before: Published | None, lease: Lease, *, retries: bool = False
+) -> ManifestVersion:
+    # Another run may have published since this one looked; a published shard is never taken back.
+    now = published_version(job.store)
+    if now and plan.plan_id in now.version.plan_ids:
+        return now.version
+    if (now and now.version) != (before and before.version):
+        raise Conflict(f"{job.store.url} was published by another run meanwhile; run again")
     job.reporting.event("plan", plan_id=plan.plan_id, num_samples=plan.num_samples, num_shards=plan.num_shards)
     with job.reporting.progress("packing", plan.num_samples, "images") as advance:
         packed = pack_plan(
@@ -264,9 +279,20 @@ def _pack_and_publish(job: Job, plan: Plan, before: Published | None, *, retries
     if packed.num_rejects == packed.num_done and not retries:
         raise EmptySource(f"all {plan.num_samples} pictures were rejected: {dict(packed.reject_reasons)}")
     lease.check(now=True)
+    _check_records(job.store, plan)
     version = publish(job.store, before, _addition(job.store, plan, packed, before, retries=retries))
     job.reporting.event("published", **version.model_dump())
     return version
+
+
+def _check_records(store: Store, plan: Plan) -> None:
+    """Makes sure that what was packed is still there: `pipeline gc` may have been told that nobody needs it."""
+    committed = sum(1 for _ in store.list(f"commits/{plan.plan_id}/"))
+    if committed != plan.num_shards:
+        raise Conflict(
+            f"{store.url}: {committed:,} of {plan.num_shards:,} shards are there; somebody removed the others while "
+            f"this run was at work. Run again to pack them"
+        )
 
 
 def _addition(store: Store, plan: Plan, packed: Packed, before: Published | None, *, retries: bool) -> Addition:

@@ -10,10 +10,10 @@ import numpy as np
 from pipeline.dataset import Dataset
 from pipeline.errors import BadImage, CorruptShard, NotFound
 from pipeline.image import decode
-from pipeline.manifest import image_digest
+from pipeline.manifest import from_parquet, image_digest
 from pipeline.seeds import rng
 from pipeline.sources.tars import scan_tar
-from pipeline.store.base import blake3_of
+from pipeline.store.base import Store, blake3_of, read_checked
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls
 
@@ -59,10 +59,11 @@ def verify(
     """
     depth = LEVELS.index(level)
     yield from _manifest_faults(dataset)
-    numbers = list(range(len(dataset.shards))) if shards is None else shards
-    check = _ShardCheck(dataset, depth)
-    for number, faults in run_calls(pool, check, numbers):
-        on_shard(dataset.shards[number]["num_bytes"])
+    rows = iter(dataset.shards) if shards is None else (dataset.shards[number] for number in shards)
+    # A worker is sent the row of its shard; opening the dataset would read those of all.
+    calls = (tuple(row.items()) for row in rows)
+    for call, faults in run_calls(pool, _ShardCheck(dataset.store, depth), calls):
+        on_shard(dict(call)["num_bytes"])
         yield from faults
 
 
@@ -83,15 +84,15 @@ def _manifest_faults(dataset: Dataset) -> Iterator[Fault]:
 class _ShardCheck:
     """Checks one shard; runs on a worker."""
 
-    dataset: Dataset
+    store: Store
     depth: int
 
-    def __call__(self, attempt: Attempt[int]) -> list[Fault]:
-        row = self.dataset.shards[attempt.call]
-        return [Fault(path, problem, attempt.call) for path, problem in self._problems(row)]
+    def __call__(self, attempt: Attempt[tuple[tuple[str, Any], ...]]) -> list[Fault]:
+        row = dict(attempt.call)
+        return [Fault(path, problem, row["shard"]) for path, problem in self._problems(row)]
 
     def _problems(self, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
-        store = self.dataset.store
+        store = self.store
         for key, expected_bytes in ((row["path"], row["num_bytes"]), (row["sidecar"], row["sidecar_bytes"])):
             try:
                 found_bytes = store.num_bytes(key)
@@ -104,7 +105,7 @@ class _ShardCheck:
         if self.depth < LEVELS.index("checksum"):
             return
         try:
-            samples = self.dataset.samples(row["shard"])  # checks the sidecar's checksum
+            samples = from_parquet(read_checked(store, row["sidecar"], row["sidecar_sha256"]))
         except CorruptShard:
             yield row["sidecar"], "checksum differs"
             return

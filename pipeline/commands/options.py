@@ -107,12 +107,18 @@ def job_of(
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
     check_pillow()
+    if "://" not in dest and Path(dest).is_file():
+        raise ConfigError(f"{dest} is a file; a dataset is a folder")
     if scratch is not None and not Path(scratch).is_dir():
         raise ConfigError(f"--scratch {scratch} is not a folder; create it or correct the path")
     log = EventLog(log_jsonl)
     with tempfile.TemporaryDirectory(prefix="bit-plan-", dir=scratch) as folder, pool_of(workers, on_ray) as pool:
         yield Job(
-            open_store(absolute_url(dest)), pool, Path(folder), max_reject_fraction, Reporting(progress, log.write)
+            open_store(absolute_url(dest)),
+            pool,
+            Path(folder),
+            max_reject_fraction,
+            Reporting(progress, log.write, click.echo),
         )
 
 

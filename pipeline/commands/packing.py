@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _USD_PER_1000_PUTS = 0.005
 _USD_PER_1000_GETS = 0.0004
 _USD_PER_GB_MONTH = 0.023
-_MOST_SHARD_MB = 100_000
+_MOST_MB = 100_000
 _PART_BYTES = 64 << 20  # store.s3: larger objects go up in parts of this size, one request each and two more
 
 
@@ -65,24 +65,21 @@ def shard(sources: tuple[str, ...], dest: str, **options: Any) -> None:
     from pipeline.shard import shard as run_shard  # noqa: PLC0415
     from pipeline.sources.open import open_sources  # noqa: PLC0415
 
-    shard_mb, block_mib = options.pop("shard_mb"), options.pop("block_mib")
-    if not (0 < shard_mb < _MOST_SHARD_MB and 0 < block_mib < _MOST_SHARD_MB and options["max_image_mb"] > 0):
-        raise ConfigError(
-            f"--shard-mb {shard_mb}, --block-mib {block_mib} and --max-image-mb {options['max_image_mb']} are sizes "
-            f"above 0 and below {_MOST_SHARD_MB:,}"
-        )
+    shard_bytes = _bytes("--shard-mb", options.pop("shard_mb"), 1_000_000)
+    block_bytes = _bytes("--block-mib", options.pop("block_mib"), 1 << 20)
+    max_bytes = _bytes("--max-image-mb", options.pop("max_image_mb"), 1_000_000)
     config = ShardConfig(
         seed=options.pop("seed"),
         split=checked_split(options.pop("split")),
-        shard_bytes=int(shard_mb * 1e6),
+        shard_bytes=shard_bytes,
         max_samples_per_shard=options.pop("max_samples"),
-        block_bytes=int(block_mib * (1 << 20)),
+        block_bytes=block_bytes,
         image=ImagePolicy(
             check=options.pop("check"),
             shorter_side_px=options.pop("shorter_side_px"),
             reencode=options.pop("reencode"),
             jpeg_quality=options.pop("jpeg_quality"),
-            max_bytes=int(options.pop("max_image_mb") * 1e6),
+            max_bytes=max_bytes,
         ),
         skip_duplicates=options.pop("skip_duplicates"),
     )
@@ -126,6 +123,12 @@ def retry_rejects(dest: str, **options: Any) -> None:
     options["max_reject_fraction"] = options["max_reject_fraction"] or 1.0  # all of them were rejected before
     with job_of(dest, **options) as job:
         _tell_published(job.store.url, run_retry(job))
+
+
+def _bytes(option: str, value: float, unit: int) -> int:
+    if not 1 / unit <= value <= _MOST_MB:
+        raise ConfigError(f"{option} {value} is a size above 0 and at most {_MOST_MB:,}")
+    return int(value * unit)
 
 
 def _columns(options: dict[str, Any]) -> Any:

@@ -88,7 +88,7 @@ def expand(url: str) -> list[Entry]:
 
 def _matches(pattern: str) -> Iterator[Entry]:
     if not any(sign in pattern for sign in "*?"):
-        yield Entry(pattern, size_of(pattern), modified_of(pattern))
+        yield _about(pattern)
         return
     scheme = scheme_of(pattern)
     if scheme in ("", "file"):
@@ -109,14 +109,40 @@ def _matches(pattern: str) -> Iterator[Entry]:
             yield Entry(f"{scheme}://{name.removeprefix(f'{scheme}://')}", _size(about), _time(about))
 
 
-def identity_of(entries: list[Entry]) -> str:
-    """Gives a digest of names, sizes and times: unchanged files have an unchanged identity."""
+def _about(url: str) -> Entry:
+    """Gives size and time of one file; time 0 where the server does not tell."""
+    scheme = scheme_of(url)
+    if scheme in ("", "file"):
+        num_bytes = size_of(url)
+        return Entry(url, num_bytes, os.stat(url.removeprefix("file://")).st_mtime)
+    if scheme == "s3":
+        store, key = _own(url)
+        for entry in store.list(key):
+            if entry.key == key:
+                return Entry(url, entry.num_bytes, entry.modified)
+        raise NotFound(f"{url} does not exist; check the path")
+    filesystem, path = _fsspec(url)
+    about = _through_fsspec(url, lambda: filesystem.info(path))
+    return Entry(url, _size(about), _time(about))
+
+
+def identity_of(entries: list[Entry]) -> str | None:
+    """Gives a digest of names, sizes and times: unchanged files have an unchanged identity.
+
+    None where a time is not known: a file of the same size may be another one.
+    """
+    if not all(entry.modified for entry in entries):
+        return None
     told = "\n".join(f"{entry.key}\t{entry.num_bytes}\t{entry.modified}" for entry in entries)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def read_file(url: str) -> bytes:
+def read_file(url: str, max_bytes: int | None = None) -> bytes:
     """Gives the file's bytes.
+
+    Args:
+        url: Of the file.
+        max_bytes: Of a larger file only so much and one byte is given, so that it does not fill the memory.
 
     Raises:
         NotFound: There is no such file.
@@ -126,20 +152,25 @@ def read_file(url: str) -> bytes:
     scheme = scheme_of(url)
     if not scheme:
         with suppress(OSError):  # told in words by the store, below
-            return _read_local(url)
+            return _read_local(url, max_bytes)
     if scheme in _OWN_SCHEMES:
         store, key = _own(url)
+        if max_bytes is not None and store.num_bytes(key) > max_bytes:
+            return store.read_range(key, 0, max_bytes + 1)
         return store.read(key)
     filesystem, path = _fsspec(url)
-    body: bytes = _through_fsspec(url, lambda: filesystem.cat_file(path))
+    end = {} if max_bytes is None else {"start": 0, "end": max_bytes + 1}
+    body: bytes = _through_fsspec(url, lambda: filesystem.cat_file(path, **end))
     return body
 
 
-def _read_local(path: str) -> bytes:
+def _read_local(path: str, max_bytes: int | None) -> bytes:
     """A third of the time of `open` and `read`: a set of small pictures is mostly this."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         num_bytes = os.fstat(descriptor).st_size
+        if max_bytes is not None:
+            num_bytes = min(num_bytes, max_bytes + 1)
         body = os.read(descriptor, num_bytes)
         if len(body) < num_bytes:
             raise OSError("short read")
@@ -169,31 +200,22 @@ def size_of(url: str) -> int:
     return _size(_through_fsspec(url, lambda: filesystem.info(path)))
 
 
-def modified_of(url: str) -> float:
-    """Gives the time of a local file's last change; 0 elsewhere, where its size must do."""
-    path = url.removeprefix("file://")
-    return os.stat(path).st_mtime if scheme_of(url) in ("", "file") else 0.0
-
-
 def open_file(url: str) -> BinaryIO:
-    """Opens a file for reading at any position, without reading it whole. Raises as `read_file`."""
-    scheme = scheme_of(url)
-    if scheme == "s3":
-        return io.BufferedReader(_RangeFile(url), _READ_AHEAD_BYTES)
-    if scheme in _OWN_SCHEMES:
+    """Opens a file for reading at any position, without reading it whole. Reading raises as `read_file`."""
+    if scheme_of(url) in ("", "file"):
         size_of(url)
         return open(url.removeprefix("file://"), "rb")
-    filesystem, path = _fsspec(url)
-    opened: BinaryIO = _through_fsspec(url, lambda: filesystem.open(path, "rb", block_size=_READ_AHEAD_BYTES))
-    return opened
+    num_bytes = size_of(url)
+    if num_bytes < 0:
+        return io.BytesIO(read_file(url))
+    return io.BufferedReader(_RangeFile(url, num_bytes), _READ_AHEAD_BYTES)
 
 
 class _RangeFile(io.RawIOBase):
-    """An S3 object as a seekable file; every read is one ranged GET."""
+    """A remote file as a seekable one; every read is one ranged request, repeated where it fails."""
 
-    def __init__(self, url: str) -> None:
-        self._store, self._key = _own(url)
-        self._num_bytes = self._store.num_bytes(self._key)
+    def __init__(self, url: str, num_bytes: int) -> None:
+        self._url, self._num_bytes = url, num_bytes
         self._position = 0
 
     def readable(self) -> bool:
@@ -210,7 +232,7 @@ class _RangeFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         count = max(0, min(len(buffer), self._num_bytes - self._position))
         if count:
-            buffer[:count] = self._store.read_range(self._key, self._position, count)
+            buffer[:count] = read_span(self._url, self._position, count)
             self._position += count
         return count
 
@@ -255,8 +277,12 @@ def _size(about: dict[str, Any]) -> int:
 
 
 def _time(about: dict[str, Any]) -> float:
-    changed = about.get("mtime") or about.get("LastModified") or 0.0
-    return float(changed.timestamp() if hasattr(changed, "timestamp") else changed)
+    changed = about.get("mtime") or about.get("LastModified") or about.get("ETag") or about.get("etag") or 0.0
+    if hasattr(changed, "timestamp"):
+        return float(changed.timestamp())
+    if isinstance(changed, str):  # a tag of the content, or a time in words: any number that changes with it
+        return float(int(hashlib.sha256(changed.encode()).hexdigest()[:12], 16))
+    return float(changed)
 
 
 @lru_cache(maxsize=64)

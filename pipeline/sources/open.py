@@ -1,15 +1,17 @@
 """From SOURCE arguments to sources, told apart by what is there."""
 
 import itertools
+import os
 from collections.abc import Sequence
 
 from pipeline.errors import ConfigError, NotFound
 from pipeline.manifest import POINTER_KEY, ManifestVersion
-from pipeline.sources.files import expand, join, read_file, walk_files
+from pipeline.sources.files import join, read_file, walk_files
 from pipeline.sources.folder import folder_source, is_image_name
 from pipeline.sources.rows import Source
 from pipeline.sources.table import TABLE_SUFFIXES, Columns, table_source
 from pipeline.sources.tars import source_of_tars, tar_source
+from pipeline.store.base import Entry
 from pipeline.store.url import absolute_url
 
 _LOOKED_AT = 1000  # files of a folder that tell what kind it is
@@ -25,20 +27,21 @@ def open_sources(arguments: Sequence[str], columns: Columns) -> list[tuple[str, 
         NotFound: A source does not exist.
     """
     named = [_named(argument) for argument in arguments]
-    names = [name for name, _ in named]
+    names = [name for name, _, _ in named]
     for name in names:
         if len(names) > 1 and names.count(name) > 1:
             raise ConfigError(f"two sources are named {name!r}; write NAME=URL to tell their pictures apart")
-    explicit = len(arguments) > 1 or "=" in arguments[0].partition("://")[0]
-    return [(f"{name}/" if explicit else "", open_source(url, columns)) for name, url in named]
+    is_prefixed = len(named) > 1 or named[0][2]
+    return [(f"{name}/" if is_prefixed else "", open_source(url, columns)) for name, url, _ in named]
 
 
-def _named(argument: str) -> tuple[str, str]:
+def _named(argument: str) -> tuple[str, str, bool]:
+    """Gives name, URL, and whether the name was given."""
     name, sign, url = argument.partition("=")
-    if sign and name and not any(c in name for c in "/:.*?{"):
-        return name, absolute_url(url)
+    if sign and name and not any(c in name for c in "/:.*?{") and not os.path.lexists(argument):
+        return name, absolute_url(url), True
     url = absolute_url(argument)
-    return url.rstrip("/").rpartition("/")[2], url
+    return url.rstrip("/").rpartition("/")[2], url, False
 
 
 def open_source(url: str, columns: Columns) -> Source:
@@ -74,5 +77,7 @@ def _published(url: str, columns: Columns) -> Source | None:
     from pipeline.dataset import open_dataset  # noqa: PLC0415 - only here are datasets sources
 
     dataset = open_dataset(url, version.version)
-    entries = [entry for row in dataset.shards for entry in expand(join(url, row["path"]))]
-    return source_of_tars(entries, url, dataset.classes if version.classes else columns.classes or None)
+    # An object named in a manifest never changes: its digest tells as much as a time would.
+    entries = [Entry(join(url, row["path"]), row["num_bytes"], int(row["blake3"][:12], 16)) for row in dataset.shards]
+    classes = dataset.classes if version.classes else columns.classes or None
+    return source_of_tars(entries, url, classes, is_ours=True)

@@ -1,5 +1,7 @@
 """What every source gives: record batches with one row per picture."""
 
+import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -84,3 +86,16 @@ def batch_of(
         column(run, pa.string(), None),
     ]
     return pa.RecordBatch.from_arrays(columns, names=COLUMNS)
+
+
+def extra_of(columns: dict[str, Any]) -> str:
+    """Gives further columns of a picture as a JSON object; NaN and infinity, which JSON does not know, as null."""
+    return json.dumps(_finite(columns), sort_keys=True, default=str, allow_nan=False) if columns else NO_EXTRA
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

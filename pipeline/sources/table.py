@@ -5,7 +5,6 @@ the bytes of inline images are not read before packing.
 """
 
 import json
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,11 +18,12 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, EmptySource
 from pipeline.sources.files import common_folder, expand, identity_of, join, open_file, parent, scheme_of
-from pipeline.sources.rows import FILE, NO_EXTRA, PARQUET, RESERVED, Mapping, Source, batch_of
+from pipeline.sources.rows import FILE, PARQUET, RESERVED, Mapping, Source, batch_of, extra_of
 from pipeline.store.base import Entry
 
 _MOST_CLASSES = 1_000_000  # a larger number is a mistake: ImageNet-21k has 21,843, JFT 18,291
 _BATCH_ROWS = 131_072
+_MOST_GROUP_BYTES = 1_000_000_000  # Hugging Face writes groups of 100 to 1,000 images, 10 to 100 MB
 _PARSE_BYTES = 16 << 20  # a batch of text is parsed at once; types are told from the first
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -144,6 +144,11 @@ def _parquet_parts(url: str, file: pq.ParquetFile, columns: Columns) -> Iterator
         about = file.metadata.row_group(number)
         inline = [about.column(column) for column in range(about.num_columns)]
         stored = sum(c.total_uncompressed_size for c in inline if c.path_in_schema.split(".")[0] == columns.image)
+        if stored > _MOST_GROUP_BYTES:
+            raise ConfigError(
+                f"{url}: row group {number} holds {stored / 1e9:.1f} GB of images, and a worker reads a group at once; "
+                f"write the file again with row_group_size=100 or so"
+            )
         table = file.read_row_group(number, columns=others, use_threads=False)
         if not others:
             table = pa.table({"": pa.nulls(about.num_rows)}).select([])
@@ -255,16 +260,7 @@ def _extra(table: pa.Table, columns: Columns) -> list[str] | None:
     if not others:
         return None
     rows = table.select(others).to_pylist()
-    return [json.dumps(_finite(row), sort_keys=True, default=str, allow_nan=False) if row else NO_EXTRA for row in rows]
-
-
-def _finite(value: Any) -> Any:
-    """Gives the value with every NaN and infinity, which JSON does not know, as None."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return [extra_of(row) for row in rows]
 
 
 def _labels(part: _Part) -> pa.Array:

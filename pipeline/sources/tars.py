@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError, CorruptShard, EmptySource, NotFound
 from pipeline.sources.files import common_folder, expand, identity_of, open_file
 from pipeline.sources.folder import check_name
-from pipeline.sources.rows import RESERVED, TAR, Mapping, Source, batch_of
+from pipeline.sources.rows import RESERVED, TAR, Mapping, Source, batch_of, extra_of
 from pipeline.store.base import Entry
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
@@ -148,15 +148,17 @@ def tar_source(url: str, classes: tuple[str, ...] | None = None) -> Source:
     return source_of_tars(entries, url, classes)
 
 
-def source_of_tars(entries: list[Entry], url: str, classes: tuple[str, ...] | None = None) -> Source:
-    """Gives the pictures of tars; see `tar_source`."""
+def source_of_tars(
+    entries: list[Entry], url: str, classes: tuple[str, ...] | None = None, *, is_ours: bool = False
+) -> Source:
+    """Gives the pictures of tars; see `tar_source`. Those of a dataset of ours keep the names they have in it."""
     if not entries:
         raise EmptySource(f"{url} names no .tar file")
     base = common_folder([entry.key for entry in entries])
 
     def read(mapped: Mapping[Any, Any]) -> Iterator[pa.RecordBatch]:
         found = 0
-        for batch, num_ignored in mapped(_TarReader(base), [entry.key for entry in entries]):
+        for batch, num_ignored in mapped(_TarReader(base, is_ours), [entry.key for entry in entries]):
             source.num_ignored[0] += num_ignored
             found += batch.num_rows
             if batch.num_rows:
@@ -173,6 +175,7 @@ class _TarReader:
     """Gives the rows of one tar; runs on a worker."""
 
     base: str
+    is_ours: bool
 
     def __call__(self, url: str) -> tuple[pa.RecordBatch, int]:
         with open_file(url) as file:
@@ -185,7 +188,7 @@ class _TarReader:
         abouts = [sample.about | columns.get(sample.key, {}) for sample, _, _ in pictures]
         batch = batch_of(
             [
-                str(about.get("source") or f"{path}#{sample.key}")
+                str((self.is_ours and about.get("source")) or f"{path}#{sample.key}")
                 for (sample, _, _), about in zip(pictures, abouts, strict=True)
             ],
             labels=pa.array([labels_of(sample) for sample, _, _ in pictures], pa.list_(pa.int32())),
@@ -199,8 +202,7 @@ class _TarReader:
 
 
 def _extra(about: dict[str, Any]) -> str:
-    kept = {name: value for name, value in about.items() if name not in RESERVED}
-    return json.dumps(kept, sort_keys=True, default=str)
+    return extra_of({name: value for name, value in about.items() if name not in RESERVED})
 
 
 def _img2dataset_columns(url: str) -> dict[str, dict[str, Any]]:

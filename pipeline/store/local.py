@@ -6,7 +6,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import Conflict, CorruptShard, Denied, NotFound, StorageError, StorageFull
@@ -157,8 +157,8 @@ class LocalStore:
         """See Store.unfinished."""
         with _mapped(self.root):
             for path in sorted(self.root.rglob(f"{_TEMPORARY_PREFIX}*")):
-                key = path.relative_to(self.root).as_posix()
-                yield Unfinished(key, str(path), path.stat().st_mtime)
+                with suppress(FileNotFoundError):  # its writer has just finished
+                    yield Unfinished(path.relative_to(self.root).as_posix(), str(path), path.stat().st_mtime)
 
     def discard(self, unfinished: Unfinished) -> None:
         """See Store.discard."""

@@ -12,6 +12,7 @@ from pipeline.errors import (
     Conflict,
     CorruptShard,
     Denied,
+    NoBucket,
     NotFound,
     StorageError,
     StorageFull,
@@ -32,7 +33,7 @@ _client_lock = threading.Lock()
 _ERRORS: dict[str, tuple[type[BitError], str]] = {
     "NoSuchKey": (NotFound, "there is no such object"),
     "404": (NotFound, "there is no such object or bucket"),
-    "NoSuchBucket": (NotFound, "there is no such bucket; create it or correct the name"),
+    "NoSuchBucket": (NoBucket, "there is no such bucket; create it or correct the name"),
     "AccessDenied": (Denied, "access is denied; check the credentials' rights on the bucket"),
     "403": (
         Denied,
@@ -68,6 +69,7 @@ def _mapped(url: str) -> Iterator[None]:
         NoCredentialsError,
         PartialCredentialsError,
     )
+    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - botocore lets some of its errors through
 
     try:
         yield
@@ -78,7 +80,7 @@ def _mapped(url: str) -> Iterator[None]:
         status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
         kind, remedy = _ERRORS.get(code) or _ERRORS.get(status) or (StorageError, f"S3 answered {code} {status}")
         raise kind(f"{url}: {remedy}") from error
-    except BotoCoreError as error:
+    except (BotoCoreError, HTTPError) as error:
         raise Unreachable(f"{url}: no answer from S3 ({error}); check AWS_ENDPOINT_URL and the network") from error
 
 
@@ -91,10 +93,13 @@ def _is_passing(error: BaseException) -> bool:
         ReadTimeoutError,
         ResponseStreamingError,
     )
+    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - see _mapped
 
     if isinstance(error, ClientError):
         return str(error.response.get("Error", {}).get("Code", "")) in ("ConditionalRequestConflict", "409")
-    return isinstance(error, FlexibleChecksumError | IncompleteReadError | ReadTimeoutError | ResponseStreamingError)
+    return isinstance(
+        error, FlexibleChecksumError | HTTPError | IncompleteReadError | ReadTimeoutError | ResponseStreamingError
+    )
 
 
 class S3Store:

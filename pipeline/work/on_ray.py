@@ -43,12 +43,13 @@ class OnRay:
             ) from error
         self.num_slots = num_slots or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._references: dict[Future[Any], Any] = {}
+        # One remote function for all calls: Ray keeps each one it is given. Whoever submits a call decides on repeating
+        # it: a lost worker counts, and is told in the log.
+        self._apply = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_apply)
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
         """See Pool.submit."""
-        # Whoever submits the call decides on repeating it: a lost worker counts, and is told in the log.
-        options = {"num_cpus": 1, "max_retries": 0, "scheduling_strategy": "SPREAD"}
-        reference = self._ray.remote(**options)(function).remote(*arguments)
+        reference = self._apply.remote(function, *arguments)
         told: Future[T] = Future()
         self._references[told] = reference
         reference.future().add_done_callback(lambda done: self._settle(done, told))
@@ -75,3 +76,7 @@ class OnRay:
             told.set_exception(WorkerLost(f"{type(error).__name__}: {str(error).splitlines()[0]}"))
         else:
             told.set_exception(error)
+
+
+def _apply(function: Callable[..., T], *arguments: Any) -> T:
+    return function(*arguments)

@@ -4,16 +4,15 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from multiprocessing.connection import wait
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
-_PARENT_WATCH_SECONDS = 0.5
 _START_SECONDS = 30.0  # of a process on a busy machine
 
 
@@ -72,10 +71,8 @@ class Processes:
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
         """See Pool.submit. The caller keeps at most `num_slots` calls under way."""
-        with self._lock:
-            worker = self._idle.pop() if self._idle else _Worker()
-            self._busy.add(worker)
         told: Future[T] = Future()
+        worker, running = self._start(function, *arguments)
 
         def settle(done: "Future[T]") -> None:
             error = done.exception()
@@ -91,20 +88,31 @@ class Processes:
             else:
                 told.set_result(done.result())
 
-        worker.executor.submit(function, *arguments).add_done_callback(settle)
+        running.add_done_callback(settle)
         return told
+
+    def _start(self, function: Callable[..., T], *arguments: Any) -> "tuple[_Worker, Future[T]]":
+        while True:
+            with self._lock:
+                worker = self._idle.pop() if self._idle else _Worker()
+                self._busy.add(worker)
+            try:
+                return worker, worker.executor.submit(function, *arguments)
+            except BrokenProcessPool:  # it died while it had nothing to do
+                with self._lock:
+                    self._busy.discard(worker)
+                worker.executor.shutdown(wait=False)
 
     def cancel(self, future: "Future[Any]") -> None:
         """See Pool.cancel. A running call of a local process is left to its end."""
 
     def close(self) -> None:
-        """See Pool.close. What is under way is killed: whoever closes does not want it, and it may hang."""
+        """See Pool.close. All are killed: nobody wants what is under way, and a read that hangs may be."""
         with self._lock:
-            busy, idle = list(self._busy), list(self._idle)
+            workers = [*self._busy, *self._idle]
             self._idle.clear()
-        for worker in busy:
+        for worker in workers:
             worker.kill()
-        for worker in (*idle, *busy):
             worker.executor.shutdown(cancel_futures=True)
 
 
@@ -125,11 +133,11 @@ class _Worker:
 def _begin() -> None:
     """Makes a worker end when the run is killed, and leaves Ctrl-C, which reaches the whole group, to the run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_WATCH_SECONDS)
+        if parent:
+            wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -98,11 +98,15 @@ class _State(Generic[C, T]):
                 break
             self.running[self._pool.submit(self._function, attempt)] = _Running(attempt, time.monotonic())
         # A call whose copy has ended is not waited for: it may hang.
-        return bool(self._again) or any(running.attempt.call not in self._done for running in self.running.values())
+        return any(attempt.call not in self._done for attempt in self._again) or any(
+            running.attempt.call not in self._done for running in self.running.values()
+        )
 
     def _next(self) -> Attempt[C] | None:
-        if self._again:
-            return self._again.popleft()
+        while self._again:
+            attempt = self._again.popleft()
+            if attempt.call not in self._done:
+                return attempt
         for call in self._fresh:
             return Attempt(call)
         return self._copy_of_slow()
@@ -139,9 +143,8 @@ class _State(Generic[C, T]):
             else:
                 self._outage_since, self._outages = None, 0
                 self._durations.append(time.monotonic() - running.started)
-                if any(other.attempt.call == attempt.call for other in self.running.values()):
-                    self._done.add(attempt.call)
-                    self._cancel_copies(attempt.call)
+                self._done.add(attempt.call)
+                self._cancel_copies(attempt.call)
                 yield attempt.call, result
 
     def _cancel_copies(self, call: C) -> None:

@@ -166,6 +166,23 @@ def test_dead_workers_cost_nothing_but_time(source: Path, calm: dict[str, bytes]
     assert contents(str(dest)) == calm
 
 
+def test_tars_are_packed_and_verified_on_ray(
+    cluster: Stack, source: Path, calm: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Planning, packing and checking as Ray tasks; the bytes are those of local workers."""
+    where = f"s3://{BUCKET}/on-ray"
+    done = run_cli("pipeline", "shard", str(source), f"{where}/set", *_OPTIONS, "--ray")
+    assert done.returncode == 0, done.stderr
+    assert contents(f"{where}/set") == calm
+    again = run_cli("pipeline", "shard", f"{where}/set", f"{where}/again", *_OPTIONS, "--ray")
+    assert again.returncode == 0, again.stderr
+    local = run_cli("pipeline", "shard", f"{where}/set", str(tmp_path / "again"), *_OPTIONS)
+    assert local.returncode == 0, local.stderr
+    assert contents(f"{where}/again") == contents(str(tmp_path / "again"))
+    checked = run_cli("pipeline", "verify", f"{where}/again", "--level", "decode", "--ray")
+    assert checked.returncode == 0, checked.stderr
+
+
 @pytest.mark.timeout(300)
 def test_kills_of_workers_drivers_nodes_and_server(tmp_path: Path) -> None:
     """A short form of the soak, on a cluster of its own, since what it kills is not what was started."""

@@ -1,6 +1,7 @@
 """The image policy: for each kind of picture what is stored, or why it is refused."""
 
 import io
+import os
 import time
 from pathlib import Path
 
@@ -150,6 +151,13 @@ def test_a_jpeg_with_thousands_of_scans_is_refused_before_it_is_decoded() -> Non
     assert time.process_time() - started < 5.0
 
 
+class KillsWhoeverReadsIt:
+    """Ends the process that receives it, as a picture does that crashes the decoder."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return os._exit, (1,)
+
+
 def test_a_picture_that_takes_too_long_or_kills_its_process_is_refused(tmp_path: Path) -> None:
     large = encoded(Image.fromarray(np.tile(picture(1, 400, 400), (8, 8, 1))), "PNG")
     isolated = Isolated(picture_seconds=0.001)
@@ -161,8 +169,9 @@ def test_a_picture_that_takes_too_long_or_kills_its_process_is_refused(tmp_path:
         assert isolated(jpeg(picture(1)), KEEP) == prepare(jpeg(picture(1)), KEEP)
         assert isolated._child is not None
         isolated._child[0].kill()
+        assert isolated(large, KEEP).width == 3200  # whose child was killed by others is tried again
         with pytest.raises(BadImage) as caught:
-            isolated(large, KEEP)
+            isolated(KillsWhoeverReadsIt(), KEEP)
         assert caught.value.reason == "crashed"
         with pytest.raises(BadImage) as caught:
             isolated(b"text", KEEP)  # in a new process

@@ -39,12 +39,13 @@ class Scripted:
             self.most_under_way = max(self.most_under_way, self._under_way)
 
         def end() -> None:
-            if isinstance(outcome, float):
-                time.sleep(outcome)
+            seconds, error = outcome if isinstance(outcome, tuple) else (outcome, outcome)
+            if isinstance(seconds, float):
+                time.sleep(seconds)
             with self._lock:
                 self._under_way -= 1
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
+            if isinstance(error, Exception):
+                future.set_exception(error)
             else:
                 future.set_result((attempt.call, attempt.num_losses))
 
@@ -100,6 +101,30 @@ def test_a_straggler_is_started_again_elsewhere_and_counted_once(monkeypatch: py
     assert sorted(results) == list(range(20))
     assert events == [("copied", 3)]
     assert pool.started[3] == 2
+
+
+def test_a_call_whose_copy_succeeds_while_it_waits_for_an_outage_has_one_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline.work.schedule, "_LEAST_SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(pipeline.work.schedule, "_POLL_SECONDS", 0.01)
+    outcomes: dict[int, list[Any]] = {number: [0.001] for number in range(20)}
+    outcomes[3] = [(0.3, Unreachable("gone")), 0.4, 0.001]
+    results = [call for call, _ in run_calls(Scripted(2, outcomes), lambda attempt: None, range(20))]
+    assert sorted(results) == list(range(20))
+
+
+def test_a_worker_that_died_while_idle_is_replaced(tmp_path: Path) -> None:
+    pool = Processes(1)
+    first = pool.submit(os.getpid).result()
+    os.kill(first, signal.SIGKILL)
+    time.sleep(0.5)  # until its executor has noticed
+    assert dict(run_calls(pool, os_getpid, [1]))[1] != first
+    pool.close()
+
+
+def os_getpid(attempt: Attempt[int]) -> int:
+    return os.getpid()
 
 
 def hang_at_first(attempt: Attempt[str]) -> str:

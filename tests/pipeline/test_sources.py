@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,10 @@ import pytest
 import webdataset
 
 from pipeline.dataset import Address, Dataset, open_dataset
-from pipeline.errors import BitError, ConfigError, CorruptShard
+from pipeline.errors import BadImage, BitError, ConfigError, CorruptShard, Unreachable
+from pipeline.fetch import fetch
+from pipeline.manifest import PLAN_SCHEMA, table_of
+from pipeline.sources.files import read_file
 from pipeline.sources.open import open_sources
 from pipeline.sources.table import Columns
 from pipeline.store.url import open_store
@@ -275,3 +279,53 @@ def test_numbers_and_names_in_one_column(tmp_path: Path, name: str, content: str
         (tmp_path / "a.jpg").write_bytes(jpeg(picture(1)))
         (tmp_path / "b.jpg").write_bytes(jpeg(picture(2)))
         assert pack(tmp_path / name, str(tmp_path / "set")).classes == ("1", "cat")
+
+
+def test_json_of_others_with_nan_large_numbers_and_a_source_of_its_own(tmp_path: Path) -> None:
+    text = '{"score": NaN, "id": 123456789012345678901234567890, "source": "flickr", "odd": "\\ud83d"}'
+    members = [
+        (f"{n}.{kind}", body) for n in range(4) for kind, body in (("jpg", jpeg(picture(n))), ("json", text.encode()))
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    told = abouts(pack(tmp_path / "a.tar", str(tmp_path / "set")))
+    assert {about["source"] for about in told} == {f"a.tar#{n}" for n in range(4)}
+    assert told[0]["score"] is None
+    assert told[0]["id"] == 123456789012345678901234567890
+
+
+@contextmanager
+def stalling() -> Iterator[str]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_server_that_never_answers_costs_one_time_out_a_picture(tmp_path: Path) -> None:
+    row = {"source": "", "base": 0, "path": None, "container": "file", "offset": 0, "num_bytes": -1, "labels": [],
+           "extra": "{}", "run": None}  # fmt: skip
+    with stalling() as url:
+        rows = table_of([row | {"source": f"{url}/{number}.jpg"} for number in range(3)], PLAN_SCHEMA)
+        found = [data for _, data in fetch(rows, [str(tmp_path)], [None], 10**6, source_seconds=0.5)]
+    assert [data.reason for data in found if isinstance(data, BadImage)] == ["timeout"] * 3
+
+
+def test_a_store_that_stalls_is_an_error_and_rejects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"source": "a.jpg", "base": 0, "path": None, "container": "file", "offset": 0, "num_bytes": -1, "labels": [],
+           "extra": "{}", "run": None}  # fmt: skip
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    with stalling() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(Unreachable):
+            list(fetch(table_of([row], PLAN_SCHEMA), ["s3://stalled/x"], [None], 10**6, source_seconds=0.5))
+
+
+def test_a_file_of_unknown_size_above_the_limit_is_not_read_whole(tmp_path: Path) -> None:
+    large = tmp_path / "large.jpg"
+    large.write_bytes(bytes(50_000_000))
+    with serving(tmp_path) as url:
+        for place in (str(large), f"file://{large}"):
+            assert len(read_file(place, 1000)) == 1001
+        (tmp_path / "t.csv").write_text(f"image,label\n{large},1\n{url}/large.jpg,1\n")
+        said = run_cli("pipeline", "shard", "t.csv", "set", "--max-image-mb", "1", cwd=tmp_path)
+    assert "'too-large': 2" in said.stderr

@@ -3,21 +3,33 @@
 import itertools
 import json
 import os
+import subprocess
+import sys
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.commit import record_key
 from pipeline.dataset import Address, Dataset, open_dataset
 from pipeline.errors import ConfigError, Conflict, NotFound
 from pipeline.gc import garbage, remove
+from pipeline.lease import Lease
 from pipeline.manifest import BLOCK_SCHEMA, SHARD_SCHEMA
 from pipeline.order import OrderConfig
+from pipeline.plan import ShardConfig
+from pipeline.planner import store_plan
 from pipeline.publish import Addition, publish, published_version
+from pipeline.shard import Job, Reporting, _pack_and_publish, plan_sources
+from pipeline.sources.open import open_sources
+from pipeline.sources.table import Columns
 from pipeline.store.url import open_store
 from pipeline.stream import Stream
 from pipeline.verify import sampled_shards, verify
@@ -302,3 +314,106 @@ def test_an_older_format_is_named(tmp_path: Path) -> None:
         open_dataset(str(tmp_path))
     with pytest.raises(NotFound):
         open_dataset(str(tmp_path / "elsewhere"))
+
+
+def test_a_picture_mended_between_two_attempts_ends_up_in_the_dataset(tmp_path: Path, dest: str) -> None:
+    """The first attempt left a tar without the broken picture and without a record; the next one writes its own."""
+    source = class_folders(tmp_path / "in", classes=2, each=5)
+    victim = source / "class1" / "003.jpg"
+    good = victim.read_bytes()
+    victim.write_bytes(bytes(len(good)))
+    cli("shard", source, dest, code=1)
+    store = open_store(dest)
+    for entry in list(store.list("commits/")):  # as if it had been killed before the record
+        store.delete(entry.key)
+    victim.write_bytes(good)
+    cli("shard", source, dest)
+    dataset = open_dataset(dest)
+    assert sources(dataset) == {str(p.relative_to(source)): 1 for p in source.rglob("*.jpg")}
+    assert "-r1" in dataset.shards[0]["path"]
+    assert list(verify(dataset, "decode", InProcess())) == []
+
+
+def test_a_stricter_run_beside_a_published_one_takes_nothing_back(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", classes=2, each=5)
+    (source / "class1" / "003.jpg").write_bytes(b"broken")
+    with tempfile.TemporaryDirectory() as scratch:
+        job = Job(open_store(str(tmp_path / "set")), InProcess(), Path(scratch))
+        opened = open_sources([str(source)], Columns())
+        plan = store_plan(job.store, plan_sources(job, opened, ShardConfig()))  # planned while the other still ran
+        pack(source, str(tmp_path / "set"), max_reject_fraction=0.5)
+        version = _pack_and_publish(job, plan, None, Lease(job.store))
+    assert version == open_dataset(str(tmp_path / "set")).version
+    assert list(verify(open_dataset(str(tmp_path / "set")), "decode", InProcess())) == []
+
+
+def test_leaving_out_duplicates_goes_on_after_a_kill_and_says_the_same_again(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", classes=2, each=10)
+    for number in range(5):
+        (source / "class1" / f"copy{number}.jpg").write_bytes((source / "class0" / f"{number:03d}.jpg").read_bytes())
+    table = tmp_path / "t.csv"
+    table.write_text("image,label\n" + "".join(f"{p},{p.parent.name}\n" for p in sorted(source.rglob("*.jpg"))))
+    command = ["shard", str(table), str(tmp_path / "set"), "--skip-duplicates", "--shard-mb", "0.03"]
+    pipeline = [str(Path(sys.executable).parent / "pipeline"), *command]
+    with subprocess.Popen(pipeline, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list((tmp_path / "set").glob("plans/*/digests/*")):
+            time.sleep(0.002)
+        process.kill()
+    for _ in range(2):
+        assert "20 samples" in cli(*command)
+    extra = source / "class0" / "new.jpg"
+    extra.write_bytes(jpeg(picture(500)))
+    with table.open("a") as file:
+        file.write(f"{extra},class0\n")
+    assert "25 rows have names that the dataset has" in cli("append", table, tmp_path / "set")
+    assert open_dataset(str(tmp_path / "set")).version.num_samples == 21  # no duplicate comes back
+
+
+def test_gc_spares_a_run_that_is_at_work(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", each=4)
+    (source / "class0" / "000.jpg").write_bytes(b"broken")
+    cli("shard", source, tmp_path / "set", code=1)  # a run that is not published, begun just now
+    store = open_store(str(tmp_path / "set"))
+    old = time.time() - 50 * 3600
+    for path in (tmp_path / "set").rglob("*"):
+        os.utime(path, (old, old))
+    assert {item.why for item in garbage(store, older_than_hours=24, with_abandoned_runs=True)} == {"abandoned run"}
+    Lease(store)
+    assert list(garbage(store, older_than_hours=24, with_abandoned_runs=True)) == []
+
+
+def test_what_somebody_removed_is_missed_before_it_is_published(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", each=4)
+    with tempfile.TemporaryDirectory() as scratch:
+        job = Job(open_store(str(tmp_path / "set")), InProcess(), Path(scratch))
+        plan = store_plan(job.store, plan_sources(job, open_sources([str(source)], Columns()), ShardConfig()))
+
+        def remove(event: str, **values: Any) -> None:
+            if event == "shard":
+                job.store.delete(record_key(plan.plan_id, 0))
+
+        reporting = Reporting(event=remove)
+        with pytest.raises(Conflict, match="somebody removed"):
+            _pack_and_publish(replace(job, reporting=reporting), plan, None, Lease(job.store))
+    assert published_version(job.store) is None
+
+
+def test_repair_leaves_a_picture_out_that_was_rejected_and_is_sound_by_now(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", classes=2, each=5)
+    victim = source / "class1" / "003.jpg"
+    good = victim.read_bytes()
+    victim.write_bytes(b"broken")
+    dataset = pack(source, str(tmp_path / "set"), max_reject_fraction=0.5)
+    victim.write_bytes(good)
+    tar = tmp_path / "set" / dataset.shards[0]["path"]
+    whole = tar.read_bytes()
+    tar.unlink()
+    assert "repaired" in cli("repair", tmp_path / "set")
+    assert tar.read_bytes() == whole
+
+
+def test_the_same_sources_in_another_order_are_the_same_dataset(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        class_folders(tmp_path / name, classes=2, each=3, seed=ord(name))
+    first = cli("shard", tmp_path / "a", tmp_path / "b", tmp_path / "set")
+    assert cli("shard", tmp_path / "b", tmp_path / "a", tmp_path / "set") == first.partition("packing")[0]
