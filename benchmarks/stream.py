@@ -10,6 +10,7 @@ Physical limit: one JPEG decode a picture. The contenders, each with crop, resiz
 
 import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -19,22 +20,23 @@ from side_by_side import compare
 from pipeline.augment import pretrain_view
 from pipeline.dataset import open_dataset
 from pipeline.order import OrderConfig
-from pipeline.plan import ShardConfig, plan_shards
-from pipeline.shard import shard
-from pipeline.sources.folder import read_folder
+from pipeline.plan import ShardConfig
+from pipeline.shard import Job, shard
+from pipeline.sources.open import open_sources
+from pipeline.sources.table import Columns
 from pipeline.store.url import open_store
 from pipeline.stream import Stream
 from pipeline.view import View
+from pipeline.work.pools import InProcess
 
 _BATCH, _NUM_BATCHES, _PX = 64, 30, 224
 
 
 def main(folder: str) -> None:
     """Compares the three."""
-    source = read_folder(folder)
-    plan, rows = plan_shards(source.rows, source.classes, ShardConfig(shard_bytes=20_000_000))
-    with tempfile.TemporaryDirectory() as scratch:
-        shard(plan, rows, source.classes, open_store(scratch), num_workers=1, max_reject_fraction=0.0)
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as plans:
+        job = Job(open_store(scratch), InProcess(), Path(plans))
+        shard(job, open_sources([folder], Columns()), ShardConfig(shard_bytes=20_000_000))
         dataset = open_dataset(scratch)
         urls = [f"{scratch}/{row['path']}" for row in dataset.shards]
         transform = pretrain_view(_PX)

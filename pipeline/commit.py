@@ -43,6 +43,9 @@ class PackTask:
     is_careful: bool = False
     may_die: bool = False
 
+    def __str__(self) -> str:
+        return f"shard {self.number} of {self.url}"
+
 
 def shard_key(plan: Plan, number: int, attempt: int = 0) -> str:
     """Gives the key of a shard's tar; it holds the plan, so that two plans can never mix their shards."""

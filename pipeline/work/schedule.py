@@ -81,7 +81,7 @@ def run_calls(
 class _State(Generic[C, T]):
     def __init__(self, pool: Pool, function: Callable[[Attempt[C]], T], calls: Iterable[C], on_event: Any) -> None:
         self._pool, self._function, self._on_event = pool, function, on_event
-        self._fresh = iter(calls)
+        self._fresh, self._is_exhausted = iter(calls), False
         self._again: deque[Attempt[C]] = deque()
         self.running: dict[Future[T], _Running[C]] = {}
         self._done: set[C] = set()
@@ -98,9 +98,8 @@ class _State(Generic[C, T]):
                 break
             self.running[self._pool.submit(self._function, attempt)] = _Running(attempt, time.monotonic())
         # A call whose copy has ended is not waited for: it may hang.
-        return any(attempt.call not in self._done for attempt in self._again) or any(
-            running.attempt.call not in self._done for running in self.running.values()
-        )
+        waiting = (*self._again, *(running.attempt for running in self.running.values()))
+        return not self._is_exhausted or any(attempt.call not in self._done for attempt in waiting)
 
     def _next(self) -> Attempt[C] | None:
         while self._again:
@@ -109,6 +108,7 @@ class _State(Generic[C, T]):
                 return attempt
         for call in self._fresh:
             return Attempt(call)
+        self._is_exhausted = True
         return self._copy_of_slow()
 
     def _copy_of_slow(self) -> Attempt[C] | None:
@@ -141,7 +141,7 @@ class _State(Generic[C, T]):
             except Unreachable as error:
                 self._outage(attempt, error)
             else:
-                self._outage_since, self._outages = None, 0
+                self._outage_since, self._outages, self._not_before = None, 0, 0.0
                 self._durations.append(time.monotonic() - running.started)
                 self._done.add(attempt.call)
                 self._cancel_copies(attempt.call)

@@ -1,6 +1,7 @@
 """Calls on a pool: bounded, each with one result, repeated after losses, copied when slow."""
 
 import os
+import random
 import signal
 import threading
 import time
@@ -112,6 +113,19 @@ def test_a_call_whose_copy_succeeds_while_it_waits_for_an_outage_has_one_result(
     outcomes[3] = [(0.3, Unreachable("gone")), 0.4, 0.001]
     results = [call for call, _ in run_calls(Scripted(2, outcomes), lambda attempt: None, range(20))]
     assert sorted(results) == list(range(20))
+
+
+def test_an_outage_with_calls_left_to_start_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.work.schedule, "_LEAST_SLOW_SECONDS", 0.01)
+    monkeypatch.setattr(pipeline.work.schedule, "_POLL_SECONDS", 0.005)
+    for seed in range(5):
+        chance = random.Random(seed)
+        outcomes: dict[int, list[Any]] = {}
+        for number in range(30):
+            failures = [(0.05, Unreachable("gone"))] * chance.choice([0, 0, 1, 2])
+            outcomes[number] = [*failures, *[0.002] * 3]
+        results = [call for call, _ in run_calls(Scripted(2, outcomes), lambda attempt: None, range(30))]
+        assert sorted(results) == list(range(30))
 
 
 def test_a_worker_that_died_while_idle_is_replaced(tmp_path: Path) -> None:
