@@ -118,6 +118,7 @@ def test_a_call_whose_copy_succeeds_while_it_waits_for_an_outage_has_one_result(
 def test_an_outage_with_calls_left_to_start_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline.work.schedule, "_LEAST_SLOW_SECONDS", 0.01)
     monkeypatch.setattr(pipeline.work.schedule, "_POLL_SECONDS", 0.005)
+    monkeypatch.setattr(pipeline.work.schedule, "_LONGEST_PAUSE_SECONDS", 0.02)
     for seed in range(5):
         chance = random.Random(seed)
         outcomes: dict[int, list[Any]] = {}

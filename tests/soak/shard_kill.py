@@ -33,6 +33,7 @@ _BUCKET = "soak"
 _OPTIONS = ("--shard-mb", "0.12", "--block-mib", "0.04", "--workers", "2")
 _LONGEST_PAUSE_SECONDS = 5.0
 _MOST_STARTS = 60  # of one driver, before the run is called stuck
+_RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 TARGETS = ("worker", "driver", "node", "server")
 
 
@@ -70,11 +71,12 @@ def soak(stack: Stack, source: Path, num_kills: int, seed: int, bucket: str = _B
     calm_url = f"s3://{bucket}/calm"
     subprocess.run(_command(source, calm_url, on_ray=False), check=True, capture_output=True)
     calm = contents(calm_url)
+    _check_rows(calm_url, source)
     try:
         while sum(outcome.kills.values()) < num_kills:
             url = f"s3://{bucket}/killed-{outcome.num_datasets}"
             _pack_under_fire(stack, source, url, chance, outcome, num_kills)
-            _compare(url, calm, source)
+            _compare(url, calm)
             outcome.num_datasets += 1
             print(f"dataset {outcome.num_datasets} whole after {dict(outcome.kills)} kills", flush=True)
     finally:
@@ -83,10 +85,8 @@ def soak(stack: Stack, source: Path, num_kills: int, seed: int, bucket: str = _B
     return outcome
 
 
-def _compare(url: str, calm: dict[str, bytes], source: Path) -> None:
-    found = contents(url)
-    differing = sorted(key for key in calm.keys() | found.keys() if calm.get(key) != found.get(key))
-    assert not differing, f"{url}: {differing[:5]} differ from the undisturbed dataset"
+def _check_rows(url: str, source: Path) -> None:
+    """Every picture is in the undisturbed dataset once; the others have its bytes."""
     dataset = open_dataset(url)
     sources = Counter(
         dataset.read_about(Address(shard["shard"], row))["source"]
@@ -94,7 +94,13 @@ def _compare(url: str, calm: dict[str, bytes], source: Path) -> None:
         for row in range(shard["num_samples"])
     )
     assert sources == {str(path.relative_to(source)): 1 for path in source.rglob("*.jpg")}
-    left = list(garbage(dataset.store, older_than_hours=0, with_abandoned_runs=True))
+
+
+def _compare(url: str, calm: dict[str, bytes]) -> None:
+    found = contents(url)
+    differing = sorted(key for key in calm.keys() | found.keys() if calm.get(key) != found.get(key))
+    assert not differing, f"{url}: {differing[:5]} differ from the undisturbed dataset"
+    left = list(garbage(open_store(url), older_than_hours=0, with_abandoned_runs=True))
     assert {item.why for item in left} <= {"incomplete upload", "old lease"}, left
 
 
@@ -141,7 +147,7 @@ def _kill(
         driver.kill()
         return True
     if target == "worker":
-        return _kill_worker(driver, chance)
+        return _kill_worker(stack, driver, chance)
     running = [process for process in psutil.process_iter() if _serves(process, stack, target)]
     if not running:
         return False
@@ -149,14 +155,9 @@ def _kill(
     return True
 
 
-def _kill_worker(driver: "subprocess.Popen[bytes]", chance: random.Random) -> bool:
+def _kill_worker(stack: Stack, driver: "subprocess.Popen[bytes]", chance: random.Random) -> bool:
     workers = [process for process in psutil.Process(driver.pid).children(recursive=True) if _is_python(process)]
-    for process in psutil.process_iter():
-        try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::"):
-                workers.append(process)
-        except psutil.Error:
-            continue
+    workers += [process for process in psutil.process_iter() if _is_ray_worker(process, stack)]
     if not workers:
         return False
     try:
@@ -171,6 +172,16 @@ def _is_python(process: psutil.Process) -> bool:
         return "spawn_main" in " ".join(process.cmdline())
     except psutil.Error:
         return False
+
+
+def _is_ray_worker(process: psutil.Process, stack: Stack) -> bool:
+    """Tells whether a process runs tasks of this stack; a node's agents are part of the node, and end it with them."""
+    try:
+        title = (process.cmdline() or [""])[0]
+        is_mine = process.environ().get("RAY_AUTH_TOKEN_PATH", "").startswith(stack.folder)
+    except psutil.Error:
+        return False
+    return is_mine and title.startswith("ray::") and not title.startswith(_RAY_AGENTS)
 
 
 def _serves(process: psutil.Process, stack: Stack, target: str) -> bool:
@@ -214,7 +225,7 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        source = class_folders(Path(folder) / "photos", classes=3, each=600)
+        source = class_folders(Path(folder) / "photos", classes=3, each=1500)
         stack = start_stack(Path(folder) / "stack", cpus_per_node=[1, 1], bucket=_BUCKET)
         os.environ.update(stack.environment)
         try:
