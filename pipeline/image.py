@@ -88,8 +88,12 @@ class JpegHeader:
         return self.colorspace in ("YCbCr", "Gray", "RGB")
 
 
-def read_jpeg_header(data: bytes) -> JpegHeader:
-    """Checks a JPEG as far as its header and its end mark tell.
+def read_jpeg_header(data: bytes, *, check_end: bool = False) -> JpegHeader:
+    """Checks a JPEG as far as its header tells.
+
+    Args:
+        data: The file.
+        check_end: Whether an end mark must stand in its last 64 KiB, where nothing else will look at the data.
 
     Raises:
         BadImage: With reason `not-an-image`, `truncated` or `too-large`.
@@ -100,8 +104,8 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
         raise BadImage("not-an-image", f"damaged JPEG header ({error})") from error
     if height * width > MAX_PIXELS:
         raise BadImage("too-large", f"{width}x{height} exceeds {MAX_PIXELS} pixels")
-    if data.rfind(_END_OF_IMAGE, max(0, len(data) - _END_SEARCH_BYTES)) < 0:
-        raise BadImage("truncated", "the JPEG has no end mark")
+    if check_end and data.rfind(_END_OF_IMAGE, max(0, len(data) - _END_SEARCH_BYTES)) < 0:
+        raise BadImage("truncated", "the JPEG has no end mark in its last 64 KiB")
     orientation = _orientation(data)
     if orientation >= _FIRST_TRANSPOSED:
         width, height = height, width

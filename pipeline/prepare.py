@@ -63,7 +63,7 @@ def prepare(data: bytes, policy: ImagePolicy) -> Prepared:
     if len(data) > policy.max_bytes:
         raise BadImage("too-large", f"{len(data):,} bytes exceed the limit of {policy.max_bytes:,}")
     if is_jpeg(data):
-        header = read_jpeg_header(data)
+        header = read_jpeg_header(data, check_end=policy.check == "header")
         shorter = min(header.width, header.height)
         if header.is_plain and not policy.reencode and shorter <= (policy.shorter_side_px or shorter):
             if policy.check == "header":

@@ -130,6 +130,9 @@ def test_what_cameras_append_does_not_hurt() -> None:
     data = jpeg(picture(3)) + b"maker's notes" * 100
     assert prepare(data, KEEP).data == data
     assert prepare(data, HEADER).data == data
+    motion_photo = jpeg(picture(3)) + bytes(200_000)  # phones append a film
+    assert prepare(motion_photo, KEEP).data == motion_photo
+    assert refused(motion_photo, HEADER) == "truncated"  # which a check of the header cannot tell from a cut file
 
 
 def test_bombs_are_refused_before_they_are_decoded() -> None:
