@@ -15,8 +15,8 @@ from pipeline.augment import finetune_view
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import ConfigError
 from pipeline.manifest import table_of, to_parquet
-from pipeline.records import Record
 from pipeline.order import OrderConfig, lanes_of_rank
+from pipeline.records import Record
 from pipeline.seeds import rng
 from pipeline.store.base import Store, exists
 from pipeline.store.url import open_store

@@ -11,8 +11,8 @@ from torch import Tensor
 from pipeline.augment import pretrain_view
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import ConfigError, NonFinite
-from pipeline.records import Record
 from pipeline.order import OrderConfig
+from pipeline.records import Record
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from pipeline.stream import Stream

@@ -88,7 +88,8 @@ def audit(config: AuditConfig, *, on_ray: bool, on_progress: Callable[[str], Non
     for dataset in (upstream, downstream):
         if dataset.version.descriptor is None:
             raise ConfigError(
-                f"{dataset.store.url} was packed with --check header and has no fingerprints; pack it with --check decode"
+                f"{dataset.store.url} was packed with --check header and has no fingerprints; pack it with "
+                f"--check decode"
             )
     if upstream.version.descriptor != downstream.version.descriptor:
         raise ConfigError(

@@ -14,11 +14,11 @@ from cluster.audit.coordinator import AuditConfig, AuditTables
 from cluster.audit.scores import score
 from cluster.audit.verify import MIN_QUALITY, Evidence
 from pipeline.charts import histogram
-from pipeline.pages import render, thumbnail
 from pipeline.dataset import Address, Dataset, open_dataset
 from pipeline.fingerprint import DIHEDRAL, apply_dihedral
 from pipeline.image import decode
 from pipeline.manifest import sha256_hex, to_parquet
+from pipeline.pages import render, thumbnail
 from pipeline.store.base import Store, commit
 from trainer.statistics import wilson_interval
 

@@ -12,12 +12,12 @@ from typing import Any
 from markupsafe import Markup
 
 from cluster.audit.coordinator import AuditConfig, AuditTables
-from pipeline.charts import Series, line_chart, point_chart
 from cluster.demo.stages import Stage
-from pipeline.pages import render
+from pipeline.charts import Series, line_chart, point_chart
 from pipeline.console import human_bytes
 from pipeline.dataset import open_dataset
 from pipeline.manifest import from_parquet
+from pipeline.pages import render
 from pipeline.store.local import LocalStore
 from pipeline.store.url import open_store
 from trainer.finetune import read_results

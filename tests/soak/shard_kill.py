@@ -16,22 +16,26 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 from cluster.services import Stack, start_stack, stop_stack
 from pipeline.dataset import Address, open_dataset
+from pipeline.errors import Unreachable
 from pipeline.gc import garbage
 from pipeline.store.url import open_store
 from tests.conftest import class_folders
 
+T = TypeVar("T")
 _BUCKET = "soak"
 _OPTIONS = ("--shard-mb", "0.12", "--block-mib", "0.04", "--workers", "2")
 _LONGEST_PAUSE_SECONDS = 5.0
+_RESTART_SECONDS = 120.0  # of a killed server, on a busy machine
 _MOST_STARTS = 60  # of one driver, before the run is called stuck
 _RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 TARGETS = ("worker", "driver", "node", "server")
@@ -96,11 +100,23 @@ def _check_rows(url: str, source: Path) -> None:
     assert sources == {str(path.relative_to(source)): 1 for path in source.rglob("*.jpg")}
 
 
+def _patiently(read: Callable[[], T]) -> T:
+    """Gives read(), once the server that was killed a moment ago serves again."""
+    deadline = time.monotonic() + _RESTART_SECONDS
+    while True:
+        try:
+            return read()
+        except Unreachable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
+
+
 def _compare(url: str, calm: dict[str, bytes]) -> None:
-    found = contents(url)
+    found = _patiently(lambda: contents(url))
     differing = sorted(key for key in calm.keys() | found.keys() if calm.get(key) != found.get(key))
     assert not differing, f"{url}: {differing[:5]} differ from the undisturbed dataset"
-    left = list(garbage(open_store(url), older_than_hours=0, with_abandoned_runs=True))
+    left = _patiently(lambda: list(garbage(open_store(url), older_than_hours=0, with_abandoned_runs=True)))
     assert {item.why for item in left} <= {"incomplete upload", "old lease"}, left
 
 
