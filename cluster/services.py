@@ -90,7 +90,10 @@ def start_stack(
         scratch=scratch,
         processes=identities(started),
         # For jobs, and for programs that use the cluster from outside; Ray's own search finds any cluster here.
-        environment=environment | {"RAY_API_SERVER_ADDRESS": dashboard} | ({"RAY_ADDRESS": address} if address else {}),
+        environment=environment
+        | {"RAY_API_SERVER_ADDRESS": dashboard}
+        | ({"RAY_ADDRESS": address} if address else {})
+        | (_LOOPBACK_ONLY if len(cpus_per_node) == 1 else {}),
         dashboard=dashboard,
     )
     state = folder / STATE_NAME

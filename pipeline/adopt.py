@@ -12,6 +12,7 @@ from pipeline.commit import commit_shard
 from pipeline.errors import BadImage, ConfigError, EmptySource
 from pipeline.lease import Lease
 from pipeline.manifest import (
+    INDEX_FOLDER,
     REJECT_SCHEMA,
     Blocks,
     CommitRecord,
@@ -152,7 +153,7 @@ def _index_tar(attempt: Attempt[_IndexTask]) -> CommitRecord:
         num_bytes=store.num_bytes(task.path),
         blake3=blake3_of(store, task.path),
     )
-    sidecar_key = f"index/{task.plan_id[:8]}/{task.path.removesuffix('.tar')}.parquet"
+    sidecar_key = f"{INDEX_FOLDER}{task.plan_id[:8]}/{task.path.removesuffix('.tar')}.parquet"
     return commit_shard(store, packed, task.plan_id, task.number, task.split, task.path, sidecar_key)
 
 

@@ -102,7 +102,7 @@ def _read(row: Row, bases: Sequence[str], inline: "_Inline", max_bytes: int) -> 
     try:
         if row["container"] == TAR:
             return read_span(url, row["offset"], row["num_bytes"])
-        return read_file(url, max_bytes)
+        return read_file(url, max_bytes if row["num_bytes"] < 0 else None)
     except (NotFound, CorruptShard, Denied, Unreachable) as error:
         if isinstance(error, Denied | Unreachable) and scheme_of(url) in _STORES:
             raise  # a whole store is gone, not a picture

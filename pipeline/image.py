@@ -124,6 +124,7 @@ def decode(data: bytes) -> Pixels:
         header = read_jpeg_header(data)
         if header.is_plain:
             return upright(_decode_jpeg(data, "RGB"), header.orientation)
+        _check_scans(data)
     return _decode_with_pillow(data)
 
 
@@ -138,9 +139,13 @@ def decode_luma(data: bytes) -> npt.NDArray[np.uint8]:
     return _decode_jpeg(data, "GRAY")[..., 0]
 
 
-def _decode_jpeg(data: bytes, colorspace: str) -> Pixels:
+def _check_scans(data: bytes) -> None:
     if data.count(_START_OF_SCAN) > MAX_SCANS:
         raise BadImage("too-slow", f"a JPEG of more than {MAX_SCANS} scans, made to be slow")
+
+
+def _decode_jpeg(data: bytes, colorspace: str) -> Pixels:
+    _check_scans(data)
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=True)
     except ValueError as error:

@@ -12,6 +12,7 @@ from pipeline.fingerprint import CODE_BYTES
 from pipeline.records import FORMAT, Record
 
 POINTER_KEY = "MANIFEST.json"
+INDEX_FOLDER = "index/"  # of the sidecars of adopted tars
 # Half of the BLAKE3 of an image's bytes: 128 bits tell 300 M images apart, and a sidecar stays below 60 B a sample.
 DIGEST_BYTES = 16
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pipeline.commit import prepare_shard, read_plan, read_record, shard_rows
 from pipeline.dataset import Dataset
 from pipeline.errors import CorruptShard, NotFound
-from pipeline.manifest import from_parquet, sha256_hex, to_parquet
+from pipeline.manifest import INDEX_FOLDER, from_parquet, sha256_hex, to_parquet
 from pipeline.plan import Plan
 from pipeline.store.base import Store, blake3_of
 from pipeline.store.local import LocalStore
@@ -39,7 +39,7 @@ def repair_shards(dataset: Dataset, shards: Iterable[int], scratch: Path) -> Ite
 
 def _repair(dataset: Dataset, row: dict[str, Any], scratch: Path) -> None:
     store = dataset.store
-    if not row["plan_id"] or row["plan_shard"] < 0:
+    if row["sidecar"].startswith(INDEX_FOLDER):
         raise NotFound(f"{row['path']} was not packed by `pipeline shard`: restore it from where it came from")
     plan = read_plan(store, row["plan_id"])
     rows = _packed_rows(store, plan, row["plan_shard"])

@@ -132,6 +132,8 @@ def shard(
     if published:
         if plan.plan_id != published.version.plan_ids[0]:
             raise _other_dataset(job.store, published, plan)
+        if planned:
+            store_plan(job.store, planned)  # the sources may have moved; `repair` will look for them
         return published.version
     return _pack_and_publish(job, _stored(job, planned) if planned else plan, None, lease or Lease(job.store))
 

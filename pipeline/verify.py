@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.dataset import Dataset
 from pipeline.errors import BadImage, CorruptShard, NotFound
 from pipeline.image import decode
-from pipeline.manifest import from_parquet, image_digest
+from pipeline.manifest import INDEX_FOLDER, from_parquet, image_digest
 from pipeline.seeds import rng
 from pipeline.sources.tars import scan_tar
 from pipeline.store.base import Store, blake3_of, read_checked
@@ -114,7 +114,7 @@ class _ShardCheck:
             return
         if self.depth >= LEVELS.index("tar"):
             # Pictures of an adopted tar that cannot be used are still in it.
-            most_unlisted = row["num_rejects"] if row["sidecar"].startswith("index/") else 0
+            most_unlisted = row["num_rejects"] if row["sidecar"].startswith(INDEX_FOLDER) else 0
             yield from self._content_problems(row["path"], store.read(row["path"]), samples.to_pylist(), most_unlisted)
 
     def _content_problems(

@@ -1,1 +1,1 @@
-"""Where images and labels come from: class folders and label tables."""
+"""Where images and labels come from: class folders, tables, tars, and datasets of ours."""
