@@ -37,12 +37,18 @@ def calm(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
 
 
 @pytest.fixture
-def proxied(s3: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FaultProxy]]:
+def endpoint(s3: Stack) -> str:
+    """The server in use: that of the cluster, once there is one."""
+    return os.environ["AWS_ENDPOINT_URL"]
+
+
+@pytest.fixture
+def proxied(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FaultProxy]]:
     """Puts a proxy between the client and the server."""
     made = []
 
     def start(choose: Callable[[str, str], str | None], stall_seconds: float = 5.0) -> FaultProxy:
-        proxy = FaultProxy(int(s3.environment["AWS_ENDPOINT_URL"].rpartition(":")[2]), choose, stall_seconds)
+        proxy = FaultProxy(int(endpoint.rpartition(":")[2]), choose, stall_seconds)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         made.append(proxy)
         return proxy
@@ -60,13 +66,13 @@ def test_packing_through_a_broken_network(
     s3_url: Callable[[str], str],
     proxied: Callable[..., FaultProxy],
     monkeypatch: pytest.MonkeyPatch,
-    s3: Stack,
+    endpoint: str,
 ) -> None:
     proxy = proxied(sometimes(kind, 0.15))
     done = run_cli("pipeline", "shard", str(source), s3_url("set"), *_OPTIONS, "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert proxy.faults[kind] >= 3
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.environment["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     assert contents(s3_url("set")) == calm
 
 
