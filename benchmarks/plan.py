@@ -11,7 +11,6 @@
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from side_by_side import environment
+from side_by_side import environment, peak_bytes
 
 from pipeline.dataset import open_dataset
 from pipeline.manifest import BLOCK_SCHEMA, SHARD_SCHEMA
@@ -69,7 +68,7 @@ def plan_rows(num_rows: int, scratch: Path) -> None:
     planned = make_plan([("", synthetic(num_rows))], ShardConfig(), scratch, probe=lambda rows, sources: Probe())
     found = {
         "seconds": time.perf_counter() - started,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_bytes(),
         "num_rows": planned.plan.num_samples,
         "num_shards": planned.plan.num_shards,
         "plan_bytes": sum(path.stat().st_size for path in planned.parts),

@@ -19,7 +19,6 @@ import argparse
 import hashlib
 import io
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -33,7 +32,7 @@ import pyarrow.parquet as pq
 import simplejpeg
 import webdataset
 from peers import peer_python
-from side_by_side import Contender, compare, environment
+from side_by_side import Contender, compare, environment, peak_bytes
 
 from pipeline.commit import PackTask, pack_and_commit
 from pipeline.plan import ShardConfig
@@ -164,8 +163,7 @@ def one_shard(source: str, out: Path) -> None:
         job = Job(open_store(str(out)), InProcess(), Path(scratch))
         plan = store_plan(job.store, plan_sources(job, open_sources([source], Columns()), ShardConfig()))
     record = pack_and_commit(PackTask(str(out), plan.plan_id, 0))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"peak_bytes": peak, "shard_bytes": record.num_bytes}))
+    print(json.dumps({"peak_bytes": peak_bytes(), "shard_bytes": record.num_bytes}))
 
 
 def memory_of_sources(bench: Bench) -> None:

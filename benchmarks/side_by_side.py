@@ -40,6 +40,12 @@ def compare(title: str, contenders: dict[str, Contender], unit: str, rounds: int
     print(json.dumps({"title": title, "unit": unit, "rates": rates, **environment()}))
 
 
+def peak_bytes() -> int:
+    """Gives the most memory this process has had resident; getrusage would count its parent's at the start."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
 def environment() -> dict[str, object]:
     """Gives commit, versions and machine."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
