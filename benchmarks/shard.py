@@ -55,13 +55,15 @@ def linked(folder: Path, copies: int, target: Path) -> Path:
     return target
 
 
-def pack(source: Path, out: Path, pool: Pool, check: str) -> int:
+def pack(source: Path, out: Path, pool: Pool, check: str, shard_bytes: int = 256_000_000) -> int:
     """Runs the whole of `pipeline shard`; gives the number of pictures."""
     shutil.rmtree(out, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(open_store(str(out)), pool, Path(scratch))
         return shard(
-            job, open_sources([str(source)], Columns()), ShardConfig(image=ImagePolicy(check=check))
+            job,
+            open_sources([str(source)], Columns()),
+            ShardConfig(image=ImagePolicy(check=check), shard_bytes=shard_bytes),
         ).num_samples
 
 
@@ -207,7 +209,9 @@ def main(arguments: argparse.Namespace) -> None:
         if arguments.only in "two workers":
             pools = {count: Processes(count) for count in (1, 2)}
             contenders = {
-                f"{count} worker": lambda pool=pool: pack(bench.source, bench.scratch / "ours", pool, "decode")
+                f"{count} worker": lambda pool=pool: pack(
+                    bench.source, bench.scratch / "ours", pool, "decode", 10_000_000
+                )
                 for count, pool in pools.items()
             }
             contenders["1 worker"](), contenders["2 worker"]()  # their processes start
