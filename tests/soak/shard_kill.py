@@ -1,6 +1,6 @@
 """Kills packing at random points until it has had enough, and proves that nothing was lost, repeated or changed.
 
-    python tests/soak/shard_kill.py --kills 200 [--seed 0]
+    python -m tests.soak.shard_kill --kills 200 [--seed 0]
 
 A real S3 server and a real Ray cluster of two nodes. One dataset after another is packed, in turn on Ray and in local
 processes; at random moments a worker, the driver, a Ray node or the S3 server is killed with SIGKILL. A killed driver
