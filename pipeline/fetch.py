@@ -23,7 +23,7 @@ from pipeline.sources.rows import PARQUET, TAR
 from pipeline.spill import scratch_errors
 
 _READS_AHEAD = 32  # at 50 ms a read: 640 pictures a second, more than one core decodes
-SOURCE_SECONDS = 120.0  # for one picture, retries included: the slowest mirrors of img2dataset's lists take 60
+SOURCE_SECONDS = 120.0  # for one picture, retries included
 _STORES = ("", "file", "s3")  # what does not answer here is not one picture
 _REASONS: dict[type[Exception], str] = {
     NotFound: "missing",

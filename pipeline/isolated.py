@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pipeline.errors import BadImage
 from pipeline.prepare import ImagePolicy, Prepared, prepare
 
-PICTURE_SECONDS = 60.0  # the slowest picture within our limits takes 10 s on one core of docs/benchmarks.md
+PICTURE_SECONDS = 60.0  # 88 MP in ten scans take 1.1 s on one core of docs/benchmarks.md; limits allow 100 scans
 _START_SECONDS = 60.0  # of a child on a busy machine
 
 
