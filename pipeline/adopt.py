@@ -1,15 +1,19 @@
-"""`pipeline index`: makes WebDataset tars that lie below a root readable as a dataset, without touching them."""
+"""Makes WebDataset tars of others readable as a dataset, without touching them: sidecars and a manifest."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import blake3
 import numpy as np
 from crc32c import crc32c
 
 from pipeline.commit import commit_shard
-from pipeline.errors import BadImage, ConfigError, EmptySource
+from pipeline.errors import BadImage, ConfigError, EmptySource, StorageFull
 from pipeline.lease import Lease
 from pipeline.manifest import (
     INDEX_FOLDER,
@@ -26,13 +30,15 @@ from pipeline.plan import cut
 from pipeline.prepare import ImagePolicy, prepare
 from pipeline.publish import Addition, publish, published_version
 from pipeline.run import Packed, committed_records
-from pipeline.sources.files import open_file
+from pipeline.sources.files import is_remote, join, open_file
 from pipeline.sources.rows import NO_EXTRA, TAR
 from pipeline.sources.tars import TarSample, labels_of, scan_tar
-from pipeline.store.base import Entry, Store, blake3_of
+from pipeline.store.base import Entry, Store
 from pipeline.store.url import open_store
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls
+
+_READ_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class _IndexTask:
 
     Attributes:
         url: Root of the dataset.
-        path: Key of the tar below it.
+        path: Key of the tar below it, or its absolute URL.
         number: Its place among the tars.
         plan_id: Digest of the list of tars.
         split: Of the dataset.
@@ -59,19 +65,22 @@ class _IndexTask:
 def adopt(
     store: Store,
     pool: Pool,
+    tars: Sequence[Entry] | None = None,
     *,
     split: str,
     classes: Sequence[str],
     block_bytes: int,
     on_tar: Callable[[int, int], None] = lambda count, num_bytes: None,
 ) -> ManifestVersion:
-    """Indexes all tars below the store's root and publishes them as version 1 of a dataset.
+    """Indexes tars and publishes them as version 1 of a dataset.
 
     Pictures that cannot be used stay in their tar, are not indexed, and are listed as rejects. Interrupted, it goes on.
+    What it publishes is a function of the tars, their keys, and the settings.
 
     Args:
-        store: Root of the tars; receives sidecars below `index/` and the manifest.
+        store: Receives sidecars below `index/` and the manifest.
         pool: Where tars are read.
+        tars: Their keys are absolute URLs; by default all tars below the store's root.
         split: Of the dataset.
         classes: Class names by label; may be empty.
         block_bytes: Target size of a block.
@@ -82,7 +91,8 @@ def adopt(
         EmptySource: There is no tar, or no usable picture.
         CorruptShard: A tar is damaged.
     """
-    tars = sorted((entry for entry in store.walk() if entry.key.endswith(".tar")), key=lambda entry: entry.key)
+    found = tars if tars is not None else [entry for entry in store.walk() if entry.key.endswith(".tar")]
+    tars = sorted(found, key=lambda entry: entry.key)
     if not tars:
         raise EmptySource(f"{store.url} holds no .tar file")
     plan_id = _identity(tars, split, classes, block_bytes)
@@ -107,7 +117,8 @@ def adopt(
         lease.check()
     shards, blocks = packed.tables(0)
     if not shards.num_rows:
-        raise EmptySource(f"{store.url}: no picture of the tars can be used ({dict(packed.reject_reasons)})")
+        named = f"{join(store.url, tars[0].key)} and {len(tars) - 1:,} further tars"
+        raise EmptySource(f"{named}: no picture can be used ({dict(packed.reject_reasons)})")
     lease.check(now=True)
     addition = Addition(
         plan_id=plan_id,
@@ -133,11 +144,11 @@ def _index_tar(attempt: Attempt[_IndexTask]) -> CommitRecord:
     """Reads one tar and commits its sidecar and its record."""
     task = attempt.call
     store = open_store(task.url)
-    url = f"{store.url}/{task.path}"
+    url = join(store.url, task.path)
     samples: list[tuple[Any, ...]] = []
     rejects: list[dict[str, Any]] = []
     starts: list[int] = []
-    with open_file(url) as file:
+    with _opened(url) as file:
         found, end = scan_tar(file, url)
         for sample in found:
             try:
@@ -146,15 +157,49 @@ def _index_tar(attempt: Attempt[_IndexTask]) -> CommitRecord:
             except BadImage as error:
                 rejects.append(_reject(task, sample, error))
         blocks = _blocks(file, [*starts, end], task.block_bytes)
+        num_bytes, digest = _whole(file)
     packed = PackedShard(
         samples=sidecar_table(samples),
         rejects=table_of(rejects, REJECT_SCHEMA),
         blocks=blocks,
-        num_bytes=store.num_bytes(task.path),
-        blake3=blake3_of(store, task.path),
+        num_bytes=num_bytes,
+        blake3=digest,
     )
-    sidecar_key = f"{INDEX_FOLDER}{task.plan_id[:8]}/{task.path.removesuffix('.tar')}.parquet"
-    return commit_shard(store, packed, task.plan_id, task.number, task.split, task.path, sidecar_key)
+    return commit_shard(store, packed, task.plan_id, task.number, task.split, task.path, _sidecar_key(task))
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[BinaryIO]:
+    """Opens a tar. A remote one is copied aside first, since it is read four times: members, pictures, two digests."""
+    with open_file(url) as file:
+        if not is_remote(url):
+            yield file
+            return
+        with tempfile.TemporaryFile() as aside:
+            try:
+                shutil.copyfileobj(file, aside, _READ_BYTES)
+            except OSError as error:
+                folder = tempfile.gettempdir()
+                raise StorageFull(f"no space for a copy of {url} in {folder} ({error}); set TMPDIR") from error
+            aside.seek(0)
+            yield aside
+
+
+def _whole(file: BinaryIO) -> tuple[int, str]:
+    """Gives the number of all bytes and their BLAKE3."""
+    digest, num_bytes = blake3.blake3(), 0
+    file.seek(0)
+    while chunk := file.read(_READ_BYTES):
+        digest.update(chunk)
+        num_bytes += len(chunk)
+    return num_bytes, digest.hexdigest()
+
+
+def _sidecar_key(task: _IndexTask) -> str:
+    """Two URLs may differ in what a key cannot hold, so that tars elsewhere go by their number."""
+    is_below = join(task.url, task.path) != task.path
+    name = task.path.removesuffix(".tar") if is_below else f"{task.number:06d}"
+    return f"{INDEX_FOLDER}{task.plan_id[:8]}/{name}.parquet"
 
 
 def _image(file: BinaryIO, sample: TarSample) -> bytes:

@@ -1,83 +1,116 @@
-"""Views of a picture for training and evaluation: functions of (pixels, generator), uint8 in, uint8 out."""
+"""Views of a picture for training and evaluation: where they lie is a pure function of (height, width, random)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-import numpy as np
-
-from pipeline.image import Pixels
-
-# (height, width, 3) and a generator -> (out, out, 3)
-Transform = Callable[[Pixels, np.random.Generator], Pixels]
+from pipeline.region import Box
 
 # Inception crop as the released pipeline configures it (spec: big_vision ops_image).
 MIN_AREA_FRACTION = 0.05
 MIN_ASPECT, MAX_ASPECT = 0.75, 1.33
 _MAX_ATTEMPTS = 100
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+class Placement(NamedTuple):
+    """Where a view lies.
+
+    Attributes:
+        box: Part of the upright picture, in pixels.
+        side_px: Side of the square that the box is resized to.
+        crop: Part of that square that is kept; None for all of it.
+        flip: Whether left and right are exchanged at last.
+    """
+
+    box: Box
+    side_px: int
+    crop: Box | None = None
+    flip: bool = False
 
 
-def inception_box(height: int, width: int, generator: np.random.Generator) -> Box:
+class Randomness(Protocol):
+    """What a view is drawn from: pipeline.seeds.Uniform, or Python's random.Random."""
+
+    def random(self) -> float:
+        """Gives the next number in [0, 1)."""
+
+
+Transform = Callable[[int, int, Randomness], Placement]  # height, width -> where the view lies
+
+
+def _below(count: int, random: Randomness) -> int:
+    return min(int(random.random() * count), count - 1)
+
+
+def inception_box(height: int, width: int, random: Randomness) -> Box:
     """Draws a crop of 5-100 % of the area and aspect 0.75-1.33; the whole picture after 100 misses."""
     for _ in range(_MAX_ATTEMPTS):
-        area = height * width * generator.uniform(MIN_AREA_FRACTION, 1.0)
-        aspect = generator.uniform(MIN_ASPECT, MAX_ASPECT)
+        area = height * width * (MIN_AREA_FRACTION + (1.0 - MIN_AREA_FRACTION) * random.random())
+        aspect = MIN_ASPECT + (MAX_ASPECT - MIN_ASPECT) * random.random()
         crop_width, crop_height = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            left = int(generator.integers(0, width - crop_width + 1))
-            top = int(generator.integers(0, height - crop_height + 1))
+            left = _below(width - crop_width + 1, random)
+            top = _below(height - crop_height + 1, random)
             return left, top, left + crop_width, top + crop_height
     return 0, 0, width, height
 
 
-def resize(pixels: Pixels, out_px: int, box: Box | None = None) -> Pixels:
-    """Resizes the picture (or a box of it) to a square, bilinear with support scaled to the shrinkage."""
-    from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
+@dataclass(frozen=True)
+class PretrainView:
+    """Inception crop, then a horizontal flip with probability 0.5 [paper 3.3].
 
-    image = Image.fromarray(pixels)
-    return np.asarray(image.resize((out_px, out_px), Image.Resampling.BILINEAR, box=box))
+    Attributes:
+        out_px: Side of the view.
+        flip: Whether it may be flipped.
+    """
 
+    out_px: int
+    flip: bool = True
 
-def _flipped(pixels: Pixels, generator: np.random.Generator) -> Pixels:
-    return pixels[:, ::-1] if generator.random() < 0.5 else pixels
-
-
-def pretrain_view(out_px: int, *, flip: bool = True) -> Transform:
-    """Inception crop, then a horizontal flip with probability 0.5 [paper 3.3]."""
-
-    def transform(pixels: Pixels, generator: np.random.Generator) -> Pixels:
-        box = inception_box(pixels.shape[0], pixels.shape[1], generator)
-        view = resize(pixels, out_px, box)
-        return _flipped(view, generator) if flip else view
-
-    return transform
+    def __call__(self, height: int, width: int, random: Randomness) -> Placement:
+        """See Transform."""
+        box = inception_box(height, width, random)
+        return Placement(box, self.out_px, flip=self.flip and random.random() < 0.5)
 
 
-def finetune_view(resize_px: int, crop_px: int, *, flip: bool = True, crop: bool = True) -> Transform:
+@dataclass(frozen=True)
+class FinetuneView:
     """Square resize, random crop, flip with probability 0.5 [paper 3.3].
 
-    Args:
+    Attributes:
         resize_px: Side of the square.
         crop_px: Side of the crop.
         flip: False for tasks whose label depends on direction [paper appendix F].
         crop: False for tasks whose label depends on position: then resized straight to `crop_px`.
     """
 
-    def transform(pixels: Pixels, generator: np.random.Generator) -> Pixels:
-        if crop:
-            left, top = (int(value) for value in generator.integers(0, resize_px - crop_px + 1, 2))
-            view = resize(pixels, resize_px)[top : top + crop_px, left : left + crop_px]
-        else:
-            view = resize(pixels, crop_px)
-        return _flipped(view, generator) if flip else view
+    resize_px: int
+    crop_px: int
+    flip: bool = True
+    crop: bool = True
 
-    return transform
+    def __call__(self, height: int, width: int, random: Randomness) -> Placement:
+        """See Transform."""
+        whole = (0, 0, width, height)
+        kept = None
+        if self.crop:
+            left, top = (_below(self.resize_px - self.crop_px + 1, random) for _ in range(2))
+            kept = (left, top, left + self.crop_px, top + self.crop_px)
+        flip = self.flip and random.random() < 0.5
+        return Placement(whole, self.resize_px if self.crop else self.crop_px, kept, flip)
 
 
-def evaluation_view(out_px: int) -> Transform:
-    """Square resize to the crop size, no crop [paper 3.3; size from the released code]."""
+@dataclass(frozen=True)
+class EvaluationView:
+    """Square resize to the crop size, no crop [paper 3.3; size from the released code].
 
-    def transform(pixels: Pixels, generator: np.random.Generator) -> Pixels:
-        return resize(pixels, out_px)
+    Attributes:
+        out_px: Side of the view.
+    """
 
-    return transform
+    out_px: int
+
+    def __call__(self, height: int, width: int, random: Randomness) -> Placement:
+        """See Transform."""
+        del random
+        return Placement((0, 0, width, height), self.out_px)

@@ -5,6 +5,7 @@ import click
 from pipeline.commands.checking import gc, repair, verify
 from pipeline.commands.packing import append, retry_rejects, shard
 from pipeline.commands.showing import export, index, inspect, stats
+from pipeline.commands.streaming import bench, peek
 from pipeline.console import run
 
 
@@ -14,7 +15,7 @@ def cli() -> None:
     """Images and labels into WebDataset tars, locally or on S3. Add --debug for tracebacks."""
 
 
-for command in (shard, append, retry_rejects, inspect, stats, verify, repair, export, index, gc):
+for command in (shard, append, retry_rejects, inspect, stats, peek, bench, verify, repair, export, index, gc):
     cli.add_command(command)
 
 

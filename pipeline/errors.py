@@ -80,6 +80,9 @@ class BadImage(DataError):  # noqa: N818
         self.reason = reason
         self.detail = detail
 
+    def __reduce__(self) -> tuple[type["BadImage"], tuple[str, str]]:
+        return BadImage, (self.reason, self.detail)
+
 
 class EmptySource(DataError):  # noqa: N818
     """A source holds no image."""

@@ -6,9 +6,8 @@ A truncated or damaged picture is refused, never half shown.
 
 import io
 import warnings
-from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -66,8 +65,7 @@ def is_jpeg(data: bytes) -> bool:
     return data.startswith(_JPEG_MAGIC)
 
 
-@dataclass(frozen=True)
-class JpegHeader:
+class JpegHeader(NamedTuple):
     """What a JPEG says of itself.
 
     Attributes:
@@ -124,7 +122,7 @@ def decode(data: bytes) -> Pixels:
         header = read_jpeg_header(data)
         if header.is_plain:
             return upright(_decode_jpeg(data, "RGB"), header.orientation)
-        _check_scans(data)
+        check_scans(data)
     return _decode_with_pillow(data)
 
 
@@ -139,13 +137,14 @@ def decode_luma(data: bytes) -> npt.NDArray[np.uint8]:
     return _decode_jpeg(data, "GRAY")[..., 0]
 
 
-def _check_scans(data: bytes) -> None:
+def check_scans(data: bytes) -> None:
+    """Refuses what would be decoded a thousand times. Raises BadImage with reason `too-slow`."""
     if data.count(_START_OF_SCAN) > MAX_SCANS:
         raise BadImage("too-slow", f"a JPEG of more than {MAX_SCANS} scans, made to be slow")
 
 
 def _decode_jpeg(data: bytes, colorspace: str) -> Pixels:
-    _check_scans(data)
+    check_scans(data)
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=True)
     except ValueError as error:

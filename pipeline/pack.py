@@ -25,6 +25,7 @@ from pipeline.store.base import ObjectWriter
 from pipeline.tar import BLOCK_BYTES, END, member_parts, padded
 
 _quoted = json.encoder.encode_basestring_ascii
+_SMALL_SAMPLE_BYTES = 32_768  # below it a copy costs less than two more calls of each digest
 _BLOCKS_AHEAD = 2  # one being written, one waiting
 Prepare = Callable[[bytes, ImagePolicy], Prepared]
 
@@ -78,6 +79,8 @@ class TarSink:
 
     def add(self, parts: tuple[bytes, ...]) -> None:
         """Takes a sample in pieces."""
+        if sum(map(len, parts)) <= _SMALL_SAMPLE_BYTES:
+            parts = (b"".join(parts),)
         for part in parts:
             self._digest.update(part)
             self._crc32c = crc32c(part, self._crc32c)

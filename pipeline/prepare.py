@@ -1,7 +1,6 @@
 """The image policy: from the bytes of a source to the bytes that are stored, or to the reason why not."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +32,7 @@ class ImagePolicy(Record):
     max_bytes: PositiveInt = 64_000_000
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A picture as it is stored.
 
     Attributes:

@@ -5,8 +5,11 @@ Every random decision is keyed by (seed, purpose, coordinates...), hashed, never
 """
 
 import hashlib
+import struct
+from functools import lru_cache
 
 import numpy as np
+from xxhash import xxh3_64_intdigest
 
 
 def key128(seed: int, *parts: str | int) -> int:
@@ -18,3 +21,31 @@ def key128(seed: int, *parts: str | int) -> int:
 def rng(seed: int, *parts: str | int) -> np.random.Generator:
     """Gives an independent Philox generator for (seed, parts)."""
     return np.random.Generator(np.random.Philox(key=key128(seed, *parts)))
+
+
+class Uniform:
+    """Numbers in [0, 1) as a function of a key and of how many were drawn before.
+
+    For a few draws a sample: seeding Python's or numpy's generator takes longer than drawing these.
+    """
+
+    __slots__ = ("_drawn", "_key")
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._drawn = 0
+
+    def random(self) -> float:
+        """Gives the next number, of 53 random bits."""
+        self._drawn += 1
+        return (xxh3_64_intdigest(self._key, self._drawn) >> 11) * 2.0**-53
+
+
+def sample_uniform(seed: int, purpose: str, source: int, epoch: int, shard: int, row: int) -> Uniform:
+    """Gives the randomness of one sample in one epoch of its source."""
+    return Uniform(_epoch_key(seed, purpose, source, epoch) + struct.pack("<qq", shard, row))
+
+
+@lru_cache(maxsize=1024)
+def _epoch_key(seed: int, purpose: str, source: int, epoch: int) -> bytes:
+    return key128(seed, purpose, source, epoch).to_bytes(16, "little")

@@ -1,24 +1,69 @@
-"""From a dataset to batches of decoded, augmented pictures, with exact resume on any number of ranks."""
+"""From datasets to batches of decoded, augmented pictures, with exact resume on any number of ranks and workers."""
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from pipeline.augment import Transform
 from pipeline.dataset import Address
-from pipeline.errors import BadImage, CorruptShard, ResumeMismatch
-from pipeline.image import decode
-from pipeline.order import Order, OrderConfig, Window, even_pieces, lanes_of_rank, samples_of
-from pipeline.seeds import rng
-from pipeline.view import Sample, View
+from pipeline.errors import ConfigError, CorruptShard, ResumeMismatch
+from pipeline.loader.desk import Desk
+from pipeline.loader.messages import AskWindow, BadSample, Counts, Done, WindowSpec, Work
+from pipeline.mixture import Mixture
+from pipeline.order import ORDER_VERSION, Order, OrderConfig, Piece, lanes_of_rank, samples_of
+from pipeline.records import Record
+from pipeline.seeds import key128
+from pipeline.view import View
 
-_FETCH_THREADS = 8  # concurrent reads of a rank: 8 MiB each within 50 ms make 1.3 GB/s
-_BATCHES_AHEAD = 2  # one being decoded while one waits: hides decoding behind the step, holds two batches
+logger = logging.getLogger(__name__)
+
+_LEAST_DEFAULT_BUDGET_BYTES = 1 << 30
+_NUM_SLOTS = 3  # batches: one being taken, one finished, one in the making
+WORKER_BYTES = 75_000_000  # of a loader process without pictures: growth of a rank by workers (benchmarks/stream.py)
+_BAD_SAMPLES_GRACE = 16  # a choice: so many bad ones never stop a run, however short it is
+
+
+class LoaderConfig(Record):
+    """How batches are made; none of it changes what is in them.
+
+    Attributes:
+        num_workers: Processes of a rank that read and decode; 0 for a thread of its own process, and so is None, which
+            leaves the choice to those who know the machine.
+        budget_bytes: Memory of a rank for encoded pictures, finished batches and its worker processes; None for 1 GiB,
+            or, where that is more, for what they need and its windows once again, to read ahead.
+        read_threads: Concurrent reads of a worker.
+        cache_folder: Folder on a local disk for blocks that were read, shared by all ranks of a node; None for none.
+        cache_bytes: Its limit.
+        max_bad_fraction: Share of the samples that may be replaced for damage before the stream stops.
+    """
+
+    num_workers: NonNegativeInt | None = None
+    budget_bytes: PositiveInt | None = None
+    read_threads: PositiveInt = 4
+    cache_folder: str | None = None
+    cache_bytes: PositiveInt = 100_000_000_000
+    max_bad_fraction: float = Field(0.001, ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of the datasets that a stream mixes.
+
+    Attributes:
+        view: What is read of it.
+        weight: Its share of the samples, against the other sources' weights.
+    """
+
+    view: View
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -28,71 +73,118 @@ class Batch:
     Attributes:
         images: uint8 RGB, shape (samples, px, px, 3).
         labels: Labels of each sample.
-        addresses: Where each sample lies.
-        epochs: Epoch of each sample, counted from 0.
+        places: Number of the source, epoch of the source counted from 0, shard and row of each sample: shape
+            (samples, 4).
+        bad: Samples that were due and were replaced by others, since they are damaged.
     """
 
     images: npt.NDArray[np.uint8]
     labels: tuple[tuple[int, ...], ...]
-    addresses: tuple[Address, ...]
-    epochs: tuple[int, ...]
+    places: npt.NDArray[np.int64]
+    bad: tuple[BadSample, ...] = ()
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where each sample lies in its source."""
+        return tuple(Address(shard, row) for shard, row in self.places[:, 2:].tolist())
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """Epoch of each sample in its source, counted from 0."""
+        return tuple(self.places[:, 1].tolist())
 
 
-@dataclass
-class _LaneCursor:
-    """The window of a lane that is in memory."""
-
-    window: Window
-    pieces: list[list[Sample]]
+def warn_of(bad: BadSample) -> None:
+    """Logs a sample that was replaced."""
+    logger.warning(
+        "step %d: sample %d of %s is bad (%s: %s); sample %s took its place",
+        *(bad.step, bad.row, bad.path, bad.reason, bad.detail, bad.substitute),
+    )
 
 
 class Stream:
     """An endless iterator over a rank's batches. The concatenation over ranks does not depend on their number.
 
-    `state_dict` is the same on every rank, below 1 kB, and may be loaded on any number of ranks. For one thread.
+    `state_dict` is the same on every rank, below 1 kB, and may be loaded on any number of ranks and loader workers.
+    Workers start at the first batch. For one thread; close it.
     """
 
     def __init__(
         self,
-        view: View,
-        config: OrderConfig,
+        sources: View | Sequence[Source],
+        order: OrderConfig,
         transform: Transform,
         *,
         rank: int = 0,
         num_ranks: int = 1,
-        decode_threads: int = 1,
+        loader: LoaderConfig | None = None,
+        on_bad: Callable[[BadSample], None] = warn_of,
     ) -> None:
-        self._view = view
-        self._config = config
+        """Prepares a stream; reads nothing but the manifests.
+
+        Args:
+            sources: What is streamed; several datasets are mixed by weight.
+            order: What decides the order.
+            transform: From pictures to views.
+            rank: This rank.
+            num_ranks: All ranks.
+            loader: How batches are made.
+            on_bad: Called with each sample that was replaced.
+
+        Raises:
+            ConfigError: Lanes, batch, ranks, weights or budget do not fit.
+        """
+        self._sources = (Source(sources),) if isinstance(sources, View) else tuple(sources)
+        self._order = order
         self._transform = transform
-        self._lanes = lanes_of_rank(config.num_lanes, rank, num_ranks)
-        self._samples_per_lane = config.samples_per_lane()
-        self._order = Order(view.block_counts, config)
-        self._cursors: dict[int, _LaneCursor] = {}
-        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-        self._fetchers = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read")
-        self._ahead: deque[Future[Batch]] = deque()
+        self._loader = loader or LoaderConfig()
+        self._on_bad = on_bad
+        self._lanes = lanes_of_rank(order.num_lanes, rank, num_ranks)
+        self._samples_per_lane = order.samples_per_lane()
+        self._mixture = Mixture(tuple(source.weight for source in self._sources), self._samples_per_lane)
+        self._orders = [
+            Order(source.view.block_counts, _order_of(order, number)) for number, source in enumerate(self._sources)
+        ]
+        self._side_px = _side_of(transform)
+        self._picture_bytes, self._keeps_all = self._budget()
+        self._desk: Desk | None = None
         self._step = 0
+        self._num_bad = 0
+        self.counts = Counts()
+        self.wait_seconds = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        while len(self._ahead) < _BATCHES_AHEAD:
-            self._ahead.append(self._reader.submit(self._make, self._step + len(self._ahead)))
+        started = time.perf_counter()
         try:
-            batch = self._ahead[0].result()
+            if self._desk is None:
+                self._desk = self._started()
+            images, parts = self._desk.batch(self._step)
+            self._count(parts)
         except BaseException:
-            self._drop_ahead()  # the same step is made again if the caller goes on
+            self.close()  # the same step is made again if the caller goes on
             raise
-        self._ahead.popleft()
+        finally:
+            self.wait_seconds += time.perf_counter() - started
         self._step += 1
-        return batch
+        return Batch(
+            images=images,
+            labels=tuple(labels for part in parts for labels in part.labels),
+            places=np.concatenate([part.places for part in parts]),
+            bad=tuple(bad for part in parts for bad in part.bad),
+        )
+
+    @property
+    def identity(self) -> str:
+        """Digest of what is streamed: datasets with their versions, choices and weights."""
+        told = [(source.view.identity, source.weight) for source in self._sources]
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def state_dict(self) -> dict[str, Any]:
         """Gives the position after the last batch handed out."""
-        return {"step": self._step, "view": self._view.identity} | self._config.model_dump()
+        return {"step": self._step, "order": ORDER_VERSION, "data": self.identity} | self._order.model_dump()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to the position of `state`, in constant time.
@@ -100,102 +192,127 @@ class Stream:
         Raises:
             ResumeMismatch: It was taken from another dataset version, selection, seed, batch or lane count.
         """
-        mine = self.state_dict()
-        for name, value in mine.items():
+        for name, value in self.state_dict().items():
             if name != "step" and state.get(name) != value:
                 raise ResumeMismatch(
                     f"the data stream to resume had {name} {state.get(name)!r}, this one has {value!r}; "
                     f"resume with the same data and settings or start a new run"
                 )
-        self._drop_ahead()
+        self.close()
         self._step = int(state["step"])
+        self._num_bad = 0
 
     def close(self) -> None:
-        """Stops the threads; batches read ahead are dropped."""
-        self._drop_ahead()
-        self._reader.shutdown(cancel_futures=True)
-        self._fetchers.shutdown(cancel_futures=True)
-        self._decoders.shutdown(cancel_futures=True)
+        """Stops the workers; batches made ahead are dropped. The next batch starts them again."""
+        desk, self._desk = self._desk, None
+        if desk:
+            desk.close()
 
-    def _drop_ahead(self) -> None:
-        for future in self._ahead:
-            future.cancel()
-        for future in self._ahead:
-            if not future.cancelled():
-                future.exception()  # wait: the cursors belong to the reader while it runs
-        self._ahead.clear()
+    def _budget(self) -> tuple[int, bool]:
+        """Gives the bytes that the rank may hold of encoded pictures, and whether each worker can keep all of them.
 
-    def _make(self, step: int) -> Batch:
-        # Lanes are read side by side: the windows of many lanes end in the same batch.
-        position = step * self._samples_per_lane
-        per_lane = self._fetchers.map(lambda lane: list(self._lane_samples(lane, position)), self._lanes)
-        chosen = [pair for samples in per_lane for pair in samples]
-        images = list(self._decoders.map(self._decode, chosen))
-        return Batch(
-            images=np.stack(images),
-            labels=tuple(sample.labels for _, sample in chosen),
-            addresses=tuple(sample.address for _, sample in chosen),
-            epochs=tuple(epoch for epoch, _ in chosen),
+        What is kept is read once, not once an epoch.
+
+        Raises:
+            ConfigError: The rank's budget does not hold its windows and batches.
+        """
+        batch_bytes = len(self._lanes) * self._samples_per_lane * self._side_px**2 * 3
+        fixed = (_NUM_SLOTS + 1) * batch_bytes + self._num_workers * WORKER_BYTES  # one more batch with the caller
+        windows = len(self._lanes) * sum(self._window_bytes)
+        kept = max(1, self._num_workers) * sum(_kept_bytes(source.view) for source in self._sources)
+        needed = min(windows, kept) + fixed
+        budget = self._loader.budget_bytes or max(_LEAST_DEFAULT_BUDGET_BYTES, needed + min(windows, kept))
+        if needed > budget:
+            raise ConfigError(
+                f"a rank of {len(self._lanes)} lanes needs {needed / 1e6:,.1f} MB for its shuffle windows, batches and "
+                f"{self._num_workers} worker processes, its budget is {budget / 1e6:,.1f} MB; raise "
+                f"budget_bytes, or lower window_blocks ({self._order.window_blocks}) or the lanes of a rank"
+            )
+        return budget - fixed, kept + fixed <= budget
+
+    @property
+    def _window_bytes(self) -> tuple[int, ...]:
+        return tuple(self._order.window_blocks * source.view.max_block_bytes for source in self._sources)
+
+    @property
+    def _num_workers(self) -> int:
+        return min(self._loader.num_workers or 0, len(self._lanes))
+
+    def _started(self) -> Desk:
+        num_workers = max(1, self._num_workers)
+        works = []
+        for number in range(num_workers):
+            mine = lanes_of_rank(len(self._lanes), number, num_workers)
+            works.append(
+                Work(
+                    datasets=tuple(source.view.dataset for source in self._sources),
+                    mixture=self._mixture,
+                    seed=self._order.seed,
+                    lanes=self._lanes[mine.start : mine.stop],
+                    samples_per_lane=self._samples_per_lane,
+                    first_step=self._step,
+                    handed_out=self._step,
+                    transform=self._transform,
+                    side_px=self._side_px,
+                    num_slots=_NUM_SLOTS,
+                    first_place=mine.start * self._samples_per_lane,
+                    batch_size=len(self._lanes) * self._samples_per_lane,
+                    budget_bytes=self._picture_bytes // num_workers
+                    if self._keeps_all
+                    else self._picture_bytes * len(mine) // len(self._lanes),
+                    window_bytes=self._window_bytes,
+                    keep_all=self._keeps_all,
+                    read_threads=self._loader.read_threads,
+                    cache=(self._loader.cache_folder, self._loader.cache_bytes) if self._loader.cache_folder else None,
+                )
+            )
+        return Desk(works, self._window, in_processes=self._num_workers > 0)
+
+    def _window(self, ask: AskWindow) -> WindowSpec:
+        window = self._orders[ask.source].window(ask.lane, ask.position)
+        places = samples_of(window, window.start, len(window.permutation)).astype(np.int32)
+        view = self._sources[ask.source].view
+        pieces = window.pieces
+        if self._keeps_all:
+            # Whole blocks, since these stay: the pieces at the borders of lanes are others in every epoch.
+            pieces = tuple(Piece(piece.block, 0, int(view.block_counts[piece.block])) for piece in pieces)
+        places[:, 1] -= np.array([piece.first for piece in pieces], np.int32)[places[:, 0]]
+        return WindowSpec(
+            source=ask.source,
+            lane=ask.lane,
+            epoch=window.epoch,
+            start=window.start,
+            position=ask.position,
+            spans=tuple(view.span(piece) for piece in pieces),
+            places=places,
         )
 
-    def _lane_samples(self, lane: int, position: int) -> Iterator[tuple[int, Sample]]:
-        stop = position + self._samples_per_lane
-        while position < stop:
-            cursor = self._cursors.get(lane)
-            if cursor is None or not cursor.window.start <= position < cursor.window.end:
-                cursor = self._load(lane, position)
-            count = min(stop, cursor.window.end) - position
-            for index, sample in samples_of(cursor.window, position, count).tolist():
-                yield cursor.window.epoch, cursor.pieces[index][sample - cursor.window.pieces[index].first]
-            position += count
-
-    def _load(self, lane: int, position: int) -> _LaneCursor:
-        self._cursors.pop(lane, None)  # free the old window before the new one is read
-        window = self._order.window(lane, position)
-        cursor = _LaneCursor(window, [self._view.read_piece(piece) for piece in window.pieces])
-        self._cursors[lane] = cursor
-        return cursor
-
-    def _decode(self, chosen: tuple[int, Sample]) -> npt.NDArray[np.uint8]:
-        epoch, sample = chosen
-        generator = rng(self._config.seed, "augment", epoch, sample.address.shard, sample.address.row)
-        return self._transform(decode_sample(self._view, sample), generator)
+    def _count(self, parts: Sequence[Done]) -> None:
+        for part in parts:
+            self.counts.add(part.counts)
+            for bad in part.bad:
+                self._num_bad += 1
+                self._on_bad(bad)
+        last = next((bad for part in reversed(parts) for bad in reversed(part.bad)), None)
+        limit = _BAD_SAMPLES_GRACE + self._loader.max_bad_fraction * self.counts.samples
+        if last and self._num_bad > limit:
+            raise CorruptShard(
+                f"{self._num_bad} of {self.counts.samples:,} samples were bad, the last in {last.path} ({last.reason}: "
+                f"{last.detail}); run `pipeline verify` and `pipeline repair` on the dataset, or raise "
+                f"max_bad_fraction ({self._loader.max_bad_fraction})"
+            )
 
 
-def decode_sample(view: View, sample: Sample) -> npt.NDArray[np.uint8]:
-    """Gives a sample's pixels, shape (height, width, 3).
-
-    Raises:
-        CorruptShard: It does not decode, although it did when it was packed.
-    """
-    try:
-        return decode(sample.image)
-    except BadImage as error:
-        raise CorruptShard(
-            f"{view.dataset.store.url}, shard {sample.address.shard}, sample {sample.address.row} does not decode "
-            f"({error}); run `pipeline verify --level decode` on the dataset"
-        ) from error
+def _order_of(order: OrderConfig, source: int) -> OrderConfig:
+    """Gives each source a seed of its own: sets of equal blocks must not be read in the same order side by side."""
+    return order.model_copy(update={"seed": key128(order.seed, "source", source)}) if source else order
 
 
-def one_pass(
-    view: View, transform: Transform, batch_size: int, *, rank: int = 0, num_ranks: int = 1
-) -> Iterator[Batch]:
-    """Gives a rank's share of every sample exactly once, in dataset order, for evaluation; the last batch is short."""
-    generator = rng(0, "evaluation")
-    waiting: list[Sample] = []
-    for piece in even_pieces(view.block_counts, rank, num_ranks):
-        waiting += view.read_piece(piece)
-        while len(waiting) >= batch_size:
-            yield _evaluation_batch(view, transform, generator, waiting[:batch_size])
-            del waiting[:batch_size]
-    if waiting:
-        yield _evaluation_batch(view, transform, generator, waiting)
+def _kept_bytes(view: View) -> int:
+    """Gives what all of a view's samples take in memory, at most: blocks of which half is wanted are held whole."""
+    return view.num_bytes * (1 if view.num_samples == view.dataset.version.num_samples else 2)
 
 
-def _evaluation_batch(view: View, transform: Transform, generator: np.random.Generator, samples: list[Sample]) -> Batch:
-    return Batch(
-        images=np.stack([transform(decode_sample(view, sample), generator) for sample in samples]),
-        labels=tuple(sample.labels for sample in samples),
-        addresses=tuple(sample.address for sample in samples),
-        epochs=(0,) * len(samples),
-    )
+def _side_of(transform: Transform) -> int:
+    placement = transform(64, 64, Random(0))
+    return placement.side_px if placement.crop is None else placement.crop[2] - placement.crop[0]

@@ -9,6 +9,7 @@ BLOCK_BYTES = 512
 # A tar ends with two zero blocks.
 END = bytes(2 * BLOCK_BYTES)
 _MAX_NAME_BYTES = 100
+_SIZE_START, _SIZE_STOP = 124, 135  # of the size in a header
 _MAX_MEMBER_BYTES = 8**11 - 1  # eleven octal digits
 # The parts of a header that are the same for every member; only name, size and checksum stand between them.
 _OWNER = b"0000444\0000000000\0000000000\0"  # mode, owner, group
@@ -44,7 +45,7 @@ def header(name: str, num_bytes: int) -> bytes:
     if not 0 < len(encoded) <= _MAX_NAME_BYTES or not 0 <= num_bytes <= _MAX_MEMBER_BYTES:
         raise ValueError(f"tar member {name!r} of {num_bytes} bytes does not fit USTAR")
     size = b"%011o" % num_bytes
-    checksum = b"%06o" % (_FIXED_SUM + sum(encoded) + sum(size))
+    checksum = b"%06o" % (_FIXED_SUM + sum(encoded + size))
     return b"".join((encoded.ljust(_MAX_NAME_BYTES, b"\0"), _OWNER, size, _TIME, checksum, _REST))
 
 
@@ -56,3 +57,19 @@ def member_parts(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
 def member(name: str, content: bytes) -> bytes:
     """Gives header, content and padding of one file."""
     return b"".join(member_parts(name, content))
+
+
+def contents(body: bytes) -> list[tuple[int, int]]:
+    """Gives first byte and byte after the content of each file in a run of members that this module wrote.
+
+    Raises:
+        ValueError: It is no such run.
+    """
+    found = []
+    position = 0
+    while position < len(body):
+        start = position + BLOCK_BYTES
+        stop = start + int(body[position + _SIZE_START : position + _SIZE_STOP], 8)
+        found.append((start, stop))
+        position = -(-stop // BLOCK_BYTES) * BLOCK_BYTES
+    return found

@@ -1,4 +1,4 @@
-"""The part of a dataset that is to be read, and the reading of one piece of it, checked."""
+"""The part of a dataset that is to be read, and where each piece of it lies."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -8,136 +8,175 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.dataset import Address, Dataset
-from pipeline.errors import ConfigError, CorruptShard
-from pipeline.manifest import image_digest
+from pipeline.dataset import Dataset
+from pipeline.errors import ConfigError
 from pipeline.order import Piece
-from pipeline.tar import BLOCK_BYTES
+
+Ints = npt.NDArray[np.int64]
+_WHOLE_BLOCK_FRACTION = 0.5
+RowsByShard = Mapping[int, Sequence[int] | Ints]
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One sample as it lies in the tar.
+class Span:
+    """A block of a shard, and the samples wanted of it.
 
     Attributes:
-        address: Where it lies.
-        image: Encoded picture.
-        labels: May be empty.
+        shard: Number of the shard in its dataset.
+        path: Of its tar, below the dataset's root or absolute.
+        digest: BLAKE3 of the tar: names the content for caches.
+        offset: First byte of the block.
+        num_bytes: Of the block.
+        crc32c: Of the block.
+        first_row: Row of the block's first sample in the shard.
+        num_rows: Samples of the block.
+        rows: Wanted rows of the shard, ascending, shape (samples,); None for all of the block.
     """
 
-    address: Address
-    image: bytes
-    labels: tuple[int, ...]
+    shard: int
+    path: str
+    digest: str
+    offset: int
+    num_bytes: int
+    crc32c: int
+    first_row: int
+    num_rows: int
+    rows: Ints | None
+
+    @property
+    def wanted(self) -> Ints:
+        """Wanted rows of the shard, ascending, shape (samples,)."""
+        return np.arange(self.first_row, self.first_row + self.num_rows) if self.rows is None else self.rows
+
+    @property
+    def is_read_whole(self) -> bool:
+        """Whether so many samples are wanted that one read of the block costs less than a request for each."""
+        return self.rows is None or len(self.rows) >= _WHOLE_BLOCK_FRACTION * self.num_rows
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that its samples take; an estimate by their share where the block is not read whole."""
+        if self.rows is None or self.is_read_whole:
+            return self.num_bytes
+        return -(-self.num_bytes * len(self.rows) // self.num_rows)
 
 
-def _checked_rows(dataset: Dataset, rows_by_shard: Mapping[int, Sequence[int]]) -> dict[int, tuple[int, ...]]:
-    """Gives the chosen rows sorted and once each, without shards that have none; equal choices look equal."""
-    chosen = {int(shard): tuple(sorted({int(row) for row in rows})) for shard, rows in rows_by_shard.items()}
-    for shard, rows in chosen.items():
-        if not 0 <= shard < len(dataset.shards) or (
-            rows and not 0 <= rows[0] <= rows[-1] < dataset.shards[shard]["num_samples"]
-        ):
-            raise ConfigError(f"rows {rows[:3]}... of shard {shard} are not all in {dataset.store.url}")
-    return {shard: rows for shard, rows in sorted(chosen.items()) if rows}
+def _keys(dataset: Dataset, rows_by_shard: RowsByShard) -> Ints:
+    """Gives shard << 32 | row of all rows, ascending and once each: equal choices look equal."""
+    sizes = dataset.shards.table["num_samples"].to_numpy()
+    parts = [np.empty(0, np.int64)]
+    for shard, rows in rows_by_shard.items():
+        numbers = np.asarray(rows, np.int64)
+        if not 0 <= shard < len(sizes) or (len(numbers) and not 0 <= numbers.min() <= numbers.max() < sizes[shard]):
+            raise ConfigError(f"rows {list(rows)[:3]}... of shard {shard} are not all in {dataset.store.url}")
+        parts.append((np.int64(shard) << 32) | numbers)
+    return np.unique(np.concatenate(parts))
 
 
 class View:
-    """All samples of a dataset, or the chosen rows of it; blocks stay the unit of reading."""
+    """All samples of a dataset, the chosen rows of it, or all but some; blocks stay the unit of reading."""
 
-    def __init__(self, dataset: Dataset, rows_by_shard: Mapping[int, Sequence[int]] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        rows_by_shard: RowsByShard | None = None,
+        *,
+        excluded_by_shard: RowsByShard | None = None,
+    ) -> None:
         """Opens a view.
 
         Args:
             dataset: The dataset.
             rows_by_shard: Chosen rows of each shard; all rows of all shards by default.
+            excluded_by_shard: Rows that are left out, such as an audit's; eight bytes of memory each.
 
         Raises:
-            ConfigError: A chosen row is not in the dataset.
+            ConfigError: A row is not in the dataset, or both choices are given.
         """
+        if rows_by_shard is not None and excluded_by_shard is not None:
+            raise ConfigError("a view takes chosen rows or excluded ones, not both")
         self.dataset = dataset
-        self.rows_by_shard = None if rows_by_shard is None else _checked_rows(dataset, rows_by_shard)
-        self._in_memory: dict[int, list[Sample]] = {}
+        self._chosen = None if rows_by_shard is None else _keys(dataset, rows_by_shard)
+        self._excluded = None if excluded_by_shard is None else _keys(dataset, excluded_by_shard)
 
     @cached_property
     def identity(self) -> str:
         """Digest of the dataset version and the choice: equal views have equal identities."""
         digest = hashlib.sha256(self.dataset.version.to_json())
-        if self.rows_by_shard is not None:
-            digest.update(repr(sorted(self.rows_by_shard.items())).encode())
+        for name, keys in (("chosen", self._chosen), ("excluded", self._excluded)):
+            if keys is not None:
+                digest.update(name.encode() + keys.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def addresses(self) -> list[tuple[int, int]] | None:
+        """Shard and row of every chosen sample; None for a view without a choice."""
+        if self._chosen is None:
+            return None
+        return [(key >> 32, key & 0xFFFFFFFF) for key in self._chosen.tolist()]
+
     @cached_property
-    def block_counts(self) -> npt.NDArray[np.int64]:
-        """Chosen samples of each block, shape (blocks,)."""
-        if self.rows_by_shard is None:
-            return np.asarray(self._blocks["num_samples"], np.int64)
-        return np.array([len(self._rows(block)) for block in range(len(self._blocks["shard"]))], np.int64)
+    def block_counts(self) -> Ints:
+        """Samples of the view in each block, shape (blocks,)."""
+        counts = self._blocks["num_samples"]
+        if self._chosen is not None:
+            return self._counted(self._chosen)
+        return counts if self._excluded is None else counts - self._counted(self._excluded)
 
     @property
     def num_samples(self) -> int:
-        """Chosen samples of all blocks."""
+        """Samples of the view."""
         return int(self.block_counts.sum())
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the view's samples; an estimate by their share of each block where there is a choice."""
+        blocks = self._blocks
+        return int(np.sum(blocks["num_bytes"] * (self.block_counts / np.maximum(blocks["num_samples"], 1))))
+
+    @property
+    def max_block_bytes(self) -> int:
+        """Size of the largest block."""
+        return int(self._blocks["num_bytes"].max(initial=0))
+
     @cached_property
-    def _blocks(self) -> dict[str, npt.NDArray[np.int64]]:
+    def _blocks(self) -> dict[str, Ints]:
         table = self.dataset.blocks
         return {name: table[name].to_numpy().astype(np.int64) for name in table.column_names}
 
-    def _rows(self, block: int) -> npt.NDArray[np.int64]:
-        first = int(self._blocks["first_row"][block])
-        stop = first + int(self._blocks["num_samples"][block])
-        if self.rows_by_shard is None:
-            return np.arange(first, stop)
-        chosen = np.array(self.rows_by_shard.get(int(self._blocks["shard"][block]), ()), np.int64)
-        return chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, stop)]
+    @cached_property
+    def _block_keys(self) -> Ints:
+        return (self._blocks["shard"] << 32) | self._blocks["first_row"]
 
-    def preload(self) -> None:
-        """Keeps the encoded pictures of the whole view in memory: for few-shot sets that are read hundreds of times."""
-        for block, count in enumerate(self.block_counts.tolist()):
-            if count:
-                self._in_memory[block] = self.read_piece(Piece(block, 0, count))
+    def _counted(self, keys: Ints) -> Ints:
+        stops = np.searchsorted(keys, self._block_keys + self._blocks["num_samples"])
+        return (stops - np.searchsorted(keys, self._block_keys)).astype(np.int64)
 
-    def read_piece(self, piece: Piece) -> list[Sample]:
-        """Gives the samples of a piece, in row order, from one ranged read.
+    def _rows(self, block: int) -> Ints:
+        """Gives the view's rows of a block, ascending."""
+        first, count = int(self._blocks["first_row"][block]), int(self._blocks["num_samples"][block])
+        key = int(self._block_keys[block])
+        if self._chosen is not None:
+            start, stop = np.searchsorted(self._chosen, (key, key + count))
+            return self._chosen[start:stop] & 0xFFFFFFFF
+        rows = np.arange(first, first + count)
+        if self._excluded is None:
+            return rows
+        start, stop = np.searchsorted(self._excluded, (key, key + count))
+        return np.setdiff1d(rows, self._excluded[start:stop] & 0xFFFFFFFF, assume_unique=True)
 
-        A whole block is checked by its checksum, a part of one by the digest of each image.
-
-        Raises:
-            CorruptShard: A checksum differs, or the tar is shorter than its manifest says.
-        """
-        if piece.block in self._in_memory:
-            return self._in_memory[piece.block][piece.first : piece.first + piece.count]
-        shard = int(self._blocks["shard"][piece.block])
+    def span(self, piece: Piece) -> Span:
+        """Gives where a piece lies."""
+        block = {name: int(column[piece.block]) for name, column in self._blocks.items()}
         rows = self._rows(piece.block)[piece.first : piece.first + piece.count]
-        sidecar = self.dataset.samples(shard).take(rows)
-        offsets = sidecar["image_offset"].to_numpy()
-        sizes = sidecar["image_bytes"].to_numpy().astype(np.int64)
-        whole = len(rows) == int(self._blocks["num_samples"][piece.block])
-        if whole:
-            start = int(self._blocks["offset"][piece.block])
-            body = self.dataset.read_block(
-                shard,
-                start,
-                int(self._blocks["num_bytes"][piece.block]),
-                int(self._blocks["crc32c"][piece.block]),
-            )
-        else:
-            start = int(offsets[0]) - BLOCK_BYTES
-            body = self.dataset.read_span(shard, start, int(offsets[-1] + sizes[-1]) - start)
-        labels = sidecar["labels"].to_pylist()
-        samples = []
-        for index, row in enumerate(rows.tolist()):
-            first = int(offsets[index]) - start
-            image = body[first : first + int(sizes[index])]
-            samples.append(Sample(Address(shard, row), image, tuple(labels[index])))
-        if not whole:
-            self._check_digests(samples, sidecar["digest"].to_pylist())
-        return samples
-
-    def _check_digests(self, samples: list[Sample], digests: list[bytes]) -> None:
-        for sample, digest in zip(samples, digests, strict=True):
-            if image_digest(sample.image) != digest:
-                raise CorruptShard(
-                    f"{self.dataset.store.url}/{self.dataset.shards[sample.address.shard]['path']}, sample "
-                    f"{sample.address.row}: digest differs from the sidecar; run `pipeline verify` on the dataset"
-                )
+        return Span(
+            shard=block["shard"],
+            path=self.dataset.shard_path(block["shard"]),
+            digest=self.dataset.shards.table["blake3"][block["shard"]].as_py(),
+            offset=block["offset"],
+            num_bytes=block["num_bytes"],
+            crc32c=block["crc32c"],
+            first_row=block["first_row"],
+            num_rows=block["num_samples"],
+            rows=None if len(rows) == block["num_samples"] else rows,
+        )

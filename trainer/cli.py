@@ -51,30 +51,35 @@ def _cluster_options(command: Any) -> Any:
 @click.argument("out")
 @click.option("--model", default="R50x1", show_default=True, help="DEPTHxWIDTH: R50x1, R101x3, R152x4, R14x0.5, ...")
 @click.option("--recipe", default="bit-m", show_default=True, help="bit-s, bit-m or bit-l.")
+@click.option("--mix", "mixed", multiple=True, metavar="URL=WEIGHT", help="Another dataset; DATA has weight 1.")
+@click.option("--exclude", help="Parquet with shard and row of samples of DATA to leave out, such as an audit's.")
 @_cluster_options
 def pretrain(
     data: str,
     out: str,
     model: str,
     recipe: str,
+    mixed: tuple[str, ...],
+    exclude: str | None,
     workers: int,
     use_gpu: bool,
     max_failures: int,
     settings: tuple[str, ...],
 ) -> None:
     """Pretrain MODEL on the dataset DATA, with checkpoints and metrics at OUT. Run again, it goes on."""
-    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.foreign import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
     from trainer import launch  # noqa: PLC0415
     from trainer.meter import as_line  # noqa: PLC0415
     from trainer.pretrain import PretrainConfig, check_pretrain  # noqa: PLC0415
     from trainer.recipes import named_recipe  # noqa: PLC0415
 
-    data, out = absolute_url(data), absolute_url(out)
-    version = open_dataset(data).version.version
+    data, out = absolute_pattern(data), absolute_url(out)
     fields = {
         "data": data,
-        "data_version": version,
+        "data_version": open_any(data).version.version,
+        "mix": [_mixed(text) for text in mixed],
+        "exclude": absolute_url(exclude) if exclude else None,
         "out": out,
         "model": model,
         "recipe": named_recipe(recipe).model_dump(),
@@ -114,13 +119,13 @@ def finetune(
     settings: tuple[str, ...],
 ) -> None:
     """Fine-tune the run INIT (or `scratch`) on TRAIN by the HyperRule, and test on TEST; results at OUT."""
-    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.foreign import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
     from trainer import launch  # noqa: PLC0415
     from trainer.checkpoint import require_latest  # noqa: PLC0415
     from trainer.finetune import SCRATCH, FinetuneConfig, as_line, check_finetune  # noqa: PLC0415
 
-    train, test, out = absolute_url(train), absolute_url(test), absolute_url(out)
+    train, test, out = absolute_pattern(train), absolute_pattern(test), absolute_url(out)
     if init != SCRATCH:
         init = absolute_url(init)
         pretrained = require_latest(open_store(init)).about["model"]
@@ -137,9 +142,9 @@ def finetune(
         "num_subsets": subsets,
         "rule": rule,
         "train": train,
-        "train_version": open_dataset(train).version.version,
+        "train_version": open_any(train).version.version,
         "test": test,
-        "test_version": open_dataset(test).version.version,
+        "test_version": open_any(test).version.version,
     }
     config = _config(FinetuneConfig, fields, settings)
     check_finetune(config, workers)
@@ -163,13 +168,13 @@ def evaluate(
     settings: tuple[str, ...],
 ) -> None:
     """Classify the dataset DATA with the newest checkpoint of RUN; accuracy and predictions at OUT."""
-    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.foreign import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
     from trainer import launch  # noqa: PLC0415
     from trainer.evaluate import EvaluateConfig  # noqa: PLC0415
 
-    run_url, data, out = absolute_url(run_url), absolute_url(data), absolute_url(out)
-    fields = {"run": run_url, "data": data, "data_version": open_dataset(data).version.version, "out": out}
+    run_url, data, out = absolute_url(run_url), absolute_pattern(data), absolute_url(out)
+    fields = {"run": run_url, "data": data, "data_version": open_any(data).version.version, "out": out}
     config = _config(EvaluateConfig, fields, settings)
     launch.run(
         "evaluate",
@@ -179,6 +184,20 @@ def evaluate(
         max_failures=max_failures,
         as_line=launch.as_json_line,
     )
+
+
+def _mixed(text: str) -> dict[str, Any]:
+    from pipeline.foreign import absolute_pattern, open_any  # noqa: PLC0415
+
+    url, _, weight = text.rpartition("=")
+    try:
+        share = float(weight)
+    except ValueError:
+        share = 0.0
+    if not url or not share > 0:
+        raise ConfigError(f"--mix {text!r}: write URL=WEIGHT with a weight above 0, such as s3://bucket/extra=0.25")
+    data = absolute_pattern(url)
+    return {"data": data, "data_version": open_any(data).version.version, "weight": share}
 
 
 def _numbers(text: str) -> list[int]:

@@ -10,14 +10,14 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
-from pipeline.augment import evaluation_view
-from pipeline.dataset import open_dataset
+from pipeline.augment import EvaluationView
 from pipeline.errors import ConfigError, Conflict, NotFound
+from pipeline.foreign import open_any
 from pipeline.manifest import table_of, to_parquet
+from pipeline.one_pass import one_pass
 from pipeline.records import Record
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
-from pipeline.stream import one_pass
 from pipeline.view import View
 from trainer.batches import to_device
 from trainer.checkpoint import CheckpointRecord, load, model_state, require_latest
@@ -73,7 +73,9 @@ def predict(model: nn.Module, view: View, world: World, resolution_px: int, batc
     """
     model.eval()
     rows: list[dict[str, Any]] = []
-    batches = one_pass(view, evaluation_view(resolution_px), batch_size, rank=world.rank, num_ranks=world.num_ranks)
+    batches = one_pass(
+        view, EvaluationView(resolution_px), resolution_px, batch_size, rank=world.rank, num_ranks=world.num_ranks
+    )
     num_classes = view.dataset.version.num_classes
     with torch.inference_mode():
         for batch in batches:
@@ -132,7 +134,7 @@ def evaluate(config: EvaluateConfig, world: World, report: Report) -> None:
     """
     source, out = open_store(config.run), open_store(config.out)
     record = require_latest(source)
-    view = View(open_dataset(config.data, config.data_version))
+    view = View(open_any(config.data, config.data_version))
     if view.dataset.classes_sha256 != record.about["classes_sha256"]:
         raise ConfigError(
             f"{config.data} has other classes ({view.dataset.version.num_classes}) than the model of {config.run} "

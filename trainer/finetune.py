@@ -11,16 +11,17 @@ import pyarrow as pa
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
-from pipeline.augment import finetune_view
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.augment import FinetuneView
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
+from pipeline.foreign import open_any
 from pipeline.manifest import table_of, to_parquet
 from pipeline.order import OrderConfig, lanes_of_rank
 from pipeline.records import Record
 from pipeline.seeds import rng
 from pipeline.store.base import Store, exists
 from pipeline.store.url import open_store
-from pipeline.stream import Stream
+from pipeline.stream import LoaderConfig, Stream
 from pipeline.view import View
 from trainer.architecture import parse_architecture
 from trainer.batches import TensorBatch, to_device
@@ -33,12 +34,10 @@ from trainer.losses import LOSSES
 from trainer.model import ResNetV2
 from trainer.optimizer import sgd
 from trainer.parallel import World, broadcast, distributed
-from trainer.pretrain import Report, new_model
+from trainer.pretrain import Report, new_model, sized
 from trainer.run_folder import begin_attempt, settle_config
 
 SCRATCH = "scratch"
-# A view whose encoded pictures are smaller than this is read once and kept; larger ones stream.
-_IN_MEMORY_BYTES = 512 << 20
 
 
 class Shortened(Record):
@@ -68,9 +67,9 @@ class FinetuneConfig(Record):
         seed: Key of subsets, initial weights, order and augmentation.
         flip: False for tasks whose label depends on direction.
         crop: False for tasks whose label depends on position.
-        num_lanes: See pipeline.order; the number of workers must divide it.
+        num_lanes: See pipeline.order; at least the number of workers.
         microbatch_size: Most samples of a rank in one forward pass.
-        decode_threads: Threads that decode and augment, per rank.
+        loader: How batches are made; may differ from start to start.
     """
 
     init: str
@@ -89,7 +88,7 @@ class FinetuneConfig(Record):
     crop: bool = True
     num_lanes: PositiveInt = 16
     microbatch_size: PositiveInt = 64
-    decode_threads: PositiveInt = 1
+    loader: LoaderConfig = LoaderConfig()
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def finetune(config: FinetuneConfig, world: World, report: Report) -> None:
     """
     store = open_store(config.out)
     settle_config(store, world, config)
-    train, test = open_dataset(config.train, config.train_version), open_dataset(config.test, config.test_version)
+    train, test = open_any(config.train, config.train_version), open_any(config.test, config.test_version)
     job = _Job(config, world, store, train, test, begin_attempt(store, world, 0), report)
     for shots in config.shots:
         for subset in range(config.num_subsets if shots else 1):
@@ -133,7 +132,7 @@ def check_finetune(config: FinetuneConfig, num_workers: int) -> None:
         NotFound: A dataset is missing.
     """
     parse_architecture(config.model)
-    train, test = open_dataset(config.train, config.train_version), open_dataset(config.test, config.test_version)
+    train, test = open_any(config.train, config.train_version), open_any(config.test, config.test_version)
     check_classes(config.train, train.classes, config.test, test.classes)
     lanes_of_rank(config.num_lanes, 0, max(1, num_workers))
     for shots in config.shots:
@@ -196,9 +195,6 @@ def _training_view(config: FinetuneConfig, train: Dataset, shots: int, subset: i
         for shard, row in zip(chosen["shard"].to_pylist(), chosen["row"].to_pylist(), strict=True):
             by_shard.setdefault(shard, []).append(row)
         view = View(train, by_shard)
-    mean_bytes = train.version.num_bytes / max(1, train.version.num_samples)
-    if mean_bytes * view.num_samples < _IN_MEMORY_BYTES:
-        view.preload()
     return view, nominal
 
 
@@ -232,21 +228,22 @@ def _fit(
     stream = Stream(
         view,
         order,
-        finetune_view(recipe.resize_px, recipe.crop_px, flip=config.flip, crop=config.crop),
+        FinetuneView(recipe.resize_px, recipe.crop_px, flip=config.flip, crop=config.crop),
         rank=world.rank,
         num_ranks=world.num_ranks,
-        decode_threads=config.decode_threads,
+        loader=sized(config.loader, world),
     )
     module = distributed(world, model)
     module.train()
     try:
         for step in range(recipe.steps):
             batch = to_device(next(stream), num_classes, world.device)
+            share = len(batch.images_BCHW) * world.num_ranks / recipe.batch_size
             if recipe.mixup_alpha is not None:
                 weight = float(rng(config.seed, "mixup", step).beta(recipe.mixup_alpha, recipe.mixup_alpha))
                 batch = mixup(batch, weight, order.samples_per_lane())
             rate = learning_rate(recipe, step) or 0.0
-            result = train_step(module, optimizer, batch, LOSSES["softmax"], rate, config.microbatch_size)
+            result = train_step(module, optimizer, batch, LOSSES["softmax"], rate, config.microbatch_size, share)
             on_step(step + 1, result.loss)
     finally:
         stream.close()
@@ -288,5 +285,5 @@ def read_results(store: Store) -> list[dict[str, Any]]:
 
 def subset_table(view: View) -> bytes:
     """Gives the chosen addresses of a view as Parquet, so that a few-shot subset can be named in a paper."""
-    rows = [{"shard": s, "row": r} for s, chosen in sorted((view.rows_by_shard or {}).items()) for r in chosen]
+    rows = [{"shard": shard, "row": row} for shard, row in view.addresses or ()]
     return to_parquet(table_of(rows, pa.schema([("shard", pa.int32()), ("row", pa.int32())])))

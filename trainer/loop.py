@@ -35,6 +35,7 @@ def train_step(
     loss: Loss,
     learning_rate: float,
     microbatch_size: int,
+    share: float = 1.0,
 ) -> StepResult:
     """Accumulates the gradient over micro-batches, checks it, and takes one step.
 
@@ -45,6 +46,8 @@ def train_step(
         loss: Of `trainer.losses`; a mean over samples.
         learning_rate: Of this step.
         microbatch_size: Most samples in one forward pass.
+        share: This rank's samples against the mean over ranks. Gradients are averaged over ranks as if they held
+            equally many; where the ranks do not divide the lanes they do not.
 
     Raises:
         NonFinite: Loss or gradient is NaN or infinite; the parameters are unchanged.
@@ -59,7 +62,7 @@ def train_step(
         with _gradient_sync(model, last=stop == num_samples):
             logits = model(images)
             part = loss(logits, targets) * ((stop - start) / num_samples)
-            part.backward()  # type: ignore[no-untyped-call]
+            (part * share).backward()  # type: ignore[no-untyped-call]
         total_loss += part.detach()
         num_correct += correct(logits.detach(), targets).sum()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

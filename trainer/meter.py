@@ -1,13 +1,13 @@
-"""The clock of a run: rows of metrics with rate, ETA and the share of time spent waiting for data."""
+"""The clock of a run: rows of metrics with rate, ETA, the share of time spent waiting for data, and why."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
+
+from pipeline.bench import Lap
 
 
 class Meter:
-    """Collects rows; rate and waiting refer to the steps since the row before."""
+    """Collects rows; the rate refers to the steps since the row before."""
 
     def __init__(self, first_step: int, num_steps: int, batch_size: int, num_samples: int) -> None:
         self._last_step = first_step
@@ -15,18 +15,16 @@ class Meter:
         self._batch_size = batch_size
         self._num_samples = num_samples
         self._started = time.perf_counter()
-        self._wait_seconds = 0.0
         self._rows: list[dict[str, Any]] = []
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts the time inside as waiting for data."""
-        started = time.perf_counter()
-        yield
-        self._wait_seconds += time.perf_counter() - started
+    def row(self, step: int, lap: Lap, **values: float) -> dict[str, Any]:
+        """Adds and gives a row after optimizer step `step` (the number of steps done).
 
-    def row(self, step: int, **values: float) -> dict[str, Any]:
-        """Adds and gives a row after optimizer step `step` (the number of steps done)."""
+        Args:
+            step: Steps done.
+            lap: What this rank's loader did since the row before. The rate and the ETA are the whole run's.
+            values: What the step measured.
+        """
         seconds = max(time.perf_counter() - self._started, 1e-9)
         steps_per_second = (step - self._last_step) / seconds
         row = {
@@ -35,11 +33,12 @@ class Meter:
             "epoch": round(step * self._batch_size / self._num_samples, 4),
             **values,
             "images_per_second": round(steps_per_second * self._batch_size, 1),
-            "data_wait_fraction": round(self._wait_seconds / seconds, 4),
+            "data_wait_fraction": round(lap.wait_fraction, 4),
+            **lap.figures(),
             "eta_seconds": round((self._num_steps - step) / max(steps_per_second, 1e-9)),
         }
         self._rows.append(row)
-        self._last_step, self._started, self._wait_seconds = step, time.perf_counter(), 0.0
+        self._last_step, self._started = step, time.perf_counter()
         return row
 
     def take_rows(self) -> list[dict[str, Any]]:
@@ -50,8 +49,9 @@ class Meter:
 
 def as_line(row: dict[str, Any]) -> str:
     """Gives a row as one line for people."""
+    why = "" if row["limiting_stage"] == "the consumer" else f" ({row['limiting_stage']})"
     return (
         f"step {row['step']:,}/{row['num_steps']:,}  epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  "
         f"accuracy {row['accuracy']:.3f}  lr {row['learning_rate']:.2e}  {row['images_per_second']:,.0f} images/s  "
-        f"data wait {row['data_wait_fraction']:.0%}  {row['eta_seconds']:,} s left"
+        f"data wait {row['data_wait_fraction']:.0%}{why}  {row['eta_seconds']:,} s left"
     )

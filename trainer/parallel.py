@@ -1,5 +1,7 @@
 """The ranks of a run, and the few collectives it needs. One rank without a process group is the simplest case."""
 
+import os
+import socket
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -41,6 +43,12 @@ def distributed(world: World, model: nn.Module) -> nn.Module:
     if world.num_ranks == 1:
         return model
     return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)
+
+
+def cores_per_rank(world: World) -> int:
+    """Gives the processor cores of this machine for each rank on it, at least 1; every rank must call."""
+    hosts = gather(world, socket.gethostname())
+    return max(1, len(os.sched_getaffinity(0)) // hosts.count(socket.gethostname()))
 
 
 def broadcast(world: World, value: T | None) -> T:

@@ -1,58 +1,57 @@
 """Pretraining: the recipe over the stream, with checkpoints; the same function with and without Ray."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import PositiveInt
-from torch import Tensor
+from pydantic import AfterValidator, PositiveInt
+from torch import Tensor, nn
 
-from pipeline.augment import pretrain_view
-from pipeline.dataset import Dataset, open_dataset
-from pipeline.errors import ConfigError, NonFinite
-from pipeline.order import OrderConfig
-from pipeline.records import Record
+from pipeline.augment import PretrainView
+from pipeline.dataset import Address, Dataset
+from pipeline.errors import NonFinite, StorageError
+from pipeline.order import OrderConfig, lanes_of_rank
 from pipeline.store.base import Store
-from pipeline.store.url import open_store
-from pipeline.stream import Stream
-from pipeline.view import View
+from pipeline.store.url import absolute_url, open_store
+from pipeline.stream import Batch, LoaderConfig, Source, Stream
 from trainer.architecture import parse_architecture
 from trainer.batches import to_device
 from trainer.checkpoint import discard_old, latest, load, model_state, momentum_state, save
-from trainer.loop import train_step
+from trainer.data import TrainingData, training_sources
+from trainer.loop import StepResult, train_step
 from trainer.losses import LOSSES
 from trainer.meter import Meter
 from trainer.model import ResNetV2
 from trainer.optimizer import sgd
-from trainer.parallel import World, distributed
+from trainer.parallel import World, cores_per_rank, distributed
 from trainer.recipes import PretrainRecipe, learning_rate, total_steps
-from trainer.run_folder import begin_attempt, settle_config, write_metrics
+from trainer.run_folder import begin_attempt, settle_config, write_metrics, write_quarantine
+from trainer.telemetry import Quarantine, Telemetry
 
 Report = Callable[[dict[str, Any]], None]
 
 
-class PretrainConfig(Record):
+class PretrainConfig(TrainingData):
     """A pretraining run; together with the dataset it decides every weight.
 
     Attributes:
-        data: URL of the dataset.
-        data_version: Manifest version, pinned for the whole run.
         out: URL of the run folder.
         model: Such as R50x1.
         recipe: Schedule and augmentation.
         seed: Key of initial weights, order and augmentation.
-        num_lanes: See pipeline.order; the number of workers must divide it.
+        num_lanes: See pipeline.order; at least the number of workers.
         window_blocks: See pipeline.order.
         microbatch_size: Most samples of a rank in one forward pass.
         checkpoint_every_steps: Steps between checkpoints.
         log_every_steps: Steps between metric rows.
         keep_checkpoints: How many of the newest to keep.
-        decode_threads: Threads that decode and augment, per rank.
+        loader: How batches are made; may differ from start to start.
+        loader_log: URL of a file of JSON lines with each rank's loader figures of every second; `-rank0` and so on is
+            added to its name, and on S3 the time of each minute's part. None for none; may differ from start to start.
     """
 
-    data: str
-    data_version: int
     out: str
     model: str
     recipe: PretrainRecipe
@@ -63,21 +62,21 @@ class PretrainConfig(Record):
     checkpoint_every_steps: PositiveInt = 500
     log_every_steps: PositiveInt = 20
     keep_checkpoints: PositiveInt = 3
-    decode_threads: PositiveInt = 1
+    loader: LoaderConfig = LoaderConfig()
+    loader_log: Annotated[str, AfterValidator(absolute_url)] | None = None
 
 
 def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
     """Refuses what could not run, before any process starts.
 
     Raises:
-        ConfigError: Unknown model, lanes that workers or batch do not fit.
+        NotFound: A dataset or a list of samples is not there.
+        ConfigError: Unknown model, fewer lanes than workers, a batch that the lanes do not divide, other classes.
     """
     parse_architecture(config.model)
     order_config(config).samples_per_lane()
-    if config.num_lanes % max(1, num_workers):
-        raise ConfigError(
-            f"{num_workers} workers do not divide {config.num_lanes} lanes; change --workers or num_lanes"
-        )
+    lanes_of_rank(config.num_lanes, 0, max(1, num_workers))
+    training_sources(config)
 
 
 def order_config(config: PretrainConfig) -> OrderConfig:
@@ -104,22 +103,42 @@ def pretrain(config: PretrainConfig, world: World, report: Report) -> None:
     """
     store = open_store(config.out)
     settle_config(store, world, config)
-    dataset = open_dataset(config.data, config.data_version)
+    sources = training_sources(config)
+    dataset = sources[0].view.dataset
     model = new_model(config.model, dataset.version.num_classes, config.seed).to(world.device)
+    loader, quarantine = sized(config.loader, world), Quarantine()
     stream = Stream(
-        View(dataset),
+        sources,
         order_config(config),
-        pretrain_view(config.recipe.resolution_px, flip=config.recipe.flip),
+        PretrainView(config.recipe.resolution_px, flip=config.recipe.flip),
         rank=world.rank,
         num_ranks=world.num_ranks,
-        decode_threads=config.decode_threads,
+        loader=loader,
+        on_bad=quarantine,
     )
     optimizer = sgd(model, config.recipe.momentum, config.recipe.weight_decay)
-    run = _Run(config, world, store, dataset, model, optimizer, stream)
+    num_lanes = len(lanes_of_rank(config.num_lanes, world.rank, world.num_ranks))
+    run = _Run(
+        config, world, store, sources, model, optimizer, stream, quarantine, min(loader.num_workers or 0, num_lanes)
+    )
     try:
         _train(run, report)
     finally:
         stream.close()
+        with suppress(StorageError):  # what stopped the run is the error to tell
+            # The batch after the last one handed out may be the one that stopped the stream.
+            write_quarantine(store, int(stream.state_dict()["step"]) + 1, world.rank, quarantine.take_rows())
+
+
+def sized(loader: LoaderConfig, world: World) -> LoaderConfig:
+    """Chooses the number of loader workers where the user did not; every rank must call.
+
+    A GPU wants every core but the one that drives it. On CPUs the model computes on the cores that decoding would want.
+    """
+    cores = cores_per_rank(world)
+    if loader.num_workers is not None:
+        return loader
+    return loader.model_copy(update={"num_workers": max(1, cores - 1) if world.device.type == "cuda" else 0})
 
 
 def new_model(name: str, num_classes: int, seed: int) -> ResNetV2:
@@ -134,10 +153,24 @@ class _Run:
     config: PretrainConfig
     world: World
     store: Store
-    data: Dataset
+    sources: tuple[Source, ...]
     model: ResNetV2
     optimizer: torch.optim.SGD
     stream: Stream
+    quarantine: Quarantine
+    num_loader_workers: int
+
+    @property
+    def data(self) -> Dataset:
+        return self.sources[0].view.dataset
+
+    @property
+    def num_samples(self) -> int:
+        return sum(source.view.num_samples for source in self.sources)
+
+    def key(self, place: Sequence[int]) -> str:
+        source, _, shard, row = place
+        return str(self.sources[source].view.dataset.sample(Address(shard, row))["key"])
 
     def state(self) -> dict[str, Tensor]:
         return model_state(self.model) | momentum_state(self.model, self.optimizer)
@@ -155,34 +188,41 @@ def _resume(run: _Run) -> int:
 
 def _train(run: _Run, report: Report) -> None:
     config, world = run.config, run.world
-    num_samples = run.data.version.num_samples
+    num_samples = run.num_samples
     num_steps = total_steps(config.recipe, num_samples)
     first_step = _resume(run)
     attempt = begin_attempt(run.store, world, first_step)
     module = distributed(world, run.model)
     module.train()
     meter = Meter(first_step, num_steps, config.recipe.batch_size, num_samples)
-    for step in range(first_step, num_steps):
-        with meter.waiting():
+    with closing(Telemetry(run.stream, run.num_loader_workers, world.rank, config.loader_log)) as telemetry:
+        for step in range(first_step, num_steps):
             batch = next(run.stream)
-        rate = learning_rate(config.recipe, step, num_samples)
-        try:
-            result = train_step(
-                module,
-                run.optimizer,
-                to_device(batch, run.data.version.num_classes, world.device),
-                LOSSES[config.recipe.loss],
-                rate,
-                config.microbatch_size,
-            )
-        except NonFinite as error:
-            keys = ", ".join(run.data.sample(address)["key"] for address in batch.addresses[:8])
-            raise NonFinite(f"step {step}, rank {world.rank}, samples {keys}, ...: {error}") from error
-        done = step + 1
-        if world.is_first and (done % config.log_every_steps == 0 or done == num_steps):
-            report(meter.row(done, learning_rate=rate, **asdict(result)))
-        if done % config.checkpoint_every_steps == 0 or done == num_steps:
-            _checkpoint(run, done, attempt, meter)
+            rate = learning_rate(config.recipe, step, num_samples)
+            result = _step(run, module, step, batch, rate)
+            done = step + 1
+            telemetry.after_step(done, batch, result.loss)
+            if world.is_first and (done % config.log_every_steps == 0 or done == num_steps):
+                report(meter.row(done, telemetry.lap(), learning_rate=rate, **asdict(result)))
+            if done % config.checkpoint_every_steps == 0 or done == num_steps:
+                _checkpoint(run, done, attempt, meter)
+
+
+def _step(run: _Run, module: nn.Module, step: int, batch: Batch, rate: float) -> StepResult:
+    config, world = run.config, run.world
+    try:
+        return train_step(
+            module,
+            run.optimizer,
+            to_device(batch, run.data.version.num_classes, world.device),
+            LOSSES[config.recipe.loss],
+            rate,
+            config.microbatch_size,
+            len(batch.labels) * world.num_ranks / config.recipe.batch_size,
+        )
+    except NonFinite as error:
+        keys = ", ".join(run.key(place) for place in batch.places[:8].tolist())
+        raise NonFinite(f"step {step}, rank {world.rank}, samples {keys}, ...: {error}") from error
 
 
 def _checkpoint(run: _Run, step: int, attempt: str, meter: Meter) -> None:
@@ -196,6 +236,7 @@ def _checkpoint(run: _Run, step: int, attempt: str, meter: Meter) -> None:
     }
     if run.world.is_first:
         write_metrics(run.store, meter.take_rows())
+    write_quarantine(run.store, step, run.world.rank, run.quarantine.take_rows())
     stream = run.stream.state_dict()
     save(run.store, run.world, run.state(), step=step, attempt=attempt, stream=stream, about=about)
     if run.world.is_first:

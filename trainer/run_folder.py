@@ -1,5 +1,6 @@
 """What a run keeps beside its checkpoints: its configuration, its starts, its metrics."""
 
+import hashlib
 import json
 import os
 import platform
@@ -10,12 +11,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipeline.errors import NotFound, ResumeMismatch
+from pipeline.errors import Conflict, NotFound, ResumeMismatch
 from pipeline.records import Record
-from pipeline.store.base import Store
+from pipeline.store.base import Store, commit
 from trainer.parallel import World, broadcast, gather
 
 _CONFIG_KEY = "run.json"
+_MAY_CHANGE = {"loader", "loader_log"}  # decide how fast batches come and what is told of it, not what is in them
 R = TypeVar("R", bound=Record)
 
 
@@ -28,7 +30,7 @@ def settle_config(store: Store, world: World, config: R) -> R:
     if world.is_first and not store.create(_CONFIG_KEY, config.to_json()):
         before = json.loads(store.read(_CONFIG_KEY))
         now = json.loads(config.to_json())
-        changed = [name for name in now if now[name] != before.get(name)]
+        changed = [name for name in now if name not in _MAY_CHANGE and now[name] != before.get(name)]
         if changed:
             told = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed)
             raise ResumeMismatch(f"{store.url} was started with other settings: {told}; use them or another OUT")
@@ -88,6 +90,18 @@ def write_metrics(store: Store, rows: Sequence[dict[str, Any]]) -> None:
     if rows:
         body = "".join(json.dumps(row) + "\n" for row in rows)
         store.create(f"metrics/{rows[0]['step']:09d}.jsonl", body.encode())
+
+
+def write_quarantine(store: Store, step: int, rank: int, rows: Sequence[dict[str, Any]]) -> None:
+    """Stores the samples that a rank had to replace before step `step`; none is lost if a stretch is repeated."""
+    if not rows:
+        return
+    body = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    name = f"quarantine/{step:09d}-rank{rank}"
+    try:
+        commit(store, f"{name}.jsonl", body)
+    except Conflict:  # told by a start with another number of ranks, which read other samples
+        commit(store, f"{name}-{hashlib.sha256(body).hexdigest()[:8]}.jsonl", body)
 
 
 def read_metrics(store: Store) -> list[dict[str, Any]]:

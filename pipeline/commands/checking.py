@@ -34,12 +34,11 @@ LEVELS = ("exists", "size", "checksum", "tar", "decode")
 @pool_options
 def verify(url: str, level: str, fraction: float, seed: int, as_json: bool, workers: int | None, on_ray: bool) -> None:
     """Check the dataset at URL against its manifest; exit 1 if anything differs."""
-    from pipeline.dataset import open_dataset  # noqa: PLC0415
-    from pipeline.store.url import absolute_url  # noqa: PLC0415
+    from pipeline.foreign import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.verify import sampled_shards  # noqa: PLC0415
     from pipeline.verify import verify as faults_of  # noqa: PLC0415
 
-    dataset = open_dataset(absolute_url(url))
+    dataset = open_any(absolute_pattern(url))
     shards = sampled_shards(len(dataset.shards), fraction, seed)
     num_faults = 0
     with pool_of(workers, on_ray) as pool, progress("verifying", len(shards), "shards") as advance:

@@ -19,10 +19,10 @@ _SHOWN_CLASSES = 20
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest record as JSON.")
 def inspect(url: str, version_number: int | None, as_json: bool) -> None:
     """Show what the dataset at URL is: version, sizes and rejects. Reads no sidecar; see `pipeline stats`."""
-    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.foreign import open_any  # noqa: PLC0415
     from pipeline.statistics import reject_lines  # noqa: PLC0415
 
-    dataset = open_dataset(url, version_number)
+    dataset = open_any(url, version_number)
     if as_json:
         click.echo(dataset.version.to_json().decode(), nl=False)
         return
@@ -46,10 +46,10 @@ def inspect(url: str, version_number: int | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print all counts as JSON.")
 def stats(url: str, version_number: int | None, html_path: str | None, as_json: bool) -> None:
     """Show classes, label counts, and sizes of the dataset at URL, from its sidecars."""
-    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.foreign import open_any  # noqa: PLC0415
     from pipeline.statistics import page, percentile, statistics  # noqa: PLC0415
 
-    dataset = open_dataset(url, version_number)
+    dataset = open_any(url, version_number)
     with progress("reading sidecars", len(dataset.shards), "shards") as advance:
         told = statistics(dataset, lambda count: advance(count, 0))
     if html_path:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import Conflict, CorruptShard, Denied, NotFound, StorageError, StorageFull
+from pipeline.errors import Conflict, CorruptShard, Denied, NotFound, StorageError, StorageFull, Unreachable
 from pipeline.store.base import Entry, Unfinished
 
 _TEMPORARY_PREFIX = ".tmp-"
@@ -28,6 +28,8 @@ def _mapped(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull(f"no space left to write {path}; free some or choose another destination") from error
+        if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):  # of network file systems; may pass
+            raise Unreachable(f"{path}: {error.strerror}; check the disk or the file server") from error
         raise StorageError(f"{path}: {error.strerror or error}") from error
 
 

@@ -6,21 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.augment import evaluation_view, inception_box, pretrain_view
+from pipeline.augment import EvaluationView, PretrainView, inception_box
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import ConfigError, CorruptShard, ResumeMismatch
+from pipeline.one_pass import one_pass
 from pipeline.order import OrderConfig
 from pipeline.seeds import rng
-from pipeline.stream import Batch, Stream, one_pass
+from pipeline.stream import Batch, LoaderConfig, Stream
 from pipeline.view import View
 from tests.conftest import pack
 
 CONFIG = OrderConfig(seed=5, batch_size=24, num_lanes=12, window_blocks=2)
 
 
-def batches(view: View, num_ranks: int, start: int, count: int, decode_threads: int = 1) -> list[list[Batch]]:
+def batches(view: View, num_ranks: int, start: int, count: int, num_workers: int = 0) -> list[list[Batch]]:
     streams = [
-        Stream(view, CONFIG, pretrain_view(16), rank=rank, num_ranks=num_ranks, decode_threads=decode_threads)
+        Stream(
+            view, CONFIG, PretrainView(16), rank=rank, num_ranks=num_ranks, loader=LoaderConfig(num_workers=num_workers)
+        )
         for rank in range(num_ranks)
     ]
     for stream in streams:
@@ -35,14 +38,25 @@ def joined(parts: list[Batch]) -> tuple[tuple[object, ...], np.ndarray]:
     return sum((part.addresses for part in parts), ()), np.concatenate([part.images for part in parts])
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3, 4, 6, 12])
+@pytest.mark.parametrize("num_ranks", [2, 3, 5, 12])
 def test_the_global_batch_does_not_depend_on_the_number_of_ranks(small_dataset: Dataset, num_ranks: int) -> None:
     view = View(small_dataset)
-    for alone, together in zip(batches(view, 1, 0, 10), batches(view, num_ranks, 0, 10, 2), strict=True):
+    for alone, together in zip(batches(view, 1, 0, 10), batches(view, num_ranks, 0, 10), strict=True):
         (addresses, images), (other_addresses, other_images) = joined(alone), joined(together)
         assert addresses == other_addresses
         assert np.array_equal(images, other_images)
-        assert len({len(part.addresses) for part in together}) == 1
+        sizes = {len(part.addresses) for part in together}
+        assert max(sizes) - min(sizes) <= CONFIG.samples_per_lane()
+
+
+@pytest.mark.parametrize(("num_ranks", "num_workers"), [(1, 3), (2, 2)])
+def test_the_global_batch_does_not_depend_on_the_number_of_loader_workers(
+    small_dataset: Dataset, num_ranks: int, num_workers: int
+) -> None:
+    view = View(small_dataset)
+    for alone, together in zip(batches(view, 1, 3, 10), batches(view, num_ranks, 3, 10, num_workers), strict=True):
+        assert joined(alone)[0] == joined(together)[0]
+        assert np.array_equal(joined(alone)[1], joined(together)[1])
 
 
 def test_resume_at_any_step_on_any_number_of_ranks_gives_the_same_batches(small_dataset: Dataset) -> None:
@@ -66,7 +80,7 @@ def test_three_epochs_lose_and_repeat_nothing(small_dataset: Dataset) -> None:
 
 
 def test_state_is_small_json_equal_on_all_ranks_and_counts_only_what_was_handed_out(small_dataset: Dataset) -> None:
-    streams = [Stream(View(small_dataset), CONFIG, pretrain_view(16), rank=rank, num_ranks=2) for rank in range(2)]
+    streams = [Stream(View(small_dataset), CONFIG, PretrainView(16), rank=rank, num_ranks=2) for rank in range(2)]
     for stream in streams:
         for _ in range(4):
             next(stream)
@@ -79,8 +93,8 @@ def test_state_is_small_json_equal_on_all_ranks_and_counts_only_what_was_handed_
 
 
 def test_state_of_other_data_or_settings_is_refused(small_dataset: Dataset) -> None:
-    stream = Stream(View(small_dataset), CONFIG, pretrain_view(16))
-    for name, value in (("seed", 6), ("batch_size", 48), ("num_lanes", 6), ("view", "another")):
+    stream = Stream(View(small_dataset), CONFIG, PretrainView(16))
+    for name, value in (("seed", 6), ("batch_size", 48), ("num_lanes", 6), ("data", "another")):
         with pytest.raises(ResumeMismatch, match=name):
             stream.load_state_dict(stream.state_dict() | {name: value})
     stream.close()
@@ -98,34 +112,11 @@ def test_one_pass_gives_every_sample_once_in_order(small_dataset: Dataset, num_r
     found = [
         (address.shard, address.row)
         for rank in range(num_ranks)
-        for batch in one_pass(view, evaluation_view(8), 7, rank=rank, num_ranks=num_ranks)
+        for batch in one_pass(view, EvaluationView(8), 8, 7, rank=rank, num_ranks=num_ranks)
         for address in batch.addresses
     ]
     assert found == sorted(found)
     assert len(set(found)) == len(found) == 90
-
-
-@pytest.mark.parametrize("part_only", [False, True])
-def test_a_flipped_bit_in_a_shard_stops_the_stream(small_folder: Path, tmp_path: Path, part_only: bool) -> None:
-    dataset = pack(small_folder, str(tmp_path / "set"))
-    path = tmp_path / "set" / dataset.shards[0]["path"]
-    sample = dataset.samples(0).slice(4, 1).to_pylist()[0]
-    body = bytearray(path.read_bytes())
-    body[sample["image_offset"] + sample["image_bytes"] // 2] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(body)
-    view = View(open_dataset(str(tmp_path / "set")), {0: [2, 4, 6]} if part_only else None)
-    with pytest.raises(CorruptShard, match="differs"):
-        batches(view, 1, 0, 5)
-
-
-def test_a_shortened_shard_stops_the_stream(small_folder: Path, tmp_path: Path) -> None:
-    dataset = pack(small_folder, str(tmp_path / "set"))
-    path = tmp_path / "set" / dataset.shards[0]["path"]
-    path.chmod(0o644)
-    path.write_bytes(path.read_bytes()[: dataset.shards[0]["num_bytes"] // 2])
-    with pytest.raises(CorruptShard, match="ends at"):
-        batches(View(dataset), 1, 0, 5)
 
 
 def test_inception_boxes_keep_area_and_aspect() -> None:
@@ -142,16 +133,18 @@ def test_a_picture_no_box_fits_is_used_whole() -> None:
     assert inception_box(1, 500, rng(0, "narrow")) == (0, 0, 500, 1)
 
 
-def test_after_an_error_the_same_step_is_made_again(small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = [joined(parts)[0] for parts in batches(View(small_dataset), 1, 0, 4)]
-    view = View(small_dataset)
-    stream = Stream(view, CONFIG, pretrain_view(16))
-    read_piece, broken = view.read_piece, iter([True])
-    monkeypatch.setattr(view, "read_piece", lambda piece: 1 / 0 if next(broken, False) else read_piece(piece))
-    with pytest.raises(ZeroDivisionError):
+def test_after_an_error_the_same_step_is_made_again(small_folder: Path, tmp_path: Path) -> None:
+    pack(small_folder, str(tmp_path / "set"), shard_bytes=150_000, block_bytes=40_000)
+    expected = [joined(parts)[0] for parts in batches(View(open_dataset(str(tmp_path / "set"))), 1, 0, 4)]
+    stream = Stream(View(open_dataset(str(tmp_path / "set"))), CONFIG, PretrainView(16))
+    next(stream)
+    away = (tmp_path / "set" / "shards").rename(tmp_path / "away")
+    stream.close()
+    with pytest.raises(CorruptShard, match="pipeline verify"):
         next(stream)
-    assert stream.state_dict()["step"] == 0
-    assert [next(stream).addresses for _ in range(4)] == expected
+    away.rename(tmp_path / "set" / "shards")
+    assert stream.state_dict()["step"] == 1
+    assert [next(stream).addresses for _ in range(3)] == expected[1:]
     stream.close()
 
 

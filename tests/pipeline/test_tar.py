@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.tar import END, header, member
+from pipeline.tar import END, contents, header, member
 
 NAMES = st.from_regex(r"[0-9]{1,6}-[0-9a-z_]{1,30}\.(jpg|cls|json)", fullmatch=True)
 
@@ -20,6 +20,12 @@ def test_tarfile_reads_back_what_was_written(files: list[tuple[str, bytes]]) -> 
     with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
         found = [(info.name, archive.extractfile(info).read()) for info in archive]
     assert found == files
+
+
+@given(st.lists(st.tuples(NAMES, st.binary(max_size=1500)), max_size=8))
+def test_contents_lie_where_they_are_said_to(files: list[tuple[str, bytes]]) -> None:
+    body = b"".join(member(name, content) for name, content in files)
+    assert [body[start:stop] for start, stop in contents(body)] == [content for _, content in files]
 
 
 def test_gnu_tar_reads_it_and_sees_fixed_mode_owner_and_time(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.augment import EvaluationView
 from pipeline.commit import record_key
 from pipeline.dataset import Address, Dataset, open_dataset
 from pipeline.errors import ConfigError, Conflict, NotFound
@@ -46,11 +47,6 @@ def sources(dataset: Dataset) -> Counter[str]:
     )
 
 
-def corner(pixels: Any, generator: Any) -> Any:
-    """The least of an augmentation."""
-    return pixels[:8, :8]
-
-
 def cli(*arguments: object, code: int = 0) -> str:
     """Runs `pipeline` and gives what it said."""
     done = run_cli("pipeline", *map(str, arguments))
@@ -69,9 +65,7 @@ def dest(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_append_packs_what_is_new_into_a_version_of_its_own(tmp_path: Path, dest: str) -> None:
     source = class_folders(tmp_path / "in", classes=2, each=6)
     first = pack(source, dest, shard_bytes=40_000, block_bytes=20_000)
-    reader = Stream(
-        View(open_dataset(dest)), OrderConfig(batch_size=4, num_lanes=2), lambda pixels, rng: pixels[:8, :8]
-    )
+    reader = Stream(View(open_dataset(dest)), OrderConfig(batch_size=4, num_lanes=2), EvaluationView(8))
     before = [next(reader).addresses for _ in range(2)]
     (source / "class9").mkdir()
     for number in range(3):
@@ -90,9 +84,7 @@ def test_append_packs_what_is_new_into_a_version_of_its_own(tmp_path: Path, dest
     assert list(verify(dataset, "decode", InProcess())) == []
     # The version that was opened before, and the reader that runs on it, stay what they were.
     assert open_dataset(dest, 1).version == first.version
-    again = Stream(
-        View(open_dataset(dest, 1)), OrderConfig(batch_size=4, num_lanes=2), lambda pixels, rng: pixels[:8, :8]
-    )
+    again = Stream(View(open_dataset(dest, 1)), OrderConfig(batch_size=4, num_lanes=2), EvaluationView(8))
     assert [next(again).addresses for _ in range(2)] == before
     next(reader)
     for stream in (reader, again):
@@ -282,7 +274,7 @@ def test_indexed_tars_stay_as_they_are_and_can_be_streamed(tmp_path: Path, small
     assert {path: path.read_bytes() for path in root.rglob("*.tar")} == before
     assert dataset.version.num_classes == 3
     assert list(verify(dataset, "decode", InProcess())) == []
-    stream = Stream(View(dataset), OrderConfig(batch_size=11, num_lanes=1), corner)
+    stream = Stream(View(dataset), OrderConfig(batch_size=11, num_lanes=1), EvaluationView(8))
     batch = next(stream)
     stream.close()
     keys = [dataset.sample(address)["key"] for address in batch.addresses]

@@ -3,18 +3,20 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError, CorruptShard, NonFinite, NotFound, ResumeMismatch
-from pipeline.manifest import from_parquet
+from pipeline.manifest import from_parquet, table_of, to_parquet
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack, run_cli
 from trainer.architecture import parse_architecture
 from trainer.batches import TensorBatch
 from trainer.checkpoint import committed, latest, load, model_state, momentum_state, require_latest
+from trainer.data import MixedData, training_sources
 from trainer.evaluate import EvaluateConfig, evaluate
 from trainer.finetune import FinetuneConfig, Shortened, finetune, initial_model, mixup, read_results
 from trainer.loop import train_step
@@ -150,6 +152,45 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(microbatch_size: int
         assert torch.allclose(states[0][name], states[1][name], rtol=1e-7, atol=1e-10), name
 
 
+def test_ranks_with_uneven_parts_average_to_the_gradient_of_the_whole_batch() -> None:
+    def gradient(samples: slice, share: float) -> dict[str, Tensor]:
+        model = new_model("R14x0.5", 3, seed=1).double()
+        torch.nn.init.normal_(model.head.fc.weight, generator=torch.Generator().manual_seed(2))
+        whole = batch_of(8)
+        part = TensorBatch(whole.images_BCHW[samples], whole.targets_BK[samples])
+        train_step(model, sgd(model, 0.9, 1e-4), part, softmax_loss, 0.1, 8, share)
+        return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    parts = [slice(0, 2), slice(2, 5), slice(5, 8)]
+    of_ranks = [gradient(part, (part.stop - part.start) * len(parts) / 8) for part in parts]
+    for name, expected in gradient(slice(0, 8), 1.0).items():
+        averaged = sum(each[name] for each in of_ranks) / len(parts)
+        assert torch.allclose(averaged, expected, rtol=1e-7, atol=1e-10), name
+
+
+def test_a_run_mixes_datasets_and_leaves_out_what_a_list_names(
+    small_dataset: Dataset, small_folder: Path, tmp_path: Path
+) -> None:
+    other = pack(small_folder, str(tmp_path / "other"))
+    rows = [{"shard": 0, "row": row} for row in range(5)]
+    (tmp_path / "leave-out.parquet").write_bytes(
+        to_parquet(table_of(rows, pa.schema([("shard", pa.int32()), ("row", pa.int32())])))
+    )
+    mixed = MixedData(data=other.store.url, data_version=1, weight=0.5)
+    settings = config(small_dataset, tmp_path / "run", mix=(mixed,), exclude=str(tmp_path / "leave-out.parquet"))
+    sources = training_sources(settings)
+    assert [(source.view.num_samples, source.weight) for source in sources] == [(85, 1.0), (90, 0.5)]
+    pretrain(settings, alone(), lambda row: None)
+    assert read_metrics(open_store(str(tmp_path / "run")))[-1]["num_steps"] == round(2 * 175 / 24)
+
+
+def test_datasets_with_other_classes_are_not_mixed(small_dataset: Dataset, tmp_path: Path) -> None:
+    other = pack(class_folders(tmp_path / "four", classes=4, each=4), str(tmp_path / "other"))
+    mixed = MixedData(data=other.store.url, data_version=1, weight=0.5)
+    with pytest.raises(ConfigError, match="has other classes than"):
+        training_sources(config(small_dataset, tmp_path / "run", mix=(mixed,)))
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
     model = new_model("R14x0.5", 3, seed=1).double()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -250,7 +291,7 @@ def test_a_test_set_with_more_classes_than_the_model_is_refused(pretrained: Path
     [
         ({"model": "R51x1"}, 1, "R51x1"),
         ({"num_lanes": 5}, 1, "not a multiple of 5 lanes"),
-        ({"num_lanes": 12}, 5, "5 workers do not divide 12 lanes"),
+        ({"num_lanes": 2}, 5, "5 workers cannot share 2 lanes"),
     ],
 )
 def test_what_could_not_run_is_refused_before_it_starts(small_dataset, fields, workers, said) -> None:
@@ -271,6 +312,8 @@ def test_a_model_of_any_width_runs_forward() -> None:
         (["pretrain", "{data}", "out", "--set", "recipe.epochs=many"], "recipe.epochs"),
         (["pretrain", "{data}", "out", "--set", "epochs=3"], "Extra inputs are not permitted"),
         (["pretrain", "{data}", "out", "--set", "epochs"], "write NAME=VALUE"),
+        (["pretrain", "{data}", "out", "--mix", "{data}=0"], "write URL=WEIGHT"),
+        (["pretrain", "{data}", "out", "--exclude", "nowhere.parquet"], "nowhere.parquet"),
         (["pretrain", "nowhere", "out"], "holds no published dataset"),
         (["finetune", "scratch", "{data}", "{data}", "out"], "needs --model"),
         (["finetune", "nowhere", "{data}", "{data}", "out"], "holds no checkpoint"),

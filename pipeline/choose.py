@@ -1,0 +1,59 @@
+"""Choosing rows of a dataset, by its sidecars or by a list, without rewriting a shard."""
+
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dataset import Dataset
+from pipeline.errors import ConfigError
+from pipeline.sources.files import read_file
+
+Rows = dict[int, npt.NDArray[np.int64]]  # of each shard
+Keep = Callable[[pa.Table], npt.NDArray[np.bool_]]
+
+
+def rows_where(dataset: Dataset, columns: Sequence[str], keep: Keep) -> Rows:
+    """Gives the rows of every shard for which `keep` says so, from the sidecars; what a View takes.
+
+    Args:
+        dataset: The dataset.
+        columns: Of manifest.SAMPLE_SCHEMA, those that `keep` needs.
+        keep: From a shard's table of these columns to a mask of shape (samples,).
+
+    Raises:
+        ConfigError: There is no such column.
+    """
+    chosen: Rows = {}
+    for shard in range(len(dataset.shards)):
+        sidecar = dataset.samples(shard)
+        missing = set(columns) - set(sidecar.column_names)
+        if missing:
+            raise ConfigError(f"sidecars have no column {sorted(missing)}; they have {sidecar.column_names}")
+        rows = np.flatnonzero(keep(sidecar.select(list(columns))))
+        if len(rows):
+            chosen[shard] = rows
+    return chosen
+
+
+def listed_rows(url: str) -> Rows:
+    """Gives the rows that a Parquet file lists by `shard` and `row`, such as those an audit wants left out.
+
+    Raises:
+        NotFound: There is no such file.
+        ConfigError: It is no Parquet file with these two columns.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(read_file(url)), columns=["shard", "row"], use_threads=False)
+        whole = [pa.field(name, pa.int64(), nullable=False) for name in ("shard", "row")]
+        table = table.cast(pa.schema(whole))
+    except (pa.ArrowException, ValueError) as error:
+        raise ConfigError(f"{url} is no Parquet file with whole numbers as columns shard and row ({error})") from error
+    shards, rows = (table[name].to_numpy().astype(np.int64) for name in ("shard", "row"))
+    order = np.argsort(shards, kind="stable")
+    numbers, starts = np.unique(shards[order], return_index=True)
+    parts = np.split(rows[order], starts[1:])
+    return {int(number): part for number, part in zip(numbers, parts, strict=True)}

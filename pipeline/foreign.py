@@ -1,0 +1,213 @@
+"""Any WebDataset URL as a dataset: tars of others, wherever they lie, are indexed in a folder of this machine."""
+
+import fcntl
+import hashlib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from braceexpand import braceexpand
+
+from pipeline.adopt import adopt
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.errors import ConfigError, Denied, NoBucket, NotFound
+from pipeline.manifest import POINTER_KEY
+from pipeline.plan import ShardConfig
+from pipeline.records import FORMAT
+from pipeline.sources.files import expand, join, parent, read_file, read_span, scheme_of, size_of, walk_files
+from pipeline.store.base import Entry, exists
+from pipeline.store.local import LocalStore
+from pipeline.store.url import absolute_url, open_store
+
+T = TypeVar("T")
+_FOLDER_VARIABLE = "BIT_INDEX_FOLDER"
+_LOCAL = re.compile(r"^file:(//)?")
+_LIST_THREADS = 16  # of a pattern's tars that have to be asked for one by one
+
+
+class IndexStore(LocalStore):
+    """A local folder where keys that are absolute paths or URLs name tars elsewhere, which are only read.
+
+    Absolute paths need nothing of their own: a path below a folder is itself where it is absolute.
+    """
+
+    def read(self, key: str) -> bytes:
+        """See Store.read."""
+        return read_file(key) if scheme_of(key) else super().read(key)
+
+    def read_range(self, key: str, offset: int, num_bytes: int) -> bytes:
+        """See Store.read_range."""
+        return read_span(key, offset, num_bytes) if scheme_of(key) else super().read_range(key, offset, num_bytes)
+
+    def num_bytes(self, key: str) -> int:
+        """See Store.num_bytes."""
+        return size_of(key) if scheme_of(key) else super().num_bytes(key)
+
+
+def absolute_pattern(url: str) -> str:
+    """Gives a URL or pattern that means the same in every process: local paths become absolute."""
+    return "::".join(absolute_url(part) for part in url.split("::"))
+
+
+def open_any(
+    url: str, version: int | None = None, on_tar: Callable[[int, int], None] = lambda count, num_bytes: None
+) -> Dataset:
+    """Opens a published dataset, or WebDataset tars without our manifest, which are indexed on first use.
+
+    The index lies below BIT_INDEX_FOLDER, by default `~/.cache/bit-pretrain/index`; nothing is written beside the
+    tars. It is a function of their URLs and bytes, so that every machine has an equal dataset. Tars whose size, time
+    or ETag changed are indexed anew. Of the processes of a machine that open them at once, one indexes.
+
+    Args:
+        url: Of a dataset; of a tar; a brace or glob pattern of tars; a folder of tars; several of these, `::` between.
+        version: Of the dataset; the latest by default.
+        on_tar: Called after each tar that is indexed with 1 and its bytes.
+
+    Raises:
+        NotFound: There is neither a dataset nor a tar, or no such version.
+        ConfigError: The URL is none that can be read, or the dataset's format is another release's.
+        EmptySource: No picture of the tars can be used.
+        CorruptShard: A tar is damaged.
+        Denied: The index folder cannot be written.
+    """
+    if _is_published(url):
+        return _opened(url, version)
+    tars = _tars(url)
+    root = _index_folder() / _identity(tars)
+    if not exists(LocalStore(root), POINTER_KEY):
+        _index(root, tars, on_tar)
+    return _opened(str(root), version)
+
+
+def _opened(url: str, version: int | None) -> Dataset:
+    """Opens a published dataset; a local one may be the index of tars elsewhere."""
+    dataset = open_dataset(url, version)
+    if isinstance(dataset.store, LocalStore):
+        return Dataset(IndexStore(dataset.store.root), dataset.version)
+    return dataset
+
+
+def _is_published(url: str) -> bool:
+    if "::" in url or url.endswith(".tar") or scheme_of(url) not in ("", "file", "s3"):
+        return False
+    return exists(open_store(url), POINTER_KEY)
+
+
+def _tars(url: str) -> list[Entry]:
+    """Gives the tars that a URL names, each once, by name; keys are absolute URLs."""
+    parts = [part.strip() for part in url.split("::")]
+    for part in parts:
+        if not part or part.startswith("pipe:"):
+            raise ConfigError(f"{url}: {part!r} is no URL that can be read by range; give the one of the tars")
+    with ThreadPoolExecutor(_LIST_THREADS) as threads:
+        found = {entry.key: entry for part in parts for entry in _tars_of(part, threads)}
+    if not found:
+        raise NotFound(
+            f"{url} holds no published dataset (no {POINTER_KEY}) and names no WebDataset tar; make a dataset with "
+            f"`pipeline shard`, or give a folder, a URL or a pattern of .tar files"
+        )
+    return sorted(found.values(), key=lambda entry: entry.key)
+
+
+def _tars_of(part: str, threads: ThreadPoolExecutor) -> Iterator[Entry]:
+    try:
+        names = list(braceexpand(absolute_url(_LOCAL.sub("", part))))
+    except ValueError as error:
+        raise ConfigError(f"{part} is no brace pattern ({error}); write it as shard-{{000000..000123}}.tar") from error
+    tars = [name for name in names if name.endswith(".tar")]
+    plain_on_s3 = [name for name in tars if scheme_of(name) == "s3" and not any(sign in name for sign in "*?")]
+    yield from _listed_on_s3(plain_on_s3)
+    for entries in threads.map(expand, sorted(set(tars) - set(plain_on_s3))):
+        yield from entries
+    for folder in sorted(set(names) - set(tars)):
+        yield from _tars_below(folder)
+
+
+def _tars_below(folder: str) -> Iterator[Entry]:
+    try:
+        for entry in walk_files(folder):
+            if entry.key.endswith(".tar"):
+                yield entry._replace(key=join(folder, entry.key))
+    except NoBucket:
+        raise
+    except NotFound:
+        return  # told by the caller, who knows what else it might have been
+
+
+def _listed_on_s3(urls: list[str]) -> Iterator[Entry]:
+    """Gives size and time of tars on S3 with one listing a folder: a request a tar takes minutes for 100,000."""
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for url in urls:
+        by_folder[parent(url)].append(url)
+    for folder, members in by_folder.items():
+        shared = os.path.commonprefix(members)  # noqa: RUF071 - S3 lists by characters, not by parts of a path
+        prefix = shared.removeprefix(f"{folder}/")
+        listed = {f"{folder}/{entry.key}": entry for entry in open_store(folder).list(prefix)}
+        for url in members:
+            if url not in listed:
+                raise NotFound(f"{url} does not exist; check the pattern")
+            yield listed[url]._replace(key=url)
+
+
+def _identity(tars: list[Entry]) -> str:
+    told = "\n".join([FORMAT, *(f"{tar.key}\t{tar.num_bytes}\t{tar.modified}" for tar in tars)])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _index_folder() -> Path:
+    given = os.environ.get(_FOLDER_VARIABLE)
+    return Path(given).absolute() if given else Path.home() / ".cache" / "bit-pretrain" / "index"
+
+
+def _index(root: Path, tars: list[Entry], on_tar: Callable[[int, int], None]) -> None:
+    config = ShardConfig()
+    with _alone(root), closing(_Threads(os.cpu_count() or 1)) as pool:
+        adopt(
+            LocalStore(root),
+            pool,
+            tars,
+            split=config.split,
+            classes=(),
+            block_bytes=config.block_bytes,
+            on_tar=on_tar,
+        )
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Keeps other processes of this machine from indexing the same tars; they find them indexed then."""
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        lock = root.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise Denied(f"cannot write an index in {root.parent} ({error}); set {_FOLDER_VARIABLE} to a folder") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class _Threads:
+    """A pool of threads: a library call must not start processes, which would run the caller's script again."""
+
+    may_lose_workers = False
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._executor = ThreadPoolExecutor(num_slots, thread_name_prefix="index")
+
+    def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
+        """See Pool.submit."""
+        return self._executor.submit(function, *arguments)
+
+    def cancel(self, future: "Future[Any]") -> None:
+        """See Pool.cancel."""
+        future.cancel()
+
+    def close(self) -> None:
+        """See Pool.close."""
+        self._executor.shutdown(cancel_futures=True)

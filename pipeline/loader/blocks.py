@@ -1,0 +1,227 @@
+"""From a span to its samples: read, checked, and where damaged, what can be saved of it."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import orjson
+import pyarrow as pa
+from crc32c import crc32c
+
+from pipeline.cache import BlockCache
+from pipeline.dataset import Dataset
+from pipeline.errors import CorruptShard, NotFound
+from pipeline.manifest import INDEX_FOLDER, image_digest
+from pipeline.ranged import RangeReader
+from pipeline.tar import contents
+from pipeline.view import Span
+
+_READS_BEFORE_DAMAGE = 3  # what is wrong once may be the network; what is wrong three times is the object
+_LARGEST_GAP_BYTES = 1 << 20  # a choice: unwanted bytes that cost less than a request of their own
+
+
+class Entry(NamedTuple):
+    """One sample in the body it was read with.
+
+    Attributes:
+        row: In its shard.
+        start: First byte of the encoded picture in the body.
+        stop: Byte after it.
+        labels: May be empty.
+    """
+
+    row: int
+    start: int
+    stop: int
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """One sample that could not be had.
+
+    Attributes:
+        row: In its shard.
+        reason: One word: `missing`, `truncated`, `checksum`, `undecodable`.
+        detail: For people.
+    """
+
+    row: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The samples of a span.
+
+    Attributes:
+        body: What was read; pictures are parts of it.
+        samples: One for each wanted row, in order.
+    """
+
+    body: bytes
+    samples: tuple[Entry | Damaged, ...]
+
+
+class BlockReader:
+    """Reads spans of one dataset. Safe for threads."""
+
+    def __init__(self, dataset: Dataset, ranged: RangeReader, cache: BlockCache | None) -> None:
+        self._dataset = dataset
+        self._ranged = ranged
+        self._cache = cache
+        self.bytes_read = 0
+
+    def read(self, span: Span) -> Loaded:
+        """Gives the samples of a span. Damage that stays after three reads ends as `Damaged`, sample by sample.
+
+        Raises:
+            Unreachable: The store does not answer.
+            Denied: The credentials are wrong.
+        """
+        loaded = self._sound(span) or min((self._saved(span) for _ in range(_READS_BEFORE_DAMAGE)), key=_num_damaged)
+        return loaded if span.is_read_whole else _only_samples(loaded)
+
+    def _sound(self, span: Span) -> Loaded | None:
+        for attempt in range(_READS_BEFORE_DAMAGE):
+            try:
+                body = self._cached(span)
+                # A second attempt reads all of the block: its checksum can be right where the sidecar is not.
+                if body is None and not span.is_read_whole and not attempt:
+                    return self._scattered(span)
+                return self._whole_block(span, body)
+            except (CorruptShard, NotFound):
+                continue
+        return None
+
+    def _cached(self, span: Span) -> bytes | None:
+        body = self._cache.get(_cache_key(span)) if self._cache else None
+        if body is not None and self._cache and crc32c(body) != span.crc32c:
+            self._cache.discard(_cache_key(span))
+            return None
+        return body
+
+    def _whole_block(self, span: Span, body: bytes | None) -> Loaded:
+        if body is None:
+            body = self._read(span, span.offset, span.num_bytes)
+            if crc32c(body) != span.crc32c:
+                raise CorruptShard(f"{span.path}, bytes {span.offset} to {span.offset + span.num_bytes}: checksum")
+            if self._cache:
+                self._cache.put(_cache_key(span), body)
+        is_adopted = self._is_adopted(span)
+        return Loaded(body, self._listed(span, -span.offset) if is_adopted else _own_entries(body, span))
+
+    def _scattered(self, span: Span) -> Loaded:
+        """Reads the wanted samples, near ones at once; without the block's checksum each digest is checked."""
+        bodies: list[bytes] = []
+        entries: list[Entry] = []
+        digests = self._sidecar(span)["digest"].to_pylist()
+        for run in _runs(self._listed(span, 0)):
+            start, stop = run[0].start, run[-1].stop
+            shift = sum(map(len, bodies)) - start
+            bodies.append(self._read(span, start, stop - start))
+            entries += [Entry(e.row, e.start + shift, e.stop + shift, e.labels) for e in run]
+        loaded = Loaded(b"".join(bodies), tuple(entries))
+        for entry, digest in zip(entries, digests, strict=True):
+            if image_digest(loaded.body[entry.start : entry.stop]) != digest:
+                raise CorruptShard(f"{span.path}, sample {entry.row}: digest differs from the sidecar")
+        return loaded
+
+    def _saved(self, span: Span) -> Loaded:
+        """Gives the samples whose own digest is right, from what is there of a block that is not as it was."""
+        try:
+            available = self._dataset.store.num_bytes(span.path) - span.offset
+            body = self._read(span, span.offset, max(0, min(span.num_bytes, available)))
+        except NotFound as error:
+            return _lost(span, "missing", str(error))
+        except CorruptShard as error:
+            return _lost(span, "truncated", str(error))
+        try:
+            sidecar = self._sidecar(span)
+        except (CorruptShard, NotFound) as error:
+            return _lost(span, "checksum", f"the block is damaged, and so is its sidecar: {error}")
+        saved: list[Entry | Damaged] = []
+        for entry, digest in zip(self._listed(span, -span.offset), sidecar["digest"].to_pylist(), strict=True):
+            if entry.stop > len(body):
+                saved.append(Damaged(entry.row, "truncated", f"{span.path} ends before this sample"))
+            elif image_digest(body[entry.start : entry.stop]) != digest:
+                saved.append(Damaged(entry.row, "checksum", f"{span.path}: the picture's digest is not the sidecar's"))
+            else:
+                saved.append(entry)
+        return Loaded(body, tuple(saved))
+
+    def _read(self, span: Span, offset: int, num_bytes: int) -> bytes:
+        if num_bytes == 0:
+            return b""
+        body = self._ranged.read(lambda: self._dataset.read_span(span.shard, offset, num_bytes))
+        self.bytes_read += num_bytes
+        return body
+
+    def _is_adopted(self, span: Span) -> bool:
+        """Tells whether the tar was written by others: then only the sidecar knows which members are samples."""
+        return bool(self._dataset.shards[span.shard]["sidecar"].startswith(INDEX_FOLDER))
+
+    def _sidecar(self, span: Span) -> pa.Table:
+        return self._dataset.samples(span.shard).take(span.wanted)
+
+    def _listed(self, span: Span, shift: int) -> tuple[Entry, ...]:
+        """Gives the wanted samples as the sidecar lists them, offsets moved by `shift`."""
+        sidecar = self._sidecar(span)
+        starts = (sidecar["image_offset"].to_numpy() + shift).tolist()
+        stops = (sidecar["image_offset"].to_numpy() + sidecar["image_bytes"].to_numpy() + shift).tolist()
+        labels = sidecar["labels"].to_pylist()
+        rows = span.wanted.tolist()
+        return tuple(Entry(*row[:3], tuple(row[3])) for row in zip(rows, starts, stops, labels, strict=True))
+
+
+def _own_entries(body: bytes, span: Span) -> tuple[Entry, ...]:
+    """Gives the wanted samples of a block that our packer wrote, from its tar headers: no request for the sidecar."""
+    found: list[Entry] = []
+    try:
+        in_turn = iter(contents(body))  # picture, class, JSON of each sample: the format has no other members
+        for image, _, about in zip(in_turn, in_turn, in_turn, strict=True):
+            labels = orjson.loads(body[about[0] : about[1]])["labels"]
+            found.append(Entry(span.first_row + len(found), *image, tuple(labels)))
+    except (ValueError, KeyError) as error:
+        raise CorruptShard(f"{span.path} at {span.offset} holds other members than its format says") from error
+    if len(found) != span.num_rows:
+        raise CorruptShard(f"{span.path} at {span.offset}: {len(found)} samples, the manifest says {span.num_rows}")
+    return tuple(found) if span.rows is None else tuple(found[row - span.first_row] for row in span.rows.tolist())
+
+
+def _runs(entries: tuple[Entry, ...]) -> list[list[Entry]]:
+    """Groups samples whose distance in the tar is small."""
+    runs: list[list[Entry]] = []
+    for entry in entries:
+        if runs and entry.start - runs[-1][-1].stop <= _LARGEST_GAP_BYTES:
+            runs[-1].append(entry)
+        else:
+            runs.append([entry])
+    return runs
+
+
+def _only_samples(loaded: Loaded) -> Loaded:
+    """Drops what lies between the samples: a part of a block holds no more than its share of the budget."""
+    parts: list[bytes] = []
+    samples: list[Entry | Damaged] = []
+    start = 0
+    for sample in loaded.samples:
+        if isinstance(sample, Damaged):
+            samples.append(sample)
+            continue
+        parts.append(loaded.body[sample.start : sample.stop])
+        samples.append(Entry(sample.row, start, start + len(parts[-1]), sample.labels))
+        start += len(parts[-1])
+    return Loaded(b"".join(parts), tuple(samples))
+
+
+def _num_damaged(loaded: Loaded) -> int:
+    return sum(isinstance(sample, Damaged) for sample in loaded.samples)
+
+
+def _cache_key(span: Span) -> str:
+    return f"{span.digest}:{span.offset}"
+
+
+def _lost(span: Span, reason: str, detail: str) -> Loaded:
+    return Loaded(b"", tuple(Damaged(row, reason, detail) for row in span.wanted.tolist()))

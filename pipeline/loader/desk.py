@@ -1,0 +1,217 @@
+"""The rank's side of its loader workers: starts them, answers them, and starts one again that died."""
+
+import mmap
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import ConfigError, ServiceError
+from pipeline.loader.messages import AskWindow, Done, Failed, HandedOut, Message, WindowSpec, Work
+from pipeline.loader.worker import IMPORTABLE, hang_up, serve, slots_of
+
+# glibc keeps freed blocks of 8 MiB for itself, 17 % beyond a budget of 750 MB after 10,000 photos; so they are mapped
+# one by one (5 % beyond), while the small buffers of pictures stay on a heap that is not given back each time.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+_STARTS_WITHOUT_PROGRESS = 3  # then it is no accident
+
+
+@dataclass
+class _Worker:
+    """One worker as the rank sees it.
+
+    Attributes:
+        work: What it was started with.
+        connection: To it.
+        process: None where it is a thread of this process.
+        next_step: First step it has not delivered.
+        starts: Since it delivered anything.
+    """
+
+    work: Work
+    connection: Connection
+    process: "subprocess.Popen[bytes] | None"
+    next_step: int
+    starts: int = 1
+
+    def told(self) -> str:
+        """Gives what is known of its end."""
+        code = self.process.wait() if self.process else None
+        killed = code == -9
+        return f"exit code {code}" + ("; the system may be out of memory" if killed else "")
+
+
+class Desk:
+    """The loader workers of one rank. Close it. `batch` is for one thread."""
+
+    def __init__(self, works: Sequence[Work], window_of: Callable[[AskWindow], WindowSpec], in_processes: bool) -> None:
+        """Starts the workers.
+
+        Args:
+            works: One for each worker, alike but for lanes, places and budget.
+            window_of: Answers the workers; called from one thread.
+            in_processes: Whether each worker is a process of its own, or a thread of this one.
+        """
+        self._window_of = window_of
+        self._in_processes = in_processes
+        first = works[0]
+        descriptor = os.memfd_create("bit-batches")
+        size = first.num_slots * first.batch_size * first.side_px**2 * 3
+        os.ftruncate(descriptor, size)
+        self._descriptor = descriptor
+        self._memory = mmap.mmap(descriptor, size)
+        self._slots = slots_of(self._memory, first)
+        self._changed = threading.Condition()
+        self._sending = threading.Lock()
+        self._replacing = threading.Lock()
+        self._done: dict[int, dict[int, Done]] = {}
+        self._error: BaseException | None = None
+        self._closed = False
+        self._handed_out = first.handed_out
+        self._workers: list[_Worker] = []
+        try:
+            for work in works:
+                self._workers.append(self._started(work))
+        except BaseException:
+            self._release()
+            raise
+        self._thread = threading.Thread(target=self._answer, name="loader-desk", daemon=True)
+        self._thread.start()
+
+    def batch(self, step: int) -> tuple[npt.NDArray[np.uint8], list[Done]]:
+        """Waits for a batch and gives it: pictures, shape (samples, side, side, 3), and the parts' reports in order.
+
+        The memory of earlier batches is reused from here on, so pictures are copied out.
+
+        Raises:
+            BitError: What stopped a worker.
+            ServiceError: A worker died again and again.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or len(self._done.get(step, ())) == len(self._workers))
+            if self._error:
+                raise self._error
+            parts = self._done.pop(step)
+        images = self._slots[step % len(self._slots)].copy()
+        self._handed_out = step + 1
+        for worker in self._workers:
+            self._send(worker, HandedOut(step + 1))
+        return images, [parts[number] for number in sorted(parts)]
+
+    def close(self) -> None:
+        """Ends the workers and gives their memory back."""
+        self._closed = True
+        with self._replacing:
+            for worker in self._workers:
+                hang_up(worker.connection)
+        self._thread.join()
+        self._release()
+
+    def _release(self) -> None:
+        for worker in self._workers:
+            hang_up(worker.connection)
+            worker.connection.close()
+            if worker.process:
+                worker.process.kill()  # it has nothing to save
+                worker.process.wait()
+        os.close(self._descriptor)
+
+    def _started(self, work: Work) -> _Worker:
+        ours, theirs = socket.socketpair()
+        connection = Connection(ours.detach())
+        if not self._in_processes:
+            arguments = (Connection(theirs.detach()), self._memory, work)
+            threading.Thread(target=serve, args=arguments, name="loader", daemon=True).start()
+            return _Worker(work, connection, None, work.first_step)
+        # -P: the current folder may hold modules of the same names; what the rank imports from it is on its path.
+        command = [sys.executable, "-P", "-m", "pipeline.loader.worker", str(theirs.fileno()), str(self._descriptor)]
+        # Ray and notebooks extend the path of a running process: workers import what the rank imports.
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        try:
+            process = subprocess.Popen(
+                command,
+                pass_fds=(theirs.fileno(), self._descriptor),
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **_MALLOC, "PYTHONPATH": paths},
+            )
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            theirs.close()
+        worker = _Worker(work, connection, process, work.first_step)
+        try:
+            with suppress(OSError):  # a worker that died at once is dealt with where messages are read
+                connection.send(work)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            process.kill()
+            process.wait()
+            connection.close()
+            raise ConfigError(f"loader processes cannot be given the transform ({error}); {IMPORTABLE}") from error
+        return worker
+
+    def _answer(self) -> None:
+        """Serves all workers until the desk is closed."""
+        try:
+            while not self._closed and not self._error:
+                by_connection = {worker.connection: number for number, worker in enumerate(self._workers)}
+                for connection in wait(list(by_connection)):
+                    number = by_connection[connection]  # type: ignore[index]
+                    try:
+                        message = self._workers[number].connection.recv()
+                    except (EOFError, OSError):
+                        self._revive(number)
+                    else:
+                        self._deal_with(number, message)
+        except BaseException as error:  # noqa: BLE001 - is raised where batches are asked for
+            self._fail(error)
+
+    def _deal_with(self, number: int, message: Message) -> None:
+        worker = self._workers[number]
+        if isinstance(message, AskWindow):
+            self._send(worker, self._window_of(message))
+        elif isinstance(message, Failed):
+            self._fail(message.error)
+        elif isinstance(message, Done):
+            worker.next_step, worker.starts = message.step + 1, 0
+            with self._changed:
+                self._done.setdefault(message.step, {})[number] = message
+                self._changed.notify_all()
+
+    def _revive(self, number: int) -> None:
+        """Starts a worker again at the first step it has not delivered: what it makes is a function of the step."""
+        worker = self._workers[number]
+        if self._closed:
+            return
+        if worker.starts >= _STARTS_WITHOUT_PROGRESS:
+            self._fail(
+                ServiceError(
+                    f"loader worker {number} died {worker.starts} times without a batch ({worker.told()}); "
+                    f"lower the number of loader workers or their memory budget"
+                )
+            )
+            return
+        again = self._started(replace(worker.work, first_step=worker.next_step, handed_out=self._handed_out))
+        again.starts = worker.starts + 1
+        with self._sending, self._replacing:
+            worker.connection.close()
+            self._workers[number] = again
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
+
+    def _send(self, worker: _Worker, message: Message) -> None:
+        # One that has died is dealt with where messages are read.
+        with self._sending, suppress(OSError):
+            worker.connection.send(message)

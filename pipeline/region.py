@@ -1,0 +1,98 @@
+"""The part of a JPEG that a crop needs, decoded without the rest: region.c, through ctypes."""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import BadImage, ConfigError
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+_MESSAGE_BYTES = 200  # JMSG_LENGTH_MAX
+# A region is widened to whole units of 8 or 16 columns (32 in 4:1:1) and by one unit on each side.
+_SPARE_COLUMNS = 256
+
+
+@cache
+def _library() -> Any:
+    path = Path(__file__).with_name("_region.so")
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be loaded ({error}); install libjpeg-turbo and this package again") from error
+    c = ctypes
+    library.bit_decode_region.argtypes = [
+        *(c.c_char_p, c.c_ulong, c.c_int, c.c_int, c.c_int, c.c_int, c.c_int),
+        *(c.c_void_p, c.c_long, c.POINTER(c.c_int), c.c_char_p),
+    ]
+    library.bit_pack_rgb.argtypes = [c.c_void_p, c.c_long, c.c_long, c.c_int, c.c_void_p]
+    library.bit_pack_rgb.restype = None
+    return library
+
+
+class Region(NamedTuple):
+    """Decoded pixels inside a wider buffer.
+
+    Attributes:
+        buffer: uint8, shape (height + 1, columns, 4): red, green, blue and a byte without meaning. The last row is
+            there for readers that want whole rows from any column.
+        first_column: Where the region begins in it.
+        width: Of the region.
+    """
+
+    buffer: npt.NDArray[np.uint8]
+    first_column: int
+    width: int
+
+    @property
+    def height(self) -> int:
+        """Rows of the region."""
+        return len(self.buffer) - 1
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """RGB, shape (height, width, 3), a view."""
+        return self.buffer[:-1, self.first_column : self.first_column + self.width, :3]
+
+
+def decode_region(data: bytes, box: Box, shrink: int = 1) -> Region:
+    """Decodes a box of a YCbCr, grey or RGB JPEG as it is stored (EXIF orientation is not applied).
+
+    The pixels are those of a whole decoding, cut. Damage below the box is not seen. Releases the GIL.
+
+    Args:
+        data: The JPEG.
+        box: In pixels of the shrunk picture.
+        shrink: 1, 2, 4 or 8: decodes at that fraction of the size, where pixels are averages of `shrink` squared.
+
+    Raises:
+        BadImage: With reason `truncated`: the data is damaged, or the box does not lie inside.
+    """
+    left, top, right, bottom = box
+    width, height = right - left, bottom - top
+    columns = width + _SPARE_COLUMNS
+    buffer = np.empty((height + 1, columns, 4), np.uint8)
+    first_column, message = ctypes.c_int(), ctypes.create_string_buffer(_MESSAGE_BYTES)
+    failed = _library().bit_decode_region(
+        data,
+        *(len(data), shrink, left, top, width, height),
+        *(buffer.__array_interface__["data"][0], 4 * columns, ctypes.byref(first_column), message),
+    )
+    if failed:
+        raise BadImage("truncated", f"damaged JPEG data ({message.value.decode(errors='replace')})")
+    return Region(buffer, left - first_column.value, width)
+
+
+def pack_rgb(address: int, flip: bool, out: npt.NDArray[np.uint8]) -> None:
+    """Copies pixels of four bytes to RGB. Releases the GIL.
+
+    Args:
+        address: Of the first of as many pixels as `out` has, row by row without gaps.
+        flip: Whether left and right are exchanged.
+        out: uint8, shape (height, width, 3), contiguous; is overwritten.
+    """
+    height, width, _ = out.shape
+    _library().bit_pack_rgb(address, width, height, flip, out.__array_interface__["data"][0])

@@ -1,0 +1,345 @@
+"""Tars of others read through `open_any`: wherever they lie, indexed once, never touched."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import webdataset
+from crc32c import crc32c
+
+from pipeline.dataset import Address, Dataset
+from pipeline.errors import ConfigError, CorruptShard, Denied, EmptySource, NotFound
+from pipeline.foreign import open_any
+from pipeline.statistics import statistics
+from pipeline.store.url import open_store
+from pipeline.verify import verify
+from pipeline.view import View
+from pipeline.work.pools import InProcess
+from tests.conftest import jpeg, picture
+
+Expected = dict[str, tuple[list[int], bytes]]
+
+
+@pytest.fixture(autouse=True)
+def index_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BIT_INDEX_FOLDER", str(tmp_path / "index"))
+    return tmp_path / "index"
+
+
+def by_webdataset(folder: Path, first: int = 0, count: int = 12) -> Expected:
+    """Writes tars of five samples as its users do; gives labels and image by key."""
+    folder.mkdir(parents=True, exist_ok=True)
+    expected: Expected = {}
+    with webdataset.ShardWriter(str(folder / "x-%06d.tar"), maxcount=5, verbose=0) as writer:
+        for number in range(first, first + count):
+            key, image = f"d.x/{number:04d}", jpeg(picture(number))
+            writer.write({"__key__": key, "jpg": image, "cls": number % 3})
+            expected[key] = ([number % 3], image)
+    return expected
+
+
+def by_tarfile(path: Path, first: int, count: int, kind: int) -> Expected:
+    """Writes one tar with labels in JSON."""
+    expected: Expected = {}
+    with tarfile.open(path, "w", format=kind) as archive:
+        for number in range(first, first + count):
+            key, image = f"{'long name ' * 12}/{number:04d}", jpeg(picture(number))
+            for name, body in (
+                (f"{key}.jpg", image),
+                (f"{key}.json", json.dumps({"labels": [number, number + 1]}).encode()),
+            ):
+                about = tarfile.TarInfo(name)
+                about.size = len(body)
+                if kind == tarfile.PAX_FORMAT:
+                    about.mtime = 0.5  # a fraction makes a PAX header before every member
+                archive.addfile(about, io.BytesIO(body))
+            expected[key] = ([number, number + 1], image)
+    return expected
+
+
+def samples_of(dataset: Dataset) -> Expected:
+    found: Expected = {}
+    for shard in range(len(dataset.shards)):
+        table = dataset.samples(shard)
+        for row, (key, labels) in enumerate(zip(table["key"].to_pylist(), table["labels"].to_pylist(), strict=True)):
+            found[key] = (labels, dataset.read_image(Address(shard, row)))
+    return found
+
+
+def check_blocks(dataset: Dataset) -> None:
+    for block in dataset.blocks.to_pylist():
+        body = dataset.read_span(block["shard"], block["offset"], block["num_bytes"])
+        if crc32c(body) != block["crc32c"]:
+            raise CorruptShard(dataset.shard_url(block["shard"]))
+
+
+def files_below(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"") for p in folder.rglob("*")}
+
+
+def put(url: str, folder: Path) -> None:
+    store = open_store(url)
+    for path in folder.rglob("*.tar"):
+        assert store.create(str(path.relative_to(folder)), path.read_bytes())
+
+
+class _Ranges(SimpleHTTPRequestHandler):
+    """Answers ranges, which Python's own handler does not."""
+
+    def do_GET(self) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if not asked or not path.is_file():
+            super().do_GET()
+            return
+        body = path.read_bytes()
+        part = body[int(asked[1]) : int(asked[2]) + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(part) - 1}/{len(body)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Ranges, directory=str(folder)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_what_webdataset_wrote_by_pattern_folder_and_join(tmp_path: Path) -> None:
+    expected = by_webdataset(tmp_path / "in")
+    root = tmp_path / "in"
+    dataset = open_any(f"{root}/x-{{000000..000002}}.tar")
+    assert samples_of(dataset) == expected
+    check_blocks(dataset)
+    assert dataset.version.num_classes == 3
+    assert dataset.classes == ("0", "1", "2")
+    assert [dataset.shard_path(shard) for shard in range(3)] == [f"{root}/x-{n:06d}.tar" for n in range(3)]
+    for same in (
+        f"{root}",
+        f"{root}/",
+        f"file://{root}/x-*.tar",
+        f"{root}/x-{{000001..000002}}.tar::{root}/x-000000.tar::{root}/x-000002.tar",
+    ):
+        assert open_any(same).version == dataset.version, same
+    assert len(open_any(f"{root}/x-000001.tar").shards) == 1
+    assert list(verify(dataset, "decode", InProcess())) == []
+    assert statistics(dataset).classes == {0: 4, 1: 4, 2: 4}
+    with pytest.raises(NotFound, match="versions 1 to 1"):
+        open_any(str(root), 2)
+    assert open_any(str(root), 1).version == dataset.version
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_tars_with_headers_of_their_own_and_labels_in_json(tmp_path: Path, kind: int) -> None:
+    (tmp_path / "in" / "part").mkdir(parents=True)
+    expected = by_tarfile(tmp_path / "in" / "a.tar", 0, 4, kind) | by_tarfile(
+        tmp_path / "in" / "part" / "b.tar", 4, 3, kind
+    )
+    dataset = open_any(str(tmp_path / "in"))
+    assert samples_of(dataset) == expected
+    check_blocks(dataset)
+    assert dataset.read_about(Address(0, 0)) == {"labels": [0, 1]}
+
+
+def test_nothing_is_written_beside_tars_and_relative_paths_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = by_webdataset(tmp_path / "in")
+    (tmp_path / "in").chmod(0o555)
+    before, folder = files_below(tmp_path / "in"), (tmp_path / "in").stat().st_mtime_ns
+    monkeypatch.chdir(tmp_path)
+    dataset = open_any("in")
+    monkeypatch.chdir("/")
+    assert samples_of(dataset) == expected
+    assert (files_below(tmp_path / "in"), (tmp_path / "in").stat().st_mtime_ns) == (before, folder)
+
+
+def test_a_second_open_reads_no_tar_and_a_changed_one_is_indexed_anew(tmp_path: Path, index_folder: Path) -> None:
+    by_webdataset(tmp_path / "in")
+    told: list[tuple[int, int]] = []
+    first = open_any(str(tmp_path / "in"), on_tar=lambda *values: told.append(values))
+    assert len(told) == 3
+    tar = tmp_path / "in" / "x-000001.tar"
+    status, body = tar.stat(), tar.read_bytes()
+    tar.write_bytes(bytes(len(body)))
+    os.utime(tar, ns=(status.st_atime_ns, status.st_mtime_ns))
+    before = files_below(index_folder)
+    again = open_any(str(tmp_path / "in"), on_tar=lambda *values: told.append(values))
+    assert len(told) == 3
+    assert again.version == first.version
+    assert files_below(index_folder) == before
+    with pytest.raises(CorruptShard, match=re.escape(str(tar))):
+        check_blocks(again)
+    assert [fault.path for fault in verify(again, "checksum", InProcess())] == [str(tar)]
+
+    with webdataset.TarWriter(str(tar)) as writer:
+        writer.write({"__key__": "new", "jpg": jpeg(picture(99)), "cls": 7})
+    changed = open_any(str(tmp_path / "in"))
+    assert changed.version.num_classes == 8
+    assert changed.store.url != first.store.url
+    assert "new" in samples_of(changed)
+
+
+def test_a_tar_of_other_bytes_and_equal_size_is_another_dataset(tmp_path: Path) -> None:
+    found = []
+    for label in (1, 2):
+        with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+            writer.write({"__key__": "one", "jpg": jpeg(picture(1)), "cls": label})
+        os.utime(tmp_path / "a.tar", (label, label))
+        dataset = open_any(str(tmp_path / "a.tar"))
+        found.append((dataset.version.num_bytes, View(dataset).identity))
+        assert dataset.samples(0)["labels"].to_pylist() == [[label]]
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
+
+
+def test_two_machines_have_equal_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_webdataset(tmp_path / "in")
+    (tmp_path / "in" / "y.tar").write_bytes((tmp_path / "in" / "x-000000.tar").read_bytes())
+    with tarfile.open(tmp_path / "in" / "broken.tar", "w") as archive:
+        for name, body in (("1.jpg", b"no picture"), ("2.jpg", jpeg(picture(2)))):
+            about = tarfile.TarInfo(name)
+            about.size = len(body)
+            archive.addfile(about, io.BytesIO(body))
+    found = []
+    for machine in ("one", "another"):
+        monkeypatch.setenv("BIT_INDEX_FOLDER", str(tmp_path / machine))
+        dataset = open_any(str(tmp_path / "in"))
+        root = Path(dataset.store.url)
+        assert root.parent == tmp_path / machine
+        objects = {
+            str(path.relative_to(root)): path.read_bytes()
+            for path in root.rglob("*")
+            if path.is_file() and path.parent.name != "leases"
+        }
+        found.append((root.name, View(dataset).identity, objects))
+    assert found[0] == found[1]
+    assert dataset.version.reject_reasons == {"not-an-image": 1}
+    assert dataset.rejects["source"].to_pylist() == [f"{tmp_path}/in/broken.tar#1"]
+
+
+def test_an_index_can_be_opened_by_its_folder(tmp_path: Path) -> None:
+    expected = by_webdataset(tmp_path / "in")
+    with serving(tmp_path / "in") as url:
+        dataset = open_any(f"{url}/x-{{000000..000002}}.tar")
+        assert samples_of(open_any(dataset.store.url)) == expected
+
+
+def test_processes_that_open_at_once_index_once(tmp_path: Path, index_folder: Path) -> None:
+    by_webdataset(tmp_path / "in", count=60)
+    program = (
+        "import sys\n"
+        "from pipeline.foreign import open_any\n"
+        "from pipeline.view import View\n"
+        "told = []\n"
+        "dataset = open_any(sys.argv[1], on_tar=lambda *_: told.append(1))\n"
+        "print(View(dataset).identity, len(told))\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "in")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=120)[0].split() for process in running]
+    assert all(process.returncode == 0 for process in running)
+    assert len({identity for identity, _ in said}) == 1
+    assert sorted(int(count) for _, count in said) == [0, 0, 12]
+    assert len(list(index_folder.glob("*/leases/*"))) == 1
+
+
+def test_tars_on_s3(tmp_path: Path, s3_url: Callable[[str], str]) -> None:
+    expected = by_webdataset(tmp_path / "in")
+    put(s3_url("in"), tmp_path / "in")
+    dataset = open_any(f"{s3_url('in')}/x-{{000000..000002}}.tar")
+    assert samples_of(dataset) == expected
+    check_blocks(dataset)
+    assert list(verify(dataset, "decode", InProcess())) == []
+    for same in (
+        s3_url("in"),
+        f"{s3_url('in')}/*.tar",
+        f"{s3_url('in')}/x-000001.tar::{s3_url('in')}/x-00000{{0,2}}.tar",
+    ):
+        assert open_any(same).version == dataset.version, same
+    assert sorted(entry.key for entry in open_store(s3_url("in")).walk()) == [f"x-{n:06d}.tar" for n in range(3)]
+    with pytest.raises(NotFound, match=r"x-000003\.tar does not exist"):
+        open_any(f"{s3_url('in')}/x-{{000000..000003}}.tar")
+    with pytest.raises(NotFound, match="names no WebDataset tar"):
+        open_any(s3_url("elsewhere"))
+
+
+def test_tars_of_a_web_server(tmp_path: Path) -> None:
+    expected = by_webdataset(tmp_path / "in")
+    with serving(tmp_path / "in") as url:
+        dataset = open_any(f"{url}/x-{{000000..000002}}.tar")
+        assert samples_of(dataset) == expected
+        check_blocks(dataset)
+        assert list(verify(dataset, "decode", InProcess())) == []
+        assert dataset.shard_url(2) == f"{url}/x-000002.tar"
+        with pytest.raises(NotFound, match=r"x-000003\.tar"):
+            open_any(f"{url}/x-{{000000..000003}}.tar")
+
+
+def test_our_own_dataset_is_opened_as_itself(
+    small_dataset: Dataset, index_folder: Path, s3_url: Callable[[str], str]
+) -> None:
+    dataset = open_any(small_dataset.store.url)
+    assert (dataset.version, dataset.store.url) == (small_dataset.version, small_dataset.store.url)
+    assert samples_of(dataset) == samples_of(small_dataset)
+    with pytest.raises(NotFound, match="versions 1 to 1"):
+        open_any(small_dataset.store.url, 9)
+    for entry in small_dataset.store.walk():
+        open_store(s3_url("set")).create(entry.key, small_dataset.store.read(entry.key))
+    assert open_any(s3_url("set")).store.url == s3_url("set")
+    assert not index_folder.exists()
+
+
+def test_a_damaged_tar_is_named(tmp_path: Path) -> None:
+    by_webdataset(tmp_path / "in")
+    tar = tmp_path / "in" / "x-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:5000])
+    with pytest.raises(CorruptShard, match=r"x-000001\.tar is not a whole tar"):
+        open_any(str(tmp_path / "in"))
+
+
+def test_what_cannot_be_opened_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "none").mkdir()
+    for url in (str(tmp_path / "none"), str(tmp_path / "nowhere")):
+        with pytest.raises(NotFound, match=rf"{url} holds no published dataset .* a pattern of \.tar files"):
+            open_any(url)
+    with pytest.raises(NotFound, match=r"a\.tar"):
+        open_any(str(tmp_path / "a.tar"))
+    for url, told in (
+        ("pipe:cat a.tar", "no URL that can be read by range"),
+        (f"{tmp_path}/a.tar::", "no URL"),
+        (f"{tmp_path}/a-{{0..3.tar", "no brace pattern"),
+        ("unheard://host/a.tar", "unheard"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            open_any(url)
+    with tarfile.open(tmp_path / "text.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("1.txt"))
+    with pytest.raises(EmptySource, match=r"text\.tar"):
+        open_any(str(tmp_path / "text.tar"))
+    by_webdataset(tmp_path / "in")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BIT_INDEX_FOLDER", str(tmp_path / "file"))
+    with pytest.raises(Denied, match="set BIT_INDEX_FOLDER"):
+        open_any(str(tmp_path / "in"))

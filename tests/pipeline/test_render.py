@@ -1,0 +1,366 @@
+"""Views of pictures: what is decoded in part equals the whole, cut; where a view lies follows from the seed alone."""
+
+import io
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.augment import EvaluationView, FinetuneView, Placement, PretrainView, inception_box
+from pipeline.errors import BadImage, ConfigError
+from pipeline.image import decode, encode_jpeg
+from pipeline.region import Box, decode_region
+from pipeline.render import render
+from tests.conftest import jpeg, picture
+
+SIZES = st.integers(1, 150)
+KINDS = st.sampled_from(["444", "422", "420", "440", "411", "Gray", "progressive 0", "progressive 1", "progressive 2"])
+QUALITIES = st.sampled_from([20, 75, 95, 100])
+
+
+def encoded(kind: str, height: int, width: int, quality: int, seed: int = 0) -> bytes:
+    """Gives a JPEG of any subsampling; those of Pillow may be progressive."""
+    pixels = picture(seed, height, width)
+    if kind == "Gray":
+        grey = np.ascontiguousarray(pixels[..., :1])
+        return bytes(simplejpeg.encode_jpeg(grey, quality=quality, colorspace="GRAY", colorsubsampling="Gray"))
+    if kind.startswith("progressive"):
+        return jpeg(pixels, quality, progressive=True, subsampling=int(kind[-1]))
+    return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling=kind))
+
+
+def whole(data: bytes) -> np.ndarray:
+    pixels: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB")
+    return pixels
+
+
+def box_in(height: int, width: int, shares: tuple[float, float, float, float]) -> Box:
+    """Gives a box of at least one pixel: left and top by share, then sides by share of what is left."""
+    left, top = int(shares[0] * width), int(shares[1] * height)
+    left, top = min(left, width - 1), min(top, height - 1)
+    right = left + max(1, round(shares[2] * (width - left)))
+    bottom = top + max(1, round(shares[3] * (height - top)))
+    return left, top, right, bottom
+
+
+# Mean over the view, of 255, on coloured noise. Where colours are halved in one direction only, libjpeg shrinks them to
+# less than the view could show; 4:1:1 has them at a quarter to begin with.
+LARGEST_ERROR = {"422": 10.0, "440": 10.0, "progressive 1": 10.0, "411": 16.0}
+
+SHARES = st.tuples(*[st.floats(0, 1)] * 4)
+
+
+class At:
+    """A transform that always gives the same placement."""
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+
+    def __call__(self, height: int, width: int, random: Random) -> Placement:
+        return self.placement
+
+
+def rendered(data: bytes, placement: Placement) -> np.ndarray:
+    side = placement.side_px if placement.crop is None else placement.crop[2] - placement.crop[0]
+    out = np.full((side, side, 3), 77, np.uint8)
+    render(data, At(placement), Random(0), out)
+    return out
+
+
+def expected(pixels: np.ndarray, placement: Placement) -> np.ndarray:
+    """Does the same with a fully decoded picture and Pillow alone."""
+    left, top, right, bottom = placement.box
+    image = Image.fromarray(np.ascontiguousarray(pixels[top:bottom, left:right]))
+    image = image.resize((placement.side_px, placement.side_px), Image.Resampling.BILINEAR)
+    if placement.crop:
+        image = image.crop(placement.crop)
+    view = np.asarray(image)
+    return view[:, ::-1] if placement.flip else view
+
+
+# Decoding in part
+
+
+@settings(max_examples=400)
+@given(KINDS, SIZES, SIZES, QUALITIES, SHARES, st.integers(0, 5))
+@example("420", 150, 150, 95, (0.5, 0.9, 1.0, 1.0), 0)
+@example("411", 33, 150, 95, (0.3, 0.3, 0.1, 0.1), 1)
+def test_a_decoded_region_is_the_whole_picture_cut_to_the_last_bit(
+    kind: str, height: int, width: int, quality: int, shares: tuple[float, float, float, float], seed: int
+) -> None:
+    data = encoded(kind, height, width, quality, seed)
+    left, top, right, bottom = box = box_in(height, width, shares)
+    region = decode_region(data, box)
+    assert (region.width, region.height) == (right - left, bottom - top)
+    assert np.array_equal(region.pixels, whole(data)[top:bottom, left:right])
+
+
+@settings(max_examples=150)
+@given(KINDS, SIZES, SIZES, st.sampled_from([2, 4, 8]), SHARES)
+def test_a_region_decoded_at_a_fraction_is_the_whole_at_that_fraction_cut(
+    kind: str, height: int, width: int, shrink: int, shares: tuple[float, float, float, float]
+) -> None:
+    data = encoded(kind, height, width, 90)
+    scaled_height, scaled_width = -(-height // shrink), -(-width // shrink)
+    everything = decode_region(data, (0, 0, scaled_width, scaled_height), shrink).pixels
+    assert everything.shape == (scaled_height, scaled_width, 3)
+    left, top, right, bottom = box = box_in(scaled_height, scaled_width, shares)
+    assert np.array_equal(decode_region(data, box, shrink).pixels, everything[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("size", [(400, 640), (333, 501)])
+@pytest.mark.parametrize("kind", ["444", "422", "420", "440", "411", "Gray", "progressive 2"])
+def test_boxes_at_every_offset_of_a_unit_are_exact(kind: str, size: tuple[int, int]) -> None:
+    height, width = size
+    data = encoded(kind, height, width, 85)
+    pixels = whole(data)
+    for offset in range(0, 34, 3):
+        box = (100 + offset, 60 + offset, 100 + 2 * offset + 1, 61 + 3 * offset)
+        left, top, right, bottom = box
+        assert np.array_equal(decode_region(data, box).pixels, pixels[top:bottom, left:right])
+
+
+@pytest.mark.parametrize(
+    "box", [(-1, 0, 5, 5), (0, -1, 5, 5), (0, 0, 65, 5), (0, 0, 5, 49), (5, 5, 5, 9), (5, 5, 9, 5), (60, 0, 70, 9)]
+)
+def test_a_box_outside_the_picture_is_refused(box: Box) -> None:
+    if box[2] > box[0] and box[3] > box[1]:
+        with pytest.raises(BadImage, match="not inside"):
+            decode_region(jpeg(picture(0)), box)
+    else:
+        with pytest.raises(BadImage):
+            decode_region(jpeg(picture(0)), box)
+
+
+def test_a_box_outside_the_shrunk_picture_is_refused() -> None:
+    data = jpeg(picture(0))  # 48 x 64
+    assert decode_region(data, (0, 0, 32, 24), 2).width == 32
+    with pytest.raises(BadImage, match="not inside"):
+        decode_region(data, (0, 0, 33, 24), 2)
+
+
+# Rendering
+
+
+@settings(max_examples=150)
+@given(KINDS, SIZES, SIZES, QUALITIES, SHARES, st.integers(38, 80), st.booleans())
+def test_a_view_without_shrinking_is_pillows_of_the_whole_picture_to_the_last_bit(
+    kind: str,
+    height: int,
+    width: int,
+    quality: int,
+    shares: tuple[float, float, float, float],
+    side_px: int,
+    flip: bool,
+) -> None:
+    data = encoded(kind, height, width, quality, seed=height)
+    placement = Placement(box_in(height, width, shares), side_px, flip=flip)
+    assert np.array_equal(rendered(data, placement), expected(whole(data), placement))
+    margin = side_px // 5
+    cropped = placement._replace(crop=(margin, 1, margin + side_px // 2, 1 + side_px // 2))
+    assert np.array_equal(rendered(data, cropped), expected(whole(data), cropped))
+
+
+@pytest.mark.parametrize(("side", "is_exact"), [(63, True), (64, False)])
+def test_decoding_shrinks_only_where_twice_the_wanted_pixels_are_left(side: int, is_exact: bool) -> None:
+    data = jpeg(picture(3, 200, 240), 95)
+    placement = Placement((7, 9, 7 + side, 9 + 100), 16)
+    same = np.array_equal(rendered(data, placement), expected(whole(data), placement))
+    assert same == is_exact
+
+
+@settings(max_examples=60)
+@given(KINDS, st.integers(200, 700), st.integers(200, 700), SHARES, st.integers(8, 24), st.booleans())
+def test_a_shrunk_view_is_within_a_small_mean_error_of_the_unshrunk_one(
+    kind: str, height: int, width: int, shares: tuple[float, float, float, float], side_px: int, flip: bool
+) -> None:
+    data = encoded(kind, height, width, 95)
+    left, top, right, bottom = box_in(height, width, (shares[0] / 3, shares[1] / 3, shares[2], shares[3]))
+    right, bottom = max(right, left + 4 * side_px), max(bottom, top + 4 * side_px)
+    placement = Placement((left, top, min(right, width), min(bottom, height)), side_px, flip=flip)
+    error = np.abs(rendered(data, placement).astype(int) - expected(whole(data), placement)).mean()
+    assert error < LARGEST_ERROR.get(kind, 4.0)
+
+
+def test_the_last_columns_and_rows_of_a_size_that_the_shrinkage_does_not_divide_are_shown() -> None:
+    pixels = np.zeros((203, 205, 3), np.uint8)
+    pixels[-40:], pixels[:, -40:] = 255, 255
+    data = encode_jpeg(pixels, 95)
+    placement = Placement((0, 0, 205, 203), 20)
+    view = rendered(data, placement).astype(int)
+    assert np.abs(view - expected(whole(data), placement)).mean() < 4.0
+    assert view[-3:].min() > 240
+    assert view[:, -3:].min() > 240
+    assert view[:15, :15].max() < 15
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def turned(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return saved(Image.fromarray(picture(1)), "JPEG", quality=95, exif=exif)
+
+
+SPECIAL = {
+    **{f"EXIF orientation {number}": turned(number) for number in range(1, 9)},
+    "PNG": saved(Image.fromarray(picture(2)), "PNG"),
+    "CMYK": saved(Image.fromarray(picture(3)).convert("CMYK"), "JPEG", quality=95),
+    "16 bit": saved(Image.fromarray(picture(4)[..., 0].astype(np.uint16) * 257), "PNG"),
+    "alpha": saved(Image.fromarray(np.dstack([picture(5), picture(6)[..., :1]])), "PNG"),
+    "grey with alpha": saved(Image.fromarray(picture(5)).convert("LA"), "PNG"),
+    "palette": saved(Image.fromarray(picture(7)).convert("P"), "PNG"),
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_pictures_of_every_other_kind_show_what_decode_gives(kind: str) -> None:
+    data = SPECIAL[kind]
+    pixels = decode(data)
+    height, width = pixels.shape[:2]
+    assert (height > width) == (kind in {f"EXIF orientation {number}" for number in range(5, 9)})
+    for view in (PretrainView(24), FinetuneView(30, 24), EvaluationView(24)):
+        for seed in range(3):
+            out = np.empty((24, 24, 3), np.uint8)
+            render(data, view, Random(seed), out)
+            assert np.array_equal(out, expected(pixels, view(height, width, Random(seed))))
+
+
+@pytest.mark.parametrize("kind", ["444", "420", "progressive 2"])
+def test_a_truncated_picture_is_refused_and_the_rows_above_the_damage_are_no_excuse_for_a_whole_view(
+    kind: str,
+) -> None:
+    data = encoded(kind, 90, 120, 90)
+    for share in (0.3, 0.6, 0.9):
+        with pytest.raises(BadImage) as raised:
+            rendered(data[: int(share * len(data))], Placement((0, 0, 120, 90), 40))
+        assert raised.value.reason in ("truncated", "not-an-image")
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(["444", "420", "progressive 1", "Gray"]), st.data())
+def test_whatever_bytes_come_a_view_is_made_or_badimage_is_raised(kind: str, data: st.DataObject) -> None:
+    body = bytearray(encoded(kind, 64, 80, 80))
+    for _ in range(data.draw(st.integers(1, 4))):
+        body[data.draw(st.integers(2, len(body) - 1))] = data.draw(st.integers(0, 255))
+    out = np.empty((32, 32, 3), np.uint8)
+    reason = "truncated"
+    try:
+        render(bytes(body[: data.draw(st.integers(0, len(body)))]), EvaluationView(32), Random(0), out)
+    except BadImage as error:
+        reason = error.reason
+    assert reason in ("empty", "not-an-image", "truncated", "too-large", "too-slow")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"", "empty"), (b"text", "not-an-image"), (b"\xff\xd8\xff", "not-an-image")]
+)
+def test_what_is_no_picture_is_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(BadImage) as raised:
+        rendered(data, Placement((0, 0, 1, 1), 8))
+    assert raised.value.reason == reason
+
+
+def test_an_output_of_another_size_than_the_view_is_refused() -> None:
+    with pytest.raises(ConfigError, match="8 x 8 pixels, 9 are wanted"):
+        render(jpeg(picture(0)), EvaluationView(8), Random(0), np.empty((9, 9, 3), np.uint8))
+
+
+# Where views lie
+
+SEEDS = st.integers(0, 2**128 - 1)
+SIDES = st.integers(1, 2000)
+
+
+@settings(max_examples=300)
+@given(SIDES, SIDES, SEEDS)
+def test_an_inception_crop_keeps_area_and_aspect_or_is_the_whole_picture(height: int, width: int, seed: int) -> None:
+    left, top, right, bottom = box = inception_box(height, width, Random(seed))
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    if box == (0, 0, width, height):
+        return
+    crop_width, crop_height, half = right - left, bottom - top, 0.5  # sides are rounded
+    assert (crop_width + half) * (crop_height + half) >= 0.05 * height * width
+    assert (crop_width + half) / max(0.5, crop_height - half) >= 0.75
+    assert max(0.5, crop_width - half) / (crop_height + half) <= 1.33
+
+
+def test_inception_crops_reach_all_corners_all_areas_and_both_aspects() -> None:
+    random = Random(0)
+    boxes = np.array([inception_box(300, 300, random) for _ in range(4000)])
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 300**2
+    aspects = (boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1])
+    assert areas.min() < 0.06
+    assert areas.max() > 0.95
+    assert aspects.min() < 0.77
+    assert aspects.max() > 1.31
+    assert boxes[:, :2].min() == 0
+    assert boxes[:, 2:].max() == 300
+    # Where there is no need to try again, areas are drawn evenly.
+    share = np.mean(areas < 0.3) / np.mean(areas < 0.55)
+    assert 0.45 < share < 0.55
+
+
+@settings(max_examples=100)
+@given(SIDES, SIDES, SEEDS, st.integers(1, 200), st.integers(0, 100))
+def test_a_finetune_crop_lies_inside_the_resized_square(
+    height: int, width: int, seed: int, crop_px: int, more: int
+) -> None:
+    placement = FinetuneView(crop_px + more, crop_px)(height, width, Random(seed))
+    assert placement.box == (0, 0, width, height)
+    assert placement.side_px == crop_px + more
+    assert placement.crop
+    left, top, right, bottom = placement.crop
+    assert 0 <= left <= more
+    assert 0 <= top <= more
+    assert (right - left, bottom - top) == (crop_px, crop_px)
+
+
+def test_finetune_crops_reach_every_offset() -> None:
+    crops = [FinetuneView(12, 8)(9, 9, Random(seed)).crop for seed in range(400)]
+    assert {crop[:2] for crop in crops if crop} == {(left, top) for left in range(5) for top in range(5)}
+
+
+@pytest.mark.parametrize("view", [PretrainView(8), FinetuneView(10, 8), FinetuneView(10, 8, crop=False)])
+def test_half_of_the_views_are_flipped_and_none_where_it_is_switched_off(view: PretrainView | FinetuneView) -> None:
+    flips = [view(60, 80, Random(seed)).flip for seed in range(1000)]
+    assert 430 < sum(flips) < 570
+    off = [replace(view, flip=False)(60, 80, Random(seed)) for seed in range(200)]
+    assert not any(placement.flip for placement in off)
+    # The switch changes nothing else.
+    assert off == [view(60, 80, Random(seed))._replace(flip=False) for seed in range(200)]
+
+
+def test_without_the_crop_a_picture_is_resized_straight_to_the_crops_size() -> None:
+    placement = FinetuneView(160, 128, flip=False, crop=False)(60, 80, Random(0))
+    assert placement == Placement((0, 0, 80, 60), 128)
+
+
+def test_evaluation_shows_the_whole_picture_and_draws_nothing() -> None:
+    random = Random(5)
+    before = random.getstate()
+    assert EvaluationView(32)(60, 80, random) == Placement((0, 0, 80, 60), 32)
+    assert random.getstate() == before
+
+
+@given(SIDES, SIDES, SEEDS)
+def test_the_same_seed_gives_the_same_placement(height: int, width: int, seed: int) -> None:
+    for view in (PretrainView(224), FinetuneView(160, 128)):
+        assert view(height, width, Random(seed)) == view(height, width, Random(seed))
+
+
+def test_placements_stay_what_they_were_in_earlier_releases() -> None:
+    assert PretrainView(224)(375, 500, Random(2**100 + 7)) == Placement((123, 56, 403, 354), 224, None, True)
+    assert FinetuneView(160, 128)(375, 500, Random(2**100 + 7)) == Placement(
+        (0, 0, 500, 375), 160, (13, 10, 141, 138), False
+    )

@@ -1,0 +1,60 @@
+"""What a pretraining run reads: its dataset, others mixed in, and what is left out."""
+
+from pydantic import PositiveFloat
+
+from pipeline.choose import listed_rows
+from pipeline.errors import ConfigError
+from pipeline.foreign import open_any
+from pipeline.records import Record
+from pipeline.stream import Source
+from pipeline.view import View
+
+
+class MixedData(Record):
+    """A dataset that is mixed in.
+
+    Attributes:
+        data: URL of the dataset.
+        data_version: Its manifest version.
+        weight: Its share of the samples, against the other weights.
+    """
+
+    data: str
+    data_version: int
+    weight: PositiveFloat
+
+
+class TrainingData(Record):
+    """All that decides which samples a run sees.
+
+    Attributes:
+        data: URL of the dataset, or of WebDataset tars.
+        data_version: Its manifest version.
+        weight: Its share of the samples, where others are mixed in.
+        mix: Further datasets with the same classes.
+        exclude: URL of a Parquet file with `shard` and `row` of samples of `data` to leave out, such as an audit's.
+    """
+
+    data: str
+    data_version: int
+    weight: PositiveFloat = 1.0
+    mix: tuple[MixedData, ...] = ()
+    exclude: str | None = None
+
+
+def training_sources(config: TrainingData) -> tuple[Source, ...]:
+    """Opens the datasets of a run, its own first.
+
+    Raises:
+        NotFound: A dataset or the list is not there.
+        ConfigError: The classes differ, or a listed row is not in the dataset.
+    """
+    dataset = open_any(config.data, config.data_version)
+    excluded = listed_rows(config.exclude) if config.exclude else None
+    sources = [Source(View(dataset, excluded_by_shard=excluded), config.weight)]
+    for mixed in config.mix:
+        other = open_any(mixed.data, mixed.data_version)
+        if other.classes_sha256 != dataset.classes_sha256:
+            raise ConfigError(f"{mixed.data} has other classes than {config.data}; pack both with one --classes file")
+        sources.append(Source(View(other), mixed.weight))
+    return tuple(sources)

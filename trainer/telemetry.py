@@ -1,0 +1,158 @@
+"""What a rank tells in training: its loader's figures line by line, Ray's metrics, and the samples it replaced."""
+
+import json
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.bench import Lap, Laps
+from pipeline.errors import StorageError
+from pipeline.loader.messages import BadSample
+from pipeline.store.url import open_store
+from pipeline.stream import Batch, Stream, warn_of
+
+logger = logging.getLogger(__name__)
+
+_TOLD_SECONDS = 1.0
+_PART_SECONDS = 60.0  # a choice: what a lost process may not have told on S3, against the number of objects
+COUNTERS = {
+    "bit_images_total": "Pictures this rank has trained on",
+    "bit_read_bytes_total": "Bytes this rank's loader has read from storage",
+    "bit_bad_samples_total": "Damaged samples that were replaced; appears with the first one",
+}
+GAUGES = {
+    "bit_images_per_second": "Pictures this rank trains on in a second",
+    "bit_data_wait_fraction": "Share of the time that this rank waits for batches",
+    "bit_loss": "Loss of the last step on this rank's samples",
+}
+
+
+class Quarantine:
+    """Warns of each sample that was replaced, and keeps it until it is written to the run folder."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+
+    def __call__(self, bad: BadSample) -> None:
+        """Takes a sample; see Stream's `on_bad`."""
+        warn_of(bad)
+        self._rows.append(asdict(bad))
+
+    def take_rows(self) -> list[dict[str, Any]]:
+        """Gives the samples since the last call."""
+        rows, self._rows = self._rows, []
+        return rows
+
+
+class Telemetry:
+    """Measures a rank's steps and tells of each second, or each step where steps take longer. Close it."""
+
+    def __init__(self, stream: Stream, num_workers: int, rank: int, loader_log: str | None) -> None:
+        """Starts to measure.
+
+        Args:
+            stream: Of the rank.
+            num_workers: Loader processes of the stream; 0 for a thread.
+            rank: Of the run.
+            loader_log: URL of a file of JSON lines; the rank becomes part of its name. None for none.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        self._row, self._second = Laps(stream, num_workers), Laps(stream, num_workers)
+        self._log = _LoaderLog(loader_log, rank) if loader_log else None
+        self._metrics = _RayMetrics(rank) if _is_on_ray() else None
+        self._step, self._loss = 0, 0.0
+        self._has_more = False
+
+    def after_step(self, step: int, batch: Batch, loss: float) -> None:
+        """Counts a step; `step` is the number of steps done."""
+        self._row.took(batch)
+        self._second.took(batch)
+        self._step, self._loss, self._has_more = step, loss, True
+        if self._second.seconds >= _TOLD_SECONDS:
+            self._tell()
+
+    def lap(self) -> Lap:
+        """Gives what the rank's loader did since the last call."""
+        return self._row.lap()
+
+    def close(self) -> None:
+        """Tells the rest."""
+        if self._has_more:
+            self._tell()
+        if self._log:
+            self._log.flush()
+
+    def _tell(self) -> None:
+        lap, self._has_more = self._second.lap(), False
+        if self._log:
+            self._log.write({"time": round(time.time(), 3), "step": self._step, **lap.row()})
+        if self._metrics:
+            self._metrics.tell(lap, self._loss)
+
+
+def _is_on_ray() -> bool:
+    import ray  # noqa: PLC0415 - a second; the run folder's record of the start has imported it already
+
+    return bool(ray.is_initialized())
+
+
+class _RayMetrics:
+    """Metrics that each Ray node serves to Prometheus under these names with `ray_` in front, tagged with the rank."""
+
+    def __init__(self, rank: int) -> None:
+        from ray.util.metrics import Counter, Gauge  # noqa: PLC0415
+
+        def made(kind: Any, names: dict[str, str]) -> dict[str, Any]:
+            tags = {"rank": str(rank)}
+            return {name: kind(name, told, tag_keys=("rank",)).set_default_tags(tags) for name, told in names.items()}
+
+        self._counters, self._gauges = made(Counter, COUNTERS), made(Gauge, GAUGES)
+
+    def tell(self, lap: Lap, loss: float) -> None:
+        counted = (lap.images, lap.counts.bytes_read, lap.bad_samples)
+        for counter, count in zip(self._counters.values(), counted, strict=True):
+            if count:  # Ray refuses to add 0
+                counter.inc(count)
+        measured = (lap.images / lap.seconds, lap.wait_fraction, loss)
+        for gauge, value in zip(self._gauges.values(), measured, strict=True):
+            gauge.set(value)
+
+
+class _LoaderLog:
+    """Lines in a local file, or in an object for each minute on S3, where nothing can be appended.
+
+    What cannot be written is told and dropped: a log is not worth a run.
+    """
+
+    def __init__(self, url: str, rank: int) -> None:
+        folder, _, name = url.rpartition("/")
+        self._name = f"{name.removesuffix('.jsonl')}-rank{rank}"
+        self._store = open_store(folder) if "://" in url else None
+        self._path = Path(folder) / f"{self._name}.jsonl"
+        if not self._store:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
+        self._lines: list[str] = []
+        self._flushed = time.monotonic()
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._lines.append(json.dumps(row) + "\n")
+        if not self._store or time.monotonic() - self._flushed >= _PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        body, self._lines, self._flushed = "".join(self._lines), [], time.monotonic()
+        if not body:
+            return
+        try:
+            if self._store:
+                self._store.create(f"{self._name}-{time.time_ns()}.jsonl", body.encode())
+            else:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(body)
+        except (OSError, StorageError) as error:
+            logger.warning("the loader's log cannot be written: %s", error)
