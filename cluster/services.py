@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from cluster.processes import Identity, identities, stop_all, unstoppable
 from pipeline.errors import ConfigError, ServiceError
@@ -21,6 +22,8 @@ from pipeline.records import Record
 
 STATE_NAME = "cluster.json"
 _READY_SECONDS = 60.0
+# Ray gives a node 30 s to register, whatever is set; a machine that reads its files for the first time may need more.
+_NODE_STARTS = 3
 # Several nodes need an address each. Ray then listens on all interfaces, guarded by its token; with one node on
 # 127.0.0.1 it listens on the loopback interface only, if told that this is no machine for clusters.
 _FIRST_OF_SEVERAL_NODES = 2
@@ -81,7 +84,7 @@ def start_stack(
         address = _start_ray(folder, scratch, cpus_per_node, environment, started, dashboard_port)
     except BaseException:
         with unstoppable():
-            stop_all(identities(started), _carries(token.absolute()))
+            stop_all(identities(started), _carries("RAY_AUTH_TOKEN_PATH", str(token.absolute())))
             shutil.rmtree(scratch, ignore_errors=True)
         raise
     dashboard = f"http://127.0.0.1:{dashboard_port}"
@@ -105,7 +108,8 @@ def start_stack(
 def stop_stack(stack: Stack) -> None:
     """Stops every process of the stack and removes Ray's scratch folder; objects and logs stay."""
     with unstoppable():
-        stop_all(stack.processes, _carries(Path(stack.environment["RAY_AUTH_TOKEN_PATH"])))
+        name = "RAY_AUTH_TOKEN_PATH"
+        stop_all(stack.processes, _carries(name, stack.environment[name]))
         shutil.rmtree(stack.scratch, ignore_errors=True)
         (Path(stack.folder) / STATE_NAME).unlink(missing_ok=True)
 
@@ -238,24 +242,34 @@ def _start_ray(
         settings |= _LOOPBACK_ONLY
     first = 1 if len(cpus_per_node) == 1 else _FIRST_OF_SEVERAL_NODES
     for number, cpus in enumerate(cpus_per_node):
-        agent_port, agent_grpc_port, metrics_port = free_ports(3)
         command = [
-            _beside_python("ray"), "start", "--block", f"--num-cpus={cpus}", f"--temp-dir={scratch}",
+            _beside_python("ray"), "start", "--block", f"--num-cpus={cpus}", "--disable-usage-stats",
             f"--node-ip-address=127.0.0.{first + number}", f"--object-store-memory={_OBJECT_STORE_BYTES}",
-            f"--dashboard-agent-listen-port={agent_port}", f"--dashboard-agent-grpc-port={agent_grpc_port}",
-            f"--metrics-export-port={metrics_port}", "--disable-usage-stats",
         ]  # fmt: skip
         if number == 0:
-            command += ["--head", f"--port={head_port}", "--dashboard-host=127.0.0.1",
+            command += ["--head", f"--temp-dir={scratch}", f"--port={head_port}", "--dashboard-host=127.0.0.1",
                         f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client_port}"]  # fmt: skip
         else:
-            command = [part for part in command if not part.startswith("--temp-dir")]
             command.append(f"--address=127.0.0.{first}:{head_port}")
-        log = folder / f"ray-{number}.log"
-        process = _launch(command, log, settings)
-        started.append(process)
-        _wait_for_line(process, log, "Ray runtime started")
+        started.append(_start_node(command, folder / f"ray-{number}.log", settings))
     return f"127.0.0.{first}:{head_port}" if cpus_per_node else None
+
+
+@retry(retry=retry_if_exception_type(ServiceError), stop=stop_after_attempt(_NODE_STARTS), reraise=True)
+def _start_node(command: list[str], log: Path, settings: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Starts one node and waits until it has registered; one that did not is stopped whole and started again."""
+    agent_port, agent_grpc_port, metrics_port = free_ports(3)
+    ports = [f"--dashboard-agent-listen-port={agent_port}", f"--dashboard-agent-grpc-port={agent_grpc_port}",
+             f"--metrics-export-port={metrics_port}"]  # fmt: skip
+    mark = secrets.token_hex(8)  # in the environment of all its processes, which may outlive the first
+    process = _launch(command + ports, log, {**settings, "BIT_NODE_START": mark})
+    try:
+        _wait_for_line(process, log, "Ray runtime started")
+    except BaseException:
+        with unstoppable():
+            stop_all(identities([process]), _carries("BIT_NODE_START", mark))
+        raise
+    return process
 
 
 def _wait_for_line(process: subprocess.Popen[bytes], log: Path, text: str) -> None:
@@ -286,14 +300,14 @@ def _beside_python(name: str) -> str:
     return str(path)
 
 
-def _carries(token: Path) -> Callable[[psutil.Process], bool]:
-    """Gives the test whether a process has inherited the stack's token; this process is never one."""
+def _carries(name: str, value: str) -> Callable[[psutil.Process], bool]:
+    """Gives the test whether a process has inherited a variable with that value; this process never has."""
 
     def carries(process: psutil.Process) -> bool:
         try:
-            inherited = process.environ().get("RAY_AUTH_TOKEN_PATH")
+            inherited = process.environ().get(name)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return False
-        return bool(process.pid != os.getpid() and inherited == str(token))
+        return bool(process.pid != os.getpid() and inherited == value)
 
     return carries

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from cluster.services import Stack, _is_free, free_ports, read_stack
+from cluster.services import Stack, _is_free, _start_node, free_ports, read_stack
 from tests.conftest import class_folders, run_cli
 
 
@@ -26,6 +26,18 @@ def members(marker: str) -> list[psutil.Process]:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found
+
+
+def test_a_node_that_does_not_register_is_stopped_whole_and_started_again(tmp_path: Path) -> None:
+    late = "if mkdir seen 2>/dev/null; then sleep 601.25 & exit 1; else echo Ray runtime started; exec sleep 602.25; fi"
+    command = ["bash", "-c", f"cd {tmp_path}; {late}", str(tmp_path)]
+    process = _start_node(command, tmp_path / "ray.log", os.environ)
+    try:
+        assert process.poll() is None
+        assert (tmp_path / "seen").exists()
+        assert members("601.25") == []
+    finally:
+        process.kill()
 
 
 def test_up_starts_on_the_loopback_interface_only_and_down_stops_everything(tmp_path: Path) -> None:
