@@ -1,6 +1,7 @@
 """Names and shapes of the models, without torch."""
 
 import re
+from typing import Literal
 
 from pipeline.errors import ConfigError
 from pipeline.records import Record
@@ -15,7 +16,9 @@ UNITS: dict[int, tuple[int, int, int, int]] = {
 }
 PAPER_MODELS = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
 NUM_GROUPS = 32  # of every GroupNorm [paper 3.3]
-_NAME = re.compile(r"^R(\d+)x(\d+(?:\.5)?)$")
+Norm = Literal["group", "batch", "sync-batch"]
+_NORM_OF_SUFFIX: dict[str, Norm] = {"GN": "group", "BN": "batch", "SyncBN": "sync-batch"}
+_NAME = re.compile(rf"^R(\d+)x(\d+(?:\.5)?)(?:-({'|'.join(_NORM_OF_SUFFIX)})(-WS)?)?$")
 
 
 class Architecture(Record):
@@ -25,11 +28,15 @@ class Architecture(Record):
         name: Such as R50x1.
         units: Bottleneck units of each stage.
         width: Multiplier of the channels; a multiple of 0.5, so that 32 groups divide them.
+        norm: GroupNorm, BatchNorm of each device's micro-batch, or BatchNorm over all devices [paper Tables 4, 5].
+        standardized: Whether the kernels of convolutions are standardised.
     """
 
     name: str
     units: tuple[int, int, int, int]
     width: float
+    norm: Norm = "group"
+    standardized: bool = True
 
     @property
     def stem_channels(self) -> int:
@@ -43,13 +50,25 @@ class Architecture(Record):
 
 
 def parse_architecture(name: str) -> Architecture:
-    """Gives the architecture of a name like R50x1 or R14x0.5.
+    """Gives the architecture of a name like R50x1, R14x0.5 or R50x1-BN.
+
+    Without a suffix it is BiT: GroupNorm and weight standardisation. -GN, -BN and -SyncBN name the normalisation
+    with plain kernels, and with -WS after them standardised ones.
 
     Raises:
-        ConfigError: There is no such depth, or the width is not a multiple of 0.5.
+        ConfigError: There is no such depth, norm or suffix, or the width is not a multiple of 0.5.
     """
     match = _NAME.match(name)
     if not match or int(match[1]) not in UNITS or float(match[2]) == 0:
         depths = ", ".join(f"R{depth}" for depth in UNITS)
-        raise ConfigError(f"model {name!r} is unknown; write DEPTHxWIDTH with depth {depths} and width 0.5, 1, 2, ...")
-    return Architecture(name=name, units=UNITS[int(match[1])], width=float(match[2]))
+        raise ConfigError(
+            f"model {name!r} is unknown; write DEPTHxWIDTH with depth {depths} and width 0.5, 1, 2, ..., and for other "
+            f"networks than BiT's one of -GN, -BN, -SyncBN, -BN-WS, -SyncBN-WS after it"
+        )
+    return Architecture(
+        name=name,
+        units=UNITS[int(match[1])],
+        width=float(match[2]),
+        norm=_NORM_OF_SUFFIX[match[3]] if match[3] else "group",
+        standardized=match[3] is None or match[4] is not None,
+    )

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
@@ -52,26 +51,6 @@ class CheckpointRecord(Record):
     files: tuple[CheckpointFile, ...]
     stream: dict[str, Any]
     about: dict[str, Any]
-
-
-def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """Gives the parameters by name; the tensors are the model's own."""
-    return {f"model/{name}": value for name, value in model.state_dict().items()}
-
-
-def momentum_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Gives the momentum of every parameter by name, creating zeros where no step has been taken.
-
-    A zero momentum is what SGD starts from, except that torch then takes the first gradient undamped; both are the
-    same with dampening 0.
-    """
-    state = {}
-    for name, parameter in model.named_parameters():
-        slot = optimizer.state[parameter]
-        if slot.get("momentum_buffer") is None:
-            slot["momentum_buffer"] = torch.zeros_like(parameter)
-        state[f"momentum/{name}"] = slot["momentum_buffer"]
-    return state
 
 
 def save(

@@ -20,10 +20,12 @@ from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from pipeline.view import View
 from trainer.batches import to_device
-from trainer.checkpoint import CheckpointRecord, load, model_state, require_latest
+from trainer.build import new_model
+from trainer.checkpoint import CheckpointRecord, load, require_latest
 from trainer.model import ResNetV2
+from trainer.optimizer import model_state
 from trainer.parallel import World, broadcast, gather
-from trainer.pretrain import Report, new_model
+from trainer.pretrain import Report
 from trainer.statistics import wilson_interval
 
 PREDICTION_SCHEMA = pa.schema(
@@ -60,7 +62,7 @@ class EvaluateConfig(Record):
 
 def load_model(store: Store, world: World, record: CheckpointRecord) -> ResNetV2:
     """Gives the model of a checkpoint on this rank's device; every rank must call."""
-    model = new_model(record.about["model"], record.about["num_classes"], seed=0).to(world.device)
+    model = new_model(record.about["model"], record.about["num_classes"], seed=0, device=world.device)
     load(store, world, record, model_state(model))
     return model
 

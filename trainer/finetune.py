@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from pipeline.augment import FinetuneView
 from pipeline.dataset import Dataset
@@ -25,16 +25,17 @@ from pipeline.stream import LoaderConfig, Stream
 from pipeline.view import View
 from trainer.architecture import parse_architecture
 from trainer.batches import TensorBatch, to_device
-from trainer.checkpoint import load, model_state, require_latest, save
+from trainer.build import new_model
+from trainer.checkpoint import load, require_latest, save
 from trainer.evaluate import check_classes, predict, summary
 from trainer.fewshot import few_shot_rows
 from trainer.hyperrule import TransferRecipe, hyperrule, learning_rate, shortened
-from trainer.loop import train_step
+from trainer.loop import Precision, train_step
 from trainer.losses import LOSSES
 from trainer.model import ResNetV2
-from trainer.optimizer import sgd
-from trainer.parallel import World, broadcast, distributed
-from trainer.pretrain import Report, new_model, sized
+from trainer.optimizer import MasterSGD, model_state
+from trainer.parallel import World, average_buffers, broadcast, distributed
+from trainer.pretrain import Report, sized
 from trainer.run_folder import begin_attempt, settle_config
 
 SCRATCH = "scratch"
@@ -69,6 +70,10 @@ class FinetuneConfig(Record):
         crop: False for tasks whose label depends on position.
         num_lanes: See pipeline.order; at least the number of workers.
         microbatch_size: Most samples of a rank in one forward pass.
+        precision: Of convolutions and activations.
+        recomputes: Whether only the input of each unit is kept for the backward pass.
+        dropout: Share of the features before the head that training drops; none by the HyperRule.
+        decay_to_start: Weight decay towards the initial weights (L2-SP); none by the HyperRule.
         loader: How batches are made; may differ from start to start.
     """
 
@@ -88,6 +93,10 @@ class FinetuneConfig(Record):
     crop: bool = True
     num_lanes: PositiveInt = 16
     microbatch_size: PositiveInt = 64
+    precision: Precision = "float32"
+    recomputes: bool = False
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    decay_to_start: NonNegativeFloat = 0.0
     loader: LoaderConfig = LoaderConfig()
 
 
@@ -206,7 +215,14 @@ def recipe_for(config: FinetuneConfig, num_train: int, nominal_px: tuple[int, in
 
 def initial_model(config: FinetuneConfig, world: World, num_classes: int) -> ResNetV2:
     """Gives the pretrained body (or a fresh one) with a head of zeros."""
-    model = new_model(config.model, num_classes, config.seed).to(world.device)
+    model = new_model(
+        config.model,
+        num_classes,
+        config.seed,
+        device=world.device,
+        dropout=config.dropout,
+        recomputes=config.recomputes,
+    )
     if config.init != SCRATCH:
         source = open_store(config.init)
         body = {name: value for name, value in model_state(model).items() if ".head." not in f".{name[6:]}"}
@@ -223,7 +239,7 @@ def _fit(
     on_step: Callable[[int, float], None],
 ) -> None:
     config, world = job.config, job.world
-    optimizer = sgd(model, recipe.momentum, weight_decay=0.0)
+    optimizer = MasterSGD(model, recipe.momentum, 0.0, decay_to_start=config.decay_to_start)
     order = OrderConfig(seed=config.seed, batch_size=recipe.batch_size, num_lanes=config.num_lanes)
     stream = Stream(
         view,
@@ -243,10 +259,21 @@ def _fit(
                 weight = float(rng(config.seed, "mixup", step).beta(recipe.mixup_alpha, recipe.mixup_alpha))
                 batch = mixup(batch, weight, order.samples_per_lane())
             rate = learning_rate(recipe, step) or 0.0
-            result = train_step(module, optimizer, batch, LOSSES["softmax"], rate, config.microbatch_size, share)
+            result = train_step(
+                module,
+                optimizer,
+                batch,
+                LOSSES["softmax"],
+                rate,
+                config.microbatch_size,
+                share=share,
+                precision=config.precision,
+            )
             on_step(step + 1, result.loss)
     finally:
         stream.close()
+    optimizer.release()
+    average_buffers(world, model)
 
 
 def as_line(row: dict[str, Any]) -> str:

@@ -1,16 +1,22 @@
 """One optimizer step, in plain PyTorch, on any number of ranks and micro-batches."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.fsdp import FSDPModule
 
 from pipeline.errors import NonFinite
 from trainer.batches import TensorBatch
+from trainer.kernels import cast_kernels
 from trainer.losses import Loss
-from trainer.optimizer import set_learning_rate
+from trainer.optimizer import MasterSGD
+from trainer.parallel import gradient_sync
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -30,47 +36,49 @@ class StepResult:
 
 def train_step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: MasterSGD,
     batch: TensorBatch,
     loss: Loss,
     learning_rate: float,
     microbatch_size: int,
+    *,
     share: float = 1.0,
+    precision: Precision = "float32",
 ) -> StepResult:
     """Accumulates the gradient over micro-batches, checks it, and takes one step.
 
     Args:
-        model: The module to call; DistributedDataParallel averages over ranks on the last micro-batch only.
-        optimizer: SGD of `trainer.optimizer`.
+        model: The module to call; where it is spread over ranks, it averages on the last micro-batch only.
+        optimizer: Of the model that is called.
         batch: This rank's samples.
         loss: Of `trainer.losses`; a mean over samples.
         learning_rate: Of this step.
         microbatch_size: Most samples in one forward pass.
         share: This rank's samples against the mean over ranks. Gradients are averaged over ranks as if they held
             equally many; where the ranks do not divide the lanes they do not.
+        precision: Of convolutions and activations; parameters, statistics, loss and the step stay in float32.
 
     Raises:
         NonFinite: Loss or gradient is NaN or infinite; the parameters are unchanged.
     """
     num_samples = len(batch.images_BCHW)
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     total_loss = torch.zeros((), device=batch.images_BCHW.device)
     num_correct = torch.zeros((), device=batch.images_BCHW.device)
-    for start in range(0, num_samples, microbatch_size):
-        stop = min(start + microbatch_size, num_samples)
-        images, targets = batch.images_BCHW[start:stop], batch.targets_BK[start:stop]
-        with _gradient_sync(model, last=stop == num_samples):
-            logits = model(images)
-            part = loss(logits, targets) * ((stop - start) / num_samples)
-            (part * share).backward()  # type: ignore[no-untyped-call]
-        total_loss += part.detach()
-        num_correct += correct(logits.detach(), targets).sum()
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    with in_precision(model, precision, batch.images_BCHW.device):
+        for start in range(0, num_samples, microbatch_size):
+            stop = min(start + microbatch_size, num_samples)
+            images, targets = batch.images_BCHW[start:stop], batch.targets_BK[start:stop]
+            with gradient_sync(model, last=stop == num_samples):
+                logits = model(images)
+                part = loss(logits, targets) * ((stop - start) / num_samples)
+                (part * share).backward()  # type: ignore[no-untyped-call]
+            total_loss += part.detach()
+            num_correct += correct(logits.detach(), targets).sum()
+    norm = optimizer.gradient_norm()
     if not (torch.isfinite(norm) and torch.isfinite(total_loss)):
         raise NonFinite(f"loss {total_loss.item()}, gradient norm {norm.item()}; nothing was updated")
-    set_learning_rate(optimizer, learning_rate)
-    optimizer.step()
+    optimizer.step(learning_rate)
     return StepResult(total_loss.item(), num_correct.item() / num_samples, norm.item())
 
 
@@ -79,7 +87,15 @@ def correct(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
     return targets_BK.gather(1, logits_BK.argmax(1, keepdim=True)).squeeze(1) > 0
 
 
-def _gradient_sync(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    if last or not isinstance(model, DistributedDataParallel):
-        return nullcontext()
-    return model.no_sync()
+@contextmanager
+def in_precision(model: nn.Module, precision: Precision, device: torch.device) -> Iterator[None]:
+    """Computes forward and backward passes inside in this precision, with one cast of the kernels for all of them."""
+    if precision == "float32":
+        yield
+        return
+    with torch.autocast(device.type, torch.bfloat16):
+        if isinstance(model, FSDPModule):  # its kernels are there only while a unit runs
+            yield
+            return
+        with cast_kernels(model, torch.bfloat16):
+            yield

@@ -4,46 +4,29 @@ Axes: B batch, C channels, H height, W width, K classes. Module names follow tim
 state dictionaries fit without renaming.
 """
 
-import math
+from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trainer.architecture import NUM_GROUPS, Architecture
+from trainer.kernels import Conv2d
 
-_WS_EPS = 1e-10  # inside the root [released code]; below fp16's smallest number, so statistics are in fp32
 _GN_EPS = 1e-5  # inside the root [released code]
-
-
-def standardize(weight_OIHW: Tensor) -> Tensor:
-    """Gives the kernel with zero mean and unit variance per output channel (biased variance, eps 1e-10)."""
-    weight = weight_OIHW.float() if weight_OIHW.dtype in (torch.float16, torch.bfloat16) else weight_OIHW
-    variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
-    return (weight - mean) * torch.rsqrt(variance + _WS_EPS)
-
-
-class StdConv2d(nn.Conv2d):
-    """A convolution whose kernel is standardised on use; the raw kernel is the parameter."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_px: int, stride: int = 1) -> None:
-        super().__init__(in_channels, out_channels, kernel_px, stride, padding=kernel_px // 2, bias=False)
-
-    def reset_parameters(self) -> None:
-        """LeCun normal. The paper names no scheme, and the forward pass does not depend on the scale."""
-        nn.init.normal_(self.weight, std=1.0 / math.sqrt(self.weight[0].numel()))
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Convolves with the standardised kernel."""
-        return F.conv2d(x_BCHW, standardize(self.weight), None, self.stride, self.padding)
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "group": lambda channels: nn.GroupNorm(NUM_GROUPS, channels, _GN_EPS),
+    "batch": nn.BatchNorm2d,
+    "sync-batch": nn.SyncBatchNorm,
+}
 
 
 class Stem(nn.Module):
     """7x7 convolution with stride 2, then a max-pool over a border of zeros; neither norm nor ReLU."""
 
-    def __init__(self, out_channels: int) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.conv = StdConv2d(3, out_channels, 7, stride=2)
+        self.conv = Conv2d(3, architecture.stem_channels, 7, stride=2, standardized=architecture.standardized)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Gives a quarter of the resolution."""
@@ -54,9 +37,9 @@ class Stem(nn.Module):
 class Projection(nn.Module):
     """The shortcut where shape or stride change: a 1x1 convolution of the pre-activated input."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, standardized: bool) -> None:
         super().__init__()
-        self.conv = StdConv2d(in_channels, out_channels, 1, stride)
+        self.conv = Conv2d(in_channels, out_channels, 1, stride, standardized=standardized)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Projects."""
@@ -67,41 +50,51 @@ class Projection(nn.Module):
 class Bottleneck(nn.Module):
     """Pre-activation bottleneck unit with its stride on the 3x3 convolution."""
 
-    def __init__(self, in_channels: int, mid_channels: int, stride: int) -> None:
+    def __init__(self, architecture: Architecture, in_channels: int, mid_channels: int, stride: int) -> None:
         super().__init__()
         out_channels = 4 * mid_channels
-        self.norm1 = nn.GroupNorm(NUM_GROUPS, in_channels, _GN_EPS)
-        self.conv1 = StdConv2d(in_channels, mid_channels, 1)
-        self.norm2 = nn.GroupNorm(NUM_GROUPS, mid_channels, _GN_EPS)
-        self.conv2 = StdConv2d(mid_channels, mid_channels, 3, stride)
-        self.norm3 = nn.GroupNorm(NUM_GROUPS, mid_channels, _GN_EPS)
-        self.conv3 = StdConv2d(mid_channels, out_channels, 1)
+        norm, standardized = _NORMS[architecture.norm], architecture.standardized
+        self.norm1 = norm(in_channels)
+        self.conv1 = Conv2d(in_channels, mid_channels, 1, standardized=standardized)
+        self.norm2 = norm(mid_channels)
+        self.conv2 = Conv2d(mid_channels, mid_channels, 3, stride, standardized=standardized)
+        self.norm3 = norm(mid_channels)
+        self.conv3 = Conv2d(mid_channels, out_channels, 1, standardized=standardized)
         projects = stride != 1 or in_channels != out_channels
-        self.downsample = Projection(in_channels, out_channels, stride) if projects else None
+        self.downsample = Projection(in_channels, out_channels, stride, standardized=standardized) if projects else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Adds the residual branch to the shortcut; no ReLU after the sum."""
-        activated = F.relu(self.norm1(x_BCHW))
+        activated = F.relu(self.norm1(x_BCHW), inplace=True)
         shortcut = x_BCHW if self.downsample is None else self.downsample(activated)
         out = self.conv1(activated)
-        out = self.conv2(F.relu(self.norm2(out)))
-        out = self.conv3(F.relu(self.norm3(out)))
+        out = self.conv2(F.relu(self.norm2(out), inplace=True))
+        out = self.conv3(F.relu(self.norm3(out), inplace=True))
         total: Tensor = out + shortcut
         return total
 
 
 class Stage(nn.Module):
-    """Units of one resolution."""
+    """Units of one resolution.
 
-    def __init__(self, in_channels: int, mid_channels: int, num_units: int, stride: int) -> None:
+    Attributes:
+        recomputes: Whether training keeps only the input of each unit and computes it again in the backward pass.
+    """
+
+    def __init__(
+        self, architecture: Architecture, in_channels: int, mid_channels: int, num_units: int, stride: int
+    ) -> None:
         super().__init__()
-        first = Bottleneck(in_channels, mid_channels, stride)
-        rest = [Bottleneck(4 * mid_channels, mid_channels, 1) for _ in range(num_units - 1)]
+        first = Bottleneck(architecture, in_channels, mid_channels, stride)
+        rest = [Bottleneck(architecture, 4 * mid_channels, mid_channels, 1) for _ in range(num_units - 1)]
         self.blocks = nn.Sequential(first, *rest)
+        self.recomputes = False
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Runs the units in order."""
-        out: Tensor = self.blocks(x_BCHW)
+        out = x_BCHW
+        for block in self.blocks:
+            out = checkpoint(block, out, use_reentrant=False) if self.recomputes and self.training else block(out)
         return out
 
 
@@ -125,29 +118,45 @@ class ResNetV2(nn.Module):
     """BiT's network [paper 3.3].
 
     Args:
-        architecture: Depth and width.
+        architecture: Depth, width, normalisation.
         num_classes: Outputs of the head.
+        dropout: Share of the features before the head that training drops [paper appendix A], 0 to 1.
+        recomputes: Whether training keeps the input of each unit only: less memory, a third more computation.
     """
 
-    def __init__(self, architecture: Architecture, num_classes: int) -> None:
+    def __init__(
+        self, architecture: Architecture, num_classes: int, *, dropout: float = 0.0, recomputes: bool = False
+    ) -> None:
         super().__init__()
+        self.architecture = architecture
         channels = architecture.stem_channels
-        self.stem = Stem(channels)
+        self.stem = Stem(architecture)
         stages = []
         for stage, num_units in enumerate(architecture.units):
             mid_channels = architecture.stem_channels * 2**stage
-            stages.append(Stage(channels, mid_channels, num_units, stride=1 if stage == 0 else 2))
+            stages.append(Stage(architecture, channels, mid_channels, num_units, stride=1 if stage == 0 else 2))
+            stages[-1].recomputes = recomputes
             channels = 4 * mid_channels
         self.stages = nn.Sequential(*stages)
-        self.norm = nn.GroupNorm(NUM_GROUPS, channels, _GN_EPS)
+        self.norm = _NORMS[architecture.norm](channels)
+        self.dropout = nn.Dropout(dropout)
         self.head = Head(channels, num_classes)
+
+    def feature_maps(self, images_BCHW: Tensor) -> list[Tensor]:
+        """Gives the outputs of the four stages, before norm and ReLU, at strides 4, 8, 16 and 32."""
+        out = self.stem(images_BCHW)
+        maps = []
+        for stage in self.stages:
+            out = stage(out)
+            maps.append(out)
+        return maps
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Gives the pooled features before the head, shape (B, C, 1, 1)."""
         out = self.stages(self.stem(images_BCHW))
-        return F.relu(self.norm(out)).mean(dim=(2, 3), keepdim=True)
+        return F.relu(self.norm(out), inplace=True).mean(dim=(2, 3), keepdim=True)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Gives logits, shape (B, K), of images in [-1, 1]."""
-        logits: Tensor = self.head(self.features(images_BCHW))
+        logits: Tensor = self.head(self.dropout(self.features(images_BCHW)))
         return logits

@@ -2,12 +2,15 @@
 
 import os
 import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
@@ -39,10 +42,50 @@ def alone() -> World:
 
 
 def distributed(world: World, model: nn.Module) -> nn.Module:
-    """Gives the module to call in training: gradients are averaged over ranks in its backward."""
-    if world.num_ranks == 1:
+    """Gives the module to call in training: gradients are averaged over ranks in its backward.
+
+    A sharded model is that itself. BatchNorm's running statistics stay each rank's own until `average_buffers`.
+    """
+    if world.num_ranks == 1 or isinstance(model, FSDPModule):
         return model
-    return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def shard(model: nn.Module, units: Iterable[nn.Module]) -> nn.Module:
+    """Spreads parameters, gradients and optimizer state over all ranks (FSDP2); each rank keeps its part of each.
+
+    Kernels are split by output channel, over which nothing is standardised, so each rank standardises its own.
+
+    Args:
+        model: Without weights yet (on the meta device), or with equal ones on all ranks.
+        units: Parts that are gathered one at a time; the rest is gathered as a whole.
+    """
+    for unit in units:
+        fully_shard(unit)
+    fully_shard(model)
+    return model
+
+
+@contextmanager
+def gradient_sync(model: nn.Module, *, last: bool) -> Iterator[None]:
+    """Averages gradients over ranks in the backward pass inside only if it is the last of a step."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    if not last and isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+        return
+    yield
+
+
+def average_buffers(world: World, model: nn.Module) -> None:
+    """Makes BatchNorm's running statistics the mean over ranks; every rank must call."""
+    if world.num_ranks > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer.div_(world.num_ranks)
 
 
 def cores_per_rank(world: World) -> int:

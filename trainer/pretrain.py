@@ -5,27 +5,27 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-import torch
 from pydantic import AfterValidator, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.augment import PretrainView
 from pipeline.dataset import Address, Dataset
-from pipeline.errors import NonFinite, StorageError
+from pipeline.errors import ConfigError, NonFinite, StorageError
 from pipeline.order import OrderConfig, lanes_of_rank
 from pipeline.store.base import Store
 from pipeline.store.url import absolute_url, open_store
 from pipeline.stream import Batch, LoaderConfig, Source, Stream
 from trainer.architecture import parse_architecture
 from trainer.batches import to_device
-from trainer.checkpoint import discard_old, latest, load, model_state, momentum_state, save
+from trainer.build import new_model
+from trainer.checkpoint import discard_old, latest, load, save
 from trainer.data import TrainingData, training_sources
-from trainer.loop import StepResult, train_step
+from trainer.loop import Precision, StepResult, train_step
 from trainer.losses import LOSSES
 from trainer.meter import Meter
 from trainer.model import ResNetV2
-from trainer.optimizer import sgd
-from trainer.parallel import World, cores_per_rank, distributed
+from trainer.optimizer import MasterSGD
+from trainer.parallel import World, average_buffers, cores_per_rank, distributed
 from trainer.recipes import PretrainRecipe, learning_rate, total_steps
 from trainer.run_folder import begin_attempt, settle_config, write_metrics, write_quarantine
 from trainer.telemetry import Quarantine, Telemetry
@@ -44,6 +44,10 @@ class PretrainConfig(TrainingData):
         num_lanes: See pipeline.order; at least the number of workers.
         window_blocks: See pipeline.order.
         microbatch_size: Most samples of a rank in one forward pass.
+        precision: Of convolutions and activations.
+        recomputes: Whether only the input of each unit is kept for the backward pass.
+        sharded: Whether the ranks share parameters, gradients and momentum instead of each holding all.
+        compiled: Whether torch.compile makes the network's kernels; needs a C++ compiler on CPUs.
         checkpoint_every_steps: Steps between checkpoints.
         log_every_steps: Steps between metric rows.
         keep_checkpoints: How many of the newest to keep.
@@ -59,6 +63,10 @@ class PretrainConfig(TrainingData):
     num_lanes: PositiveInt = 16
     window_blocks: PositiveInt = 4
     microbatch_size: PositiveInt = 64
+    precision: Precision = "float32"
+    recomputes: bool = False
+    sharded: bool = False
+    compiled: bool = False
     checkpoint_every_steps: PositiveInt = 500
     log_every_steps: PositiveInt = 20
     keep_checkpoints: PositiveInt = 3
@@ -71,9 +79,12 @@ def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
 
     Raises:
         NotFound: A dataset or a list of samples is not there.
-        ConfigError: Unknown model, fewer lanes than workers, a batch that the lanes do not divide, other classes.
+        ConfigError: Unknown model, fewer lanes than workers, a batch that the lanes do not divide, other classes,
+            shards for a single process.
     """
     parse_architecture(config.model)
+    if config.sharded and num_workers == 0:
+        raise ConfigError("sharded=true spreads the model over Ray workers; give --workers 2 or more, or leave it out")
     order_config(config).samples_per_lane()
     lanes_of_rank(config.num_lanes, 0, max(1, num_workers))
     training_sources(config)
@@ -105,7 +116,14 @@ def pretrain(config: PretrainConfig, world: World, report: Report) -> None:
     settle_config(store, world, config)
     sources = training_sources(config)
     dataset = sources[0].view.dataset
-    model = new_model(config.model, dataset.version.num_classes, config.seed).to(world.device)
+    model = new_model(
+        config.model,
+        dataset.version.num_classes,
+        config.seed,
+        device=world.device,
+        recomputes=config.recomputes,
+        sharded=config.sharded,
+    )
     loader, quarantine = sized(config.loader, world), Quarantine()
     stream = Stream(
         sources,
@@ -116,7 +134,7 @@ def pretrain(config: PretrainConfig, world: World, report: Report) -> None:
         loader=loader,
         on_bad=quarantine,
     )
-    optimizer = sgd(model, config.recipe.momentum, config.recipe.weight_decay)
+    optimizer = MasterSGD(model, config.recipe.momentum, config.recipe.weight_decay)
     num_lanes = len(lanes_of_rank(config.num_lanes, world.rank, world.num_ranks))
     run = _Run(
         config, world, store, sources, model, optimizer, stream, quarantine, min(loader.num_workers or 0, num_lanes)
@@ -141,13 +159,6 @@ def sized(loader: LoaderConfig, world: World) -> LoaderConfig:
     return loader.model_copy(update={"num_workers": max(1, cores - 1) if world.device.type == "cuda" else 0})
 
 
-def new_model(name: str, num_classes: int, seed: int) -> ResNetV2:
-    """Gives a freshly initialised model; equal arguments give equal weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ResNetV2(parse_architecture(name), num_classes)
-
-
 @dataclass(frozen=True)
 class _Run:
     config: PretrainConfig
@@ -155,7 +166,7 @@ class _Run:
     store: Store
     sources: tuple[Source, ...]
     model: ResNetV2
-    optimizer: torch.optim.SGD
+    optimizer: MasterSGD
     stream: Stream
     quarantine: Quarantine
     num_loader_workers: int
@@ -172,16 +183,14 @@ class _Run:
         source, _, shard, row = place
         return str(self.sources[source].view.dataset.sample(Address(shard, row))["key"])
 
-    def state(self) -> dict[str, Tensor]:
-        return model_state(self.model) | momentum_state(self.model, self.optimizer)
-
 
 def _resume(run: _Run) -> int:
     """Restores the newest checkpoint; gives the number of steps it has done."""
     record = latest(run.store)
     if record is None:
         return 0
-    load(run.store, run.world, record, run.state())
+    load(run.store, run.world, record, run.optimizer.state())
+    run.optimizer.refresh()
     run.stream.load_state_dict(record.stream)
     return record.step
 
@@ -193,6 +202,8 @@ def _train(run: _Run, report: Report) -> None:
     first_step = _resume(run)
     attempt = begin_attempt(run.store, world, first_step)
     module = distributed(world, run.model)
+    if config.compiled:
+        module.compile()
     module.train()
     meter = Meter(first_step, num_steps, config.recipe.batch_size, num_samples)
     with closing(Telemetry(run.stream, run.num_loader_workers, world.rank, config.loader_log)) as telemetry:
@@ -218,7 +229,8 @@ def _step(run: _Run, module: nn.Module, step: int, batch: Batch, rate: float) ->
             LOSSES[config.recipe.loss],
             rate,
             config.microbatch_size,
-            len(batch.labels) * world.num_ranks / config.recipe.batch_size,
+            share=len(batch.labels) * world.num_ranks / config.recipe.batch_size,
+            precision=config.precision,
         )
     except NonFinite as error:
         keys = ", ".join(run.key(place) for place in batch.places[:8].tolist())
@@ -238,6 +250,7 @@ def _checkpoint(run: _Run, step: int, attempt: str, meter: Meter) -> None:
         write_metrics(run.store, meter.take_rows())
     write_quarantine(run.store, step, run.world.rank, run.quarantine.take_rows())
     stream = run.stream.state_dict()
-    save(run.store, run.world, run.state(), step=step, attempt=attempt, stream=stream, about=about)
+    average_buffers(run.world, run.model)
+    save(run.store, run.world, run.optimizer.state(), step=step, attempt=attempt, stream=stream, about=about)
     if run.world.is_first:
         discard_old(run.store, run.config.keep_checkpoints)

@@ -29,11 +29,11 @@ from pipeline.order import OrderConfig
 from pipeline.stream import LoaderConfig, Stream
 from pipeline.view import View
 from trainer.batches import to_device
+from trainer.build import new_model
 from trainer.loop import train_step
 from trainer.losses import LOSSES
-from trainer.optimizer import sgd
+from trainer.optimizer import MasterSGD
 from trainer.parallel import World, distributed, gather
-from trainer.pretrain import new_model
 
 ORDER = OrderConfig(seed=4, batch_size=12, num_lanes=4, window_blocks=2)
 NUM_STEPS = 24  # of 90 samples: three epochs and a bit
@@ -60,7 +60,7 @@ def train(world: World, num_workers: int, data: str, out: Path, attempt: int) ->
     torch.set_num_threads(1)
     dataset = open_dataset(data)
     model = new_model("R14x0.5", dataset.version.num_classes, 0)
-    optimizer = sgd(model, 0.9, 1e-4)
+    optimizer = MasterSGD(model, 0.9, 1e-4)
     loader = LoaderConfig(num_workers=num_workers)
     stream = Stream(
         View(dataset), ORDER, PretrainView(32), rank=world.rank, num_ranks=world.num_ranks, loader=loader
@@ -68,8 +68,9 @@ def train(world: World, num_workers: int, data: str, out: Path, attempt: int) ->
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for name, value in optimizer.state().items():
+            value.copy_(saved["training"][name])
+        optimizer.refresh()
         stream.load_state_dict(saved["stream"])
     first_step = stream.state_dict()["step"]
     module = distributed(world, model)
@@ -79,14 +80,14 @@ def train(world: World, num_workers: int, data: str, out: Path, attempt: int) ->
         batch = next(stream)
         share = len(batch.labels) * world.num_ranks / ORDER.batch_size
         tensors = to_device(batch, dataset.version.num_classes, world.device)
-        train_step(module, optimizer, tensors, LOSSES["softmax"], 0.01, 64, share)
+        train_step(module, optimizer, tensors, LOSSES["softmax"], 0.01, 64, share=share)
         lines = "".join(" ".join(map(str, (step, *place))) + "\n" for place in batch.places.tolist())
         os.write(ledger, lines.encode())
         if (step + 1) % CHECKPOINT_EVERY == 0:
             states = gather(world, stream.state_dict())  # all ranks have written down this step
             assert states == [states[0]] * world.num_ranks
             if world.is_first:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "stream": states[0]}
+                state = {"training": optimizer.state(), "stream": states[0]}
                 torch.save(state, out / "new.pt")
                 (out / "new.pt").rename(checkpoint)
     stream.close()
@@ -242,12 +243,12 @@ def test_through_kills_on_1_2_and_4_ranks_every_epoch_holds_each_sample_once(sta
     assert firsts[-1] > 0
     assert sum(last + 1 - first for last, first in zip(reached, firsts[1:], strict=True)) > 0
     # The sums of a gradient are rounded in another order on another number of ranks, and steps amplify it.
-    calm_weights, weights = (_flat(torch.load(out / "checkpoint.pt")["model"]) for out in (calm, killed))
+    calm_weights, weights = (_flat(torch.load(out / "checkpoint.pt")["training"]) for out in (calm, killed))
     assert torch.linalg.vector_norm(weights - calm_weights) < 0.01 * torch.linalg.vector_norm(calm_weights)
 
 
 def _flat(state: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.cat([tensor.flatten() for tensor in state.values()])
+    return torch.cat([tensor.flatten() for name, tensor in state.items() if name.startswith("model/")])
 
 
 if __name__ == "__main__":

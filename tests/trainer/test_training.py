@@ -15,16 +15,17 @@ from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack, run_cli
 from trainer.architecture import parse_architecture
 from trainer.batches import TensorBatch
-from trainer.checkpoint import committed, latest, load, model_state, momentum_state, require_latest
+from trainer.build import new_model
+from trainer.checkpoint import committed, latest, load, require_latest
 from trainer.data import MixedData, training_sources
 from trainer.evaluate import EvaluateConfig, evaluate
 from trainer.finetune import FinetuneConfig, Shortened, finetune, initial_model, mixup, read_results
 from trainer.loop import train_step
 from trainer.losses import softmax_loss
 from trainer.model import ResNetV2
-from trainer.optimizer import sgd
+from trainer.optimizer import MasterSGD
 from trainer.parallel import alone
-from trainer.pretrain import PretrainConfig, check_pretrain, new_model, pretrain
+from trainer.pretrain import PretrainConfig, check_pretrain, pretrain
 from trainer.recipes import PretrainRecipe
 from trainer.run_folder import read_metrics
 
@@ -52,7 +53,7 @@ def final_state(out: Path | str) -> dict[str, Tensor]:
     store = open_store(str(out))
     record = latest(store)
     model = new_model(record.about["model"], record.about["num_classes"], seed=9)
-    state = model_state(model) | momentum_state(model, sgd(model, 0.9, 0.0))
+    state = MasterSGD(model, 0.9, 0.0).state()
     load(store, alone(), record, state)
     return {name: value.clone() for name, value in state.items()}
 
@@ -144,7 +145,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(microbatch_size: int
     for size in (8, microbatch_size):
         model = new_model("R14x0.5", 3, seed=1).double()
         torch.nn.init.normal_(model.head.fc.weight, generator=torch.Generator().manual_seed(2))
-        result = train_step(model, sgd(model, 0.9, 1e-4), batch_of(8), softmax_loss, 0.1, size)
+        result = train_step(model, MasterSGD(model, 0.9, 1e-4), batch_of(8), softmax_loss, 0.1, size)
         norms.append(result.gradient_norm)
         states.append(model.state_dict())
     assert norms[0] == pytest.approx(norms[1], rel=1e-9)
@@ -158,8 +159,9 @@ def test_ranks_with_uneven_parts_average_to_the_gradient_of_the_whole_batch() ->
         torch.nn.init.normal_(model.head.fc.weight, generator=torch.Generator().manual_seed(2))
         whole = batch_of(8)
         part = TensorBatch(whole.images_BCHW[samples], whole.targets_BK[samples])
-        train_step(model, sgd(model, 0.9, 1e-4), part, softmax_loss, 0.1, 8, share)
-        return {name: parameter.grad for name, parameter in model.named_parameters()}
+        optimizer = MasterSGD(model, 0.9, 0.0)
+        train_step(model, optimizer, part, softmax_loss, 0.1, 8, share=share)
+        return optimizer.gradients()
 
     parts = [slice(0, 2), slice(2, 5), slice(5, 8)]
     of_ranks = [gradient(part, (part.stop - part.start) * len(parts) / 8) for part in parts]
@@ -193,12 +195,13 @@ def test_datasets_with_other_classes_are_not_mixed(small_dataset: Dataset, tmp_p
 
 def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
     model = new_model("R14x0.5", 3, seed=1).double()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = MasterSGD(model, 0.9, 0.0)
+    before = {name: value.clone() for name, value in optimizer.state().items()}
     batch = batch_of(4)
     batch.images_BCHW[2, 0, 0, 0] = float("nan")
     with pytest.raises(NonFinite, match="nothing was updated"):
-        train_step(model, sgd(model, 0.9, 0.0), batch, softmax_loss, 0.1, 4)
-    assert_equal(before, model.state_dict())
+        train_step(model, optimizer, batch, softmax_loss, 0.1, 4)
+    assert_equal(before, optimizer.state())
 
 
 def test_equal_seeds_give_equal_weights_and_leave_the_global_generator_alone() -> None:

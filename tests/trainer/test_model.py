@@ -1,0 +1,284 @@
+"""The network's variants and the two ways to compute a step: plain, and with standardised kernels once a step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from pipeline.errors import ConfigError
+from pipeline.store.local import LocalStore
+from tests.trainer.test_golden import A_LOGITS, INPUT_A, golden_model, numbers
+from trainer.batches import TensorBatch
+from trainer.build import new_model
+from trainer.checkpoint import latest, load, save
+from trainer.kernels import Conv2d, standardize
+from trainer.loop import Precision, in_precision, train_step
+from trainer.losses import softmax_loss
+from trainer.model import Bottleneck, ResNetV2
+from trainer.optimizer import MasterSGD, model_state
+from trainer.parallel import World, average_buffers, distributed
+
+SMALL = "R14x0.5"
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def trained_head(model: ResNetV2) -> ResNetV2:
+    """Gives the model with a head that lets gradients through."""
+    with torch.no_grad():
+        values = torch.randn(model.head.fc.weight.shape, generator=torch.Generator().manual_seed(2))
+        part = model.head.fc.weight
+        if isinstance(part, DTensor):
+            local = part.to_local()
+            local.copy_(values.chunk(dist.get_world_size())[dist.get_rank()])
+        else:
+            part.copy_(values)
+    return model
+
+
+def pictures(count: int, px: int = 32) -> TensorBatch:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 3, px, px, generator=generator, dtype=torch.float64)
+    return TensorBatch(images, F.one_hot(torch.arange(count) % 3, 3).double())
+
+
+def close(one: Tensor, other: Tensor, within: float = 1e-9) -> bool:
+    return bool(torch.linalg.vector_norm(one - other) <= within * torch.linalg.vector_norm(other))
+
+
+@given(
+    size=st.sampled_from([1, 3, 7]),
+    stride=st.sampled_from([1, 2]),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    count=st.integers(1, 3),
+)
+def test_a_product_of_matrices_is_the_convolution(size: int, stride: int, height: int, width: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(size * height)
+    few, many = Conv2d(4, 6, size, stride), Conv2d(96, 2048, 1, stride)
+    for conv, channels in ((few, 4), (many, 96)):
+        conv.double()
+        x = torch.randn(count, channels, height, width, generator=generator, dtype=torch.float64)
+        expected = F.conv2d(x, standardize(conv.weight), None, stride, conv.padding)
+        assert torch.allclose(conv(x), expected, rtol=1e-10, atol=1e-10)
+        assert conv(x).shape == expected.shape
+
+
+def test_gradients_of_standardisation_and_products_are_those_of_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    kernel = torch.randn(3, 2, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(standardize, (kernel,))
+    conv = Conv2d(64, 64, 3, 2).double()  # large enough against one position to be computed as a product
+    nn.init.normal_(conv.weight, generator=generator)
+    x = torch.randn(1, 64, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(conv, (x,))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("model_name", [SMALL, "R14x0.5-GN", "R14x0.5-BN-WS"])
+def test_standardising_once_a_step_takes_the_steps_of_plain_sgd(layout: torch.memory_format, model_name: str) -> None:
+    plain, owned = (trained_head(new_model(model_name, 3, seed=1)).double().to(memory_format=layout) for _ in range(2))
+    kernels = [parameter for parameter in plain.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in plain.parameters() if parameter.ndim <= 1]
+    sgd = torch.optim.SGD([{"params": kernels, "weight_decay": 1e-2}, {"params": others}], lr=0.05, momentum=0.9)
+    optimizer = MasterSGD(owned, 0.9, 1e-2)
+    batch = pictures(6)
+    for _ in range(3):
+        sgd.zero_grad()
+        softmax_loss(plain(batch.images_BCHW), batch.targets_BK).backward()
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in plain.parameters()])
+        sgd.step()
+        result = train_step(owned, optimizer, batch, softmax_loss, 0.05, 6)
+        assert result.gradient_norm == pytest.approx(norm.item(), rel=1e-9)
+    optimizer.release()
+    expected = model_state(plain)
+    for name, value in model_state(owned).items():
+        assert close(value.double(), expected[name].double()), name
+    for module in owned.modules():
+        if isinstance(module, Conv2d):
+            assert module.weight.is_contiguous(memory_format=layout)
+
+
+def test_the_network_of_an_optimizer_computes_what_its_raw_kernels_say_and_its_state_is_refused() -> None:
+    model = trained_head(new_model(SMALL, 3, seed=1)).double()
+    images = pictures(2).images_BCHW
+    with torch.no_grad():
+        before = model(images)
+        optimizer = MasterSGD(model, 0.9, 0.0)
+        assert torch.allclose(model(images), before, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ConfigError, match="is with the optimizer"):
+        model_state(model)
+    optimizer.release()
+    assert model_state(model)
+
+
+def test_decay_to_the_start_pulls_every_parameter_back() -> None:
+    model = new_model(SMALL, 3, seed=1)
+    optimizer = MasterSGD(model, 0.0, 0.0, decay_to_start=0.25)
+    start = {name: value.clone() for name, value in optimizer.state().items() if name.startswith("model/")}
+    for value in start:
+        optimizer.state()[value].add_(1.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.gradient_norm()
+    optimizer.step(learning_rate=1.0)
+    for name, value in start.items():
+        assert torch.allclose(optimizer.state()[name], value + 0.75, atol=1e-5), name
+
+
+def gradients(
+    batch: TensorBatch, microbatch_size: int, precision: Precision = "float32", **options: bool
+) -> dict[str, Tensor]:
+    model = trained_head(new_model(SMALL, 3, seed=1, **options)).to(batch.images_BCHW.dtype)
+    optimizer = MasterSGD(model, 0.0, 0.0)
+    train_step(model.train(), optimizer, batch, softmax_loss, 0.0, microbatch_size, precision=precision)
+    return optimizer.gradients()
+
+
+@pytest.mark.parametrize("options", [{"recomputes": True}, {"microbatch_size": 2}])
+def test_recomputing_and_accumulating_give_the_gradients_of_the_plain_model(options: dict[str, object]) -> None:
+    expected = gradients(pictures(8), 8)
+    for name, value in gradients(pictures(8), **{"microbatch_size": 8, **options}).items():
+        assert close(value, expected[name]), name
+
+
+def test_lower_precisions_stay_within_documented_bounds() -> None:
+    model = golden_model("R50x1")
+    expected = torch.tensor(numbers(A_LOGITS["R50x1"]), dtype=torch.float64).reshape(2, 10)
+    model.float()
+    images = INPUT_A.float()
+    with torch.no_grad():
+        assert (model(images) - expected).abs().max() < 2e-4
+        optimizer = MasterSGD(model, 0.9, 0.0)
+        assert (model(images) - expected).abs().max() < 2e-4
+        with in_precision(model, "bfloat16", images.device):
+            assert (model(images) - expected).abs().max() < 0.5
+    optimizer.release()
+
+
+def test_bfloat16_gradients_point_where_those_of_float32_do() -> None:
+    batch = pictures(8)
+    batch = TensorBatch(batch.images_BCHW.float(), batch.targets_BK.float())
+    expected, found = gradients(batch, 4), gradients(batch, 4, "bfloat16")
+    one, other = (torch.cat([value.flatten() for value in each.values()]) for each in (expected, found))
+    assert other.dtype == torch.float32
+    assert F.cosine_similarity(one, other, dim=0) > 0.9
+
+
+def _rank(rank: int, num_ranks: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/ranks", rank=rank, world_size=num_ranks)
+    world = World(rank, num_ranks, torch.device("cpu"))
+    batch = pictures(8)
+    own = TensorBatch(batch.images_BCHW[rank::num_ranks], batch.targets_BK[rank::num_ranks])
+    expected = gradients(batch, 8)
+    for sharded in (False, True):
+        model = trained_head(new_model(SMALL, 3, seed=1, sharded=sharded, recomputes=True)).double()
+        fresh = trained_head(new_model(SMALL, 3, seed=1)).double()
+        for name, value in model.state_dict().items():
+            assert torch.equal(whole(value), fresh.state_dict()[name]), name
+        optimizer = MasterSGD(model, 0.9, 1e-4)
+        if sharded:  # every rank holds its part of weights, momentum and gradients
+            local = sum(value.to_local().numel() for value in optimizer.state().values())
+            assert local < 0.52 * sum(value.numel() for value in optimizer.state().values())
+        module = distributed(world, model)
+        result = train_step(module.train(), optimizer, own, softmax_loss, 0.1, 2)
+        for name, value in optimizer.gradients().items():
+            assert close(whole(value), expected[name]), (sharded, name)
+        norm = torch.nn.utils.get_total_norm(list(expected.values()))
+        assert result.gradient_norm == pytest.approx(norm.item(), rel=1e-9)
+        store = LocalStore(Path(folder) / f"run-{sharded}")
+        save(store, world, optimizer.state(), step=1, attempt="a", stream={}, about={})
+        # A checkpoint of shards fills a model that is whole, and the other way round.
+        other = new_model(SMALL, 3, seed=9, sharded=not sharded).double()
+        loaded = MasterSGD(other, 0.9, 1e-4)
+        load(store, world, latest(store), loaded.state())
+        for name, value in optimizer.state().items():
+            assert torch.equal(whole(loaded.state()[name]), whole(value)), name
+    batch_norm = new_model("R14x0.5-BN", 3, seed=1)
+    for buffer in batch_norm.buffers():
+        buffer.fill_(rank)
+    average_buffers(world, batch_norm)
+    assert batch_norm.norm.running_mean.unique().tolist() == [(num_ranks - 1) / 2]
+    dist.destroy_process_group()
+
+
+def test_replicated_and_sharded_ranks_give_the_weights_and_gradients_of_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_rank, (2, str(tmp_path)), nprocs=2)
+
+
+def test_a_compiled_network_gives_the_gradients_of_the_plain_one() -> None:
+    batch = pictures(2)
+    expected = gradients(batch, 2)
+    model = trained_head(new_model(SMALL, 3, seed=1)).double().train()
+    optimizer = MasterSGD(model, 0.0, 0.0)
+    model.compile(backend="aot_eager")  # all of compilation but the C++ compiler, which not every machine has
+    train_step(model, optimizer, batch, softmax_loss, 0.0, 2)
+    for name, value in optimizer.gradients().items():
+        assert close(value, expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "standardized"),
+    [
+        ("R14x0.5", nn.GroupNorm, True),
+        ("R14x0.5-GN", nn.GroupNorm, False),
+        ("R14x0.5-BN", nn.BatchNorm2d, False),
+        ("R14x0.5-BN-WS", nn.BatchNorm2d, True),
+        ("R14x0.5-SyncBN", nn.SyncBatchNorm, False),
+    ],
+)
+def test_names_choose_normalisation_and_standardisation(name: str, norm: type, standardized: bool) -> None:
+    model = new_model(name, 3, seed=0)
+    norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm | nn.modules.batchnorm._NormBase)]
+    convs = [module for module in model.modules() if isinstance(module, Conv2d)]
+    assert {type(module) for module in norms} == {norm}
+    assert {module.standardized for module in convs} == {standardized}
+    assert len(norms) == 13
+    assert model.head(torch.zeros(2, 1024, 1, 1)).shape == (2, 3)
+
+
+def test_features_and_stage_maps_are_those_of_the_forward_pass() -> None:
+    model = trained_head(new_model(SMALL, 3, seed=1)).eval()
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        maps = model.feature_maps(images)
+        assert [tuple(one.shape[1:]) for one in maps] == [(128, 16, 24), (256, 8, 12), (512, 4, 6), (1024, 2, 3)]
+        features = F.relu(model.norm(maps[-1])).mean(dim=(2, 3), keepdim=True)
+        assert torch.equal(features, model.features(images))
+        assert torch.equal(model.head(features), model(images))
+
+
+def test_dropout_is_on_the_features_and_only_in_training() -> None:
+    model = trained_head(new_model(SMALL, 3, seed=1, dropout=0.5))
+    images = pictures(2).images_BCHW.float()
+    seen: list[Tensor] = []
+    model.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model.train()(images)
+        model.eval()(images)
+    dropped = ((seen[0] == 0) & (seen[1] != 0)).sum() / (seen[1] != 0).sum()
+    assert 0.3 < dropped < 0.7
+
+
+def test_recomputing_keeps_only_the_inputs_of_units() -> None:
+    kept: dict[bool, int] = {}
+    for recomputes in (False, True):
+        model = new_model(SMALL, 3, seed=1, recomputes=recomputes).train()
+        saved: dict[int, int] = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, saved=saved: saved.update({tensor.data_ptr(): tensor.nbytes}) or tensor,
+            lambda tensor: tensor,
+        ):
+            model(torch.randn(2, 3, 64, 64))
+        kept[recomputes] = sum(saved.values())
+    assert kept[True] < 0.5 * kept[False]
+    assert len([module for module in model.modules() if isinstance(module, Bottleneck)]) == 4
