@@ -137,6 +137,8 @@ def evaluate(config: EvaluateConfig, world: World, report: Report) -> None:
     source, out = open_store(config.run), open_store(config.out)
     record = require_latest(source)
     view = View(open_any(config.data, config.data_version))
+    if record.about["classes_sha256"] is None:
+        raise ConfigError(f"{config.run} was imported without class names; import it again with --classes")
     if view.dataset.classes_sha256 != record.about["classes_sha256"]:
         raise ConfigError(
             f"{config.data} has other classes ({view.dataset.version.num_classes}) than the model of {config.run} "

@@ -103,7 +103,12 @@ class Conv2d(nn.Conv2d):
         stride = self.stride[0]
         out_px = math.ceil(x_BCHW.shape[2] / stride) * math.ceil(x_BCHW.shape[3] / stride)
         num_pairs = self.in_channels * self.out_channels
-        if x_BCHW.device.type == "cpu" and num_pairs >= _CHANNEL_PAIRS_PER_POSITION * x_BCHW.shape[0] * out_px:
+        is_fixed = not torch.compiler.is_exporting()  # else the exported graph would hold for one batch size only
+        if (
+            is_fixed
+            and x_BCHW.device.type == "cpu"
+            and num_pairs >= _CHANNEL_PAIRS_PER_POSITION * x_BCHW.shape[0] * out_px
+        ):
             return _product(x_BCHW, kernel, stride)
         return F.conv2d(x_BCHW, kernel, None, self.stride, self.padding)
 
@@ -119,7 +124,7 @@ def _product(x_BCHW: Tensor, kernel_OIHW: Tensor, stride: int) -> Tensor:
                        for out in (out_height, out_width))  # fmt: skip
     patches = [x_BHWC[:, height, width] for height in heights for width in widths]
     rows = kernel_OIHW.permute(0, 2, 3, 1).flatten(1)
-    return F.linear(torch.cat(patches, dim=3), rows).permute(0, 3, 1, 2)
+    return F.linear(torch.cat(patches, dim=3) if size > 1 else patches[0], rows).permute(0, 3, 1, 2)
 
 
 @contextmanager

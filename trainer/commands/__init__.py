@@ -1,0 +1,1 @@
+"""Commands of `trainer`; torch and Ray are imported inside them."""
