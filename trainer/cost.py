@@ -137,7 +137,8 @@ def step_memory(
     kept = {name: sum(layer.kept for layer in by_unit[name]) for name in by_unit}
     inputs = {name: by_unit[name][0].channels * by_unit[name][0].height * by_unit[name][0].width for name in units}
     if recomputes:
-        activations = sum(inputs.values()) + kept["stem"] + kept["head"] + max(kept[name] for name in units)
+        one_unit = max(kept[name] - inputs[name] for name in units)
+        activations = sum(inputs.values()) + one_unit + kept["stem"] + kept["head"]
     else:
         activations = sum(kept.values())
     largest = max(layer.channels * layer.height * layer.width for layer in found)
