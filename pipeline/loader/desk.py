@@ -22,8 +22,11 @@ from pipeline.loader.messages import AskWindow, Done, Failed, Granted, Message, 
 from pipeline.loader.worker import IMPORTABLE, hang_up, serve, slots_of
 
 # glibc keeps freed blocks of 8 MiB for itself, 17 % beyond a budget of 750 MB after 10,000 photos; so they are mapped
-# one by one (5 % beyond), while the small buffers of pictures stay on a heap that is not given back each time.
+# one by one (5 % beyond), while the small buffers of pictures stay on a heap that is not given back each time. Blocks are
+# mapped in large pages where the system has them: small ones take longer to get than a block takes to read.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+_TUNABLES = "GLIBC_TUNABLES"
+_LARGE_PAGES = "glibc.malloc.hugetlb=1"
 _STARTS_WITHOUT_PROGRESS = 3  # then it is no accident
 _MOST_LENT = 2  # the batch the caller works on, and the one before it until its name is given to the next
 
@@ -166,12 +169,13 @@ class Desk:
         command = [sys.executable, "-P", "-m", "pipeline.loader.worker", str(theirs.fileno()), str(self._descriptor)]
         # Ray and notebooks extend the path of a running process: workers import what the rank imports.
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        tunables = filter(None, [_LARGE_PAGES, os.environ.get(_TUNABLES)])  # of two the last counts: the caller's
         try:
             process = subprocess.Popen(
                 command,
                 pass_fds=(theirs.fileno(), self._descriptor),
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **_MALLOC, "PYTHONPATH": paths},
+                env={**os.environ, **_MALLOC, _TUNABLES: ":".join(tunables), "PYTHONPATH": paths},
             )
         except BaseException:
             connection.close()
