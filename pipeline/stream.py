@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from pipeline.augment import Transform
-from pipeline.dataset import Address
+from pipeline.dataset import SIDECAR_CACHE_BYTES, Address
 from pipeline.errors import ConfigError, CorruptShard, ResumeMismatch
 from pipeline.loader.desk import Desk
 from pipeline.loader.messages import AskWindow, BadSample, Counts, Done, WindowSpec, Work
@@ -219,15 +219,16 @@ class Stream:
             ConfigError: The rank's budget does not hold its windows and batches.
         """
         batch_bytes = len(self._lanes) * self._samples_per_lane * self._side_px**2 * 3
-        fixed = _NUM_SLOTS * batch_bytes + self._num_workers * WORKER_BYTES
+        sidecars = sum(source.view.reads_sidecars for source in self._sources) * SIDECAR_CACHE_BYTES
+        fixed = _NUM_SLOTS * batch_bytes + self._num_workers * WORKER_BYTES + max(1, self._num_workers) * sidecars
         windows = len(self._lanes) * sum(self._window_bytes)
         kept = max(1, self._num_workers) * sum(_kept_bytes(source.view) for source in self._sources)
         needed = min(windows, kept) + fixed
         budget = self._loader.budget_bytes or max(_LEAST_DEFAULT_BUDGET_BYTES, needed + min(windows, kept))
         if needed > budget:
             raise ConfigError(
-                f"a rank of {len(self._lanes)} lanes needs {needed / 1e6:,.1f} MB for its shuffle windows, batches and "
-                f"{self._num_workers} worker processes, its budget is {budget / 1e6:,.1f} MB; raise "
+                f"a rank of {len(self._lanes)} lanes needs {needed / 1e6:,.1f} MB for its shuffle windows, batches, "
+                f"sidecars and {self._num_workers} worker processes, its budget is {budget / 1e6:,.1f} MB; raise "
                 f"budget_bytes, or lower window_blocks ({self._order.window_blocks}) or the lanes of a rank"
             )
         return budget - fixed, kept + fixed <= budget

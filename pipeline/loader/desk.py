@@ -22,7 +22,7 @@ from pipeline.loader.messages import AskWindow, Done, Failed, Granted, Message, 
 from pipeline.loader.worker import IMPORTABLE, hang_up, serve, slots_of
 
 # glibc keeps freed blocks of 8 MiB for itself, 17 % beyond a budget of 750 MB after 10,000 photos; so they are mapped
-# one by one (5 % beyond), while the small buffers of pictures stay on a heap that is not given back each time. Blocks are
+# one by one (5 % beyond), while the small buffers of pictures stay on a heap that is not given back each time. They are
 # mapped in large pages where the system has them: small ones take longer to get than a block takes to read.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 _TUNABLES = "GLIBC_TUNABLES"

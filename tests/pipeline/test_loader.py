@@ -21,7 +21,7 @@ import torch
 
 from cluster.services import Stack
 from pipeline.augment import PretrainView
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset import SIDECAR_CACHE_BYTES, Dataset, open_dataset
 from pipeline.errors import ConfigError, ServiceError
 from pipeline.loader.prefetch import Prefetcher
 from pipeline.order import OrderConfig
@@ -77,7 +77,8 @@ def least_bytes(view: View, order: OrderConfig = ORDER) -> int:
     """Gives the smallest budget that is accepted, as the refusal tells it."""
     batches = 4 * order.batch_size * 16 * 16 * 3
     windows = order.num_lanes * order.window_blocks * view.max_block_bytes
-    return min(windows, view.num_bytes) + batches
+    sidecars = SIDECAR_CACHE_BYTES if view.reads_sidecars else 0
+    return min(windows, view.num_bytes) + batches + sidecars
 
 
 def worker_pids(of: int | None = None) -> list[int]:
@@ -477,7 +478,7 @@ def test_a_view_streams_exactly_its_rows_with_the_pixels_they_have_in_the_whole(
     order = OrderConfig(seed=ORDER.seed, batch_size=3, num_lanes=3, window_blocks=1)
     num_batches = -(-2 * len(wanted) // 3)
     cache = {"cache_folder": str(tmp_path / "cache")} if with_cache else {}
-    for budget in (least_bytes(view, order) + 100_000 + num_workers * WORKER_BYTES, 1 << 30):
+    for budget in (least_bytes(view, order) + 100_000 + num_workers * (WORKER_BYTES + SIDECAR_CACHE_BYTES), 1 << 30):
         stream = stream_of(view, order=order, num_workers=num_workers, budget_bytes=budget, **cache)
         batches = taken(stream, num_batches)
         assert keys_of(batches, 0) == keys_of(batches, 1) == sorted(wanted)
