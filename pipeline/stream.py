@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _LEAST_DEFAULT_BUDGET_BYTES = 1 << 30
 _NUM_SLOTS = 4  # batches: two lent to the caller, one finished, one in the making
-WORKER_BYTES = 75_000_000  # of a loader process without pictures: growth of a rank by workers (benchmarks/stream.py)
+WORKER_BYTES = 90_000_000  # of a loader process without pictures: growth of a rank by workers (benchmarks/stream.py)
 _BAD_SAMPLES_GRACE = 16  # a choice: so many bad ones never stop a run, however short it is
 
 
