@@ -11,6 +11,7 @@ Physical limit: every byte is read, hashed and written once, and where pixels ar
   environment; no decoding, sha256 of each image), and `tar cf - | sha256sum`, the anchor.
 - `every pixel checked`: ours with decoding and fingerprint against decoding alone.
 - `two workers`: processes against one process, every pixel checked.
+- `the floor`: each thing that has to be done with a picture, alone, in microseconds.
 - `memory of a worker`: peak resident memory for a 256 MB shard of each kind of source.
 Outputs are compared first: webdataset must read the same (image, label) pairs from every tar.
 """
@@ -24,25 +25,33 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import timeit
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+import blake3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
 import webdataset
+from crc32c import crc32c
 from peers import peer_python
 from side_by_side import Contender, compare, environment, peak_bytes
 
 from pipeline.commit import PackTask, pack_and_commit
+from pipeline.manifest import image_digest
 from pipeline.plan import ShardConfig
 from pipeline.planner import store_plan
 from pipeline.prepare import ImagePolicy
 from pipeline.shard import Job, plan_sources, shard
+from pipeline.sources.files import read_file
 from pipeline.sources.open import open_sources
 from pipeline.sources.table import Columns
 from pipeline.store.url import open_store
 from pipeline.work.pools import InProcess, Pool, Processes
+
+BLOCK_BYTES = ShardConfig().block_bytes
 
 
 def linked(folder: Path, copies: int, target: Path) -> Path:
@@ -147,6 +156,39 @@ class Bench:
         assert sum(stored.values()) == len(self.files)
 
 
+def floor(files: list[Path], scratch: Path) -> None:
+    """Prints the least time of five for each step that packing bytes as they are cannot do without."""
+    bodies = [path.read_bytes() for path in files]
+    memory = memoryview(bytearray(sum(map(len, bodies))))
+    blocks = [memory[start : start + BLOCK_BYTES] for start in range(0, len(memory), BLOCK_BYTES)]
+    digest = blake3.blake3()
+
+    def copy() -> None:
+        position = 0
+        for body in bodies:
+            memory[position : position + len(body)] = body
+            position += len(body)
+
+    def write() -> None:
+        with (scratch / "floor").open("wb", buffering=0) as out:
+            for block in blocks:
+                out.write(block)
+
+    steps: dict[str, Callable[[], object]] = {
+        "reading": lambda: [read_file(str(path)) and None for path in files],
+        "BLAKE3 of images": lambda: [image_digest(body) for body in bodies],
+        "copying into blocks": copy,
+        "BLAKE3 of blocks": lambda: [digest.update(block) for block in blocks],
+        "crc32c of blocks": lambda: [crc32c(block) for block in blocks],
+        "writing": write,
+    }
+    print(f"\nthe floor: {len(files):,} JPEG of {len(memory) / len(files) / 1e3:,.1f} kB\n| step | us |\n| --- | --- |")
+    for name, step in steps.items():
+        seconds = min(timeit.repeat(step, number=1, repeat=5))
+        print(f"| {name} | {1e6 * seconds / len(files):.1f} |")
+    (scratch / "floor").unlink()
+
+
 def memory(source: str, scratch: Path, label: str) -> None:
     """Packs the first shard of a source in a process of its own and prints its peak."""
     done = subprocess.run(
@@ -218,6 +260,8 @@ def main(arguments: argparse.Namespace) -> None:
             compare(f"two workers: {about}", contenders, "images", arguments.rounds)
             for pool in pools.values():
                 pool.close()
+        if arguments.only in "the floor":
+            floor(bench.files[:200], Path(folder))
         if arguments.only in "memory of a worker":
             memory_of_sources(bench)
     print(json.dumps(environment()))

@@ -49,7 +49,7 @@ from typing import Any
 from peers import peer_python
 from shard import linked
 from side_by_side import Contender, compare, environment
-from stream_peers import Settings, tar_samples
+from stream_settings import Settings, tar_samples
 
 from cluster.services import start_stack, stop_stack
 from pipeline.dataset import open_dataset

@@ -16,19 +16,17 @@ import multiprocessing
 import os
 import random
 import sys
-import tarfile
 import tempfile
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import simplejpeg
+from measure import Peak, timed
 from PIL import Image
+from stream_settings import Settings, tar_samples
 
 Batch = tuple[Any, Any]  # images, labels
 
@@ -36,45 +34,6 @@ _SHUFFLE_SAMPLES = 1000
 _RAY_STORE_BYTES, _RAY_BLOCK_BYTES = 1_000_000_000, 32_000_000
 _IN_MEMORY = 2000  # pictures of the bare loop
 _MIN_AREA, _ASPECTS = 0.05, (3 / 4, 4 / 3)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a contender is to do.
-
-    Attributes:
-        contender: Key of CONTENDERS or BYTES.
-        url: Our dataset.
-        tars: The same dataset as webdataset's and Ray Data's readers want it.
-        litdata: The same bytes as litdata stores them.
-        mode: "rate" times batches, "epoch" gives what comes out, "bytes" times samples without decoding, "pack" writes
-            the folder of litdata.
-        decoder: "pil" as the peers' documentation has it, or "simplejpeg", which is what ours uses.
-        workers: Processes.
-        warm: Batches (samples in mode "bytes") before the clock starts.
-        count: Batches (samples) that are timed.
-        memory: Samples the memory of all processes as well; costs time, so that rates of it do not count.
-        budget_bytes: Of our stream; None leaves its own default.
-    """
-
-    contender: str
-    url: str
-    tars: list[str]
-    litdata: str
-    mode: str = "rate"
-    decoder: str = "pil"
-    workers: int = 1
-    batch: int = 64
-    px: int = 224
-    warm: int = 24
-    count: int = 48
-    memory: bool = False
-    budget_bytes: int | None = None
-
-    @property
-    def endless(self) -> bool:
-        """Epoch after epoch, not one."""
-        return self.mode != "epoch"
 
 
 # ---- ours: the one place that knows our programming interface ----
@@ -239,19 +198,6 @@ def bare(settings: Settings) -> Iterator[Batch]:
         yield np.stack(images), [kept[number][1] for number in chosen]
 
 
-def tar_samples(settings: Settings) -> Iterator[tuple[bytes, int]]:
-    """Gives the samples of the tars, once, with the standard library."""
-    for path in settings.tars:
-        with tarfile.open(path) as archive:
-            image = b""
-            for member in archive:
-                extension = member.name.rpartition(".")[2]
-                if extension == "jpg":
-                    image = archive.extractfile(member).read()
-                elif extension == "cls":
-                    yield image, int(archive.extractfile(member).read())
-
-
 def pack_litdata(settings: Settings) -> None:
     """Writes the samples of the tars as litdata's chunks."""
     os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = f"{settings.litdata}-cache"
@@ -281,16 +227,16 @@ def litdata_bytes(settings: Settings) -> Iterator[tuple[bytes, Any]]:
 
 
 def reading(settings: Settings) -> Iterator[tuple[bytes, Any]]:
-    """The anchor: reads the tars in 8 MiB pieces with their crc32c, as many times as they have samples."""
+    """The anchor: reads the tars with crc32c, 8 MiB at a time into the same memory, as often as they have samples."""
     from crc32c import crc32c  # noqa: PLC0415
 
     per_tar = _samples_of(settings) / len(settings.tars)
-    owed = 0.0
+    owed, memory = 0.0, memoryview(bytearray(8 << 20))
     while True:
         for path in settings.tars:
-            with Path(path).open("rb") as source:
-                while body := source.read(8 << 20):
-                    crc32c(body)
+            with Path(path).open("rb", buffering=0) as source:
+                while num_bytes := source.readinto(memory):
+                    crc32c(memory[:num_bytes])
             owed += per_tar
             yield from itertools.repeat((b"", 0), int(owed))
             owed -= int(owed)
@@ -306,20 +252,6 @@ _IMPORTS = {
     "bare": (), "reading": ("crc32c",), "ours": ("pipeline.stream", "pipeline.augment"), "litdata": ("litdata",),
     "webdataset": ("webdataset", "torch.utils.data"), "ray": ("ray.data",),
 }  # fmt: skip
-
-
-# ---- timing ----
-
-
-def timed(units: Iterable[object], warm: int, count: int) -> float:
-    """Gives the seconds that `count` units take after `warm` ones."""
-    iterator = iter(units)
-    for _ in itertools.islice(iterator, warm):
-        pass
-    started = time.perf_counter()
-    for _ in itertools.islice(iterator, count):
-        pass
-    return time.perf_counter() - started
 
 
 def bare_rate(settings: Settings) -> float:
@@ -343,37 +275,6 @@ def bare_rate(settings: Settings) -> float:
     for process in processes:
         process.join()
     return max(seconds) * settings.count / (share * settings.workers)
-
-
-def proportional_bytes() -> int:
-    """Gives the proportional set size of this process and all below it."""
-    total, waiting = 0, [os.getpid()]
-    while waiting:
-        pid = waiting.pop()
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            total += 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                waiting += [int(child) for child in (task / "children").read_text().split()]
-        except (OSError, StopIteration):  # it has ended
-            continue
-    return total
-
-
-class Peak(threading.Thread):
-    """The highest growth of the memory of all processes from now on, looked at 20 times a second."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self._before = proportional_bytes()
-        self.growth = 0
-        self.start()
-
-    def run(self) -> None:
-        """Looks."""
-        while True:
-            self.growth = max(self.growth, proportional_bytes() - self._before)
-            time.sleep(0.05)
 
 
 def outcome(batches: Iterator[Batch], settings: Settings) -> dict[str, Any]:

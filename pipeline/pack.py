@@ -1,7 +1,7 @@
 """From the fetched pictures of one shard to its tar: a function of its rows and of what they point to.
 
-The tar is built block by block. While this thread prepares the pictures of a block, another writes the one before it;
-so a worker holds a few blocks, whatever the shard's size.
+The tar is built block by block. While this thread prepares the pictures of a block, another digests and writes the one
+before it; so a worker holds three blocks, whatever the shard's size.
 """
 
 import json
@@ -25,7 +25,6 @@ from pipeline.store.base import ObjectWriter
 from pipeline.tar import BLOCK_BYTES, END, member_parts, padded
 
 _quoted = json.encoder.encode_basestring_ascii
-_SMALL_SAMPLE_BYTES = 32_768  # below it a copy costs less than two more calls of each digest
 _BLOCKS_AHEAD = 2  # one being written, one waiting
 Prepare = Callable[[bytes, ImagePolicy], Prepared]
 
@@ -50,20 +49,30 @@ class PackedShard:
 
 
 class TarSink:
-    """Digests a tar as it comes, while it is warm, and writes whole blocks in a thread of its own, in order.
+    """Builds a tar block by block, and digests and writes whole blocks in a thread of its own, in order.
 
-    Close it, or leave its `with` block.
+    Pictures are copied into memory that is used again: fresh pages cost more than the copy. Close it, or leave its
+    `with` block.
     """
 
-    def __init__(self, writer: ObjectWriter) -> None:
+    def __init__(self, writer: ObjectWriter, block_bytes: int) -> None:
+        """Opens a sink.
+
+        Args:
+            writer: Receives the tar.
+            block_bytes: A block is ended before the sample that would take it over this.
+        """
         self._writer = writer
+        self._block_bytes = block_bytes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sink")
-        self._running: deque[Future[None]] = deque()
+        self._running: deque[Future[tuple[memoryview, int]]] = deque()
         self._digest = blake3.blake3()
-        self._parts: list[bytes] = []  # of the open block
-        self._num_samples = self._crc32c = 0  # of the open block
-        self._ended: list[tuple[int, int, int, int]] = []
-        self._block_start = 0
+        self._buffer = _memory(block_bytes)  # of the open block
+        self._used = self._num_samples = 0  # of the open block
+        self._counts: list[int] = []
+        self._offsets: list[int] = []
+        self._sizes: list[int] = []
+        self._checksums: list[int] = []
         self.num_bytes = 0
 
     def __enter__(self) -> "TarSink":
@@ -72,45 +81,65 @@ class TarSink:
     def __exit__(self, *failure: object) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of the open block."""
-        return self.num_bytes - self._block_start
+    def add(self, parts: tuple[bytes, ...], num_bytes: int) -> int:
+        """Takes a sample in pieces of `num_bytes` together; gives where it begins in the tar.
 
-    def add(self, parts: tuple[bytes, ...]) -> None:
-        """Takes a sample in pieces."""
-        if sum(map(len, parts)) <= _SMALL_SAMPLE_BYTES:
-            parts = (b"".join(parts),)
+        Raises what writing an earlier block raised.
+        """
+        if self._used + num_bytes > self._block_bytes and self._used:
+            self._end_block()
+        start, position = self.num_bytes, self._used
+        if position + num_bytes > len(self._buffer):
+            self._buffer = _memory(num_bytes)  # a sample above the block size is a block
         for part in parts:
-            self._digest.update(part)
-            self._crc32c = crc32c(part, self._crc32c)
-            self.num_bytes += len(part)
-        self._parts += parts
+            self._buffer[position : position + len(part)] = part
+            position += len(part)
+        self._used = position
+        self.num_bytes += num_bytes
         self._num_samples += 1
-
-    def end_block(self) -> None:
-        """Has the open block written; waits while two are under way. Raises what writing an earlier one raised."""
-        if self._parts:
-            self._ended.append((self._num_samples, self._block_start, self.block_bytes, self._crc32c))
-            self._write(b"".join(self._parts))
-        self._parts, self._num_samples, self._crc32c, self._block_start = [], 0, 0, self.num_bytes
+        return start
 
     def end(self) -> tuple[Blocks, str]:
         """Writes the end mark; gives the blocks and the BLAKE3 of the tar once all is written."""
-        self.end_block()
-        self._digest.update(END)
-        self.num_bytes += len(END)
-        self._write(END)
+        if self._used:
+            self._end_block()
         while self._running:
-            self._running.popleft().result()
-        counts, offsets, sizes, checksums = zip(*self._ended, strict=True) if self._ended else ((), (), (), ())
-        blocks = Blocks(num_samples=counts, offset=offsets, num_bytes=sizes, crc32c=checksums)
+            self._written()
+        self._digest.update(END)
+        self._writer.write(END)
+        self.num_bytes += len(END)
+        blocks = Blocks(
+            num_samples=tuple(self._counts),
+            offset=tuple(self._offsets),
+            num_bytes=tuple(self._sizes),
+            crc32c=tuple(self._checksums),
+        )
         return blocks, self._digest.hexdigest()
 
-    def _write(self, chunk: bytes) -> None:
-        while len(self._running) >= _BLOCKS_AHEAD:
-            self._running.popleft().result()
-        self._running.append(self._thread.submit(self._writer.write, chunk))
+    def _end_block(self) -> None:
+        """Has the open block written; waits while two are under way, and takes the memory of one of them."""
+        self._counts.append(self._num_samples)
+        self._offsets.append(self.num_bytes - self._used)
+        self._sizes.append(self._used)
+        self._running.append(self._thread.submit(self._write, self._buffer, self._used))
+        free = self._written() if len(self._running) > _BLOCKS_AHEAD else None
+        self._buffer = free if free is not None and len(free) == self._block_bytes else _memory(self._block_bytes)
+        self._used = self._num_samples = 0
+
+    def _written(self) -> memoryview:
+        buffer, checksum = self._running.popleft().result()
+        self._checksums.append(checksum)
+        return buffer
+
+    def _write(self, buffer: memoryview, num_bytes: int) -> tuple[memoryview, int]:
+        block = buffer[:num_bytes]
+        self._digest.update(block)
+        self._writer.write(block)
+        return buffer, crc32c(block)
+
+
+def _memory(num_bytes: int) -> memoryview:
+    return memoryview(bytearray(num_bytes))  # copying into a bytearray itself would copy twice
 
 
 def sidecar_table(samples: list[tuple[Any, ...]]) -> pa.Table:
@@ -147,7 +176,7 @@ def pack_shard(
     """
     samples: list[tuple[Any, ...]] = []
     rejects: list[Row] = []
-    with TarSink(writer) as sink:
+    with TarSink(writer, config.block_bytes) as sink:
         for row, data in fetched:
             try:
                 if isinstance(data, BadImage):
@@ -160,13 +189,9 @@ def pack_shard(
             key = f"{number:06d}-{len(samples):06d}"
             cls, about = described(row, prepared)
             size = 3 * BLOCK_BYTES + padded(len(prepared.data)) + padded(len(cls)) + padded(len(about))
-            if sink.block_bytes + size > config.block_bytes:
-                sink.end_block()
-            start = sink.num_bytes
             head, image, padding = member_parts(f"{key}.jpg", prepared.data)
             labels = b"".join((padding, *member_parts(f"{key}.cls", cls), *member_parts(f"{key}.json", about)))
-            digest = image_digest(image)
-            sink.add((head, image, labels))
+            start = sink.add((head, image, labels), size)
             samples.append(
                 (
                     key,
@@ -177,7 +202,7 @@ def pack_shard(
                     row["labels"],
                     prepared.width,
                     prepared.height,
-                    digest,
+                    image_digest(image),
                     prepared.code,
                     prepared.quality,
                 )

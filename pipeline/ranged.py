@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any, TypeVar
 
 import tenacity
 
@@ -20,7 +21,8 @@ _FIRST_PAUSE_SECONDS = 0.2  # as in retry.py
 _LONGEST_PAUSE_SECONDS = 10.0  # a choice: an outage of minutes is noticed to be over within seconds
 
 # What an attempt gives, and how long it took in seconds.
-_Answer = Future[tuple[bytes, float]]
+_Answer = Future[tuple[Any, float]]
+T = TypeVar("T")
 
 
 class RangeReader:
@@ -70,7 +72,7 @@ class RangeReader:
         self._closed: _Answer = Future()
         self._lock = threading.Lock()
 
-    def read(self, attempt: Callable[[], bytes]) -> bytes:
+    def read(self, attempt: Callable[[], T]) -> T:
         """Gives what `attempt` gives; calls it in other threads, repeatedly if need be, and up to twice at a time.
 
         Args:
@@ -95,7 +97,8 @@ class RangeReader:
             reraise=True,
         )
         try:
-            return retrying(self._raced, attempt, deadline)
+            found: T = retrying(self._raced, attempt, deadline)
+            return found
         finally:
             with self._lock:
                 self.seconds += time.monotonic() - started
@@ -106,7 +109,7 @@ class RangeReader:
             if not self._closed.done():
                 self._closed.set_exception(_closed_error())
 
-    def _raced(self, attempt: Callable[[], bytes], deadline: float) -> bytes:
+    def _raced(self, attempt: Callable[[], T], deadline: float) -> T:
         """One attempt and, if it is slow, one beside it."""
         first = self._started(attempt)
         pair, awaited = [first], [first]
@@ -114,7 +117,8 @@ class RangeReader:
             answered = self._answered(awaited, deadline, self._hedge_seconds() if len(pair) == 1 else math.inf)
             for answer in answered:
                 if not answer.exception():
-                    return self._won(answer, is_hedge=answer is not first)
+                    found: T = self._won(answer, is_hedge=answer is not first)
+                    return found
             awaited = [answer for answer in awaited if answer not in answered]
             if not awaited or time.monotonic() >= deadline:
                 raise self._decisive_error(pair)
@@ -122,7 +126,7 @@ class RangeReader:
                 pair.append(self._started(attempt))
                 awaited.append(pair[-1])
 
-    def _started(self, attempt: Callable[[], bytes]) -> _Answer:
+    def _started(self, attempt: Callable[[], T]) -> _Answer:
         if self._closed.done():
             raise _closed_error()
         answer: _Answer = Future()
@@ -159,7 +163,7 @@ class RangeReader:
             self.hedges += 1
             return True
 
-    def _won(self, answer: _Answer, *, is_hedge: bool) -> bytes:
+    def _won(self, answer: _Answer, *, is_hedge: bool) -> Any:
         body, seconds = answer.result()
         with self._lock:
             self.hedges_won += is_hedge
@@ -174,7 +178,7 @@ class RangeReader:
         wait([self._closed], timeout=seconds)
 
 
-def _answer(answer: _Answer, attempt: Callable[[], bytes]) -> None:
+def _answer(answer: _Answer, attempt: Callable[[], T]) -> None:
     started = time.monotonic()
     try:
         body = attempt()

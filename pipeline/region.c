@@ -70,14 +70,26 @@ int bit_decode_region(const unsigned char *data, unsigned long num_bytes, int sh
     return 0;
 }
 
+/* Sixteen bytes that hold four pixels of four bytes, as twelve bytes of RGB and four without meaning. */
+typedef unsigned char pixels_4 __attribute__((vector_size(16)));
+#define IN_ORDER(v) __builtin_shufflevector(v, v, 0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15)
+#define MIRRORED(v) __builtin_shufflevector(v, v, 12, 13, 14, 8, 9, 10, 4, 5, 6, 0, 1, 2, 3, 7, 11, 15)
+
 /* Writes `height` rows of `width` pixels of four bytes as RGB, each row from right to left where `flip`.
-   Four bytes are stored at once and the fourth is overwritten by the next pixel: half the time of three single ones. */
+   Four pixels at once, and the bytes without meaning are overwritten by the next four: a sixth of the time of single
+   pixels. The x86-64 of 2003 has no such shuffle; the processor's own version is chosen when the library is loaded. */
+#ifdef __x86_64__
+__attribute__((target_clones("default", "ssse3")))
+#endif
 void bit_pack_rgb(const unsigned char *rgbx, long width, long height, int flip, unsigned char *out) {
-    const long step = flip ? -4 : 4;
-    for (long row = 0; row < height; row++) {
-        const unsigned char *pixel = rgbx + 4 * (row * width + (flip ? width - 1 : 0));
-        for (long column = 1; column < width; column++, pixel += step, out += 3) memcpy(out, pixel, 4);
-        memcpy(out, pixel, 3);
-        out += 3;
+    for (long row = 0; row < height; row++, rgbx += 4 * width) {
+        long column = 0;
+        for (; column + 5 < width; column += 4, out += 12) { /* two pixels must follow: they take the four bytes */
+            pixels_4 four;
+            memcpy(&four, rgbx + 4 * (flip ? width - 4 - column : column), 16);
+            four = flip ? MIRRORED(four) : IN_ORDER(four);
+            memcpy(out, &four, 16);
+        }
+        for (; column < width; column++, out += 3) memcpy(out, rgbx + 4 * (flip ? width - 1 - column : column), 3);
     }
 }

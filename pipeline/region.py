@@ -58,7 +58,7 @@ class Region(NamedTuple):
         return self.buffer[:-1, self.first_column : self.first_column + self.width, :3]
 
 
-def decode_region(data: bytes, box: Box, shrink: int = 1) -> Region:
+def decode_region(data: bytes, box: Box, shrink: int = 1, memory: npt.NDArray[np.uint8] | None = None) -> Region:
     """Decodes a box of a YCbCr, grey or RGB JPEG as it is stored (EXIF orientation is not applied).
 
     The pixels are those of a whole decoding, cut. Damage below the box is not seen. Releases the GIL.
@@ -67,6 +67,7 @@ def decode_region(data: bytes, box: Box, shrink: int = 1) -> Region:
         data: The JPEG.
         box: In pixels of the shrunk picture.
         shrink: 1, 2, 4 or 8: decodes at that fraction of the size, where pixels are averages of `shrink` squared.
+        memory: uint8 of one dimension that the region is written to if it fits; it does not outlive the next use then.
 
     Raises:
         BadImage: With reason `truncated`: the data is damaged, or the box does not lie inside.
@@ -74,7 +75,9 @@ def decode_region(data: bytes, box: Box, shrink: int = 1) -> Region:
     left, top, right, bottom = box
     width, height = right - left, bottom - top
     columns = width + _SPARE_COLUMNS
-    buffer = np.empty((height + 1, columns, 4), np.uint8)
+    num_bytes = (height + 1) * columns * 4
+    flat = np.empty(num_bytes, np.uint8) if memory is None or len(memory) < num_bytes else memory[:num_bytes]
+    buffer = flat.reshape(height + 1, columns, 4)
     first_column, message = ctypes.c_int(), ctypes.create_string_buffer(_MESSAGE_BYTES)
     failed = _library().bit_decode_region(
         data,

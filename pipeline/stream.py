@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from pipeline.augment import Transform
-from pipeline.dataset import Address
+from pipeline.dataset import SIDECAR_CACHE_BYTES, Address
 from pipeline.errors import ConfigError, CorruptShard, ResumeMismatch
 from pipeline.loader.desk import Desk
 from pipeline.loader.messages import AskWindow, BadSample, Counts, Done, WindowSpec, Work
@@ -26,8 +26,8 @@ from pipeline.view import View
 logger = logging.getLogger(__name__)
 
 _LEAST_DEFAULT_BUDGET_BYTES = 1 << 30
-_NUM_SLOTS = 3  # batches: one being taken, one finished, one in the making
-WORKER_BYTES = 75_000_000  # of a loader process without pictures: growth of a rank by workers (benchmarks/stream.py)
+_NUM_SLOTS = 4  # batches: two lent to the caller, one finished, one in the making
+WORKER_BYTES = 90_000_000  # of a loader process without pictures: growth of a rank by workers (benchmarks/stream.py)
 _BAD_SAMPLES_GRACE = 16  # a choice: so many bad ones never stop a run, however short it is
 
 
@@ -71,7 +71,9 @@ class Batch:
     """A rank's part of a global batch.
 
     Attributes:
-        images: uint8 RGB, shape (samples, px, px, 3).
+        images: uint8 RGB, shape (samples, px, px, 3), the caller's own to keep and to write to. Workers wrote it, and
+            write there again when the array, its views and tensors of it are gone. While two batches are kept,
+            further ones are copies.
         labels: Labels of each sample.
         places: Number of the source, epoch of the source counted from 0, shard and row of each sample: shape
             (samples, 4).
@@ -217,15 +219,16 @@ class Stream:
             ConfigError: The rank's budget does not hold its windows and batches.
         """
         batch_bytes = len(self._lanes) * self._samples_per_lane * self._side_px**2 * 3
-        fixed = (_NUM_SLOTS + 1) * batch_bytes + self._num_workers * WORKER_BYTES  # one more batch with the caller
+        sidecars = sum(source.view.reads_sidecars for source in self._sources) * SIDECAR_CACHE_BYTES
+        fixed = _NUM_SLOTS * batch_bytes + self._num_workers * WORKER_BYTES + max(1, self._num_workers) * sidecars
         windows = len(self._lanes) * sum(self._window_bytes)
         kept = max(1, self._num_workers) * sum(_kept_bytes(source.view) for source in self._sources)
         needed = min(windows, kept) + fixed
         budget = self._loader.budget_bytes or max(_LEAST_DEFAULT_BUDGET_BYTES, needed + min(windows, kept))
         if needed > budget:
             raise ConfigError(
-                f"a rank of {len(self._lanes)} lanes needs {needed / 1e6:,.1f} MB for its shuffle windows, batches and "
-                f"{self._num_workers} worker processes, its budget is {budget / 1e6:,.1f} MB; raise "
+                f"a rank of {len(self._lanes)} lanes needs {needed / 1e6:,.1f} MB for its shuffle windows, batches, "
+                f"sidecars and {self._num_workers} worker processes, its budget is {budget / 1e6:,.1f} MB; raise "
                 f"budget_bytes, or lower window_blocks ({self._order.window_blocks}) or the lanes of a rank"
             )
         return budget - fixed, kept + fixed <= budget
@@ -251,7 +254,7 @@ class Stream:
                     lanes=self._lanes[mine.start : mine.stop],
                     samples_per_lane=self._samples_per_lane,
                     first_step=self._step,
-                    handed_out=self._step,
+                    slots=tuple(range(_NUM_SLOTS)),
                     transform=self._transform,
                     side_px=self._side_px,
                     num_slots=_NUM_SLOTS,

@@ -22,6 +22,7 @@ _REST = (
     + b"0000000\x000000000\0"  # device numbers
     + bytes(155 + 12)
 )
+_HEADER = b"%b" + _OWNER + b"%b" + _TIME + b"%06o" + _REST  # name, size and checksum
 # The checksum field itself counts as eight blanks.
 _FIXED_SUM = sum(_OWNER) + sum(_TIME) + sum(_REST[2:]) + 8 * ord(" ")
 
@@ -45,8 +46,7 @@ def header(name: str, num_bytes: int) -> bytes:
     if not 0 < len(encoded) <= _MAX_NAME_BYTES or not 0 <= num_bytes <= _MAX_MEMBER_BYTES:
         raise ValueError(f"tar member {name!r} of {num_bytes} bytes does not fit USTAR")
     size = b"%011o" % num_bytes
-    checksum = b"%06o" % (_FIXED_SUM + sum(encoded + size))
-    return b"".join((encoded.ljust(_MAX_NAME_BYTES, b"\0"), _OWNER, size, _TIME, checksum, _REST))
+    return _HEADER % (encoded.ljust(_MAX_NAME_BYTES, b"\0"), size, _FIXED_SUM + sum(encoded) + sum(size))
 
 
 def member_parts(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:

@@ -7,9 +7,11 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
+from pipeline.manifest import INDEX_FOLDER
 from pipeline.order import Piece
 
 Ints = npt.NDArray[np.int64]
@@ -114,6 +116,13 @@ class View:
         if self._chosen is None:
             return None
         return [(key >> 32, key & 0xFFFFFFFF) for key in self._chosen.tolist()]
+
+    @cached_property
+    def reads_sidecars(self) -> bool:
+        """Whether reading it takes sidecars, too: of tars that others packed, and where a block is not wanted whole."""
+        sidecars = self.dataset.shards.table["sidecar"]
+        is_adopted = bool(pc.any(pc.starts_with(sidecars, INDEX_FOLDER)).as_py())
+        return is_adopted or self._chosen is not None or self._excluded is not None
 
     @cached_property
     def block_counts(self) -> Ints:

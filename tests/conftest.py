@@ -50,6 +50,13 @@ def run_cli(
     )
 
 
+def cli(*arguments: object, code: int = 0) -> str:
+    """Runs `pipeline` and gives what it said."""
+    done = run_cli("pipeline", *map(str, arguments))
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
 def picture(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
     """Gives a textured coloured picture, different for every seed."""
     generator = np.random.default_rng(seed)

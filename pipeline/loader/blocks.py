@@ -130,7 +130,7 @@ class BlockReader:
     def _saved(self, span: Span) -> Loaded:
         """Gives the samples whose own digest is right, from what is there of a block that is not as it was."""
         try:
-            available = self._dataset.store.num_bytes(span.path) - span.offset
+            available = self._ranged.read(lambda: self._dataset.store.num_bytes(span.path)) - span.offset
             body = self._read(span, span.offset, max(0, min(span.num_bytes, available)))
         except NotFound as error:
             return _lost(span, "missing", str(error))
@@ -162,7 +162,7 @@ class BlockReader:
         return bool(self._dataset.shards[span.shard]["sidecar"].startswith(INDEX_FOLDER))
 
     def _sidecar(self, span: Span) -> pa.Table:
-        return self._dataset.samples(span.shard).take(span.wanted)
+        return self._ranged.read(lambda: self._dataset.samples(span.shard)).take(span.wanted)
 
     def _listed(self, span: Span, shift: int) -> tuple[Entry, ...]:
         """Gives the wanted samples as the sidecar lists them, offsets moved by `shift`."""

@@ -7,22 +7,28 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ConfigError, ServiceError
-from pipeline.loader.messages import AskWindow, Done, Failed, HandedOut, Message, WindowSpec, Work
+from pipeline.loader.messages import AskWindow, Done, Failed, Granted, Message, WindowSpec, Work
 from pipeline.loader.worker import IMPORTABLE, hang_up, serve, slots_of
 
 # glibc keeps freed blocks of 8 MiB for itself, 17 % beyond a budget of 750 MB after 10,000 photos; so they are mapped
-# one by one (5 % beyond), while the small buffers of pictures stay on a heap that is not given back each time.
+# one by one (5 % beyond), while the small buffers of pictures stay on a heap that is not given back each time. They are
+# mapped in large pages where the system has them: small ones take longer to get than a block takes to read.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+_TUNABLES = "GLIBC_TUNABLES"
+_LARGE_PAGES = "glibc.malloc.hugetlb=1"
 _STARTS_WITHOUT_PROGRESS = 3  # then it is no accident
+_MOST_LENT = 2  # the batch the caller works on, and the one before it until its name is given to the next
 
 
 @dataclass
@@ -50,6 +56,22 @@ class _Worker:
         return f"exit code {code}" + ("; the system may be out of memory" if killed else "")
 
 
+class _Lent:
+    """A slot as NumPy takes it: lives until the last array or tensor of its memory is gone."""
+
+    def __init__(self, images: npt.NDArray[np.uint8]) -> None:
+        self._images = images
+        self.__array_interface__ = images.__array_interface__
+
+
+def _free(slot: int, lent: set[int], freed: "Connection[bytes, bytes]", pid: int) -> None:
+    """Tells the desk of a slot that the caller is done with. Takes no lock: the garbage collector calls it anywhere."""
+    if os.getpid() == pid:  # a forked child has arrays of its own and must not speak for its parent
+        lent.discard(slot)
+        with suppress(OSError):  # the desk is closed
+            freed.send_bytes(bytes([slot]))
+
+
 class Desk:
     """The loader workers of one rank. Close it. `batch` is for one thread."""
 
@@ -70,13 +92,15 @@ class Desk:
         self._descriptor = descriptor
         self._memory = mmap.mmap(descriptor, size)
         self._slots = slots_of(self._memory, first)
+        self._slot_of = {first.first_step + number: slot for number, slot in enumerate(first.slots)}
+        self._next_granted = first.first_step + len(first.slots)
+        self._lent: set[int] = set()
+        self._freed, self._free = Pipe(duplex=False)
         self._changed = threading.Condition()
-        self._sending = threading.Lock()
         self._replacing = threading.Lock()
         self._done: dict[int, dict[int, Done]] = {}
         self._error: BaseException | None = None
         self._closed = False
-        self._handed_out = first.handed_out
         self._workers: list[_Worker] = []
         try:
             for work in works:
@@ -90,7 +114,8 @@ class Desk:
     def batch(self, step: int) -> tuple[npt.NDArray[np.uint8], list[Done]]:
         """Waits for a batch and gives it: pictures, shape (samples, side, side, 3), and the parts' reports in order.
 
-        The memory of earlier batches is reused from here on, so pictures are copied out.
+        The caller keeps the pictures as long as it likes. Those of up to two batches lie in the shared memory, where
+        workers write again when the last array of them is gone; while it keeps two, further ones are copied out.
 
         Raises:
             BitError: What stopped a worker.
@@ -101,14 +126,21 @@ class Desk:
             if self._error:
                 raise self._error
             parts = self._done.pop(step)
-        images = self._slots[step % len(self._slots)].copy()
-        self._handed_out = step + 1
-        for worker in self._workers:
-            self._send(worker, HandedOut(step + 1))
+            slot = self._slot_of.pop(step)
+        images = self._slots[slot]
+        freed = (slot, self._lent, self._free, os.getpid())
+        if len(self._lent) < _MOST_LENT:
+            self._lent.add(slot)
+            lent = _Lent(images)
+            weakref.finalize(lent, _free, *freed).atexit = False
+            images = np.asarray(lent)
+        else:
+            images = images.copy()
+            _free(*freed)
         return images, [parts[number] for number in sorted(parts)]
 
     def close(self) -> None:
-        """Ends the workers and gives their memory back."""
+        """Ends the workers and gives their memory back; that of batches the caller keeps when these are gone."""
         self._closed = True
         with self._replacing:
             for worker in self._workers:
@@ -124,6 +156,7 @@ class Desk:
                 worker.process.kill()  # it has nothing to save
                 worker.process.wait()
         os.close(self._descriptor)
+        self._freed.close()
 
     def _started(self, work: Work) -> _Worker:
         ours, theirs = socket.socketpair()
@@ -136,12 +169,13 @@ class Desk:
         command = [sys.executable, "-P", "-m", "pipeline.loader.worker", str(theirs.fileno()), str(self._descriptor)]
         # Ray and notebooks extend the path of a running process: workers import what the rank imports.
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        tunables = filter(None, [_LARGE_PAGES, os.environ.get(_TUNABLES)])  # of two the last counts: the caller's
         try:
             process = subprocess.Popen(
                 command,
                 pass_fds=(theirs.fileno(), self._descriptor),
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **_MALLOC, "PYTHONPATH": paths},
+                env={**os.environ, **_MALLOC, _TUNABLES: ":".join(tunables), "PYTHONPATH": paths},
             )
         except BaseException:
             connection.close()
@@ -164,7 +198,10 @@ class Desk:
         try:
             while not self._closed and not self._error:
                 by_connection = {worker.connection: number for number, worker in enumerate(self._workers)}
-                for connection in wait(list(by_connection)):
+                for connection in wait([self._freed, *by_connection]):
+                    if connection is self._freed:
+                        self._grant(self._freed.recv_bytes()[0])
+                        continue
                     number = by_connection[connection]  # type: ignore[index]
                     try:
                         message = self._workers[number].connection.recv()
@@ -174,6 +211,14 @@ class Desk:
                         self._deal_with(number, message)
         except BaseException as error:  # noqa: BLE001 - is raised where batches are asked for
             self._fail(error)
+
+    def _grant(self, slot: int) -> None:
+        """Has the next batch without a slot made in this one."""
+        with self._changed:
+            self._slot_of[self._next_granted] = slot
+            self._next_granted += 1
+        for worker in self._workers:
+            self._send(worker, Granted(slot))
 
     def _deal_with(self, number: int, message: Message) -> None:
         worker = self._workers[number]
@@ -200,9 +245,11 @@ class Desk:
                 )
             )
             return
-        again = self._started(replace(worker.work, first_step=worker.next_step, handed_out=self._handed_out))
+        with self._changed:
+            slots = tuple(self._slot_of[step] for step in range(worker.next_step, self._next_granted))
+        again = self._started(replace(worker.work, first_step=worker.next_step, slots=slots))
         again.starts = worker.starts + 1
-        with self._sending, self._replacing:
+        with self._replacing:
             worker.connection.close()
             self._workers[number] = again
 
@@ -213,5 +260,5 @@ class Desk:
 
     def _send(self, worker: _Worker, message: Message) -> None:
         # One that has died is dealt with where messages are read.
-        with self._sending, suppress(OSError):
+        with suppress(OSError):
             worker.connection.send(message)

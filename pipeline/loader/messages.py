@@ -25,7 +25,7 @@ class Work:
         lanes: Lanes of this worker.
         samples_per_lane: Samples of each lane in a batch.
         first_step: Where it begins.
-        handed_out: All batches before this step have left the shared memory.
+        slots: Places in the shared memory of the first batches; those of later ones are granted.
         transform: From pictures to views.
         side_px: Of the views.
         num_slots: Batches that the shared memory holds.
@@ -44,7 +44,7 @@ class Work:
     lanes: range
     samples_per_lane: int
     first_step: int
-    handed_out: int
+    slots: tuple[int, ...]
     transform: Transform
     side_px: int
     num_slots: int
@@ -90,10 +90,10 @@ class WindowSpec:
 
 
 @dataclass(frozen=True)
-class HandedOut:
-    """Rank to worker: all batches before `step` have left the shared memory."""
+class Granted:
+    """Rank to worker: the first batch that has no slot yet goes to this one."""
 
-    step: int
+    slot: int
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -25,7 +26,7 @@ from pipeline.cache import BlockCache
 from pipeline.errors import ConfigError, ServiceError
 from pipeline.loader.blocks import BlockReader
 from pipeline.loader.lanes import Lanes, Taken
-from pipeline.loader.messages import Counts, Done, Failed, HandedOut, Message, WindowSpec, Work
+from pipeline.loader.messages import Counts, Done, Failed, Granted, Message, WindowSpec, Work
 from pipeline.loader.prefetch import Prefetcher
 from pipeline.ranged import RangeReader
 
@@ -90,7 +91,7 @@ class _Worker:
         self._slots = slots
         self._counts = Counts()
         self._told = Counts()
-        self._handed_out = work.handed_out
+        self._granted = deque(work.slots)
         self._cache = BlockCache(Path(work.cache[0]), work.cache[1]) if work.cache else None
         self._ranged = RangeReader()
         self._readers = [BlockReader(dataset, self._ranged, self._cache) for dataset in work.datasets]
@@ -109,16 +110,16 @@ class _Worker:
         )
 
     def run(self) -> None:
-        """Makes batch after batch, at most as many ahead as there are slots."""
+        """Makes batch after batch, each when there is a slot for it."""
         step = self._work.first_step
         try:
             self._lanes.begin()
             while True:
                 while not self._inbox.empty():
                     self._receive()
-                while step >= self._handed_out + self._work.num_slots:
+                while not self._granted:
                     self._receive()
-                self._send(self._part(step))
+                self._send(self._part(step, self._slots[self._granted.popleft()]))
                 step += 1
         finally:
             self._prefetcher.close()
@@ -146,12 +147,11 @@ class _Worker:
             raise _HungUp
         if isinstance(message, WindowSpec):
             self._lanes.arrived(message)
-        elif isinstance(message, HandedOut):
-            self._handed_out = message.step
+        elif isinstance(message, Granted):
+            self._granted.append(message.slot)
 
-    def _part(self, step: int) -> Done:
+    def _part(self, step: int, slot: npt.NDArray[np.uint8]) -> Done:
         work = self._work
-        slot = self._slots[step % work.num_slots]
         taken: list[Taken] = []
         for lane in work.lanes:
             for draw in work.mixture.draws(lane, step * work.samples_per_lane, work.samples_per_lane):

@@ -46,8 +46,8 @@ class Unfinished:
 class ObjectWriter(Protocol):
     """A new object on its way: nobody sees it before `finish`. Leaving the `with` block without it leaves nothing."""
 
-    def write(self, chunk: bytes) -> None:
-        """Adds bytes at the end."""
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Adds bytes at the end; does not hold on to their memory."""
 
     def finish(self) -> bool:
         """Creates the object, atomically and durably; False, and no change, if the key exists."""

@@ -176,7 +176,7 @@ class _LocalWriter:
         self._temporary = path.parent / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}"
         self._file = self._temporary.open("wb", buffering=0)
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | memoryview) -> None:
         """See ObjectWriter.write."""
         with _mapped(self._path):
             rest = memoryview(chunk)

@@ -244,7 +244,7 @@ class _S3Writer:
         self._upload: str | None = None
         self._etags: list[str] = []
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | memoryview) -> None:
         """See ObjectWriter.write."""
         rest = memoryview(chunk)
         while len(self._buffer) + len(rest) > _PART_BYTES:

@@ -1,32 +1,30 @@
 """Damage: found, reported, replaced by the same samples on any ranks and workers; never a silent loss."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.services import Stack
-from pipeline.errors import CorruptShard
+from pipeline.errors import CorruptShard, Unreachable
+from pipeline.store.local import LocalStore
 from pipeline.stream import LoaderConfig
 from tests.soak.damage import (
-    DAMAGES,
     NETWORK_KINDS,
     ROOMY,
-    SHARD,
-    Damage,
     Epoch,
     Line,
     all_keys,
     cached_damage,
-    damaged_copy,
     epoch_of,
-    make,
     network_damage,
     suffer,
-    tar_of,
     upload,
 )
+from tests.soak.damages import DAMAGES, SHARD, Damage, damaged_copy, make, tar_of
 
 Sets = tuple[Path, Path]
 # What webdataset gives of 200 samples if told to go on, and what it raises if not.
@@ -131,3 +129,29 @@ def test_damage_of_everything_stops_at_once_whatever_is_allowed(sets: Sets, tmp_
         tar_of(dataset, number).unlink()
     with pytest.raises(CorruptShard, match=r"no sample of two windows near .*pipeline verify"):
         epoch_of(dataset, loader=LoaderConfig(max_bad_fraction=1.0))
+
+
+def test_the_size_and_the_sidecar_of_a_damaged_shard_are_asked_for_until_storage_answers(
+    sets: Sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [damage] = [damage for damage in DAMAGES if damage.name == "one bit flipped in a picture"]
+    dataset, expected = damaged_copy(damage, sets, tmp_path / "set")
+    refused: Counter[str] = Counter()
+
+    def now_and_then(name: str) -> None:
+        plain = getattr(LocalStore, name)
+
+        def answer(store: LocalStore, key: str) -> Any:
+            refused[key] += 1
+            if refused[key] <= 2:
+                raise Unreachable(f"no answer for {key}")
+            return plain(store, key)
+
+        monkeypatch.setattr(LocalStore, name, answer)
+
+    assert (len(dataset.shards), dataset.blocks.num_rows) > (0, 0)
+    row = dataset.shards[SHARD]
+    now_and_then("num_bytes")
+    now_and_then("read")
+    assert epoch_of(dataset).reported() == expected
+    assert min(refused[row["path"]], refused[row["sidecar"]]) > 2

@@ -1,7 +1,6 @@
 """The loader: its processes may die, its memory is bounded, and nothing of that changes a batch."""
 
 import gc
-import json
 import os
 import signal
 import subprocess
@@ -13,79 +12,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
 from cluster.services import Stack
 from pipeline.augment import PretrainView
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError, ServiceError
-from pipeline.loader.prefetch import Prefetcher
-from pipeline.order import OrderConfig
-from pipeline.stream import WORKER_BYTES, Batch, LoaderConfig, Source, Stream
+from pipeline.stream import LoaderConfig, Stream
 from pipeline.view import View
-from tests.conftest import pack
 from tests.faults import FaultProxy
+from tests.loading import (
+    ORDER,
+    assert_same,
+    keys_of,
+    stream_of,
+    taken,
+    wait_until,
+    worker_pids,
+)
 from tests.soak.damage import upload
 
-ORDER = OrderConfig(seed=11, batch_size=18, num_lanes=6, window_blocks=2)  # five steps an epoch of 90
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the kernel's own
-FEW_SECONDS = 60.0  # on a busy machine
-
-
-@pytest.fixture(scope="module")
-def folder(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """90 pictures in blocks of about 7, which lanes share at their borders."""
-    target = tmp_path_factory.mktemp("loader") / "set"
-    pack(small_folder, str(target), max_samples_per_shard=25, block_bytes=40_000)
-    return target
-
-
-@pytest.fixture(scope="module")
-def dataset(folder: Path) -> Dataset:
-    return open_dataset(str(folder))
-
-
-def stream_of(source: Dataset | View | list[Source], *, order: OrderConfig = ORDER, **loader: Any) -> Stream:
-    view = View(source) if isinstance(source, Dataset) else source
-    return Stream(view, order, PretrainView(16), loader=LoaderConfig(**loader))
-
-
-def taken(stream: Stream, count: int) -> list[Batch]:
-    try:
-        return [next(stream) for _ in range(count)]
-    finally:
-        stream.close()
-
-
-def assert_same(batches: list[Batch], others: list[Batch]) -> None:
-    for one, other in zip(batches, others, strict=True):
-        assert np.array_equal(one.places, other.places)
-        assert np.array_equal(one.images, other.images)
-        assert one.labels == other.labels
-
-
-def keys_of(batches: list[Batch], epoch: int) -> list[tuple[int, int]]:
-    rows = [row for batch in batches for row in batch.places.tolist()]
-    return sorted((shard, row) for _, of_epoch, shard, row in rows if of_epoch == epoch)
-
-
-def least_bytes(view: View, order: OrderConfig = ORDER) -> int:
-    """Gives the smallest budget that is accepted, as the refusal tells it."""
-    batches = 4 * order.batch_size * 16 * 16 * 3
-    windows = order.num_lanes * order.window_blocks * view.max_block_bytes
-    return min(windows, view.num_bytes) + batches
-
-
-def worker_pids(of: int | None = None) -> list[int]:
-    """Gives the loader processes that a process has started and that live."""
-    found = []
-    for child in psutil.Process(of).children():
-        with suppress(psutil.Error):
-            if "pipeline.loader.worker" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
-                found.append(child.pid)
-    return found
 
 
 def is_alive(pid: int) -> bool:
@@ -93,13 +41,6 @@ def is_alive(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + FEW_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 # Processes
@@ -272,147 +213,6 @@ def test_a_stream_never_ends(dataset: Dataset) -> None:
 
 
 # Memory
-
-
-def started(stream: Stream) -> tuple[Batch, Prefetcher]:
-    """Gives the first batch, and the prefetcher of a stream that reads in threads of this process."""
-    batch = next(stream)
-    [found] = [one for one in gc.get_objects() if type(one) is Prefetcher and not one._closed]
-    return batch, found
-
-
-@pytest.mark.parametrize(
-    ("num_lanes", "window_blocks", "spare"), [(2, 1, 0), (2, 2, 20_000), (3, 1, 0), (1, 3, 60_000)]
-)
-def test_a_slow_consumer_never_makes_the_loader_hold_more_than_its_budget(
-    dataset: Dataset, num_lanes: int, window_blocks: int, spare: int
-) -> None:
-    order = OrderConfig(seed=2, batch_size=6, num_lanes=num_lanes, window_blocks=window_blocks)
-    budget = least_bytes(View(dataset), order) + spare
-    stream = stream_of(dataset, order=order, budget_bytes=budget)
-    first, prefetcher = started(stream)
-    highest = [0]
-    is_over = threading.Event()
-
-    def watch() -> None:
-        while not is_over.is_set():
-            highest[0] = max(highest[0], prefetcher.held_bytes)
-            time.sleep(0)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    batches = [first]
-    try:
-        for step in range(44):
-            batches.append(next(stream))
-            if step % 10 == 3:  # holds what it has while the loader may go on
-                time.sleep(0.1)
-    finally:
-        is_over.set()
-        watcher.join()
-        stream.close()
-    for_batches = 4 * order.batch_size * 16 * 16 * 3
-    assert 0 < highest[0] <= budget - for_batches
-    assert len(set(keys_of(batches, 0))) == len(set(keys_of(batches, 1))) == 90
-    assert stream.counts.bytes_read > 2.5 * View(dataset).num_bytes  # it read anew, so it did not keep all
-
-
-def test_a_budget_too_small_is_refused_with_the_figures_and_the_smallest_one_works(dataset: Dataset) -> None:
-    least = least_bytes(View(dataset))
-    with pytest.raises(ConfigError) as raised:
-        stream_of(dataset, budget_bytes=least - 1)
-    told = str(raised.value)
-    assert f"needs {least / 1e6:.1f} MB" in told
-    assert f"its budget is {least / 1e6:.1f} MB" in told
-    for way_out in ("raise budget_bytes", "window_blocks (2)", "6 lanes"):
-        assert way_out in told
-    assert_same(taken(stream_of(dataset, budget_bytes=least), 12), taken(stream_of(dataset), 12))
-
-
-def test_the_disk_cache_changes_no_batch_and_later_epochs_ask_storage_nothing(
-    s3: Stack, s3_url: Callable[[str], str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    upload(folder, s3_url("set"))
-    gets: list[str] = []
-    port = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
-    proxy = FaultProxy(port, lambda method, path: gets.append(path))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-    try:
-        dataset = open_dataset(s3_url("set"))
-        order = OrderConfig(seed=2, batch_size=6, num_lanes=2, window_blocks=2)
-        tight: dict[str, Any] = {"order": order, "budget_bytes": least_bytes(View(dataset), order), "read_threads": 1}
-        plain = taken(stream_of(dataset, **tight), 30)
-        assert len(gets) > 25  # no cache: every epoch asks anew
-        gets.clear()
-        stream = stream_of(dataset, **tight, cache_folder=str(tmp_path / "cache"))
-        batches = [next(stream) for _ in range(15)]  # an epoch
-        assert gets
-        gets.clear()
-        batches += taken(stream, 15)
-        assert gets == []
-        assert stream.counts.cache_hits > 0
-        assert_same(batches, plain)
-        again = taken(stream_of(dataset, **tight, cache_folder=str(tmp_path / "cache")), 30)  # another process's cache
-        assert not [path for path in gets if ".tar" in path]
-        assert_same(again, plain)
-    finally:
-        proxy.close()
-
-
-def reference(dataset: Dataset) -> dict[tuple[int, int], np.ndarray]:
-    """Gives the pixels of each sample in epoch 0, by shard and row: they are keyed by these and not by the order."""
-    batches = taken(stream_of(dataset), 5)
-    return {
-        (address.shard, address.row): image
-        for batch in batches
-        for address, image in zip(batch.addresses, batch.images, strict=True)
-    }
-
-
-@pytest.mark.parametrize(
-    ("kind", "with_cache", "num_workers"),
-    [
-        *(("few", False, 0), ("few", True, 0), ("few", False, 2)),
-        *(("many", False, 0), ("many", True, 0), ("many", True, 2)),
-        *(("excluded", False, 0), ("excluded", True, 0), ("all but one", False, 0)),
-    ],
-)
-def test_a_view_streams_exactly_its_rows_with_the_pixels_they_have_in_the_whole(
-    dataset: Dataset, kind: str, with_cache: bool, num_workers: int, tmp_path: Path
-) -> None:
-    everything = [(shard["shard"], row) for shard in dataset.shards for row in range(shard["num_samples"])]
-    left_out = [(0, 0), (0, 1), (0, 12), (1, 24), (3, 3)] if kind == "excluded" else [(2, 5)]
-    wanted = {
-        "few": [key for key in everything if key[1] % 6 == 1],  # about one of a block
-        "many": [key for key in everything if key[1] % 6 != 1],  # most of a block
-    }.get(kind, [key for key in everything if key not in left_out])
-
-    def by_shard(keys: list[tuple[int, int]]) -> dict[int, list[int]]:
-        return {shard: [row for of, row in keys if of == shard] for shard in {shard for shard, _ in keys}}
-
-    if kind in ("few", "many"):
-        view = View(dataset, by_shard(wanted))
-    else:
-        view = View(dataset, excluded_by_shard=by_shard(left_out))
-    assert view.num_samples == len(wanted)
-    pixels = reference(dataset)
-    order = OrderConfig(seed=ORDER.seed, batch_size=3, num_lanes=3, window_blocks=1)
-    num_batches = -(-2 * len(wanted) // 3)
-    cache = {"cache_folder": str(tmp_path / "cache")} if with_cache else {}
-    for budget in (least_bytes(view, order) + 100_000 + num_workers * WORKER_BYTES, 1 << 30):
-        stream = stream_of(view, order=order, num_workers=num_workers, budget_bytes=budget, **cache)
-        batches = taken(stream, num_batches)
-        assert keys_of(batches, 0) == keys_of(batches, 1) == sorted(wanted)
-        for batch in batches:
-            for (_, epoch, shard, row), image in zip(batch.places.tolist(), batch.images, strict=True):
-                assert epoch or np.array_equal(image, pixels[shard, row])
-
-
-def test_state_with_twenty_sources_stays_below_a_kilobyte(dataset: Dataset) -> None:
-    sources = [Source(View(dataset), weight=1.0 + number / 7) for number in range(20)]
-    stream = stream_of(sources, order=OrderConfig(seed=2**63, batch_size=4096 * 16, num_lanes=4096))
-    stream.load_state_dict(stream.state_dict() | {"step": 10**12})
-    assert len(json.dumps(stream.state_dict())) < 1000
 
 
 def test_a_transform_of_a_script_is_refused_by_workers_with_the_remedy(dataset: Dataset, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.loader.blocks import Loaded
 from pipeline.loader.prefetch import Prefetcher
 from pipeline.view import Span
-from tests.pipeline.test_loader import FEW_SECONDS, wait_until
+from tests.loading import FEW_SECONDS, wait_until
 
 
 def span_of(number: int, num_bytes: int) -> Span:

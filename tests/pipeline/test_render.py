@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.augment import EvaluationView, FinetuneView, Placement, PretrainView, inception_box
 from pipeline.errors import BadImage, ConfigError
 from pipeline.image import decode, encode_jpeg
-from pipeline.region import Box, decode_region
+from pipeline.region import Box, decode_region, pack_rgb
 from pipeline.render import render
 from tests.conftest import jpeg, picture
 
@@ -142,6 +142,25 @@ def test_a_box_outside_the_shrunk_picture_is_refused() -> None:
     assert decode_region(data, (0, 0, 32, 24), 2).width == 32
     with pytest.raises(BadImage, match="not inside"):
         decode_region(data, (0, 0, 33, 24), 2)
+
+
+@given(st.integers(1, 40), st.integers(1, 3), st.booleans(), st.integers(0, 5))
+def test_packed_pixels_are_those_of_numpy_and_no_byte_beyond_them_is_touched(
+    width: int, height: int, flip: bool, seed: int
+) -> None:
+    rgbx = np.random.default_rng(seed).integers(0, 256, (height, width, 4), np.uint8)
+    around = np.full(height * width * 3 + 32, 7, np.uint8)
+    out = around[16:-16].reshape(height, width, 3)
+    pack_rgb(rgbx.__array_interface__["data"][0], flip, out)
+    assert np.array_equal(out, rgbx[:, :: -1 if flip else 1, :3])
+    assert np.all(around[:16] == 7)
+    assert np.all(around[-16:] == 7)
+
+
+@pytest.mark.parametrize("memory", [np.zeros(16, np.uint8), np.full(1 << 20, 9, np.uint8)])
+def test_memory_that_is_used_again_changes_no_pixel(memory: np.ndarray) -> None:
+    data = encoded("420", 90, 120, 85)
+    assert np.array_equal(decode_region(data, (3, 5, 100, 70), 1, memory).pixels, whole(data)[5:70, 3:100])
 
 
 # Rendering
