@@ -72,8 +72,13 @@ int bit_decode_region(const unsigned char *data, unsigned long num_bytes, int sh
 
 /* Sixteen bytes that hold four pixels of four bytes, as twelve bytes of RGB and four without meaning. */
 typedef unsigned char pixels_4 __attribute__((vector_size(16)));
-#define IN_ORDER(v) __builtin_shufflevector(v, v, 0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15)
-#define MIRRORED(v) __builtin_shufflevector(v, v, 12, 13, 14, 8, 9, 10, 4, 5, 6, 0, 1, 2, 3, 7, 11, 15)
+#ifdef __clang__
+#define SHUFFLED(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#else /* which GCC has from 12 on only */
+#define SHUFFLED(v, ...) __builtin_shuffle(v, (pixels_4){__VA_ARGS__})
+#endif
+#define IN_ORDER(v) SHUFFLED(v, 0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15)
+#define MIRRORED(v) SHUFFLED(v, 12, 13, 14, 8, 9, 10, 4, 5, 6, 0, 1, 2, 3, 7, 11, 15)
 
 /* Writes `height` rows of `width` pixels of four bytes as RGB, each row from right to left where `flip`.
    Four pixels at once, and the bytes without meaning are overwritten by the next four: a sixth of the time of single
