@@ -1,0 +1,160 @@
+"""The join: each upstream shard against all downstream codes and digests, as a task with a stored result.
+
+The join of a shard depends on the shard, on the downstream fingerprints and on the radius, and on nothing else: a
+changed shard is joined alone, and a new test set costs a join, no decoding.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.audit import join
+from cluster.audit.join import CANDIDATE_SCHEMA, DownstreamIndex, candidates, cap_hubs, index_downstream
+from cluster.audit.sets import Pinned, Sides, check_tar, content_digest, index_of
+from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
+from cluster.audit.tables import HUB_SCHEMA, AuditConfig
+from cluster.audit.verify import Evidence
+from pipeline import fingerprint
+from pipeline.store.url import open_store
+
+_DOWN_ADDRESS = ["down_shard", "down_row"]
+# Pairs of one upstream shard. `known` is their evidence where digests tell it; `num_matches` counts the downstream
+# picture's candidates in this shard, also those that are not listed.
+_MATCH_SCHEMA = pa.schema(
+    [*list(CANDIDATE_SCHEMA)[1:], pa.field("known", pa.string()), pa.field("num_matches", pa.int64())]
+)
+
+
+@dataclass(frozen=True)
+class JoinTask:
+    """One upstream shard against all downstream codes."""
+
+    sides: Sides
+    shard: int
+    radius: int
+    most_matches: int
+    work: str
+    result_key: str
+
+    def __str__(self) -> str:
+        return f"join of shard {self.shard} of {self.sides.up.url}"
+
+
+@lru_cache(maxsize=1)
+def _codes_index(side: Pinned, radius: int) -> DownstreamIndex:
+    return index_downstream(index_of(side).select(["shard", "row", "code"]), radius)
+
+
+@lru_cache(maxsize=2)
+def _rows_by_digest(side: Pinned) -> dict[bytes, list[int]]:
+    places: dict[bytes, list[int]] = defaultdict(list)
+    for place, digest in enumerate(index_of(side)["digest"].to_pylist()):
+        places[digest].append(place)
+    return places
+
+
+def join_shards(config: AuditConfig, sides: Sides, job: AuditJob) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """Gives all matches with `up_shard` in front, and the state of every upstream shard."""
+    upstream = sides.upstream
+    shared = (content_digest(sides.downstream), config.radius, config.most_matches, sides.is_within,
+              code_digest(join, fingerprint))  # fmt: skip
+    tasks, rows = [], []
+    for row in upstream.shards:
+        place = row["shard"] if sides.is_within else 0  # within a set, only earlier pictures are matches
+        key = key_of("joined", row["blake3"], row["sidecar_sha256"], place, *shared)
+        tasks.append(JoinTask(sides, row["shard"], config.radius, config.most_matches, job.work.url, key))
+        rows.append({name: row[name] for name in ("shard", "path", "blake3", "num_samples")})
+    parts = {}
+    with job.reporting.progress("joining", upstream.version.num_samples, "pictures") as advance:
+        results = stored_results(job, join_shard, tasks, lambda task: advance(rows[task.shard]["num_samples"], 0))
+        for task, result in results:
+            if isinstance(result, Poisoned):
+                rows[task.shard] |= {"state": "quarantined", "num_candidates": 0, "detail": result.reason}
+                continue
+            parts[task.shard] = result
+            firsts = result.group_by(_DOWN_ADDRESS).aggregate([("num_matches", "max")])
+            num_candidates = pa.compute.sum(firsts["num_matches_max"], min_count=0).as_py()
+            rows[task.shard] |= {"state": "joined", "num_candidates": num_candidates, "detail": ""}
+    tables = [
+        parts[shard].add_column(0, "up_shard", pa.array(np.full(parts[shard].num_rows, shard, np.int32)))
+        for shard in sorted(parts)
+    ]
+    empty = pa.schema([CANDIDATE_SCHEMA.field("up_shard"), *_MATCH_SCHEMA]).empty_table()
+    return pa.concat_tables([empty, *tables]), rows
+
+
+def join_shard(task: JoinTask) -> pa.Table:
+    """Gives the closest matches of one upstream shard, a table of _MATCH_SCHEMA."""
+    return remembered(open_store(task.work), task.result_key, partial(_matches, task))
+
+
+def _matches(task: JoinTask) -> pa.Table:
+    upstream, index = task.sides.upstream, index_of(task.sides.down)
+    check_tar(upstream, task.shard)
+    samples = upstream.samples(task.shard)
+    shard = pa.array(np.full(samples.num_rows, task.shard, np.int32))
+    numbered = pa.table(
+        [shard, pa.array(np.arange(samples.num_rows, dtype=np.int32)), samples["code"]], names=["shard", "row", "code"]
+    )
+    by_code = candidates(numbered, _codes_index(task.sides.down, task.radius), task.radius)
+    by_bytes = _same_bytes(task, samples, index)
+    if task.sides.is_within:
+        by_code, by_bytes = _earlier(by_code), _earlier(by_bytes)
+    counts = by_code.group_by(_DOWN_ADDRESS).aggregate([([], "count_all")]).rename_columns([*_DOWN_ADDRESS, "n"])
+    num_matches = {(row["down_shard"], row["down_row"]): row["n"] for row in counts.to_pylist()}
+    known = {_address(row) for row in by_bytes.to_pylist()}
+    rows = [row | {"known": str(Evidence.SAME_BYTES)} for row in by_bytes.to_pylist()]
+    rows += [
+        row | {"known": None}
+        for row in cap_hubs(by_code, task.most_matches)[0].to_pylist()
+        if _address(row) not in known
+    ]
+    rows.sort(key=_address)
+    numbered_rows = [row | {"num_matches": num_matches.get((row["down_shard"], row["down_row"]), 0)} for row in rows]
+    return pa.Table.from_pylist(numbered_rows, schema=_MATCH_SCHEMA)
+
+
+def _address(row: dict[str, Any]) -> tuple[int, int, int]:
+    return row["up_row"], row["down_shard"], row["down_row"]
+
+
+def _same_bytes(task: JoinTask, samples: pa.Table, index: pa.Table) -> pa.Table:
+    """Gives pairs of equal bytes: all of them, and within one set each copy with the first one only."""
+    places = _rows_by_digest(task.sides.down)
+    rows = []
+    for up_row, digest in enumerate(samples["digest"].to_pylist()):
+        for number, place in enumerate(places.get(digest, ())):
+            if task.sides.is_within and number == 0 and _is_other(index, place, task.shard, up_row):
+                break
+            down = {"down_shard": index["shard"][place].as_py(), "down_row": index["row"][place].as_py()}
+            rows.append({"up_shard": task.shard, "up_row": up_row, **down, "distance": 0, "element": 0})
+    return pa.Table.from_pylist(rows, schema=CANDIDATE_SCHEMA)
+
+
+def _is_other(index: pa.Table, place: int, shard: int, row: int) -> bool:
+    return (index["shard"][place].as_py(), index["row"][place].as_py()) != (shard, row)
+
+
+def _earlier(pairs: pa.Table) -> pa.Table:
+    """Keeps pairs within one set whose upstream picture comes first, so that each pair stands once."""
+    up = [(pairs["up_shard"].to_numpy().astype(np.int64) << 32) | pairs["up_row"].to_numpy()]
+    down = [(pairs["down_shard"].to_numpy().astype(np.int64) << 32) | pairs["down_row"].to_numpy()]
+    return pairs.filter(pa.array(up[0] < down[0]))
+
+
+def cap_matches(matches: pa.Table, most: int) -> tuple[pa.Table, pa.Table, int]:
+    """Gives the closest matches of each downstream picture over all shards, those with more, and the number of all."""
+    known = matches.filter(pa.compute.is_valid(matches["known"]))
+    told = matches.filter(pa.compute.is_null(matches["known"]))
+    kept = pa.concat_tables([known, cap_hubs(told, most)[0]])
+    by_shard = matches.group_by(["up_shard", *_DOWN_ADDRESS]).aggregate([("num_matches", "max")])
+    totals = by_shard.group_by(_DOWN_ADDRESS).aggregate([("num_matches_max", "sum")])
+    num_candidates = pa.compute.sum(totals["num_matches_max_sum"], min_count=0).as_py()
+    crowded = totals.filter(pa.compute.greater(totals["num_matches_max_sum"], most))
+    hubs = crowded.select([*_DOWN_ADDRESS, "num_matches_max_sum"]).rename_columns(HUB_SCHEMA.names).cast(HUB_SCHEMA)
+    order = [("num_matches", "descending"), ("shard", "ascending"), ("row", "ascending")]
+    return kept, hubs.sort_by(order), num_candidates
