@@ -12,7 +12,7 @@ from cluster.audit import lists, review
 from cluster.audit.pictures import PAIRS_PER_PAGE, card, page_name, write_pages
 from cluster.audit.sets import Sides
 from cluster.audit.stored import AuditJob
-from cluster.audit.summary import summarize
+from cluster.audit.summary import class_counts, summarize
 from cluster.audit.tables import AuditConfig, AuditTables
 from pipeline.charts import Layer, layered_histogram
 from pipeline.errors import ConfigError, Conflict, NotFound
@@ -66,6 +66,7 @@ def publish_audit(
         "canaries.parquet": to_parquet(tables.canaries),
         "unchecked.parquet": to_parquet(tables.found.unchecked),
         "shards.parquet": to_parquet(tables.found.shards),
+        "classes.csv": _csv(pa.Table.from_pylist(class_counts(sides.downstream, tables.downstream))),
         **{name: to_parquet(table) for name, table in lists.exclusions(tables).items()},
     }
     for name, body in parts.items():
@@ -186,10 +187,8 @@ def _write_pairs(out: Store, rows: Sequence[dict[str, Any]], verdicts: Mapping[s
     table = pa.Table.from_pylist(
         [row | {"verdict": verdicts.get(row["pair"])} for row in rows], schema=lists.PAIR_LIST_SCHEMA
     )
-    csv = io.BytesIO()
-    pyarrow.csv.write_csv(table, csv)
     put(out, "pairs.parquet", to_parquet(table))
-    put(out, "pairs.csv", csv.getvalue())
+    put(out, "pairs.csv", _csv(table))
     columns = ("pair", "evidence", "distance", "correlation", "quality", "transform", "down_key", "up_key",
                "down_classes", "up_classes", "verdict")  # fmt: skip
     shown = [
@@ -209,6 +208,12 @@ def _finish(out: Store, summary: dict[str, Any]) -> dict[str, Any]:
     put(out, "index.html", render("cluster", "audit.html.j2", title="Near-duplicate audit", **section))
     put(out, _SUMMARY, _json(summary))
     return summary
+
+
+def _csv(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pyarrow.csv.write_csv(table, sink)
+    return sink.getvalue()
 
 
 def _json(value: Any) -> bytes:

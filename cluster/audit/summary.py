@@ -14,7 +14,7 @@ from cluster.audit.verify import MIN_QUALITY, Evidence
 from pipeline.dataset import Address, Dataset
 from trainer.statistics import wilson_interval
 
-_MOST_LISTED = 50  # classes and hubs on the page; all are in the tables
+_MOST_LISTED = 20  # classes and hubs on the page; all are in the tables
 _BITS_PER_BAR = 4
 _BARS_PER_UNIT = 50  # of correlation
 
