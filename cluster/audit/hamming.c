@@ -14,11 +14,16 @@
 #define BUCKETS 65536
 #define BLOCK 4096 /* queries that go through one chunk's table while it is in the second cache */
 
-/* Several versions of a function, for processors with and without vector counts of bits; the loader chooses. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define EACH_PROCESSOR __attribute__((target_clones("arch=icelake-server", "avx2", "popcnt", "default")))
+/* x86-64 counts bits in one instruction since 2008, in vectors since 2019; the compiler is told of the first, and asks the
+ * processor for the second. */
+#ifdef __x86_64__
+#define COUNTS __attribute__((target("popcnt")))
+#define COUNTS_VECTORS __attribute__((target("avx512f,avx512vpopcntdq")))
+#define HAS_VECTOR_COUNTS __builtin_cpu_supports("avx512vpopcntdq")
 #else
-#define EACH_PROCESSOR
+#define COUNTS
+#define COUNTS_VECTORS
+#define HAS_VECTOR_COUNTS 0
 #endif
 
 typedef struct {
@@ -44,8 +49,8 @@ static void keep(Found *found, int64_t query, int64_t code)
               : d[0] + d[1] + d[2] + d[3])
 
 /* Tells whether a code of a group may be within the radius, by a lower bound of the distance from its first words. */
-#define SIEVE(name, num_words, folded) \
-    EACH_PROCESSOR static int name(const uint64_t *planes, const uint64_t *query, int64_t radius) \
+#define SIEVE(name, target, num_words, folded) \
+    target static int name(const uint64_t *planes, const uint64_t *query, int64_t radius) \
     { \
         int64_t closest = 256; \
         for (int i = 0; i < GROUP; i++) { \
@@ -58,12 +63,23 @@ static void keep(Found *found, int64_t query, int64_t code)
         } \
         return closest <= radius; \
     }
-SIEVE(sieve_three, 3, 0)
-SIEVE(sieve_four, 4, 0)
-SIEVE(sieve_three_folded, 3, 1)
-SIEVE(sieve_four_folded, 4, 1)
+SIEVE(three, COUNTS, 3, 0)
+SIEVE(four, COUNTS, 4, 0)
+SIEVE(three_folded, COUNTS, 3, 1)
+SIEVE(four_folded, COUNTS, 4, 1)
+SIEVE(three_vector, COUNTS_VECTORS, 3, 0)
+SIEVE(four_vector, COUNTS_VECTORS, 4, 0)
+SIEVE(three_folded_vector, COUNTS_VECTORS, 3, 1)
+SIEVE(four_folded_vector, COUNTS_VECTORS, 4, 1)
 
-static void look(const uint64_t *planes, int64_t num, const uint64_t *query, int64_t radius, int folded, int64_t number,
+/* By vectors or not, from 70 bits or not, folded or not. Three words tell nearly always below 70 bits; the bound
+ * from three is no higher than the distance, so no pair is lost. */
+static int (*const SIEVES[2][2][2])(const uint64_t *, const uint64_t *, int64_t) = {
+    {{three, three_folded}, {four, four_folded}},
+    {{three_vector, three_folded_vector}, {four_vector, four_folded_vector}},
+};
+
+COUNTS static void look(const uint64_t *planes, int64_t num, const uint64_t *query, int64_t radius, int folded, int64_t number,
                  int64_t first, Found *found)
 {
     for (int64_t i = 0; i < num; i++) {
@@ -75,14 +91,12 @@ static void look(const uint64_t *planes, int64_t num, const uint64_t *query, int
     }
 }
 
-/* Compares every query with every code. planes: tiles of WORDS x TILE words, the last one padded with anything. Three words
- * tell nearly always below 70 bits; the bound from three is no higher than the distance, so none is lost. */
+/* Compares every query with every code. planes: tiles of WORDS x TILE words, the last one padded with anything. */
 int64_t bit_scan(const uint64_t *planes, int64_t num_codes, const uint64_t *queries, int64_t num_queries, int radius,
                  int folded, int64_t *pairs, int64_t capacity)
 {
     Found found = {pairs, capacity, 0};
-    int (*sieve)(const uint64_t *, const uint64_t *, int64_t) =
-        radius < 70 ? (folded ? sieve_three_folded : sieve_three) : (folded ? sieve_four_folded : sieve_four);
+    int (*sieve)(const uint64_t *, const uint64_t *, int64_t) = SIEVES[HAS_VECTOR_COUNTS != 0][radius >= 70][folded != 0];
     for (int64_t start = 0; start < num_codes; start += TILE)
         for (int64_t q = 0; q < num_queries; q++)
             for (int64_t i = 0; i < TILE && start + i < num_codes; i += GROUP) {
@@ -103,7 +117,7 @@ static inline uint16_t key_of(uint16_t chunk, int folded)
 
 /* Looks up each chunk of a query, and it with each bit flipped. starts: CHUNKS x (BUCKETS + 1), ids: CHUNKS x num_codes; exact
  * up to radius 31: of 16 chunks, each at least 2 bits apart, 32 bits would be. */
-EACH_PROCESSOR
+COUNTS
 int64_t bit_probe(const uint64_t *codes, int64_t num_codes, const int32_t *starts, const int32_t *ids,
                   const uint64_t *queries, int64_t num_queries, int radius, int folded, int64_t *pairs, int64_t capacity)
 {
