@@ -19,6 +19,7 @@ from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, rememb
 from cluster.audit.tables import HUB_SCHEMA, AuditConfig
 from cluster.audit.verify import Evidence
 from pipeline import fingerprint
+from pipeline.manifest import PIXELS_COLUMN
 from pipeline.store.url import open_store
 
 _DOWN_ADDRESS = ["down_shard", "down_row"]
@@ -50,9 +51,10 @@ def _codes_index(side: Pinned, radius: int) -> DownstreamIndex:
 
 
 @lru_cache(maxsize=2)
-def _rows_by_digest(side: Pinned) -> dict[bytes, list[int]]:
+def _places(side: Pinned, column: str) -> dict[bytes, list[int]]:
+    """Gives the places in the index of each digest."""
     places: dict[bytes, list[int]] = defaultdict(list)
-    for place, digest in enumerate(index_of(side)["digest"].to_pylist()):
+    for place, digest in enumerate(index_of(side)[column].to_pylist()):
         places[digest].append(place)
     return places
 
@@ -101,13 +103,17 @@ def _matches(task: JoinTask) -> pa.Table:
         [shard, pa.array(np.arange(samples.num_rows, dtype=np.int32)), samples["code"]], names=["shard", "row", "code"]
     )
     by_code = candidates(numbered, _codes_index(task.sides.down, task.radius), task.radius)
-    by_bytes = _same_bytes(task, samples, index)
+    known = _told_by_digests(task, samples, index)
     if task.sides.is_within:
-        by_code, by_bytes = _earlier(by_code), _earlier(by_bytes)
+        by_code = _earlier(by_code)
+        known = {address: evidence for address, evidence in known.items() if _is_earlier(task.shard, address)}
     counts = by_code.group_by(_DOWN_ADDRESS).aggregate([([], "count_all")]).rename_columns([*_DOWN_ADDRESS, "n"])
     num_matches = {(row["down_shard"], row["down_row"]): row["n"] for row in counts.to_pylist()}
-    known = {_address(row) for row in by_bytes.to_pylist()}
-    rows = [row | {"known": str(Evidence.SAME_BYTES)} for row in by_bytes.to_pylist()]
+    names = ("up_row", *_DOWN_ADDRESS)
+    rows: list[dict[str, Any]] = [
+        dict(zip(names, address, strict=True)) | {"distance": 0, "element": 0, "known": evidence}
+        for address, evidence in known.items()
+    ]
     rows += [
         row | {"known": None}
         for row in cap_hubs(by_code, task.most_matches)[0].to_pylist()
@@ -122,21 +128,27 @@ def _address(row: dict[str, Any]) -> tuple[int, int, int]:
     return row["up_row"], row["down_shard"], row["down_row"]
 
 
-def _same_bytes(task: JoinTask, samples: pa.Table, index: pa.Table) -> pa.Table:
-    """Gives pairs of equal bytes: all of them, and within one set each copy with the first one only."""
-    places = _rows_by_digest(task.sides.down)
-    rows = []
-    for up_row, digest in enumerate(samples["digest"].to_pylist()):
-        for number, place in enumerate(places.get(digest, ())):
-            if task.sides.is_within and number == 0 and _is_other(index, place, task.shard, up_row):
-                break
-            down = {"down_shard": index["shard"][place].as_py(), "down_row": index["row"][place].as_py()}
-            rows.append({"up_shard": task.shard, "up_row": up_row, **down, "distance": 0, "element": 0})
-    return pa.Table.from_pylist(rows, schema=CANDIDATE_SCHEMA)
+def _told_by_digests(task: JoinTask, samples: pa.Table, index: pa.Table) -> dict[tuple[int, int, int], str]:
+    """Gives the pairs of equal bytes or pixels, which no number of look-alikes may crowd out, with their evidence.
+
+    All of them; within one set each copy with the first one only.
+    """
+    found: dict[tuple[int, int, int], str] = {}
+    for column, evidence in (("digest", Evidence.SAME_BYTES), (PIXELS_COLUMN, Evidence.SAME_PIXELS)):
+        if column not in samples.column_names or column not in index.column_names:
+            continue
+        places = _places(task.sides.down, column)
+        for up_row, digest in enumerate(samples[column].to_pylist()):
+            copies = [(index["shard"][place].as_py(), index["row"][place].as_py()) for place in places.get(digest, ())]
+            if task.sides.is_within and copies and copies[0] != (task.shard, up_row):
+                continue
+            for copy in copies:
+                found.setdefault((up_row, *copy), str(evidence))
+    return found
 
 
-def _is_other(index: pa.Table, place: int, shard: int, row: int) -> bool:
-    return (index["shard"][place].as_py(), index["row"][place].as_py()) != (shard, row)
+def _is_earlier(shard: int, address: tuple[int, int, int]) -> bool:
+    return (shard, address[0]) < address[1:]
 
 
 def _earlier(pairs: pa.Table) -> pa.Table:

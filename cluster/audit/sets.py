@@ -9,7 +9,7 @@ from pipeline import fingerprint
 from pipeline.dataset import Address, Dataset
 from pipeline.errors import ConfigError, CorruptShard, NotFound
 from pipeline.foreign import open_any
-from pipeline.manifest import image_digest, sha256_hex
+from pipeline.manifest import PIXELS_COLUMN, image_digest, sha256_hex
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,15 @@ def opened(side: Pinned) -> Dataset:
 
 @lru_cache(maxsize=2)
 def index_of(side: Pinned) -> pa.Table:
-    """Gives shard, row, code, digest, quality, labels and key of all samples, once a process."""
-    return opened(side).all_samples(["code", "digest", "quality", "labels", "key"]).combine_chunks()
+    """Gives shard, row, code, digest, quality, labels and key of all samples, and pixels if known, once a process."""
+    columns = ["code", "digest", "quality", "labels", "key"]
+    dataset = opened(side)
+    return dataset.all_samples([*columns, *([PIXELS_COLUMN] if has_pixels(dataset) else [])]).combine_chunks()
+
+
+def has_pixels(dataset: Dataset) -> bool:
+    """Tells whether the sidecars have digests of decoded pictures: `cluster fingerprint` makes all of them so."""
+    return PIXELS_COLUMN in dataset.samples(0).column_names
 
 
 def content_digest(dataset: Dataset) -> str:
