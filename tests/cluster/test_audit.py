@@ -14,7 +14,7 @@ from cluster.audit.canaries import TRANSFORMS
 from cluster.audit.coordinator import AuditConfig, AuditTables, audit
 from cluster.audit.report import publish_audit
 from cluster.audit.scores import score
-from cluster.audit.verify import Evidence, judge, verify_pair
+from cluster.audit.verify import Evidence
 from cluster.services import Stack
 from pipeline.dataset import Address, Dataset, open_dataset
 from pipeline.errors import ConfigError, Conflict
@@ -200,21 +200,3 @@ def test_flat_and_look_alike_pictures_are_not_called_duplicates(tmp_path: Path) 
     )
     assert "duplicate" not in tables.downstream["state"].to_pylist()
     assert "unchecked" in tables.downstream["state"].to_pylist()
-
-
-def test_judgement_by_evidence() -> None:
-    assert judge(True, True, 0, 0.0) == Evidence.SAME_BYTES
-    assert judge(False, True, 0, 0.0) == Evidence.SAME_PIXELS
-    assert judge(False, False, 5, 1.0) == Evidence.REJECTED
-    assert judge(False, False, 50, 0.95) == Evidence.NEAR
-    assert judge(False, False, 50, 0.80) == Evidence.SIMILAR
-    assert judge(False, False, 50, 0.50) == Evidence.REJECTED
-
-
-def test_verification_aligns_turns_and_small_crops() -> None:
-    pixels = picture(1, 120, 160)
-    for element, altered in ((0, pixels[4:116, 5:155]), (0, (pixels * 0.7).astype(np.uint8))):
-        assert verify_pair(b"a", b"b", altered, pixels, element, 50).correlation > 0.95
-    mirrored = np.ascontiguousarray(pixels[:, ::-1])
-    assert verify_pair(b"a", b"b", mirrored, pixels, 2, 50).evidence == Evidence.NEAR
-    assert verify_pair(b"a", b"b", mirrored, pixels, 0, 50).evidence == Evidence.REJECTED
