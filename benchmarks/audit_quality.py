@@ -5,12 +5,12 @@
     python benchmarks/audit_quality.py ../shared/data --scratch /dev/shm/quality --stage table
 
 Originals (the test set) are of the test parts of the tars; distractors are other pictures, of the test and
-validation parts as far as these go. Upstream are all altered copies and all distractors. Every pair of an original with a
+validation parts as far as these go. Upstream are all altered copies and all distractors. Every pair of an original
+with a
 copy of another one or with a distractor is a negative. The stages go on where they were stopped.
 """
 
 import argparse
-import io
 import multiprocessing
 import tarfile
 from functools import cache
@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 from transforms import TRANSFORMS, copy_of
 
+from cluster.audit.align import Agreement
 from cluster.audit.embedding import COSINE_FROM, embedding_candidates, load, sign_codes, union_candidates
 from cluster.audit.join import DEFAULT_RADIUS, candidates
-from cluster.audit.verify import Evidence, judge, verify_pair
-from cluster.audit.align import Agreement
+from cluster.audit.rivals import settle_rivals
+from cluster.audit.verify import MIN_QUALITY, Evidence, judge, verify_pair
 from pipeline.fingerprint import fingerprint
 from pipeline.image import decode, encode_jpeg
 
@@ -58,10 +59,13 @@ def degenerate() -> list[tuple[str, bytes]]:
     """Gives pictures that look alike without being copies: solid, gradient, product on white, sky, page of text."""
     made = []
     generator = np.random.default_rng(5)
-    for number in range(60):
+    for number in range(25):
         grey, size = int(generator.integers(20, 240)), (320, 240)
         solid = Image.new("RGB", size, tuple(generator.integers(0, 256, 3).tolist()))
-        ramp = np.linspace(grey / 3, grey, size[0])[None, :, None] + generator.uniform(-20, 20) * np.linspace(-1, 1, size[1])[:, None, None]
+        ramp = (
+            np.linspace(grey / 3, grey, size[0])[None, :, None]
+            + generator.uniform(-20, 20) * np.linspace(-1, 1, size[1])[:, None, None]
+        )
         gradient = Image.fromarray(np.clip(np.broadcast_to(ramp, (240, 320, 3)), 0, 255).astype(np.uint8))
         product = Image.new("RGB", size, "white")
         half = generator.uniform(60, 120, 2)
@@ -79,7 +83,13 @@ def degenerate() -> list[tuple[str, bytes]]:
                 width = int(generator.integers(6, 34))
                 ImageDraw.Draw(page).rectangle((x, y, min(x + width, 304), y + 5), fill="black")
                 x += width + 6
-        for kind, image in (("solid", solid), ("gradient", gradient), ("product", product), ("sky", Image.fromarray(sky.astype(np.uint8))), ("page", page)):
+        for kind, image in (
+            ("solid", solid),
+            ("gradient", gradient),
+            ("product", product),
+            ("sky", Image.fromarray(sky.astype(np.uint8))),
+            ("page", page),
+        ):
             made.append((f"degenerate/{kind}/{number}", encode_jpeg(np.asarray(image), 88)))
     return made
 
@@ -99,6 +109,7 @@ def upstream(folder: str, number: int) -> list[tuple[str, str, bytes]]:
 
 
 def describe(names: list[tuple[str, str]], images: list[bytes], shard: int) -> pa.Table:
+    """Gives the fingerprints of pictures under their (transform, name)."""
     embedder = load()
     taken = [fingerprint(decode(data)) for data in images]
     vectors = np.concatenate([embedder.embed([decode(data)]) for data in images])
@@ -116,6 +127,7 @@ def describe(names: list[tuple[str, str]], images: list[bytes], shard: int) -> p
 
 
 def fingerprint_chunk(task: tuple[str, Path, int]) -> int:
+    """Writes the fingerprints of a chunk, unless they are there."""
     folder, scratch, number = task
     path = scratch / f"up-{number:03d}.parquet"
     if not path.exists():
@@ -127,6 +139,7 @@ def fingerprint_chunk(task: tuple[str, Path, int]) -> int:
 
 
 def verify_chunk(task: tuple[str, Path, int, pa.Table]) -> int:
+    """Writes the verdicts on a chunk's pairs, unless they are there."""
     folder, scratch, number, pairs = task
     path = scratch / f"pairs-{number:03d}.parquet"
     if path.exists():
@@ -142,15 +155,28 @@ def verify_chunk(task: tuple[str, Path, int, pa.Table]) -> int:
         quality = min(fingerprint(decode(data))[1], fingerprint(decode(down))[1])
         verdict = verify_pair(data, down, decode(data), decode(down), quality, hashed=pair["distance"] is not None)
         measured = vars(verdict.agreement) if verdict.agreement else {}
-        rows.append(pair | {"transform": transform, "name": name, "quality": quality, "evidence": str(verdict.evidence)} | measured)
-    schema = pa.schema([*pairs.schema, ("transform", pa.string()), ("name", pa.string()), ("quality", pa.int32()), ("evidence", pa.string()),
-                        *((field, pa.float64()) for field in Agreement.__dataclass_fields__)])
+        rows.append(
+            pair
+            | {"transform": transform, "name": name, "quality": quality, "evidence": str(verdict.evidence)}
+            | measured
+        )
+    schema = pa.schema(
+        [
+            *pairs.schema,
+            ("transform", pa.string()),
+            ("name", pa.string()),
+            ("quality", pa.int32()),
+            ("evidence", pa.string()),
+            *((field, pa.float64()) for field in Agreement.__dataclass_fields__),
+        ]
+    )
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)
     return number
 
 
 def downstream(folder: str, scratch: Path) -> pa.Table:
+    """Gives the fingerprints of the originals and of the pictures with nothing in them."""
     path = scratch / "down.parquet"
     if not path.exists():
         originals, distractors = pictures(folder)
@@ -159,7 +185,70 @@ def downstream(folder: str, scratch: Path) -> pa.Table:
     return pq.read_table(path)
 
 
+def judged(row: dict[str, object]) -> str:
+    """Gives the evidence by the rule as it is: the measures are kept, so a rule is tried without aligning again."""
+    if row["quality"] < MIN_QUALITY or row["local"] is None:
+        return str(row["evidence"])
+    agreement = Agreement(**{field: row[field] for field in Agreement.__dataclass_fields__})
+    return str(judge(agreement, hashed=row["distance"] is not None))
+
+
+def table(scratch: Path, down: pa.Table, num_originals: int, chunks: range) -> None:
+    """Prints recall by transform, and every accepted pair of different pictures."""
+    parts = [
+        pq.read_table(scratch / f"pairs-{n:03d}.parquet")
+        for n in chunks
+        if (scratch / f"pairs-{n:03d}.parquet").exists()
+    ]
+    pairs = pa.concat_tables(parts)
+    rows = pairs.to_pylist()
+    pairs = pairs.set_column(
+        pairs.schema.get_field_index("evidence"), "evidence", pa.array([judged(row) for row in rows])
+    )
+    rows = settle_rivals(pairs).to_pylist()
+    names = down["name"].to_pylist()
+    found: dict[str, dict[str, bool]] = {transform: {} for transform in TRANSFORMS}
+    false = []
+    for row in rows:
+        original, accepted = names[row["down_row"]], Evidence(row["evidence"]).is_duplicate
+        row["original"] = original
+        if row["transform"] and original == row["name"]:
+            found[row["transform"]][original] = found[row["transform"]].get(original, False) or accepted
+            found[row["transform"]][original + " by hash"] = accepted and row["distance"] is not None
+        elif accepted and original != row["name"]:
+            false.append(row)
+    originals_done = (
+        sum(1 for n in chunks if (scratch / f"pairs-{n:03d}.parquet").exists() and n * CHUNK < num_originals) * CHUNK
+    )
+    num_up = sum(pq.read_metadata(scratch / f"up-{n:03d}.parquet").num_rows for n in chunks)
+    print(f"{originals_done} originals, {num_up * num_originals - len(TRANSFORMS) * num_originals:,} negative pairs")
+    print("| transform | found % | of these by the hash % |\n| --- | --- | --- |")
+    shares = []
+    for transform, own in found.items():
+        both = [
+            sum(own[key] for key in own if key.endswith(" by hash") == by_hash) / originals_done
+            for by_hash in (False, True)
+        ]
+        shares.append(both)
+        print(f"| {transform} | {100 * both[0]:.1f} | {100 * both[1]:.1f} |")
+    print(f"| **mean** | **{100 * np.mean(shares, axis=0)[0]:.2f}** | {100 * np.mean(shares, axis=0)[1]:.2f} |")
+    print(
+        f"{len(false)} accepted pairs of different pictures, "
+        f"{len({(row['name'], row['original']) for row in false})} apart from their transforms"
+    )
+    pq.write_table(pa.Table.from_pylist(false), scratch / "false.parquet")
+    for row in sorted(false, key=lambda row: -row["local"])[:200]:
+        print(
+            {
+                key: round(value, 3) if isinstance(value, float) else value
+                for key, value in row.items()
+                if not key.endswith(("shard", "row"))
+            }
+        )
+
+
 def main() -> None:
+    """Runs one stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder of tars")
     parser.add_argument("--scratch", type=Path, required=True)
@@ -179,7 +268,9 @@ def main() -> None:
             tasks = []
             for number in chunks:
                 up = pq.read_table(given.scratch / f"up-{number:03d}.parquet")
-                both = union_candidates(candidates(up, down, DEFAULT_RADIUS), embedding_candidates(up, down, COSINE_FROM))
+                both = union_candidates(
+                    candidates(up, down, DEFAULT_RADIUS), embedding_candidates(up, down, COSINE_FROM)
+                )
                 tasks.append((given.data, given.scratch, number, both))
             print(sum(task[3].num_rows for task in tasks), "pairs", flush=True)
             for number in pool.imap_unordered(verify_chunk, tasks):

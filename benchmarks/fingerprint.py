@@ -2,7 +2,8 @@
 
     python benchmarks/fingerprint.py ../shared/data/photos-200.tar
 
-Ours reads and checks the whole JPEG and hashes its luma, as packing does. PDQ (`pdqhash`, in an environment of its own) gets
+Ours reads and checks the whole JPEG and hashes its luma, as packing does. PDQ (`pdqhash`, in an environment of its
+own) gets
 RGB pixels from simplejpeg, the fastest decoder here. Contenders take turns. 256 px pictures are made from the photos.
 """
 
@@ -40,11 +41,14 @@ def shrunk(data: bytes, side_px: int) -> bytes:
     image = Image.open(io.BytesIO(data)).convert("RGB")
     factor = side_px / max(image.size)
     sink = io.BytesIO()
-    image.resize(tuple(round(side * factor) for side in image.size), Image.Resampling.BICUBIC).save(sink, "JPEG", quality=92)
+    image.resize(tuple(round(side * factor) for side in image.size), Image.Resampling.BICUBIC).save(
+        sink, "JPEG", quality=92
+    )
     return sink.getvalue()
 
 
 def ours(images: list[bytes]) -> tuple[int, float]:
+    """Gives the number of fingerprints and the seconds they took."""
     started = time.perf_counter()
     for _ in range(REPEATS):
         for data in images:
@@ -64,6 +68,7 @@ def moved(images: list[bytes], least_px: int) -> np.ndarray:
 
 
 def main() -> None:
+    """Times both at two sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="tar of JPEG photos of about 500 px")
     parser.add_argument("--rounds", type=int, default=5)
@@ -75,7 +80,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             for number, data in enumerate(images):
                 Path(folder, f"{number:04d}.jpg").write_bytes(data)
-            peer = subprocess.Popen([python, "-c", PEER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            peer = subprocess.Popen(
+                [python, "-c", PEER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
 
             def pdq(peer: subprocess.Popen = peer, count: int = len(images)) -> tuple[int, float]:
                 print(REPEATS, file=peer.stdin, flush=True)
@@ -83,7 +90,12 @@ def main() -> None:
 
             pdq()  # its imports and first calls
             contenders = {"PDQ, full decode": pdq, "ours": lambda images=images: ours(images)}
-            compare(f"{title}, median {np.median([len(data) for data in images]) / 1e3:.0f} kB", contenders, "images", given.rounds)
+            compare(
+                f"{title}, median {np.median([len(data) for data in images]) / 1e3:.0f} kB",
+                contenders,
+                "images",
+                given.rounds,
+            )
             peer.stdin.close()
             peer.wait()
         for least_px in (128, 192):

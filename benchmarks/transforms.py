@@ -20,7 +20,9 @@ def _jpeg(quality: int, *, subsampling: int = 2) -> Transform:
 
 
 def _scaled(factor: float) -> Transform:
-    return lambda image: image.resize(tuple(max(8, round(side * factor)) for side in image.size), Image.Resampling.BICUBIC)
+    return lambda image: image.resize(
+        tuple(max(8, round(side * factor)) for side in image.size), Image.Resampling.BICUBIC
+    )
 
 
 def _to_side(side: int) -> Transform:
@@ -122,7 +124,9 @@ def _overlaid(share: float) -> Transform:
         side = share**0.5
         width, height = (round(own * side) for own in image.size)
         tile = Image.linear_gradient("L").resize((width, height)).convert("RGB")
-        image.paste(ImageOps.colorize(tile.convert("L"), "navy", "orange"), (image.size[0] - width, image.size[1] - height))
+        image.paste(
+            ImageOps.colorize(tile.convert("L"), "navy", "orange"), (image.size[0] - width, image.size[1] - height)
+        )
         return image
 
     return apply

@@ -3,8 +3,10 @@
     python benchmarks/whitening.py ../shared/data --scratch /dev/shm
 
 Pictures are of the training parts of the tars only, one of photos-200 never. Each gives its features and those of three
-altered copies: random crop, turn, mirroring, resampling, blur, noise, tone, border and JPEG quality, all continuous and drawn
-together. Directions in which copies differ are shrunk (within-class covariance normalisation), and of the rest the 256 of the
+altered copies: random crop, turn, mirroring, resampling, blur, noise, tone, border and JPEG quality, all continuous
+and drawn
+together. Directions in which copies differ are shrunk (within-class covariance normalisation), and of the rest the 256
+of the
 largest variance between pictures are kept, each scaled to unit variance.
 """
 
@@ -20,13 +22,20 @@ from cluster.audit import lite0
 from cluster.audit.embedding import PROJECTION_PATH, Session, model_input
 from pipeline.image import decode
 
-PICTURES = {"tiny-imagenet-100": 1200, "clothing": 500, "grocery": 500, "flowers12": 250, "cifar10-mini": 300, "sign-digits": 100}
+PICTURES = {
+    "tiny-imagenet-100": 1200,
+    "clothing": 500,
+    "grocery": 500,
+    "flowers12": 250,
+    "cifar10-mini": 300,
+    "sign-digits": 100,
+}
 VIEWS = 3
 DIMENSIONS = 256
 SHRINKAGE = 0.1  # share of the mean variance added to every direction
 
 
-def altered(image: Image.Image, generator: np.random.Generator) -> Image.Image:
+def altered(image: Image.Image, generator: np.random.Generator) -> Image.Image:  # noqa: C901 - a list of chances
     """Gives a randomly altered copy."""
     draw, chance = generator.uniform, lambda p: generator.random() < p
     if chance(0.5):
@@ -93,6 +102,7 @@ def fit(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
+    """Fits and writes the projection."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of tars")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for the features")

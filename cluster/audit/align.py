@@ -1,6 +1,7 @@
 """Lays one picture over another: a flip or turn, then scale, shift and shear; and measures how well they agree there.
 
-Candidates for the map come from matching small versions under all eight turns and several crops and, where both pictures are
+Candidates for the map come from matching small versions under all eight turns and several crops and, where both
+pictures are
 large enough, from SIFT features and RANSAC (Lowe 2004; Fischler and Bolles 1981). The best is refined by maximizing the
 correlation (Evangelidis and Psarakis 2008).
 """
@@ -15,18 +16,21 @@ import numpy.typing as npt
 from pipeline.fingerprint import DIHEDRAL, apply_dihedral
 from pipeline.image import Pixels
 
-_WORKING_SIDE = 320  # pixels of the longer side; features of 500 px photos are found as well (spec of SIFT at this size)
+_WORKING_SIDE = (
+    320  # pixels of the longer side; features of 500 px photos are found as well (spec of SIFT at this size)
+)
 _SMALL_SIDE = 48
 _CANVAS_SIDE = 96  # of the overlap when it is measured
 _WINDOW = 13  # pixels of the canvas
 _FEATURES_FROM_SIDE = 96  # of the shorter side
 _SCALES = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6)  # of crops that are tried without features
-_NUM_TURNS = 3
+_NUM_TURNS = 2
 _NUM_FEATURES = 500
 _RATIO = 0.8  # of the two nearest descriptors (Lowe 2004)
 _REPROJECTION_PX = 4.0
 _MIN_INLIERS = 8
 _GOOD_CORRELATION = 0.97  # no better map needs to be looked for
+_HOPEFUL = 0.3  # correlation from which a map is worth refining
 _AGREED = 0.5
 _EDGE = 4.0  # squared grey levels a pixel of the canvas
 
@@ -39,12 +43,14 @@ class Agreement:
     """How two pictures agree where they overlap, best map.
 
     Attributes:
-        local: Correlation within windows of an eighth of the overlap, pooled by contrast, -1..1: agreement in detail. Brightness
+        local: Correlation within windows of an eighth of the overlap, pooled by contrast, -1..1: agreement in detail.
+            Brightness
             that varies slowly over the picture does not count.
         correlation: Of the whole overlap, -1..1.
         share: Of the textured windows, those that agree well, 0..1.
         overlap: Area of the overlap over that of the smaller picture, 0..1.
-        detail: Share of the windows with edges in two directions, 0..1, in that of the pictures that has more: an ellipse on
+        detail: Share of the windows with edges in two directions, 0..1, in that of the pictures that has more: an
+            ellipse on
             white has 0.2 to 0.4, and fits any other ellipse.
         whole: `local` where one whole picture is laid on the other without any adjustment but size and turn.
         inliers: Feature matches that the map explains; 0 where it came without features.
@@ -73,11 +79,11 @@ def align(one: Pixels, other: Pixels) -> Agreement:
     for affine, turned, inliers in _maps(first, second):
         found = _measure(first, turned, affine, inliers)
         whole = found.local if whole is None else whole
-        refined = _refine(first, turned, affine)
+        refined = _refine(first, turned, affine) if found.correlation >= _HOPEFUL else None
         if refined is not None:
             found = max(found, _measure(first, turned, refined, inliers))
         best = max(best, found)
-        if best.correlation >= _GOOD_CORRELATION and best.overlap > 0.9:  # noqa: PLR2004 - most of both
+        if best.correlation >= _GOOD_CORRELATION and best.overlap > 0.9:
             break
     return replace(best, whole=-1.0 if whole is None else whole)
 
@@ -96,7 +102,7 @@ def _grey(pixels: Pixels) -> Grey:
     if factor < 1:
         size = tuple(max(8, round(side * factor)) for side in grey.shape[::-1])
         grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-    return grey.astype(np.float32)
+    return np.asarray(grey, np.float32)
 
 
 def _maps(first: Grey, second: Grey) -> Iterator[tuple[Affine, Grey, int]]:
@@ -154,7 +160,7 @@ def _by_features(first: Grey, turned: Grey) -> tuple[Affine | None, int]:
     target = np.array([other_points[match.trainIdx].pt for match in good], np.float32)
     cv2.setRNGSeed(0)
     affine, inside = cv2.estimateAffine2D(source, target, ransacReprojThreshold=_REPROJECTION_PX, maxIters=1000)
-    if affine is None or not 0.01 < abs(np.linalg.det(affine[:, :2])) < 100:  # noqa: PLR2004 - sides to a tenth
+    if affine is None or not 0.01 < abs(np.linalg.det(affine[:, :2])) < 100:
         return None, 0
     # Points that lie on each other, such as a watermark's, count once.
     cells = np.unique(np.round(source[inside.ravel() > 0] / 8).astype(int), axis=0)
@@ -166,9 +172,7 @@ def _refine(first: Grey, turned: Grey, affine: Affine) -> Affine | None:
     cv2 = _cv2()
     size = _small_size(first.shape)
     down, down_other = _stretch(first.shape, size), _stretch(turned.shape, _small_size(turned.shape))
-    images = [
-        cv2.resize(grey, _small_size(grey.shape)[::-1], interpolation=cv2.INTER_AREA) for grey in (first, turned)
-    ]
+    images = [cv2.resize(grey, _small_size(grey.shape)[::-1], interpolation=cv2.INTER_AREA) for grey in (first, turned)]
     start = _chain(_chain(cv2.invertAffineTransform(down), affine), down_other).astype(np.float32)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 40, 1e-4)
     try:
@@ -192,7 +196,7 @@ def _measure(first: Grey, turned: Grey, affine: Affine, inliers: int) -> Agreeme
     outline = corners @ back[:, :2].T + back[:, 2]
     left, top = np.maximum(outline.min(axis=0), 0)
     right, bottom = np.minimum(outline.max(axis=0), (width, height))
-    if right - left < 8 or bottom - top < 8:  # noqa: PLR2004 - pixels; nothing to compare
+    if right - left < 8 or bottom - top < 8:
         return _NONE
     factor = _CANVAS_SIDE / max(right - left, bottom - top)
     columns, rows = max(8, round((right - left) * factor)), max(8, round((bottom - top) * factor))
@@ -200,11 +204,11 @@ def _measure(first: Grey, turned: Grey, affine: Affine, inliers: int) -> Agreeme
     onto = _chain(canvas, affine)
     ours = _warp(first, canvas, (columns, rows))
     theirs = _warp(turned, onto, (columns, rows))
-    mask = _warp(np.ones_like(turned), onto, (columns, rows)) > 0.99  # noqa: PLR2004
+    mask = _warp(np.ones_like(turned), onto, (columns, rows)) > 0.99
     inside = float(mask.sum()) / factor**2
     smaller = min(first.size, turned.size * abs(float(np.linalg.det(back[:, :2]))))
     overlap = min(1.0, inside / smaller)
-    if mask.sum() < 64:  # noqa: PLR2004 - pixels
+    if mask.sum() < 64:
         return _NONE
     one, other = (_standard(grey, mask) for grey in (ours, theirs))
     local, share = _local(one, other, mask)
@@ -224,7 +228,7 @@ def _detail(grey: Grey, mask: npt.NDArray[np.bool_]) -> float:
 def _local(one: Grey, other: Grey, mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
     cv2 = _cv2()
     weight = cv2.boxFilter(mask.astype(np.float32), -1, (_WINDOW, _WINDOW), borderType=cv2.BORDER_CONSTANT)
-    inner = mask & (weight > 0.5)  # noqa: PLR2004 - windows that lie in the overlap by half
+    inner = mask & (weight > 0.5)
 
     def mean(values: Grey) -> Grey:
         total = cv2.boxFilter(values * mask, -1, (_WINDOW, _WINDOW), borderType=cv2.BORDER_CONSTANT)
@@ -252,7 +256,7 @@ def _warp(grey: Grey, affine: Affine, size: tuple[int, int]) -> Grey:
     """Samples `grey` at affine(canvas pixel), blurred first where that skips pixels."""
     cv2 = _cv2()
     step = float(np.sqrt(abs(np.linalg.det(affine[:, :2]))))
-    if step > 1.2:  # noqa: PLR2004 - pixels a canvas pixel
+    if step > 1.2:
         grey = cv2.GaussianBlur(grey, (0, 0), 0.5 * step)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     warped: Grey = cv2.warpAffine(grey, affine, size, flags=flags, borderMode=cv2.BORDER_CONSTANT)
@@ -268,7 +272,7 @@ def _stretch(source: tuple[int, ...], target: tuple[int, ...]) -> Affine:
 def _chain(inner: Affine, outer: Affine) -> Affine:
     """Gives the map that applies `inner`, then `outer`."""
     whole = np.vstack([outer, [0, 0, 1]]) @ np.vstack([inner, [0, 0, 1]])
-    return whole[:2].astype(np.float32)
+    return np.asarray(whole[:2], np.float32)
 
 
 def _correlation(one: Grey, other: Grey) -> float:

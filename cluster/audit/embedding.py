@@ -1,7 +1,9 @@
 """An embedding of pictures for copies that a hash of the whole picture does not see: crops, borders, overlays.
 
-A model is an ONNX or TorchScript file (SSCD, ISC21, ...), or the default, EfficientNet-Lite0. Vectors have 256 numbers and
-length 1; the signs of them after a fixed rotation go through the same Hamming search as the hashes, and the cosine decides.
+A model is an ONNX or TorchScript file (SSCD, ISC21, ...), or the default, EfficientNet-Lite0. Vectors have 256 numbers
+and
+length 1; the signs of them after a fixed rotation go through the same Hamming search as the hashes, and the cosine
+decides.
 Pictures go through the model one by one on one thread: a vector depends on its picture alone, to the last bit.
 """
 
@@ -23,13 +25,14 @@ from pipeline.image import Pixels
 
 DIMENSIONS = 256
 DEFAULT_MODEL = "efficientnet-lite0"
-COSINE_FROM = 0.5
+COSINE_FROM = 0.45  # of the default embedding; docs/audit-quality.md
 PROJECTION_PATH = Path(__file__).with_name("lite0_projection.npz")
 _SIDE = 224  # pixels; the whole picture is squeezed into it
 _MEAN, _SCALE = 127.0, 128.0  # as Lite0 was trained
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of torchvision, which SSCD and ISC21 were trained with
 _IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
-# Bits of 256 that the signs of two vectors of a given cosine differ in are binomial with mean 256 acos(cosine) / pi. The
+# Bits of 256 that the signs of two vectors of a given cosine differ in are binomial with mean 256 acos(cosine) / pi.
+# The
 # reach of the search lies this many standard deviations above it.
 _DEVIATIONS = 2.0
 
@@ -109,7 +112,9 @@ class _OfFile:
             normal = (_squeezed(pixels) / 255.0 - _IMAGENET_MEAN) / _IMAGENET_DEVIATION
             found = self._run(np.ascontiguousarray(normal.transpose(2, 0, 1)[None]))
             if len(found) < DIMENSIONS:
-                raise ConfigError(f"{self.version} gives {len(found)} numbers a picture; at least {DIMENSIONS} are needed")
+                raise ConfigError(
+                    f"{self.version} gives {len(found)} numbers a picture; at least {DIMENSIONS} are needed"
+                )
             rows.append(found if len(found) == DIMENSIONS else found @ _rotation(len(found))[:, :DIMENSIONS])
         return _unit(rows)
 
@@ -117,7 +122,7 @@ class _OfFile:
 def _torchscript(path: Path) -> Any:
     import torch  # noqa: PLC0415 - two seconds
 
-    model = torch.jit.load(str(path), map_location="cpu").eval()
+    model = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
 
     def features(picture_BCHW: Vectors) -> Vectors:
         with torch.inference_mode():
@@ -131,8 +136,10 @@ def load(model: str | Path = DEFAULT_MODEL) -> Embedder:
     """Loads an embedding.
 
     Args:
-        model: `efficientnet-lite0`, or the path of an ONNX (.onnx) or TorchScript (.pt, .ts, .torchscript) file that takes
-            float32 RGB of shape (1, 3, 224, 224) in torchvision's normalisation and gives at least 256 numbers; of more,
+        model: `efficientnet-lite0`, or the path of an ONNX (.onnx) or TorchScript (.pt, .ts, .torchscript) file that
+            takes
+            float32 RGB of shape (1, 3, 224, 224) in torchvision's normalisation and gives at least 256 numbers; of
+            more,
             a fixed random projection to 256 is taken.
 
     Raises:
@@ -159,7 +166,8 @@ def embedding_candidates(upstream: pa.Table, downstream: pa.Table, cosine_from: 
     Args:
         upstream: Has shard, row, sign_code (32 bytes), vector (list of 256 float16 or float32).
         downstream: Likewise; this side is held in memory, and a picture may stand in it several times.
-        cosine_from: Least cosine of a pair. Signs differ by chance: of the pairs just at 0.5 one in 44 is lost, of those at 0.6 one in 4,000.
+        cosine_from: Least cosine of a pair. Signs differ by chance: of the pairs just at it one in 44 is lost, of
+            those 0.1 above one in 4,000.
 
     Returns:
         Table of CANDIDATE_SCHEMA, each pair of addresses once, at its largest cosine, sorted by addresses.
@@ -178,24 +186,34 @@ def embedding_candidates(upstream: pa.Table, downstream: pa.Table, cosine_from: 
     ordered = [column[order] for column in columns]
     first = np.ones(len(order), bool)
     first[1:] = np.any([np.diff(column) != 0 for column in ordered], axis=0)
-    return pa.table([*(pa.array(column[first]) for column in ordered), pa.array(cosines[order][first])], schema=CANDIDATE_SCHEMA)
+    return pa.table(
+        [*(pa.array(column[first]) for column in ordered), pa.array(cosines[order][first])], schema=CANDIDATE_SCHEMA
+    )
 
 
 def union_candidates(hashed: pa.Table, embedded: pa.Table) -> pa.Table:
-    """Gives each pair of either search once, with distance and element (null where the hash is too far) and cosine (likewise)."""
+    """Gives each pair of either search once.
+
+    Distance and element are null where only the embedding found it, the cosine where only the hash did.
+    """
     both = hashed.join(embedded, list(ADDRESS_COLUMNS), join_type="full outer")
     return both.sort_by([(name, "ascending") for name in ADDRESS_COLUMNS])
 
 
 def _vectors(table: pa.Table, rows: npt.NDArray[np.int64]) -> Vectors:
     taken = table["vector"].take(pa.array(rows)).combine_chunks()
-    flat = taken.flatten() if not isinstance(taken, pa.ChunkedArray) else pa.concat_arrays([part.flatten() for part in taken.chunks])
-    return flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, DIMENSIONS)
+    flat = (
+        taken.flatten()
+        if not isinstance(taken, pa.ChunkedArray)
+        else pa.concat_arrays([part.flatten() for part in taken.chunks])
+    )
+    return np.asarray(flat.to_numpy(zero_copy_only=False), np.float32).reshape(-1, DIMENSIONS)
 
 
 def _unit(rows: Sequence[Vectors]) -> Vectors:
     vectors = np.array(rows, np.float32).reshape(-1, DIMENSIONS)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+    lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+    return np.asarray(vectors / lengths, np.float32)
 
 
 @cache

@@ -1,6 +1,7 @@
 """Further codes of a downstream picture: with borders, letterboxed, and without its own borders.
 
-They are computed from the pixels of the smaller side only; the upstream side keeps the one code it was packed with. A pair
+They are computed from the pixels of the smaller side only; the upstream side keeps the one code it was packed with. A
+pair
 found by them is verified like any other.
 """
 
@@ -17,7 +18,11 @@ _SIDE = 256  # pixels of the longer side that variants are made at; codes shrink
 
 
 def variant_codes(pixels: Pixels) -> list[bytes]:
-    """Gives the codes of a picture (height, width, 3) with six borders, two letterboxes unless square, and trimmed if it can be."""
+    """Gives codes of a picture: with six borders, in two letterboxes unless it is square, and trimmed if it can be.
+
+    Args:
+        pixels: RGB of shape (height, width, 3).
+    """
     from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
 
     grey = Image.fromarray(pixels).convert("L")

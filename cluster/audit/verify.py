@@ -1,4 +1,4 @@
-"""Whether two pictures that a search put together are the same picture: the bytes, the pixels, or one laid over the other.
+"""Whether two pictures that a search put together are the same: by bytes, by pixels, or one laid over the other.
 
 Pictures are compared in an order of their own, so the verdict on A and B is that on B and A.
 """

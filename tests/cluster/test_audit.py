@@ -19,7 +19,7 @@ from cluster.services import Stack
 from pipeline.dataset import Address, Dataset, open_dataset
 from pipeline.errors import ConfigError, Conflict
 from pipeline.store.url import open_store
-from tests.conftest import class_folders, jpeg, pack, picture, run_cli
+from tests.conftest import class_folders, jpeg, pack, run_cli
 from trainer.evaluate import PREDICTION_SCHEMA
 
 LEAKS = {

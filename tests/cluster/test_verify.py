@@ -1,4 +1,4 @@
-"""A copy is recognised through crops, turns, tone and borders; other pictures and pictures with nothing in them are not."""
+"""A copy is recognised through crops, turns, tone and borders; other pictures and plain shapes are not."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,9 @@ def scene(seed: int, width: int = 240, height: int = 180) -> Pixels:
         size = generator.exponential(18) + 4
         x, y = generator.uniform(0, width), generator.uniform(0, height)
         shape = draw.ellipse if generator.random() < 0.5 else draw.rectangle
-        shape((x, y, x + size, y + size * generator.uniform(0.4, 2)), fill=tuple(generator.integers(0, 256, 3).tolist()))
+        shape(
+            (x, y, x + size, y + size * generator.uniform(0.4, 2)), fill=tuple(generator.integers(0, 256, 3).tolist())
+        )
     return np.asarray(image)
 
 
@@ -97,7 +99,10 @@ def test_pictures_of_any_shape_are_compared(shape: tuple[int, int]) -> None:
 
 def test_a_border_is_met_by_a_variant() -> None:
     pixels = scene(8)
-    for framed in (ImageOps.expand(Image.fromarray(pixels), (24, 18), "black"), ImageOps.pad(Image.fromarray(pixels), (240, 240))):
+    for framed in (
+        ImageOps.expand(Image.fromarray(pixels), (24, 18), "black"),
+        ImageOps.pad(Image.fromarray(pixels), (240, 240)),
+    ):
         codes = [np.frombuffer(code, np.uint8) for code in variant_codes(pixels)]
         wanted = np.frombuffer(fingerprint(np.asarray(framed))[0], np.uint8)
         assert min(int(np.bitwise_count(code ^ wanted).sum()) for code in codes) <= 31
