@@ -3,7 +3,8 @@
     python benchmarks/join.py ../shared/data --scratch /dev/shm --codes 10000000
     python benchmarks/join.py ../shared/data --scratch /dev/shm --only large --codes 100000000
 
-60,000 indexed codes are those of real pictures (tars of JPEG, and mirrored pictures where there are fewer). The codes that
+60,000 indexed codes are those of real pictures (tars of JPEG, and mirrored pictures where there are fewer). The codes
+that
 stream through have the statistics of real ones: each bit is the sign of a normal variable with the mean and the
 correlations of the real codes' bits. 20,000 of 10 M are planted: an indexed code with 0 to 80 bits flipped.
 """
@@ -12,13 +13,15 @@ import argparse
 import multiprocessing
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import NormalDist, median
+from typing import Any
 
 import faiss
 import numpy as np
-
 from side_by_side import environment, peak_bytes
+
 from cluster.audit.hamming import build_index, distances, parity_words, plain_words, search
 from pipeline.fingerprint import dihedral_codes, fingerprint_of_luma, luma64
 from pipeline.image import decode_luma
@@ -45,6 +48,7 @@ def real_codes(folder: Path, scratch: Path) -> np.ndarray:
 
 
 def indexed_codes(real: np.ndarray) -> np.ndarray:
+    """Gives 60,000 of the codes and their mirrored ones."""
     turned = np.concatenate(dihedral_codes(real)[[0, 2]])
     assert len(turned) >= NUM_INDEXED, "too few pictures"
     return np.ascontiguousarray(turned[:NUM_INDEXED])
@@ -68,6 +72,7 @@ class Source:
         self.indexed = indexed
 
     def block(self, number: int, size: int = BLOCK) -> np.ndarray:
+        """Gives `size` codes, shape (size, 32)."""
         generator = np.random.Generator(np.random.Philox(key=[number, 7]))
         normal = generator.standard_normal((size, 256), dtype=np.float32) @ self.root.T
         codes = np.packbits(normal > self.cut, axis=1)
@@ -79,6 +84,7 @@ class Source:
 
 
 def pairs_of_faiss(index: faiss.IndexBinaryFlat, codes: np.ndarray, radius: int) -> np.ndarray:
+    """Gives (query, index) of all pairs, by query and then by index."""
     found = []
     for start in range(0, len(codes), 8192):
         limits, _, ids = index.range_search(codes[start : start + 8192], radius + 1)
@@ -88,14 +94,15 @@ def pairs_of_faiss(index: faiss.IndexBinaryFlat, codes: np.ndarray, radius: int)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
-def timed(run: object, *arguments: object) -> tuple[float, object]:
+def timed(run: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """Gives the seconds and the result of a call."""
     started = time.perf_counter()
-    result = run(*arguments)  # type: ignore[operator]
+    result = run(*arguments)
     return time.perf_counter() - started, result
 
 
 def compare(source: Source, blocks: range) -> None:
-    """Joins the same blocks in turn; FAISS goes over every code at radius 62, its cost does not depend on the radius."""
+    """Joins the same blocks in turn; FAISS does so at radius 62, its cost does not depend on the radius."""
     faiss.omp_set_num_threads(1)
     flat = faiss.IndexBinaryFlat(256)
     flat.add(source.indexed)
@@ -111,7 +118,9 @@ def compare(source: Source, blocks: range) -> None:
         apart = distances(codes[expected[:, 0]], source.indexed[expected[:, 1]])
         for radius in RADII:
             seconds, found = timed(search, plain[radius], plain_words(codes))
-            assert np.array_equal(np.stack(found, axis=1), expected[apart <= radius]), f"block {number}, radius {radius}"
+            assert np.array_equal(np.stack(found, axis=1), expected[apart <= radius]), (
+                f"block {number}, radius {radius}"
+            )
             rates.setdefault(f"ours, radius {radius}", []).append(BLOCK / seconds)
             num_pairs[radius] += len(found[0])
             part = codes[: BLOCK // 10]
@@ -123,7 +132,9 @@ def compare(source: Source, blocks: range) -> None:
     print("| contender | codes/s, median | ratio to FAISS (lowest to highest) |\n| --- | --- | --- |")
     for name, found_rates in rates.items():
         ratios = [one / other for one, other in zip(found_rates, reference, strict=True)]
-        print(f"| {name} | {median(found_rates):,.0f} | {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |")
+        print(
+            f"| {name} | {median(found_rates):,.0f} | {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+        )
     print(f"peak memory {peak_bytes() / 1e6:,.0f} MB", environment(("faiss-cpu",)))
 
 
@@ -147,7 +158,9 @@ def large(source: Source, num_codes: int, radius: int) -> None:
     for workers in (1, 2):
         each = num_codes // (10 if workers == 1 else 2)  # one worker is timed on a tenth
         with context.Pool(workers) as pool:
-            tasks = [(source.indexed, np.concatenate(blocks[worker::workers]), each, radius) for worker in range(workers)]
+            tasks = [
+                (source.indexed, np.concatenate(blocks[worker::workers]), each, radius) for worker in range(workers)
+            ]
             results = pool.map(work, tasks, chunksize=1)
         rates.append(sum(done / seconds for done, seconds, _ in results))
         total, longest = sum(done for done, *_ in results), max(seconds for _, seconds, _ in results)
@@ -159,6 +172,7 @@ def large(source: Source, num_codes: int, radius: int) -> None:
 
 
 def main() -> None:
+    """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of tars of JPEG")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for the real codes")

@@ -12,6 +12,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.image import JpegHeader, decode, decode_luma, is_jpeg, read_jpeg_header, upright
+
 DESCRIPTOR_VERSION = "dct256-sign/2"
 CODE_BYTES = 32
 _SIDE = 64  # pixels
@@ -57,6 +59,34 @@ def fingerprint(pixels: npt.NDArray[np.uint8]) -> tuple[bytes, int]:
         As `fingerprint_of_luma`.
     """
     return fingerprint_of_luma(luma64(pixels))
+
+
+def fingerprint_of_image(data: bytes) -> tuple[bytes, int]:
+    """Gives (code, quality) of an encoded picture: what packing stores of it, whatever reads it.
+
+    A JPEG is decoded whole. Decoding it at a fraction of its size would save a sixth of the time and move the code by 7
+    bits in the median (`benchmarks/fingerprint.py`), a tenth of the audit's radius.
+
+    Returns:
+        As `fingerprint_of_luma`.
+
+    Raises:
+        BadImage: As image.decode.
+    """
+    if is_jpeg(data):
+        header = read_jpeg_header(data)
+        if header.is_plain:
+            return fingerprint_of_jpeg(data, header)
+    return fingerprint(decode(data))
+
+
+def fingerprint_of_jpeg(data: bytes, header: JpegHeader) -> tuple[bytes, int]:
+    """Gives (code, quality) of a plain JPEG from its Y channel, turned upright when it is small.
+
+    Raises:
+        BadImage: As image.decode_luma.
+    """
+    return fingerprint_of_luma(upright(luma64(decode_luma(data)), header.orientation))
 
 
 def fingerprint_of_luma(luma: npt.NDArray[np.float32]) -> tuple[bytes, int]:

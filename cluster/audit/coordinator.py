@@ -1,23 +1,25 @@
 """The audit from two datasets to its tables: all pairs, the states of the pictures, canaries."""
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from cluster.audit import align, join, variants, verify
 from cluster.audit import canaries as canary_source
-from cluster.audit import join, verify
-from cluster.audit.canaries import Canary, plant
+from cluster.audit.canaries import plant
+from cluster.audit.embedding import COSINE_FROM
+from cluster.audit.features import embedder_of
 from cluster.audit.join import candidates
+from cluster.audit.matching import codes_index, down_features
 from cluster.audit.search import find_pairs
 from cluster.audit.sets import Sides, content_digest, index_of, pinned
 from cluster.audit.stored import AuditJob, code_digest, key_of, remembered
 from cluster.audit.tables import AuditConfig, AuditTables, split_refused, states, unchecked_addresses
 from cluster.audit.verify import verify_pair
 from pipeline.dataset import Address
-from pipeline.fingerprint import fingerprint
-from pipeline.image import decode
+from pipeline.fingerprint import fingerprint_of_image
+from pipeline.image import Pixels, decode
 
 _CANARY_SHARD = -1
 _CANARY_SCHEMA = pa.schema(
@@ -48,46 +50,50 @@ def audit(config: AuditConfig, sides: Sides, job: AuditJob) -> AuditTables:
     untold |= set(zip(found.hubs["shard"].to_pylist(), found.hubs["row"].to_pylist(), strict=True))
     job.reporting.say("searching for planted canaries")
     key = key_of("canaries", content_digest(sides.downstream), config.radius, config.canaries_each, config.seed,
-                 code_digest(canary_source, join, verify))  # fmt: skip
+                 config.embedding, code_digest(canary_source, join, variants, align, verify))  # fmt: skip
     return AuditTables(
         found=found,
         pairs=pairs,
         refused=refused,
         downstream=states(index_of(sides.down), pairs, untold),
-        canaries=remembered(job.work, key, partial(_measure_canaries, sides, config)),
+        canaries=remembered(job.work, key, partial(_measure_canaries, sides, config, job)),
     )
 
 
-def _measure_canaries(sides: Sides, config: AuditConfig) -> pa.Table:
-    """Sends the canaries through the join and the verification of any upstream picture; they have no rivals."""
-    downstream, index = sides.downstream, index_of(sides.down)
-    canaries = plant(downstream, config.canaries_each, config.seed)
-    prints = [fingerprint(decode(canary.image)) for canary in canaries]
+def _measure_canaries(sides: Sides, config: AuditConfig, job: AuditJob) -> pa.Table:
+    """Sends the canaries through the searches and the verification of any upstream picture; they have no rivals."""
+    canaries = plant(sides.downstream, config.canaries_each, config.seed)
+    pictures = [decode(canary.image) for canary in canaries]
+    prints = [fingerprint_of_image(canary.image) for canary in canaries]
     rows = np.arange(len(canaries), dtype=np.int32)
     codes = pa.array([code for code, _ in prints], pa.binary(32))
     planted = pa.table(
         [pa.array(np.full(len(rows), _CANARY_SHARD, np.int32)), pa.array(rows), codes], names=["shard", "row", "code"]
     )
-    measured: dict[int, dict[str, Any]] = {}
-    for pair in candidates(planted, index.select(["shard", "row", "code"]), config.radius).to_pylist():
-        number, origin = pair["up_row"], Address(pair["down_shard"], pair["down_row"])
-        if origin == canaries[number].origin:
-            original = downstream.read_image(origin)
-            quality = min(prints[number][1], downstream.sample(origin)["quality"])
-            measured[number] = _verdict(canaries[number], original, pair, quality)
-    missed = {"found": False, "distance": None, "correlation": None}
-    table = [
-        {"transform": canary.transform, "down_shard": canary.origin.shard, "down_row": canary.origin.row}
-        | measured.get(number, missed)
-        for number, canary in enumerate(canaries)
-    ]
+    index = codes_index(sides.down, config.radius, down_features(config, sides, job))
+    hashed = {
+        pair["up_row"]: pair["distance"]
+        for pair in candidates(planted, index, config.radius).to_pylist()
+        if Address(pair["down_shard"], pair["down_row"]) == canaries[pair["up_row"]].origin
+    }
+    table = []
+    for number, canary in enumerate(canaries):
+        original = sides.downstream.read_image(canary.origin)
+        row = {"transform": canary.transform, "down_shard": canary.origin.shard, "down_row": canary.origin.row,
+               "found": False, "distance": hashed.get(number), "correlation": None}  # fmt: skip
+        if number in hashed or _embedded_alike(config.embedding, pictures[number], decode(original)):
+            quality = min(prints[number][1], sides.downstream.sample(canary.origin)["quality"])
+            verdict = verify_pair(
+                canary.image, original, pictures[number], decode(original), quality, hashed=number in hashed
+            )
+            row |= {"found": verdict.evidence.is_duplicate, "correlation": verdict.correlation}
+        table.append(row)
     return pa.Table.from_pylist(table, schema=_CANARY_SCHEMA)
 
 
-def _verdict(canary: Canary, original: bytes, pair: dict[str, Any], quality: int) -> dict[str, Any]:
-    verdict = verify_pair(canary.image, original, decode(canary.image), decode(original), pair["element"], quality)
-    return {
-        "found": verdict.evidence.is_duplicate,
-        "distance": pair["distance"],
-        "correlation": verdict.correlation,
-    }
+def _embedded_alike(model: str | None, one: Pixels, other: Pixels) -> bool:
+    """Tells whether the embedding, if there is one, makes two pictures candidates."""
+    if model is None:
+        return False
+    first, second = embedder_of(model).embed([one, other])
+    return float(first @ second) >= COSINE_FROM

@@ -1,6 +1,7 @@
 """Exact range search in 256-bit codes, with or without flips: hamming.c, through ctypes.
 
-Up to radius 31 codes are looked up by their chunks (multi-index hashing, Norouzi et al. 2012), above every code is compared.
+Up to radius 31 codes are looked up by their chunks (multi-index hashing, Norouzi et al. 2012), above every code is
+compared.
 `benchmarks/join.py` has the rates of both.
 """
 
@@ -33,7 +34,7 @@ def _library() -> Any:
     except OSError as error:
         raise ConfigError(f"{path} cannot be loaded ({error}); install this package again") from error
     pointer, number, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    answer = [pointer, number]
+    answer: list[Any] = [pointer, number]
     library.bit_scan.argtypes = [pointer, number, pointer, number, small, small, *answer]
     library.bit_probe.argtypes = [pointer, number, pointer, pointer, pointer, number, small, small, *answer]
     library.bit_scan.restype = library.bit_probe.restype = number
@@ -47,7 +48,7 @@ def plain_words(codes: Codes) -> Words:
 
 @cache
 def _even_then_odd() -> npt.NDArray[np.uint8]:
-    """For each byte its bits at even positions (the highest is position 0) in the upper half, the others in the lower."""
+    """For each byte its bits at even positions (from the highest, 0) in the upper half, the others in the lower."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
     return np.packbits(np.concatenate([bits[:, 0::2], bits[:, 1::2]], axis=1), axis=1)[:, 0]
 
@@ -59,10 +60,13 @@ def parity_words(codes: Codes) -> Words:
         codes: As fingerprint gives them, shape (codes, 32).
 
     Returns:
-        Shape (codes, 4): vertical and horizontal frequency both even, horizontal odd, vertical odd, both odd. Mirroring the
+        Shape (codes, 4): vertical and horizontal frequency both even, horizontal odd, vertical odd, both odd.
+        Mirroring the
         picture complements the second and the fourth word, turning it upside-down the third and the fourth.
     """
-    halves = _even_then_odd()[codes].reshape(len(codes), 16, 2)  # (codes, vertical frequency, byte of 8 horizontal ones)
+    halves = _even_then_odd()[codes].reshape(
+        len(codes), 16, 2
+    )  # (codes, vertical frequency, byte of 8 horizontal ones)
     left, right = halves[..., 0], halves[..., 1]
     even, odd = (left & 0xF0) | (right >> 4), (left << 4) | (right & 0x0F)
     words = np.stack([even[:, 0::2], odd[:, 0::2], even[:, 1::2], odd[:, 1::2]], axis=1)
@@ -153,5 +157,5 @@ def _search_block(index: HammingIndex, queries: Words) -> Ints:
 
 def distances(one: Codes, other: Codes) -> Ints:
     """Gives the number of differing bits over the last axis, which has 32 bytes."""
-    return np.bitwise_count(one ^ other).sum(axis=-1, dtype=np.int64)
-
+    counts: Ints = np.bitwise_count(one ^ other).sum(axis=-1, dtype=np.int64)
+    return counts

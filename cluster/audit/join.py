@@ -1,6 +1,5 @@
-"""Exact Hamming join of 256-bit codes under all flips and turns, and its reduction to one best match a pair of pictures."""
+"""Exact Hamming join of 256-bit codes under all flips and turns, with one best match for each pair of pictures."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,11 +138,12 @@ def candidates(upstream: pa.Table, downstream: pa.Table | DownstreamIndex, radiu
     return table.sort_by([(name, "ascending") for name in ADDRESS_COLUMNS])
 
 
-def cap_hubs(pairs: pa.Table, most: int) -> tuple[pa.Table, Mapping[tuple[int, int], int]]:
+def cap_hubs(pairs: pa.Table, most: int) -> tuple[pa.Table, dict[tuple[int, int], int]]:
     """Keeps the `most` closest upstream matches of each downstream picture.
 
     Returns:
-        The kept pairs, by downstream address and then by distance, and the number of matches of each picture that had more.
+        The kept pairs, by downstream address and then by distance, and the number of matches of each picture
+        that had more.
     """
     names = ("down_shard", "down_row", "distance", "up_shard", "up_row")
     ordered = pairs.sort_by([(name, "ascending") for name in names])

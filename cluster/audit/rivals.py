@@ -46,7 +46,8 @@ def _sides(row: dict[str, Any]) -> list[tuple[str, int, int]]:
 
 
 def _settled(row: dict[str, Any], best_correlation: float) -> str:
-    is_weak = row["evidence"] == Evidence.NEAR and row["distance"] > STRONG_BITS
+    is_strong = row["distance"] is not None and row["distance"] <= STRONG_BITS
+    is_weak = row["evidence"] in (Evidence.NEAR, Evidence.EMBEDDED) and not is_strong
     residual, best_residual = 1.0 - row["correlation"], 1.0 - best_correlation
     beaten = residual > _RESIDUAL_RATIO * best_residual and residual > best_residual
     plain = row["quality"] < _WEAK_QUALITY_FROM

@@ -28,11 +28,11 @@ def find_pairs(config: AuditConfig, sides: Sides, job: AuditJob) -> Found:
     check_comparable(upstream, downstream)
     for shard in range(len(downstream.shards)):
         check_tar(downstream, shard)
-    matches, shards = join_shards(config, sides, job)
+    matches, shards, unread = join_shards(config, sides, job)
     kept, hubs, num_candidates = cap_matches(matches, config.most_matches)
-    pairs, unread = compare(kept, sides, job)
+    pairs, more = compare(kept, config.radius, sides, job)
     order = [(name, "ascending") for name in CANDIDATE_SCHEMA.names[:4]]
-    unchecked = [*_rejected("downstream", downstream), *_rejected("upstream", upstream), *_lost(shards), *unread]
+    unchecked = [*_rejected("downstream", downstream), *_rejected("upstream", upstream), *_lost(shards), *unread, *more]
     return Found(
         pairs=settle_rivals(pairs.sort_by(order)),
         hubs=hubs,

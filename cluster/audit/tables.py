@@ -35,6 +35,7 @@ SHARD_STATE_SCHEMA = pa.schema(
     [("shard", pa.int32()), ("path", pa.string()), ("blake3", pa.string()), ("num_samples", pa.int64()),
      ("state", pa.string()), ("num_candidates", pa.int64()), ("detail", pa.string())]
 )  # fmt: skip
+UNREADABLE = "unreadable"
 STATES = ("duplicate", "very similar", "clean", "unchecked")
 
 
@@ -96,6 +97,12 @@ class AuditTables:
     refused: pa.Table
     downstream: pa.Table
     canaries: pa.Table
+
+
+def unread_row(side: str, shard: int, row: int, detail: str) -> dict[str, Any]:
+    """Gives a row of UNCHECKED_SCHEMA for a picture that is in the set and cannot be read."""
+    return {"side": side, "shard": shard, "row": row, "source": None, "num_samples": 1, "reason": UNREADABLE,
+            "detail": detail}  # fmt: skip
 
 
 def split_refused(pairs: pa.Table) -> tuple[pa.Table, pa.Table]:

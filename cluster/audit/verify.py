@@ -1,25 +1,19 @@
-"""Whether two pictures that hash alike are the same picture: aligned correlation, then one rule."""
+"""Whether two pictures that a search put together are the same: by bytes, by pixels, or one laid over the other.
+
+Pictures are compared in an order of their own, so the verdict on A and B is that on B and A.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
-from pipeline.fingerprint import apply_dihedral
+from cluster.audit.align import Agreement, align
 from pipeline.image import Pixels
 
-_SIDE = 48  # pixels; ciFAIR's duplicates were told apart at this size (spec dedup 3.3)
-_DUPLICATE_FROM = 0.90  # correlation; finds 91 % of ciFAIR's labelled near-duplicates
-_SIMILAR_FROM = 0.75
 # Below this gradient score a code says little: a plain sky of CIFAR-10 scores 6, an ellipse on white 18. Of CIFAR-10
 # 2.2 % are below, of six other sets of real pictures 0 to 0.2 %.
 MIN_QUALITY = 20
-# Share of the side that a trial crop keeps; with five positions each, in both directions.
-_CROPS = (0.95, 0.90)
-
-Grey = npt.NDArray[np.float32]
 
 
 class Evidence(StrEnum):
@@ -28,13 +22,14 @@ class Evidence(StrEnum):
     SAME_BYTES = "same bytes"
     SAME_PIXELS = "same pixels"
     NEAR = "near-duplicate"
+    EMBEDDED = "verified embedding"
     SIMILAR = "very similar"
     REJECTED = "rejected"
 
     @property
     def is_duplicate(self) -> bool:
         """Whether it counts as a duplicate in the accuracy table."""
-        return self in (Evidence.SAME_BYTES, Evidence.SAME_PIXELS, Evidence.NEAR)
+        return self not in (Evidence.SIMILAR, Evidence.REJECTED)
 
 
 @dataclass(frozen=True)
@@ -43,15 +38,17 @@ class Verdict:
 
     Attributes:
         evidence: The class of the pair.
-        correlation: Best aligned correlation of the grey pictures, -1..1.
+        correlation: Of the grey pictures where they overlap, -1..1, 4 digits; 1 for equal pixels.
+        agreement: All measures of the overlap; None for equal bytes or pixels.
     """
 
     evidence: Evidence
     correlation: float
+    agreement: Agreement | None
 
 
 def verify_pair(
-    up_bytes: bytes, down_bytes: bytes, up: Pixels, down: Pixels, element: int, min_quality: int
+    up_bytes: bytes, down_bytes: bytes, up: Pixels, down: Pixels, min_quality: int, *, hashed: bool = True
 ) -> Verdict:
     """Compares two pictures.
 
@@ -60,55 +57,23 @@ def verify_pair(
         down_bytes: Encoded downstream picture.
         up: Its pixels.
         down: Its pixels.
-        element: Flip or turn of fingerprint.DIHEDRAL to apply to the downstream picture.
         min_quality: Lower of the two quality scores.
+        hashed: Whether the hashes put them together; otherwise an embedding did, which asks for more.
     """
-    correlation = aligned_correlation(up, np.ascontiguousarray(apply_dihedral(down, element)))
-    same_pixels = up.shape == down.shape and bool(np.array_equal(up, down))
-    return Verdict(judge(up_bytes == down_bytes, same_pixels, min_quality, correlation), correlation)
+    if up_bytes == down_bytes:
+        return Verdict(Evidence.SAME_BYTES, 1.0, None)
+    if up.shape == down.shape and np.array_equal(up, down):
+        return Verdict(Evidence.SAME_PIXELS, 1.0, None)
+    if min_quality < MIN_QUALITY:
+        return Verdict(Evidence.REJECTED, 0.0, None)
+    first, second = sorted((up, down), key=lambda pixels: (pixels.shape, pixels.tobytes()))
+    agreement = align(first, second)
+    return Verdict(judge(agreement, hashed=hashed), round(agreement.correlation, 4), agreement)
 
 
-def judge(same_bytes: bool, same_pixels: bool, min_quality: int, correlation: float) -> Evidence:
-    """Gives the class of a pair. Flat pictures count only when they are identical."""
-    if same_bytes:
-        return Evidence.SAME_BYTES
-    if same_pixels:
-        return Evidence.SAME_PIXELS
-    if min_quality < MIN_QUALITY or correlation < _SIMILAR_FROM:
-        return Evidence.REJECTED
-    return Evidence.NEAR if correlation >= _DUPLICATE_FROM else Evidence.SIMILAR
-
-
-def aligned_correlation(up: Pixels, down: Pixels) -> float:
-    """Gives the best correlation of the grey pictures over small crops of either, rounded to 4 digits."""
-    whole_up, whole_down = _grey(up, None), _grey(down, None)
-    best = _correlation(whole_up, whole_down)
-    for box in _boxes():
-        best = max(best, _correlation(_grey(up, box), whole_down), _correlation(whole_up, _grey(down, box)))
-    return round(float(best), 4)
-
-
-@lru_cache
-def _boxes() -> tuple[tuple[float, float, float, float], ...]:
-    """Crops as shares of width and height: centre and corners at each size."""
-    boxes = []
-    for kept in _CROPS:
-        spare = 1.0 - kept
-        for x, y in ((0.5, 0.5), (0, 0), (1, 0), (0, 1), (1, 1)):
-            boxes.append((x * spare, y * spare, x * spare + kept, y * spare + kept))
-    return tuple(boxes)
-
-
-def _grey(pixels: Pixels, box: tuple[float, float, float, float] | None) -> Grey:
-    from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
-
-    image = Image.fromarray(pixels).convert("L")
-    width, height = image.size
-    area = None if box is None else (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
-    return np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, box=area), np.float32)
-
-
-def _correlation(one: Grey, other: Grey) -> float:
-    one, other = one - one.mean(), other - other.mean()
-    scale = float(np.sqrt((one * one).sum() * (other * other).sum()))
-    return float((one * other).sum()) / scale if scale > 0 else 0.0
+def judge(agreement: Agreement, *, hashed: bool) -> Evidence:
+    """Gives the class of a pair of different pictures with texture."""
+    plain = agreement.detail < 0.45 and agreement.whole < 0.95
+    if agreement.correlation >= 0.9 and agreement.local >= 0.6 and not plain:
+        return Evidence.NEAR if hashed else Evidence.EMBEDDED
+    return Evidence.SIMILAR if agreement.correlation >= 0.75 else Evidence.REJECTED

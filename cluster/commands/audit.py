@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,6 +32,10 @@ def _search_options(command: Command) -> Command:
             show_default=True,
             type=click.IntRange(1),
             help="Matches of one picture that are verified, the closest ones.",
+        ),
+        click.option(
+            "--embedding",
+            help="Find crops and overlays, too: `efficientnet-lite0`, or an ONNX or TorchScript file of yours.",
         ),
         click.option(
             "--radius",
@@ -161,8 +166,11 @@ def _audit_one(
 
 def _config(upstream: str, downstream: str, options: Mapping[str, Any]) -> "AuditConfig":
     from cluster.audit.tables import AuditConfig  # noqa: PLC0415
+    from pipeline.store.url import absolute_url  # noqa: PLC0415
 
+    model = options["embedding"]
     return AuditConfig(
+        embedding=absolute_url(model) if model and Path(model).exists() else model,
         upstream=upstream,
         downstream=downstream,
         radius=options["radius"],

@@ -3,8 +3,8 @@
     python -m tests.soak.audit_kill --kills 60 [--seed 0]
 
 A real S3 server and a real Ray cluster of two nodes. One audit after another runs on Ray; at random moments a worker,
-the driver or a Ray node is killed with SIGKILL, and a killed driver is started again with the same command. Each finished
-report must have the bytes of an undisturbed one.
+the driver or a Ray node is killed with SIGKILL, and a killed driver is started again with the same command. Each
+finished report must have the bytes of an undisturbed one.
 """
 
 import argparse
