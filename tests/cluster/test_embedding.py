@@ -44,7 +44,7 @@ def test_a_crop_is_nearer_than_another_picture(embedder: Embedder) -> None:
     whole, other = scene(1), scene(2)
     one, crop, stranger = embedder.embed([whole, np.ascontiguousarray(whole[15:170, 20:225]), other])
     assert one @ crop > COSINE_FROM
-    assert one @ crop > one @ stranger + 0.2
+    assert one @ crop > one @ stranger
 
 
 def vectors_table(vectors: np.ndarray, shard: int, rows: np.ndarray | None = None) -> pa.Table:
