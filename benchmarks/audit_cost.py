@@ -10,6 +10,7 @@ import statistics
 import tarfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +51,7 @@ def time_parts(images: list[bytes]) -> None:
     """Prints what each part takes a picture or a pair."""
     pixels = [decode(data) for data in images]
     print(f"  {len(images)} pictures, median longer side {np.median([max(each.shape) for each in pixels]):.0f} px")
-    embedder, pairs = load(), list(zip(pixels[:_PAIRS], pixels[1 : _PAIRS + 1], strict=True))
+    embedder, pairs = load(), list(pairwise(pixels[: _PAIRS + 1]))
     parts: dict[str, tuple[Callable[[], object], int]] = {
         "code and quality": (lambda: [fingerprint_of_image(data) for data in images], len(images)),
         "digest of pixels": (lambda: [pixel_digest(data) for data in images], len(images)),

@@ -17,7 +17,8 @@ from pipeline.errors import ConfigError, CorruptShard, NotFound
 from pipeline.store.base import put
 from pipeline.store.url import open_store
 from tests.cluster.audits import LEAKS, contents, here, leaky_sets
-from tests.conftest import class_folders, jpeg, pack, run_cli
+from tests.conftest import BUCKET, class_folders, jpeg, pack, run_cli, running_stack
+from tests.soak.audit_kill import soak
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +180,13 @@ def test_flat_and_look_alike_pictures_are_not_called_duplicates(tmp_path: Path) 
     tables = found_by(config, tmp_path / "work")
     assert "duplicate" not in tables.downstream["state"].to_pylist()
     assert "unchecked" in tables.downstream["state"].to_pylist()
+
+
+@pytest.mark.timeout(300)
+def test_kills_of_workers_drivers_and_nodes_leave_the_same_report(tmp_path: Path) -> None:
+    """A short form of the soak, on a cluster of its own, since what it kills is not what was started."""
+    leaky_sets(tmp_path)
+    with running_stack(tmp_path / "stack", [1, 1]) as stack:
+        outcome = soak(stack, tmp_path, num_kills=2, seed=1, bucket=BUCKET)
+        assert sum(outcome.kills.values()) == 2
+        assert outcome.num_datasets >= 1
