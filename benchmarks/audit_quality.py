@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 from transforms import TRANSFORMS, copy_of
@@ -153,7 +154,7 @@ def verify_chunk(task: tuple[str, Path, int, pa.Table]) -> int:
         transform, name, data = images[pair["up_row"]]
         down = downs[pair["down_row"]]
         quality = min(fingerprint(decode(data))[1], fingerprint(decode(down))[1])
-        verdict = verify_pair(data, down, decode(data), decode(down), quality, hashed=pair["distance"] is not None)
+        verdict = verify_pair(data, down, decode(data), decode(down), min_quality=quality, distance=pair["distance"])
         measured = vars(verdict.agreement) if verdict.agreement else {}
         rows.append(
             pair
@@ -190,7 +191,7 @@ def judged(row: dict[str, object]) -> str:
     if row["quality"] < MIN_QUALITY or row["local"] is None:
         return str(row["evidence"])
     agreement = Agreement(**{field: row[field] for field in Agreement.__dataclass_fields__})
-    return str(judge(agreement, hashed=row["distance"] is not None))
+    return str(judge(agreement, row["distance"]))
 
 
 def table(scratch: Path, down: pa.Table, num_originals: int, chunks: range) -> None:
@@ -205,7 +206,14 @@ def table(scratch: Path, down: pa.Table, num_originals: int, chunks: range) -> N
     pairs = pairs.set_column(
         pairs.schema.get_field_index("evidence"), "evidence", pa.array([judged(row) for row in rows])
     )
-    rows = settle_rivals(pairs).to_pylist()
+    correlation = pc.fill_null(pairs["correlation"], 0.0)  # of refused flat pictures
+    pairs = pairs.set_column(pairs.schema.get_field_index("correlation"), "correlation", correlation)
+    # Each transform is an upstream set of its own: its copies have no rivals among those of the others.
+    rows = [
+        row
+        for transform in ("", *TRANSFORMS)
+        for row in settle_rivals(pairs.filter(pc.equal(pairs["transform"], transform))).to_pylist()
+    ]
     names = down["name"].to_pylist()
     found: dict[str, dict[str, bool]] = {transform: {} for transform in TRANSFORMS}
     false = []
@@ -273,7 +281,7 @@ def main() -> None:
                 )
                 tasks.append((given.data, given.scratch, number, both))
             print(sum(task[3].num_rows for task in tasks), "pairs", flush=True)
-            for number in pool.imap_unordered(verify_chunk, tasks):
+            for number in pool.imap_unordered(verify_chunk, tasks[::-1]):
                 print("verified", number, flush=True)
             return
     table(given.scratch, down, len(originals), chunks)

@@ -136,7 +136,14 @@ def _verify(upstream: Dataset, downstream: Dataset, pairs: pa.Table) -> pa.Table
         up, down = Address(pair["up_shard"], pair["up_row"]), Address(pair["down_shard"], pair["down_row"])
         up_bytes, down_bytes = upstream.read_image(up), downstream.read_image(down)
         quality = min(upstream.sample(up)["quality"], downstream.sample(down)["quality"])
-        verdict = verify_pair(up_bytes, down_bytes, decode(up_bytes), decode(down_bytes), quality)
+        verdict = verify_pair(
+            up_bytes,
+            down_bytes,
+            decode(up_bytes),
+            decode(down_bytes),
+            min_quality=quality,
+            distance=pair["distance"],
+        )
         rows.append(pair | {"quality": quality, "correlation": verdict.correlation, "evidence": str(verdict.evidence)})
     return pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
 
@@ -164,7 +171,14 @@ def _measure_canaries(canaries: list[Canary], downstream: Dataset, index: pa.Tab
         if down == canary.origin:
             original = downstream.read_image(down)
             quality = min(qualities[pair["up_row"]], downstream.sample(down)["quality"])
-            verdict = verify_pair(canary.image, original, decode(canary.image), decode(original), quality)
+            verdict = verify_pair(
+                canary.image,
+                original,
+                decode(canary.image),
+                decode(original),
+                min_quality=quality,
+                distance=pair["distance"],
+            )
             best[pair["up_row"]] = {
                 "found": verdict.evidence.is_duplicate,
                 "distance": pair["distance"],
