@@ -66,7 +66,7 @@ class Verdict:
 
 
 def verify_pair(
-    up_bytes: bytes, down_bytes: bytes, up: Pixels, down: Pixels, *, min_quality: int, distance: int | None
+    up_bytes: bytes, down_bytes: bytes, up: Pixels, down: Pixels, min_quality: int, *, distance: int | None
 ) -> Verdict:
     """Compares two pictures.
 
