@@ -15,9 +15,11 @@ import multiprocessing
 import tarfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 from transforms import TRANSFORMS, copy_of
@@ -153,7 +155,7 @@ def verify_chunk(task: tuple[str, Path, int, pa.Table]) -> int:
         transform, name, data = images[pair["up_row"]]
         down = downs[pair["down_row"]]
         quality = min(fingerprint(decode(data))[1], fingerprint(decode(down))[1])
-        verdict = verify_pair(data, down, decode(data), decode(down), quality, hashed=pair["distance"] is not None)
+        verdict = verify_pair(data, down, decode(data), decode(down), min_quality=quality, distance=pair["distance"])
         measured = vars(verdict.agreement) if verdict.agreement else {}
         rows.append(
             pair
@@ -190,61 +192,61 @@ def judged(row: dict[str, object]) -> str:
     if row["quality"] < MIN_QUALITY or row["local"] is None:
         return str(row["evidence"])
     agreement = Agreement(**{field: row[field] for field in Agreement.__dataclass_fields__})
-    return str(judge(agreement, hashed=row["distance"] is not None))
+    return str(judge(agreement, row["distance"]))
 
 
 def table(scratch: Path, down: pa.Table, num_originals: int, chunks: range) -> None:
-    """Prints recall by transform, and every accepted pair of different pictures."""
-    parts = [
-        pq.read_table(scratch / f"pairs-{n:03d}.parquet")
-        for n in chunks
-        if (scratch / f"pairs-{n:03d}.parquet").exists()
+    """Prints recall by transform, what look-alikes reach, and every accepted pair of different pictures."""
+    pairs = pa.concat_tables([pq.read_table(path) for path in sorted(scratch.glob("pairs-*.parquet"))])
+    evidence = pa.array([judged(row) for row in pairs.to_pylist()])
+    pairs = pairs.set_column(pairs.schema.get_field_index("evidence"), "evidence", evidence)
+    correlation = pc.fill_null(pairs["correlation"], 0.0)  # of refused flat pictures
+    pairs = pairs.set_column(pairs.schema.get_field_index("correlation"), "correlation", correlation)
+    # Each transform is an upstream set of its own: its copies have no rivals among those of the others.
+    rows = [
+        row
+        for transform in ("", *TRANSFORMS)
+        for row in settle_rivals(pairs.filter(pc.equal(pairs["transform"], transform))).to_pylist()
     ]
-    pairs = pa.concat_tables(parts)
-    rows = pairs.to_pylist()
-    pairs = pairs.set_column(
-        pairs.schema.get_field_index("evidence"), "evidence", pa.array([judged(row) for row in rows])
-    )
-    rows = settle_rivals(pairs).to_pylist()
     names = down["name"].to_pylist()
-    found: dict[str, dict[str, bool]] = {transform: {} for transform in TRANSFORMS}
-    false = []
+    copies: dict[str, list[dict[str, Any]]] = {transform: [] for transform in TRANSFORMS}
+    others = []
     for row in rows:
-        original, accepted = names[row["down_row"]], Evidence(row["evidence"]).is_duplicate
-        row["original"] = original
-        if row["transform"] and original == row["name"]:
-            found[row["transform"]][original] = found[row["transform"]].get(original, False) or accepted
-            found[row["transform"]][original + " by hash"] = accepted and row["distance"] is not None
-        elif accepted and original != row["name"]:
-            false.append(row)
-    originals_done = (
-        sum(1 for n in chunks if (scratch / f"pairs-{n:03d}.parquet").exists() and n * CHUNK < num_originals) * CHUNK
-    )
-    num_up = sum(pq.read_metadata(scratch / f"up-{n:03d}.parquet").num_rows for n in chunks)
-    print(f"{originals_done} originals, {num_up * num_originals - len(TRANSFORMS) * num_originals:,} negative pairs")
-    print("| transform | found % | of these by the hash % |\n| --- | --- | --- |")
-    shares = []
-    for transform, own in found.items():
-        both = [
-            sum(own[key] for key in own if key.endswith(" by hash") == by_hash) / originals_done
-            for by_hash in (False, True)
-        ]
-        shares.append(both)
-        print(f"| {transform} | {100 * both[0]:.1f} | {100 * both[1]:.1f} |")
-    print(f"| **mean** | **{100 * np.mean(shares, axis=0)[0]:.2f}** | {100 * np.mean(shares, axis=0)[1]:.2f} |")
-    print(
-        f"{len(false)} accepted pairs of different pictures, "
-        f"{len({(row['name'], row['original']) for row in false})} apart from their transforms"
-    )
-    pq.write_table(pa.Table.from_pylist(false), scratch / "false.parquet")
-    for row in sorted(false, key=lambda row: -row["local"])[:200]:
-        print(
-            {
-                key: round(value, 3) if isinstance(value, float) else value
-                for key, value in row.items()
-                if not key.endswith(("shard", "row"))
-            }
-        )
+        row["original"] = names[row["down_row"]]
+        if row["original"] != row["name"]:
+            others.append(row)
+        elif row["transform"]:
+            copies[row["transform"]].append(row)
+    done = [n for n in chunks if (scratch / f"pairs-{n:03d}.parquet").exists()]
+    num_done = CHUNK * sum(n * CHUNK < num_originals for n in done)
+    num_up = sum(pq.read_metadata(scratch / f"up-{n:03d}.parquet").num_rows for n in done)
+    print(f"copies of {num_done} originals; {num_up * num_originals - num_done * len(TRANSFORMS):,} negative pairs")
+    print("| transform | found % | candidate of the hash % | of the embedding % | of either % |")
+    print("| --- | --- | --- | --- | --- |")
+    shares = np.array([_shares(own, num_done) for own in copies.values()])
+    for transform, share in zip(copies, shares, strict=True):
+        print(f"| {transform} | " + " | ".join(f"{100 * each:.1f}" for each in share) + " |")
+    print("| **mean** | " + " | ".join(f"**{100 * each:.2f}**" for each in shares.mean(axis=0)) + " |")
+    compared = [row for row in others if row["local"] is not None]
+    print(f"{len(others):,} candidates of different pictures, {len(compared):,} with texture:")
+    for measure in ("local", "whole", "share", "correlation", "inliers"):
+        reached = np.percentile([row[measure] for row in compared], (50, 90, 99, 99.9, 100))
+        print(f"{measure}: " + ", ".join(f"{each:.3f}" for each in reached) + " (50, 90, 99, 99.9, 100 %)")
+    accepted = [row for row in others if Evidence(row["evidence"]).is_duplicate]
+    print(f"{len(accepted)} accepted pairs of different pictures")
+    for row in sorted(accepted, key=lambda row: -row["local"]):
+        print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
+
+
+def _shares(own: list[dict[str, Any]], num_done: int) -> list[float]:
+    """Gives the shares of found copies and of candidates by hash, embedding, either."""
+    counts = [
+        sum(Evidence(row["evidence"]).is_duplicate for row in own),
+        sum(row["distance"] is not None for row in own),
+        sum(row["cosine"] is not None for row in own),
+        len(own),
+    ]
+    return [count / num_done for count in counts]
 
 
 def main() -> None:
@@ -273,7 +275,7 @@ def main() -> None:
                 )
                 tasks.append((given.data, given.scratch, number, both))
             print(sum(task[3].num_rows for task in tasks), "pairs", flush=True)
-            for number in pool.imap_unordered(verify_chunk, tasks):
+            for number in pool.imap_unordered(verify_chunk, tasks[::-1]):
                 print("verified", number, flush=True)
             return
     table(given.scratch, down, len(originals), chunks)

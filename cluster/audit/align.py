@@ -23,7 +23,9 @@ _WINDOW = 13  # pixels of the canvas
 _FEATURES_FROM_SIDE = 90  # of the shorter side, pixels
 _SCALES = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6)  # of crops that are tried without features
 _NUM_TURNS = 2
-_NUM_FEATURES = 500
+_NUM_FEATURES = 400
+_CONTRAST = 0.02  # half of OpenCV's: features of faint texture, too
+_CELLS = 32  # of the longer side: matches within one count once
 _RATIO = 0.8  # of the two nearest descriptors (Lowe 2004)
 _REPROJECTION_PX = 4.0
 _MIN_INLIERS = 8
@@ -130,7 +132,7 @@ def _maps(first: Grey, second: Grey) -> Iterator[tuple[Affine, Grey, int]]:
     if min(*first.shape, *second.shape) >= _FEATURES_FROM_SIDE:
         own = _features(first)
         for turned in (second, np.ascontiguousarray(second[:, ::-1])):
-            affine, inliers = _matched(own, _features(turned))
+            affine, inliers = _matched(own, _features(turned), max(first.shape))
             if affine is not None:
                 yield affine, turned, inliers
 
@@ -154,11 +156,13 @@ def _by_crops(small: Grey, turned: Grey) -> tuple[float, Affine]:
 
 
 def _features(grey: Grey) -> tuple[Any, Any]:
-    found: tuple[Any, Any] = _cv2().SIFT_create(_NUM_FEATURES).detectAndCompute(grey.astype(np.uint8), None)
+    found: tuple[Any, Any] = (
+        _cv2().SIFT_create(_NUM_FEATURES, contrastThreshold=_CONTRAST).detectAndCompute(grey.astype(np.uint8), None)
+    )
     return found
 
 
-def _matched(own: tuple[Any, Any], others: tuple[Any, Any]) -> tuple[Affine | None, int]:
+def _matched(own: tuple[Any, Any], others: tuple[Any, Any], longer: int) -> tuple[Affine | None, int]:
     cv2 = _cv2()
     (points, words), (other_points, other_words) = own, others
     if words is None or other_words is None or min(len(words), len(other_words)) < _MIN_INLIERS:
@@ -174,7 +178,7 @@ def _matched(own: tuple[Any, Any], others: tuple[Any, Any]) -> tuple[Affine | No
     if affine is None or not 0.01 < abs(np.linalg.det(affine[:, :2])) < 100:
         return None, 0
     # Points that lie on each other, such as a watermark's, count once.
-    cells = np.unique(np.round(source[inside.ravel() > 0] / 8).astype(int), axis=0)
+    cells = np.unique(np.floor(source[inside.ravel() > 0] * (_CELLS / longer)).astype(int), axis=0)
     return (affine.astype(np.float32), len(cells)) if len(cells) >= _MIN_INLIERS else (None, 0)
 
 

@@ -100,12 +100,15 @@ def _checked(task: VerifyTask) -> pa.Table:
         quality = min(upstream.sample(up)["quality"], downstream.sample(down)["quality"])
         row = {"up_row": up_row, "down_shard": down_shard, "down_row": down_row, "distance": distance,
                "element": element, "quality": quality}  # fmt: skip
-        rows.append(row | _verdict(upstream, downstream, up, down, row["quality"], hashed=distance <= task.radius))
+        rows.append(
+            row
+            | _verdict(upstream, downstream, up, down, row["quality"], distance if distance <= task.radius else None)
+        )
     return pa.Table.from_pylist(rows, schema=_CHECKED_SCHEMA)
 
 
 def _verdict(
-    upstream: Dataset, downstream: Dataset, up: Address, down: Address, quality: int, *, hashed: bool
+    upstream: Dataset, downstream: Dataset, up: Address, down: Address, quality: int, distance: int | None
 ) -> dict[str, Any]:
     up_bytes, down_bytes = read_picture(upstream, up), read_picture(downstream, down)
     pixels = []
@@ -114,5 +117,5 @@ def _verdict(
             pixels.append(decode(data))
         except BadImage as error:
             return {"correlation": None, "evidence": UNREADABLE, "side": side, "detail": str(error)}
-    verdict = verify_pair(up_bytes, down_bytes, pixels[0], pixels[1], quality, hashed=hashed)
+    verdict = verify_pair(up_bytes, down_bytes, pixels[0], pixels[1], quality, distance=distance)
     return {"correlation": verdict.correlation, "evidence": str(verdict.evidence), "side": None, "detail": None}

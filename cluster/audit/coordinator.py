@@ -84,7 +84,7 @@ def _measure_canaries(sides: Sides, config: AuditConfig, job: AuditJob) -> pa.Ta
         if number in hashed or _embedded_alike(config.embedding, pictures[number], decode(original)):
             quality = min(prints[number][1], sides.downstream.sample(canary.origin)["quality"])
             verdict = verify_pair(
-                canary.image, original, pictures[number], decode(original), quality, hashed=number in hashed
+                canary.image, original, pictures[number], decode(original), quality, distance=hashed.get(number)
             )
             row |= {"found": verdict.evidence.is_duplicate, "correlation": verdict.correlation}
         table.append(row)

@@ -131,12 +131,12 @@ def search(index: HammingIndex, queries: Words) -> tuple[Ints, Ints]:
     Returns:
         (query, code of the index), each of shape (pairs,), each pair once, by query and then by code.
     """
-    found = [np.zeros((0, 2), np.int64)]
+    found = [np.zeros(0, np.int64)]
     for start in range(0, len(queries), _QUERIES_PER_CALL):
-        part = np.unique(_search_block(index, np.ascontiguousarray(queries[start : start + _QUERIES_PER_CALL])), axis=0)
-        found.append(part + np.array([start, 0]))
-    pairs = np.concatenate(found)
-    return pairs[:, 0], pairs[:, 1]
+        pairs = _search_block(index, np.ascontiguousarray(queries[start : start + _QUERIES_PER_CALL]))
+        found.append(np.unique((pairs[:, 0] + start) * index.num_codes + pairs[:, 1]))
+    query, code = np.divmod(np.concatenate(found), max(index.num_codes, 1))
+    return query, code
 
 
 def _search_block(index: HammingIndex, queries: Words) -> Ints:

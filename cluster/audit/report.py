@@ -143,8 +143,7 @@ def audit_section(summary: Mapping[str, Any], gallery: Sequence[Mapping[str, Any
         marks=summary["radii"],
     )  # fmt: skip
     by_correlation = layered_histogram(
-        _layers(summary["bars"]["correlation"]), 0.02, "Compared pairs by correlation", "aligned correlation",
-        marks=(0.75, 0.9, 0.95),
+        _layers(summary["bars"]["correlation"]), 0.02, "Compared pairs by correlation", "aligned correlation"
     )  # fmt: skip
     return {"summary": summary, "config": config, "gallery": gallery, "charts": [by_distance, by_correlation],
             "folder": folder}  # fmt: skip

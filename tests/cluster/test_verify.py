@@ -28,7 +28,7 @@ def scene(seed: int, width: int = 240, height: int = 180) -> Pixels:
 
 
 def verdict(one: Pixels, other: Pixels, quality: int = 90) -> Verdict:
-    return verify_pair(b"a", b"b", one, other, quality)
+    return verify_pair(b"a", b"b", one, other, min_quality=quality, distance=50)
 
 
 ALTERED = {
@@ -83,13 +83,13 @@ def test_flat_pictures_count_only_when_equal() -> None:
     flat = np.full((50, 60, 3), 128, np.uint8)
     assert verdict(flat, flat + 1, quality=0).evidence == Evidence.REJECTED
     assert verdict(flat, flat.copy(), quality=0).evidence == Evidence.SAME_PIXELS
-    assert verify_pair(b"a", b"a", flat, flat, 0).evidence == Evidence.SAME_BYTES
+    assert verify_pair(b"a", b"a", flat, flat, min_quality=0, distance=0).evidence == Evidence.SAME_BYTES
 
 
 def test_pairs_of_an_embedding_are_called_so() -> None:
     pixels = scene(5)
     crop = np.ascontiguousarray(pixels[:120, :160])
-    assert verify_pair(b"a", b"b", crop, pixels, 90, hashed=False).evidence == Evidence.EMBEDDED
+    assert verify_pair(b"a", b"b", crop, pixels, min_quality=90, distance=None).evidence == Evidence.EMBEDDED
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 300), (300, 9), (1, 1)])
