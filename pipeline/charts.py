@@ -157,7 +157,7 @@ def layered_histogram(
         return Markup("")
     totals = [sum(layer.counts.get(edge, 0) for layer in layers) for edge in edges]
     low = min(0.0, edges[0])
-    frame = _Frame(low, max(edges[-1] + bar_width, *marks), 0.0, max(totals) * 1.15)
+    frame = _Frame(low, max([edges[-1] + bar_width, *marks]), 0.0, max(totals) * 1.15)
     parts = _axes(frame, x_label, "pairs")
     for edge in edges:
         below = 0
