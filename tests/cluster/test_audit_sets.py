@@ -3,14 +3,17 @@
 import os
 import shutil
 import signal
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, ImageDraw
 
 from cluster.audit.coordinator import audit, sides_of
 from cluster.audit.fingerprints import fingerprint_set
@@ -110,9 +113,6 @@ def test_a_damaged_tar_stops_with_its_name(tars: Path, tmp_path: Path) -> None:
 
 
 def test_equal_pixels_count_even_where_pictures_are_too_flat_to_tell(tmp_path: Path) -> None:
-    import numpy as np  # noqa: PLC0415
-    from PIL import Image  # noqa: PLC0415
-
     flat = Image.fromarray(np.full((40, 60, 3), 90, np.uint8))
     for side, compression in (("up", 1), ("down", 9)):
         (tmp_path / side / "x").mkdir(parents=True)
@@ -127,8 +127,6 @@ def test_equal_pixels_count_even_where_pictures_are_too_flat_to_tell(tmp_path: P
 
 
 def with_tar(picture: Path, tar: Path) -> None:
-    import tarfile  # noqa: PLC0415
-
     with tarfile.open(tar, "w") as archive:
         archive.add(picture, picture.name)
 
@@ -198,3 +196,41 @@ def test_a_shard_that_kills_its_workers_is_quarantined_and_the_others_are_done()
 
 def record_into(events: list[str]) -> Callable[..., None]:
     return lambda event, **values: events.append(event)
+
+
+def test_a_crop_needs_the_embedding_and_a_new_test_set_embeds_nothing_upstream_again(tmp_path: Path) -> None:
+    down = class_folders(tmp_path / "down-in", classes=1, each=4, seed=500)
+    up = class_folders(tmp_path / "up-in", classes=1, each=4)
+    whole = Image.fromarray(scene())
+    whole.save(down / "class0" / "scene.png")
+    whole.crop((70, 50, 250, 190)).save(up / "class0" / "crop.png")
+    for name in ("up", "down"):
+        pack(tmp_path / f"{name}-in", str(tmp_path / name))
+    pack(class_folders(tmp_path / "other-in", classes=1, each=3, seed=900), str(tmp_path / "other"))
+    plain = AuditConfig(upstream=str(tmp_path / "up"), downstream=str(tmp_path / "down"), canaries_each=0)
+    assert "duplicate" not in states_of(plain, tmp_path / "work")
+    embedded = plain.model_copy(update={"embedding": "efficientnet-lite0", "most_matches": 2})
+    assert states_of(embedded, tmp_path / "work").count("duplicate") == 1
+    vectors = set(tmp_path.glob("work/vectors/*"))
+    states_of(embedded.model_copy(update={"downstream": str(tmp_path / "other")}), tmp_path / "work")
+    assert len(set(tmp_path.glob("work/vectors/*")) - vectors) == 1
+
+
+def states_of(config: AuditConfig, work: Path) -> list[str]:
+    states: list[str] = audit(config, sides_of(config), here(work)).downstream["state"].to_pylist()
+    return states
+
+
+def scene() -> np.ndarray:
+    """A picture with shapes and texture at many sizes, 320x240."""
+    generator = np.random.default_rng(4)
+    canvas = np.zeros((240, 320, 3))
+    for side in (4, 8, 16, 40):
+        coarse = generator.integers(0, 256, (side * 3 // 4, side, 3), dtype=np.uint8)
+        canvas += np.asarray(Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC)) / 4
+    image = Image.fromarray(canvas.astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    for _ in range(25):
+        x, y, size = generator.integers(0, 300), generator.integers(0, 220), generator.integers(8, 45)
+        draw.ellipse((x, y, x + size, y + size), fill=tuple(generator.integers(0, 256, 3).tolist()))
+    return np.asarray(image)
