@@ -35,8 +35,8 @@ _FEATURED_LOCAL_FROM = 0.88
 # UCI
 # digits by one hand reach 0.967 as they are and 0.973 aligned; different ellipses 0.998 aligned.
 _WHOLE_FROM = 0.975
-# Pictures of a few pixels lose detail when they are cut and resampled: one in four CIFAR-10 pictures cut to 85 % or more,
-# toned and compressed keeps less than 0.93, while of 1.25 M pairs of different ones none reaches 0.80.
+# Pictures of a few pixels lose detail when they are cut and resampled: one in four CIFAR-10 pictures cut to 85 % or
+# more, toned and compressed keeps less than 0.93, while of 1.25 M pairs of different ones none reaches 0.80.
 _SMALL_SIDE_PX = 40
 _SMALL_LOCAL_FROM, _SMALL_PLAIN_LOCAL_FROM = 0.88, 0.93
 _PERFECT_FROM = 0.98
