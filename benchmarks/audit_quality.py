@@ -191,13 +191,16 @@ def judged(row: dict[str, object]) -> str:
     """Gives the evidence by the rule as it is: the measures are kept, so a rule is tried without aligning again."""
     if row["quality"] < MIN_QUALITY or row["local"] is None:
         return str(row["evidence"])
-    agreement = Agreement(**{field: row[field] for field in Agreement.__dataclass_fields__})
+    measures = {field: row.get(field) for field in Agreement.__dataclass_fields__}
+    agreement = Agreement(**(measures | {"side_px": measures["side_px"] or 256}))
     return str(judge(agreement, row["distance"]))
 
 
 def table(scratch: Path, down: pa.Table, num_originals: int, chunks: range) -> None:
     """Prints recall by transform, what look-alikes reach, and every accepted pair of different pictures."""
-    pairs = pa.concat_tables([pq.read_table(path) for path in sorted(scratch.glob("pairs-*.parquet"))])
+    pairs = pa.concat_tables(
+        [pq.read_table(path) for path in sorted(scratch.glob("pairs-*.parquet"))], promote_options="default"
+    )
     evidence = pa.array([judged(row) for row in pairs.to_pylist()])
     pairs = pairs.set_column(pairs.schema.get_field_index("evidence"), "evidence", evidence)
     correlation = pc.fill_null(pairs["correlation"], 0.0)  # of refused flat pictures

@@ -60,6 +60,7 @@ class Agreement:
             white has 0.2 to 0.4, and fits any other ellipse.
         whole: `local` where one whole picture is laid on the other without any adjustment but size and turn.
         inliers: Feature matches that the map explains; 0 where it came without features.
+        side_px: Shortest side of the two pictures as they are, pixels.
     """
 
     local: float
@@ -69,9 +70,10 @@ class Agreement:
     detail: float
     whole: float
     inliers: int
+    side_px: int
 
 
-_NONE = Agreement(-1.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0)
+_NONE = Agreement(-1.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0, 0)
 
 
 def align(one: Pixels, other: Pixels) -> Agreement:
@@ -95,7 +97,8 @@ def align(one: Pixels, other: Pixels) -> Agreement:
     best = max(found)
     # A map from features that does as well is the same one, and its features count.
     inliers = max(each.inliers for each in found if each.local >= best.local - _SAME)
-    return replace(best, whole=-1.0 if whole is None else whole, inliers=inliers)
+    side_px = min(*one.shape[:2], *other.shape[:2])
+    return replace(best, whole=-1.0 if whole is None else whole, inliers=inliers, side_px=side_px)
 
 
 def _cv2() -> Any:
@@ -228,7 +231,7 @@ def _measure(first: Grey, turned: Grey, affine: Affine, inliers: int) -> Agreeme
     one, other = (_standard(grey, mask) for grey in (ours, theirs))
     local, share = _local(one, other, mask)
     detail = max(_detail(grey, mask) for grey in (ours, theirs))
-    return Agreement(local, float((one * other)[mask].mean()), share, float(overlap), detail, -1.0, inliers)
+    return Agreement(local, float((one * other)[mask].mean()), share, float(overlap), detail, -1.0, inliers, 0)
 
 
 def _detail(grey: Grey, mask: npt.NDArray[np.bool_]) -> float:
