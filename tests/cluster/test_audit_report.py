@@ -15,6 +15,7 @@ from cluster.audit.coordinator import audit, sides_of
 from cluster.audit.report import import_verdicts, publish_audit, read_summary
 from cluster.audit.scores import cuts, score
 from cluster.audit.tables import AuditConfig, AuditTables
+from pipeline.choose import listed_rows
 from pipeline.dataset import Address, Dataset, open_dataset
 from pipeline.errors import ConfigError, Conflict
 from pipeline.store.url import open_store
@@ -162,6 +163,12 @@ def test_an_audit_that_finds_nothing_still_tells(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "0 of 12 downstream pictures have a duplicate upstream" in done.stdout
     assert "No pair was accepted." in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_a_list_of_nothing_leaves_out_nothing(tmp_path: Path) -> None:
+    empty = pa.table({"shard": pa.array([], pa.int32()), "row": pa.array([], pa.int32())})
+    pq.write_table(empty, tmp_path / "exclude-upstream.parquet")
+    assert listed_rows(str(tmp_path / "exclude-upstream.parquet")) == {}
 
 
 def test_many_test_sets_share_one_overview(sets: tuple[Path, Path], tmp_path: Path) -> None:

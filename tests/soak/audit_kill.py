@@ -109,7 +109,7 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        leaky_sets(Path(folder), scale=8)
+        leaky_sets(Path(folder), scale=2)
         stack = start_stack(Path(folder) / "stack", cpus_per_node=[1, 1], bucket=_BUCKET)
         os.environ.update(stack.environment)
         try:
