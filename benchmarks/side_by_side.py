@@ -46,8 +46,8 @@ def peak_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def environment() -> dict[str, object]:
-    """Gives commit, versions and machine."""
+def environment(peers: tuple[str, ...] = ()) -> dict[str, object]:
+    """Gives commit, versions (of these peers, too) and machine."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
@@ -55,5 +55,5 @@ def environment() -> dict[str, object]:
         "commit": commit.stdout.strip(),
         "python": platform.python_version(),
         "cpu": f"{len(os.sched_getaffinity(0))} x {model}",
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "versions": {name: metadata.version(name) for name in (*_PACKAGES, *peers)},
     }

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from cluster.commands.audit import audit, audit_review, audit_within, fingerprint
 from pipeline.console import examples, run
 from pipeline.errors import ConfigError
 
@@ -18,6 +19,10 @@ def cli() -> None:
 def main() -> None:
     """Entry point of the `cluster` command."""
     run(cli)
+
+
+for command in (audit, audit_within, audit_review, fingerprint):
+    cli.add_command(command)
 
 
 _address = click.option("--address", help="Ray's job API, such as http://HEAD:8265; RAY_API_SERVER_ADDRESS by default.")
@@ -134,73 +139,6 @@ def stop(address: str | None, job: str) -> None:
 
     jobs.stop(jobs.connect(address), job)
     click.echo(f"asked {job} to stop")
-
-
-@cli.command(
-    epilog=examples(
-        "cluster audit s3://bucket/i21k s3://bucket/pets/test audit-pets",
-        "cluster audit data/up data/test audit --predictions m=runs/ft/predictions/0000-shots-0.parquet",
-    )
-)
-@click.argument("upstream")
-@click.argument("downstream")
-@click.argument("out")
-@click.option(
-    "--predictions",
-    multiple=True,
-    metavar="NAME=URL",
-    help="A model's predictions on DOWNSTREAM, as `trainer` writes them; adds its accuracy without duplicates.",
-)
-@click.option(
-    "--radius",
-    default=62,
-    show_default=True,
-    type=click.IntRange(0, 100),
-    help="Largest distance of candidates in bits.",
-)
-@click.option(
-    "--canaries",
-    default=5,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Planted pictures of each alteration.",
-)
-@click.option("--seed", default=0, show_default=True, help="Key of the canaries.")
-@click.option("--ray/--no-ray", "on_ray", default=False, show_default=True, help="Join and verify as Ray tasks.")
-def audit(
-    upstream: str,
-    downstream: str,
-    out: str,
-    predictions: tuple[str, ...],
-    radius: int,
-    canaries: int,
-    seed: int,
-    on_ray: bool,
-) -> None:
-    """Find near-duplicates of DOWNSTREAM in UPSTREAM; a report with pictures, lists and accuracies at OUT."""
-    from cluster.audit.coordinator import AuditConfig  # noqa: PLC0415
-    from cluster.audit.coordinator import audit as run_audit  # noqa: PLC0415
-    from cluster.audit.report import publish_audit  # noqa: PLC0415
-    from cluster.audit.scores import read_predictions  # noqa: PLC0415
-    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
-
-    tables = {}
-    for item in predictions:
-        name, equals, url = item.partition("=")
-        if not equals:
-            raise ConfigError(f"--predictions {item!r}: write NAME=URL")
-        tables[name] = read_predictions(url)
-    upstream, downstream, out = absolute_url(upstream), absolute_url(downstream), absolute_url(out)
-    config = AuditConfig(upstream=upstream, downstream=downstream, radius=radius, canaries_each=canaries, seed=seed)
-    found = run_audit(config, on_ray=on_ray, on_progress=lambda text: click.echo(text, err=True))
-    summary = publish_audit(open_store(out), config, found, tables)
-    states = summary["states"]
-    everything = summary["canaries"][-1]
-    click.echo(
-        f"{states['duplicate']} of {summary['downstream']['num_samples']} downstream pictures have a duplicate "
-        f"upstream, {states['very similar']} are very similar, {states['unchecked']} unchecked; "
-        f"{everything['found']}/{everything['planted']} canaries found; report {open_store(out).url}/index.html"
-    )
 
 
 @cli.command(epilog=examples("cluster demo", "cluster demo --data photos   # CLASS/NAME.jpg or SPLIT/CLASS/NAME.jpg"))

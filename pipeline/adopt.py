@@ -145,31 +145,57 @@ def _index_tar(attempt: Attempt[_IndexTask]) -> CommitRecord:
     task = attempt.call
     store = open_store(task.url)
     url = join(store.url, task.path)
+    with opened_tar(url) as file:
+        packed = described_tar(file, url, task.path, task.plan_id, task.block_bytes)
+    return commit_shard(store, packed, task.plan_id, task.number, task.split, task.path, _sidecar_key(task))
+
+
+def described_tar(
+    file: BinaryIO,
+    url: str,
+    path: str,
+    plan_id: str,
+    block_bytes: int,
+    on_picture: Callable[[bytes], None] = lambda data: None,
+) -> PackedShard:
+    """Reads a tar whole and gives what a sidecar and a commit record tell of it.
+
+    Args:
+        file: The open tar, see `opened_tar`.
+        url: What it is called in messages.
+        path: What its rejects are called by.
+        plan_id: That of its rejects.
+        block_bytes: Target size of a block.
+        on_picture: Called with the bytes of each usable picture, in order.
+
+    Raises:
+        CorruptShard: It is damaged.
+    """
     samples: list[tuple[Any, ...]] = []
     rejects: list[dict[str, Any]] = []
     starts: list[int] = []
-    with _opened(url) as file:
-        found, end = scan_tar(file, url)
-        for sample in found:
-            try:
-                samples.append(_described(sample, _image(file, sample)))
-                starts.append(sample.start)
-            except BadImage as error:
-                rejects.append(_reject(task, sample, error))
-        blocks = _blocks(file, [*starts, end], task.block_bytes)
-        num_bytes, digest = _whole(file)
-    packed = PackedShard(
+    found, end = scan_tar(file, url)
+    for sample in found:
+        try:
+            data = _image(file, sample)
+            samples.append(_described(sample, data))
+            on_picture(data)
+            starts.append(sample.start)
+        except BadImage as error:
+            rejects.append(_reject(path, plan_id, sample, error))
+    blocks = _blocks(file, [*starts, end], block_bytes)
+    num_bytes, digest = whole_tar(file)
+    return PackedShard(
         samples=sidecar_table(samples),
         rejects=table_of(rejects, REJECT_SCHEMA),
         blocks=blocks,
         num_bytes=num_bytes,
         blake3=digest,
     )
-    return commit_shard(store, packed, task.plan_id, task.number, task.split, task.path, _sidecar_key(task))
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[BinaryIO]:
+def opened_tar(url: str) -> Iterator[BinaryIO]:
     """Opens a tar. A remote one is copied aside first, since it is read four times: members, pictures, two digests."""
     with open_file(url) as file:
         if not is_remote(url):
@@ -185,7 +211,7 @@ def _opened(url: str) -> Iterator[BinaryIO]:
             yield aside
 
 
-def _whole(file: BinaryIO) -> tuple[int, str]:
+def whole_tar(file: BinaryIO) -> tuple[int, str]:
     """Gives the number of all bytes and their BLAKE3."""
     digest, num_bytes = blake3.blake3(), 0
     file.seek(0)
@@ -226,19 +252,19 @@ def _described(sample: TarSample, data: bytes) -> tuple[Any, ...]:
     )
 
 
-def _reject(task: _IndexTask, sample: TarSample, error: BadImage) -> dict[str, Any]:
+def _reject(path: str, plan_id: str, sample: TarSample, error: BadImage) -> dict[str, Any]:
     offset, num_bytes = sample.image or (0, -1)
     return {
-        "source": f"{task.path}#{sample.key}",
+        "source": f"{path}#{sample.key}",
         "base": 0,
-        "path": task.path,
+        "path": path,
         "container": TAR,
         "offset": offset,
         "num_bytes": num_bytes,
         "labels": labels_of(sample),
         "extra": NO_EXTRA,
         "run": None,
-        "plan_id": task.plan_id,
+        "plan_id": plan_id,
         "reason": error.reason,
         "detail": error.detail,
     }

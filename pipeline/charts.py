@@ -4,7 +4,7 @@ Drawn here because plotting libraries pull pillow or megabytes of script.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -132,6 +132,55 @@ def point_chart(series: Sequence[Series], title: str, x_label: str, y_label: str
         x = _LEFT + 12 + 220 * number
         parts.append(f'<circle cx="{x + 5}" cy="{_TOP + 3}" r="4" fill="{colour}"/>')
         parts.append(f'<text x="{x + 17}" y="{_TOP + 7}">{escape(each.name)}</text>')
+    return _svg(parts, title)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One kind of bar of a stacked histogram.
+
+    Attributes:
+        name: In the legend.
+        counts: By left edge of the bar.
+    """
+
+    name: str
+    counts: Mapping[float, int]
+
+
+def layered_histogram(
+    layers: Sequence[Layer], bar_width: float, title: str, x_label: str, marks: Sequence[float] = ()
+) -> Markup:
+    """Draws bars stacked in the order of the layers, with a legend, and dashed lines at `marks` (thresholds)."""
+    edges = sorted({edge for layer in layers for edge in layer.counts})
+    if not edges:
+        return Markup("")
+    totals = [sum(layer.counts.get(edge, 0) for layer in layers) for edge in edges]
+    low = min(0.0, edges[0])
+    frame = _Frame(low, max([edges[-1] + bar_width, *marks]), 0.0, max(totals) * 1.15)
+    parts = _axes(frame, x_label, "pairs")
+    for edge in edges:
+        below = 0
+        for number, layer in enumerate(layers):
+            count = layer.counts.get(edge, 0)
+            left, top = frame.x(edge), frame.y(below + count)
+            width = max(1.0, frame.x(edge + bar_width) - left - 1)
+            parts.append(
+                f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{frame.y(below) - top:.1f}" '
+                f'fill="{COLOURS[number % len(COLOURS)]}"><title>{escape(layer.name)}: {count}</title></rect>'
+            )
+            below += count
+    for mark in marks:
+        x = frame.x(mark)
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP + 12}" y2="{_HEIGHT - _BOTTOM}" stroke="#5b6579" '
+            f'stroke-dasharray="4 3"/>'
+        )
+        parts.append(f'<text x="{x - 3:.1f}" y="{_TOP + 22}" text-anchor="end">{_number(mark)}</text>')
+    for number, layer in enumerate(layers):
+        x = _LEFT + 12 + 130 * number
+        parts.append(f'<rect x="{x}" y="{_TOP - 4}" width="12" height="8" fill="{COLOURS[number % len(COLOURS)]}"/>')
+        parts.append(f'<text x="{x + 17}" y="{_TOP + 4}">{escape(layer.name)}</text>')
     return _svg(parts, title)
 
 

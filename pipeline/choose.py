@@ -53,6 +53,8 @@ def listed_rows(url: str) -> Rows:
     except (pa.ArrowException, ValueError) as error:
         raise ConfigError(f"{url} is no Parquet file with whole numbers as columns shard and row ({error})") from error
     shards, rows = (table[name].to_numpy().astype(np.int64) for name in ("shard", "row"))
+    if not len(shards):
+        return {}
     order = np.argsort(shards, kind="stable")
     numbers, starts = np.unique(shards[order], return_index=True)
     parts = np.split(rows[order], starts[1:])

@@ -22,6 +22,7 @@ from pipeline.records import FORMAT
 from pipeline.sources.files import expand, join, parent, read_file, read_span, scheme_of, size_of, walk_files
 from pipeline.store.base import Entry, exists
 from pipeline.store.local import LocalStore
+from pipeline.store.s3 import S3Store
 from pipeline.store.url import absolute_url, open_store
 
 T = TypeVar("T")
@@ -47,6 +48,26 @@ class IndexStore(LocalStore):
     def num_bytes(self, key: str) -> int:
         """See Store.num_bytes."""
         return size_of(key) if scheme_of(key) else super().num_bytes(key)
+
+
+class S3IndexStore(S3Store):
+    """As IndexStore, for an index on S3; absolute paths name files that every machine must have."""
+
+    def read(self, key: str) -> bytes:
+        """See Store.read."""
+        return read_file(key) if _is_elsewhere(key) else super().read(key)
+
+    def read_range(self, key: str, offset: int, num_bytes: int) -> bytes:
+        """See Store.read_range."""
+        return read_span(key, offset, num_bytes) if _is_elsewhere(key) else super().read_range(key, offset, num_bytes)
+
+    def num_bytes(self, key: str) -> int:
+        """See Store.num_bytes."""
+        return size_of(key) if _is_elsewhere(key) else super().num_bytes(key)
+
+
+def _is_elsewhere(key: str) -> bool:
+    return bool(scheme_of(key)) or key.startswith("/")
 
 
 def absolute_pattern(url: str) -> str:
@@ -75,9 +96,9 @@ def open_any(
         CorruptShard: A tar is damaged.
         Denied: The index folder cannot be written.
     """
-    if _is_published(url):
+    if is_published(url):
         return _opened(url, version)
-    tars = _tars(url)
+    tars = tars_of(url)
     root = _index_folder() / _identity(tars)
     if not exists(LocalStore(root), POINTER_KEY):
         _index(root, tars, on_tar)
@@ -85,20 +106,23 @@ def open_any(
 
 
 def _opened(url: str, version: int | None) -> Dataset:
-    """Opens a published dataset; a local one may be the index of tars elsewhere."""
+    """Opens a published dataset, which may be the index of tars elsewhere."""
     dataset = open_dataset(url, version)
     if isinstance(dataset.store, LocalStore):
         return Dataset(IndexStore(dataset.store.root), dataset.version)
+    if isinstance(dataset.store, S3Store):
+        return Dataset(S3IndexStore(dataset.store.bucket, dataset.store.prefix), dataset.version)
     return dataset
 
 
-def _is_published(url: str) -> bool:
+def is_published(url: str) -> bool:
+    """Tells whether a URL is that of a dataset, not of bare tars."""
     if "::" in url or url.endswith(".tar") or scheme_of(url) not in ("", "file", "s3"):
         return False
     return exists(open_store(url), POINTER_KEY)
 
 
-def _tars(url: str) -> list[Entry]:
+def tars_of(url: str) -> list[Entry]:
     """Gives the tars that a URL names, each once, by name; keys are absolute URLs."""
     parts = [part.strip() for part in url.split("::")]
     for part in parts:

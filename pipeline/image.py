@@ -27,6 +27,7 @@ MAX_SCANS = 100
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, b"\xff\xd9"
 _END_SEARCH_BYTES = 65_536  # cameras append thumbnails and makers' notes after the end mark
 _MAX_JPEG_SIDE = 65_500  # libjpeg's limit
+_WHOLE = 0  # simplejpeg's word for no shrinking
 _EXIF_MARK = b"Exif\x00\x00"
 _MARKER, _APP0, _APP15 = 0xFF, 0xE0, 0xEF
 _ORIENTATION_TAG = 0x0112
@@ -126,15 +127,19 @@ def decode(data: bytes) -> Pixels:
     return _decode_with_pillow(data)
 
 
-def decode_luma(data: bytes) -> npt.NDArray[np.uint8]:
+def decode_luma(data: bytes, least_side_px: int = _WHOLE) -> npt.NDArray[np.uint8]:
     """Gives the Y channel of a plain JPEG as it is stored (not turned upright), uint8 of shape (height, width).
 
     All compressed data is read and checked, that of the colour channels too; only their transformation is saved.
 
+    Args:
+        data: The file.
+        least_side_px: The picture may come at a fraction of its size, with sides no shorter than this.
+
     Raises:
         BadImage: With reason `truncated` or `too-slow`.
     """
-    return _decode_jpeg(data, "GRAY")[..., 0]
+    return _decode_jpeg(data, "GRAY", least_side_px)[..., 0]
 
 
 def check_scans(data: bytes) -> None:
@@ -145,10 +150,12 @@ def check_scans(data: bytes) -> None:
         raise BadImage("too-slow", f"a JPEG of more than {MAX_SCANS} scans, made to be slow")
 
 
-def _decode_jpeg(data: bytes, colorspace: str) -> Pixels:
+def _decode_jpeg(data: bytes, colorspace: str, least_side_px: int = _WHOLE) -> Pixels:
     check_scans(data)
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=True)
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            data, colorspace=colorspace, strict=True, min_height=least_side_px, min_width=least_side_px
+        )
     except ValueError as error:
         raise BadImage("truncated", f"damaged JPEG data ({error})") from error
     return pixels

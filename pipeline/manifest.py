@@ -15,6 +15,7 @@ POINTER_KEY = "MANIFEST.json"
 INDEX_FOLDER = "index/"  # of the sidecars of adopted tars
 # Half of the BLAKE3 of an image's bytes: 128 bits tell 300 M images apart, and a sidecar stays below 60 B a sample.
 DIGEST_BYTES = 16
+PIXELS_COLUMN = "pixels"  # digest of the decoded picture, in sidecars that `cluster fingerprint` makes
 
 SAMPLE_SCHEMA = pa.schema(
     [

@@ -7,8 +7,8 @@ import numpy.typing as npt
 from pydantic import Field, PositiveInt
 
 from pipeline.errors import BadImage
-from pipeline.fingerprint import fingerprint_of_luma, luma64
-from pipeline.image import Pixels, decode, decode_luma, encode_jpeg, is_jpeg, read_jpeg_header, upright
+from pipeline.fingerprint import fingerprint, fingerprint_of_jpeg
+from pipeline.image import Pixels, decode, encode_jpeg, is_jpeg, read_jpeg_header
 from pipeline.records import Record
 
 
@@ -66,14 +66,13 @@ def prepare(data: bytes, policy: ImagePolicy) -> Prepared:
         if header.is_plain and not policy.reencode and shorter <= (policy.shorter_side_px or shorter):
             if policy.check == "header":
                 return Prepared(data, header.width, header.height, None, None)
-            luma = upright(luma64(decode_luma(data)), header.orientation)
-            return Prepared(data, header.width, header.height, *fingerprint_of_luma(luma))
+            return Prepared(data, header.width, header.height, *fingerprint_of_jpeg(data, header))
     pixels = _shrunk(decode(data), policy.shorter_side_px)
     height, width = pixels.shape[:2]
     encoded = encode_jpeg(pixels, policy.jpeg_quality)
     if policy.check == "header":
         return Prepared(encoded, width, height, None, None)
-    return Prepared(encoded, width, height, *fingerprint_of_luma(luma64(pixels)))
+    return Prepared(encoded, width, height, *fingerprint(pixels))
 
 
 def _shrunk(pixels: Pixels, shorter_side_px: int | None) -> Pixels:

@@ -100,8 +100,8 @@ def parsed_version(body: bytes, url: str) -> ManifestVersion:
     return ManifestVersion.model_validate_json(body)
 
 
-def publish(store: Store, before: Published | None, addition: Addition) -> ManifestVersion:
-    """Writes the next version, then swings the pointer to it.
+def publish(store: Store, before: Published | None, addition: Addition, *, replaces: bool = False) -> ManifestVersion:
+    """Writes the next version, then swings the pointer to it. With `replaces` it holds nothing of the one before.
 
     All objects but the pointer are created if absent, under names that hold version and content; the pointer is swung
     by compare-and-swap. So a crash anywhere leaves the old version or the new one, and a second writer of the same
@@ -110,8 +110,8 @@ def publish(store: Store, before: Published | None, addition: Addition) -> Manif
     Raises:
         Conflict: Another version was published meanwhile.
     """
-    old = before.version if before else None
-    number = (old.version if old else 0) + 1
+    old = before.version if before and not replaces else None
+    number = (before.version.version if before else 0) + 1
     name = version_key(number).removesuffix(".json")
     shards = to_parquet(_joined(store, (old.shards, old.shards_sha256) if old else None, addition.shards))
     blocks = to_parquet(_joined(store, (old.blocks, old.blocks_sha256) if old else None, addition.blocks))

@@ -42,6 +42,24 @@ class TrainingData(Record):
     exclude: str | None = None
 
 
+def view_without(data: str, version: int, exclude: str | None) -> View:
+    """Opens a dataset, or WebDataset tars, without the samples that a list leaves out.
+
+    Args:
+        data: URL of the dataset.
+        version: Its manifest version.
+        exclude: URL of a Parquet file with `shard` and `row`, such as an audit's; None leaves nothing out.
+
+    Raises:
+        NotFound: The dataset or the list is not there.
+        ConfigError: A listed row is not in the dataset, or nothing is left.
+    """
+    view = View(open_any(data, version), excluded_by_shard=listed_rows(exclude) if exclude else None)
+    if not view.num_samples:
+        raise ConfigError(f"{exclude} leaves no sample of {data}; give another list")
+    return view
+
+
 def training_sources(config: TrainingData) -> tuple[Source, ...]:
     """Opens the datasets of a run, its own first.
 
@@ -49,9 +67,9 @@ def training_sources(config: TrainingData) -> tuple[Source, ...]:
         NotFound: A dataset or the list is not there.
         ConfigError: The classes differ, or a listed row is not in the dataset.
     """
-    dataset = open_any(config.data, config.data_version)
-    excluded = listed_rows(config.exclude) if config.exclude else None
-    sources = [Source(View(dataset, excluded_by_shard=excluded), config.weight)]
+    view = view_without(config.data, config.data_version, config.exclude)
+    dataset = view.dataset
+    sources = [Source(view, config.weight)]
     for mixed in config.mix:
         other = open_any(mixed.data, mixed.data_version)
         if other.classes_sha256 != dataset.classes_sha256:

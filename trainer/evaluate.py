@@ -12,7 +12,6 @@ from torch import nn
 
 from pipeline.augment import EvaluationView
 from pipeline.errors import ConfigError, Conflict, NotFound
-from pipeline.foreign import open_any
 from pipeline.manifest import table_of, to_parquet
 from pipeline.one_pass import one_pass
 from pipeline.records import Record
@@ -22,6 +21,7 @@ from pipeline.view import View
 from trainer.batches import to_device
 from trainer.build import new_model
 from trainer.checkpoint import CheckpointRecord, load, require_latest
+from trainer.data import view_without
 from trainer.model import ResNetV2
 from trainer.optimizer import model_state
 from trainer.parallel import World, broadcast, gather
@@ -47,6 +47,7 @@ class EvaluateConfig(Record):
         run: URL of a training run, whose newest checkpoint is taken.
         data: URL of the test set.
         data_version: Its manifest version.
+        exclude: URL of a Parquet file with `shard` and `row` of samples to leave out, such as an audit's.
         out: URL of the results.
         resolution_px: Side of the input; 0 for that of the run.
         batch_size: Pictures in one forward pass.
@@ -55,6 +56,7 @@ class EvaluateConfig(Record):
     run: str
     data: str
     data_version: int
+    exclude: str | None = None
     out: str
     resolution_px: NonNegativeInt = 0
     batch_size: PositiveInt = 64
@@ -136,9 +138,9 @@ def evaluate(config: EvaluateConfig, world: World, report: Report) -> None:
     """
     source, out = open_store(config.run), open_store(config.out)
     record = require_latest(source)
-    view = View(open_any(config.data, config.data_version))
     if record.about["classes_sha256"] is None:
         raise ConfigError(f"{config.run} was imported without class names; import it again with --classes")
+    view = view_without(config.data, config.data_version, config.exclude)
     if view.dataset.classes_sha256 != record.about["classes_sha256"]:
         raise ConfigError(
             f"{config.data} has other classes ({view.dataset.version.num_classes}) than the model of {config.run} "
@@ -148,7 +150,7 @@ def evaluate(config: EvaluateConfig, world: World, report: Report) -> None:
     identity = config.model_dump(exclude={"batch_size"}) | {"step": record.step, "resolution_px": resolution_px}
     found = broadcast(world, _existing(out) if world.is_first else None)
     if found is not None:
-        if any(found[name] != value for name, value in identity.items()):
+        if any(found.get(name) != value for name, value in identity.items()):
             raise Conflict(f"{config.out} holds the result of another model or test set; choose another OUT")
         report(found)
         return

@@ -27,6 +27,7 @@ from trainer.architecture import parse_architecture
 from trainer.batches import TensorBatch, to_device
 from trainer.build import new_model
 from trainer.checkpoint import load, require_latest, save
+from trainer.data import view_without
 from trainer.evaluate import check_classes, predict, summary
 from trainer.fewshot import few_shot_rows
 from trainer.hyperrule import TransferRecipe, hyperrule, learning_rate, shortened
@@ -60,6 +61,7 @@ class FinetuneConfig(Record):
         train_version: Its manifest version.
         test: URL of the test set.
         test_version: Its manifest version.
+        exclude_test: URL of a Parquet file with `shard` and `row` of test samples to leave out, such as an audit's.
         out: URL of the results.
         shots: Pictures a class; 0 means the whole training set.
         num_subsets: Few-shot subsets for each number of shots [paper 4.1: five].
@@ -83,6 +85,7 @@ class FinetuneConfig(Record):
     train_version: int
     test: str
     test_version: int
+    exclude_test: str | None = None
     out: str
     shots: tuple[NonNegativeInt, ...] = (0,)
     num_subsets: PositiveInt = 5
@@ -106,7 +109,7 @@ class _Job:
     world: World
     store: Store
     train: Dataset
-    test: Dataset
+    test: View
     attempt: str
     report: Report
 
@@ -121,7 +124,7 @@ def finetune(config: FinetuneConfig, world: World, report: Report) -> None:
     """
     store = open_store(config.out)
     settle_config(store, world, config)
-    train, test = open_any(config.train, config.train_version), open_any(config.test, config.test_version)
+    train, test = open_any(config.train, config.train_version), _test_view(config)
     job = _Job(config, world, store, train, test, begin_attempt(store, world, 0), report)
     for shots in config.shots:
         for subset in range(config.num_subsets if shots else 1):
@@ -141,7 +144,7 @@ def check_finetune(config: FinetuneConfig, num_workers: int) -> None:
         NotFound: A dataset is missing.
     """
     parse_architecture(config.model)
-    train, test = open_any(config.train, config.train_version), open_any(config.test, config.test_version)
+    train, test = open_any(config.train, config.train_version), _test_view(config).dataset
     check_classes(config.train, train.classes, config.test, test.classes)
     lanes_of_rank(config.num_lanes, 0, max(1, num_workers))
     for shots in config.shots:
@@ -150,6 +153,10 @@ def check_finetune(config: FinetuneConfig, num_workers: int) -> None:
         order = OrderConfig(batch_size=recipe.batch_size, num_lanes=config.num_lanes)
         if order.samples_per_lane() == 1 and recipe.mixup_alpha is not None:
             raise ConfigError(f"MixUp needs two samples a lane; lower num_lanes {config.num_lanes} below the batch")
+
+
+def _test_view(config: FinetuneConfig) -> View:
+    return view_without(config.test, config.test_version, config.exclude_test)
 
 
 def first_labels(dataset: Dataset) -> npt.NDArray[np.int64]:
@@ -162,7 +169,7 @@ def _run_one(job: _Job, shots: int, subset: int, name: str) -> None:
     config, world, store = job.config, job.world, job.store
     view, nominal_px = _training_view(config, job.train, shots, subset)
     recipe = recipe_for(config, view.num_samples, nominal_px)
-    num_classes = max(job.train.version.num_classes, job.test.version.num_classes)
+    num_classes = max(job.train.version.num_classes, job.test.dataset.version.num_classes)
     model = initial_model(config, world, num_classes)
 
     def on_step(done: int, loss: float) -> None:
@@ -170,7 +177,7 @@ def _run_one(job: _Job, shots: int, subset: int, name: str) -> None:
             job.report({"run": name, "step": done, "num_steps": recipe.steps, "loss": loss})
 
     _fit(job, view, model, recipe, num_classes, on_step)
-    predictions = predict(model, View(job.test), world, recipe.crop_px, config.microbatch_size)
+    predictions = predict(model, job.test, world, recipe.crop_px, config.microbatch_size)
     result = {"name": name, "init": config.init, "shots": shots, "subset": subset, "num_train": view.num_samples}
     result |= summary(predictions) | {"recipe": recipe.model_dump()}
     about = {

@@ -84,6 +84,12 @@ def _cropped(kept: float) -> Callable[["PilImage"], "PilImage"]:
     return crop
 
 
+def _bordered(image: "PilImage") -> "PilImage":
+    from PIL import ImageOps  # noqa: PLC0415
+
+    return ImageOps.expand(image, tuple(round(0.1 * side) for side in image.size), "white")
+
+
 # Pillow's Transpose numbers: 0 mirrors left-right, 2 and 3 turn by 90 and 180 degrees.
 TRANSFORMS: dict[str, Callable[["PilImage"], "PilImage"]] = {
     "JPEG quality 30": _recompressed,
@@ -99,6 +105,8 @@ TRANSFORMS: dict[str, Callable[["PilImage"], "PilImage"]] = {
     "blurred": _blurred,
     "cropped to 95 %": _cropped(0.95),
     "cropped to 85 %": _cropped(0.85),
+    "cropped to 70 %": _cropped(0.70),
+    "white border of 10 %": _bordered,
 }
 
 

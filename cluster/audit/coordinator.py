@@ -1,222 +1,99 @@
-"""The audit from two datasets to its tables: join, verify, measure with canaries. Pure tables in, pure tables out."""
+"""The audit from two datasets to its tables: all pairs, the states of the pictures, canaries."""
 
-from collections.abc import Callable, Container
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
-from cluster.audit.canaries import Canary, plant
-from cluster.audit.join import CANDIDATE_SCHEMA, DEFAULT_RADIUS, candidates, cap_hubs
-from cluster.audit.rivals import settle_rivals
-from cluster.audit.verify import MIN_QUALITY, Evidence, verify_pair
-from cluster.tasks import map_tasks, share
-from pipeline.dataset import Address, Dataset, open_dataset
-from pipeline.errors import ConfigError
-from pipeline.fingerprint import fingerprint
-from pipeline.image import decode
-from pipeline.records import Record
+from cluster.audit import align, join, variants, verify
+from cluster.audit import canaries as canary_source
+from cluster.audit.canaries import plant
+from cluster.audit.embedding import COSINE_FROM
+from cluster.audit.features import embedder_of
+from cluster.audit.join import candidates
+from cluster.audit.matching import codes_index, down_features
+from cluster.audit.search import find_pairs
+from cluster.audit.sets import Sides, content_digest, index_of, pinned
+from cluster.audit.stored import AuditJob, code_digest, key_of, remembered
+from cluster.audit.tables import AuditConfig, AuditTables, split_refused, states, unchecked_addresses
+from cluster.audit.verify import verify_pair
+from pipeline.dataset import Address
+from pipeline.fingerprint import fingerprint_of_image
+from pipeline.image import Pixels, decode
 
-_PAIRS_PER_TASK = 64
 _CANARY_SHARD = -1
-
-PAIR_SCHEMA = pa.schema(
-    [
-        *CANDIDATE_SCHEMA,
-        pa.field("quality", pa.uint8()),  # the lower of the two pictures' scores
-        pa.field("correlation", pa.float32()),
-        pa.field("evidence", pa.string()),
-    ]
-)
+_CANARY_SCHEMA = pa.schema(
+    [("transform", pa.string()), ("down_shard", pa.int32()), ("down_row", pa.int32()), ("found", pa.bool_()),
+     ("distance", pa.int16()), ("correlation", pa.float32())]
+)  # fmt: skip
 
 
-class AuditConfig(Record):
-    """An audit.
-
-    Attributes:
-        upstream: URL of the dataset a model was pretrained on.
-        downstream: URL of the test set.
-        radius: Largest Hamming distance of a candidate, in bits of 256.
-        most_matches: Upstream matches of one downstream picture that are verified; the closest ones.
-        canaries_each: Planted pictures of each transform.
-        seed: Key of the canaries.
-    """
-
-    upstream: str
-    downstream: str
-    radius: int = DEFAULT_RADIUS
-    most_matches: int = 20
-    canaries_each: int = 5
-    seed: int = 0
+def sides_of(config: AuditConfig) -> Sides:
+    """Pins the versions of both sets. Raises BitError as pipeline.foreign.open_any."""
+    return Sides(pinned(config.upstream), pinned(config.downstream))
 
 
-@dataclass(frozen=True)
-class AuditTables:
-    """Everything an audit found.
-
-    Attributes:
-        pairs: Table of PAIR_SCHEMA without rejected pairs, sorted by addresses.
-        downstream: One row a downstream picture: shard, row, labels, quality, state, num_pairs, distance, evidence.
-        canaries: One row a canary: transform, down_shard, down_row, found, distance, correlation.
-        hubs: Matches of each downstream picture that had more than the cap.
-        num_candidates: Pairs within the radius.
-        num_rejected: Candidates that verification refused.
-    """
-
-    pairs: pa.Table
-    downstream: pa.Table
-    canaries: pa.Table
-    hubs: dict[tuple[int, int], int]
-    num_candidates: int
-    num_rejected: int
-
-
-def audit(config: AuditConfig, *, on_ray: bool, on_progress: Callable[[str], None] = lambda text: None) -> AuditTables:
-    """Finds the near-duplicates between two datasets.
+def audit(config: AuditConfig, sides: Sides, job: AuditJob) -> AuditTables:
+    """Finds the near-duplicates between two datasets; run again after any death, it goes on.
 
     Args:
         config: See AuditConfig.
-        on_ray: Whether join and verification run as Ray tasks. The result does not depend on it.
-        on_progress: Receives a line at each stage.
+        sides: As `sides_of` gives them.
+        job: Where it works.
 
     Raises:
-        ConfigError: The datasets' descriptors differ in version.
-        BitError: As reading the datasets.
+        BitError: As search.find_pairs.
     """
-    upstream, downstream = open_dataset(config.upstream), open_dataset(config.downstream)
-    for dataset in (upstream, downstream):
-        if dataset.version.descriptor is None:
-            raise ConfigError(
-                f"{dataset.store.url} was packed with --check header and has no fingerprints; pack it with "
-                f"--check decode"
-            )
-    if upstream.version.descriptor != downstream.version.descriptor:
-        raise ConfigError(
-            f"{config.upstream} has descriptors {upstream.version.descriptor}, {config.downstream} has "
-            f"{downstream.version.descriptor}; pack one of them again"
-        )
-    index = downstream.all_samples(["code", "quality", "labels", "key"])
-    on_progress(f"joining {upstream.version.num_samples:,} upstream with {index.num_rows:,} downstream codes")
-    shared = share(index.select(["shard", "row", "code"]), on_ray=on_ray)
-    calls = [(upstream, shard["shard"], shared, config.radius) for shard in upstream.shards if shard["num_samples"]]
-    parts = list(map_tasks(_join_shard, calls, on_ray=on_ray))
-    found = pa.concat_tables(parts) if parts else CANDIDATE_SCHEMA.empty_table()
-    kept, hubs = cap_hubs(found, config.most_matches)
-    on_progress(f"verifying {kept.num_rows:,} candidates")
-    slices = [kept.slice(start, _PAIRS_PER_TASK) for start in range(0, kept.num_rows, _PAIRS_PER_TASK)]
-    checked = list(map_tasks(_verify, [(upstream, downstream, part) for part in slices], on_ray=on_ray))
-    verified = pa.concat_tables(checked) if checked else PAIR_SCHEMA.empty_table()
-    verified = settle_rivals(verified)
-    accepted = verified.filter(pa.compute.not_equal(verified["evidence"], str(Evidence.REJECTED)))
-    accepted = accepted.sort_by([(name, "ascending") for name in CANDIDATE_SCHEMA.names[:4]])
-    on_progress("searching for planted canaries")
-    canaries = _measure_canaries(plant(downstream, config.canaries_each, config.seed), downstream, index, config)
+    found = find_pairs(config, sides, job)
+    pairs, refused = split_refused(found.pairs)
+    untold = unchecked_addresses(found.unchecked, "downstream")
+    untold |= set(zip(found.hubs["shard"].to_pylist(), found.hubs["row"].to_pylist(), strict=True))
+    job.reporting.say("searching for planted canaries")
+    key = key_of("canaries", content_digest(sides.downstream), config.radius, config.canaries_each, config.seed,
+                 config.embedding, code_digest(canary_source, join, variants, align, verify))  # fmt: skip
     return AuditTables(
-        pairs=accepted,
-        downstream=_states(index, accepted, hubs),
-        canaries=canaries,
-        hubs=hubs,
-        num_candidates=found.num_rows,
-        num_rejected=verified.num_rows - accepted.num_rows,
+        found=found,
+        pairs=pairs,
+        refused=refused,
+        downstream=states(index_of(sides.down), pairs, untold),
+        canaries=remembered(job.work, key, partial(_measure_canaries, sides, config, job)),
     )
 
 
-def _join_shard(upstream: Dataset, shard: int, downstream: pa.Table, radius: int) -> pa.Table:
-    codes = upstream.samples(shard).select(["code"])
-    count = codes.num_rows
-    address = [pa.array(np.full(count, shard, np.int32)), pa.array(np.arange(count, dtype=np.int32))]
-    table = pa.table([*address, codes["code"]], names=["shard", "row", "code"])
-    return candidates(table, downstream, radius)
-
-
-def _verify(upstream: Dataset, downstream: Dataset, pairs: pa.Table) -> pa.Table:
-    rows = []
-    for pair in pairs.to_pylist():
-        up, down = Address(pair["up_shard"], pair["up_row"]), Address(pair["down_shard"], pair["down_row"])
-        up_bytes, down_bytes = upstream.read_image(up), downstream.read_image(down)
-        quality = min(upstream.sample(up)["quality"], downstream.sample(down)["quality"])
-        verdict = verify_pair(up_bytes, down_bytes, decode(up_bytes), decode(down_bytes), pair["element"], quality)
-        rows.append(pair | {"quality": quality, "correlation": verdict.correlation, "evidence": str(verdict.evidence)})
-    return pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
-
-
-def _measure_canaries(canaries: list[Canary], downstream: Dataset, index: pa.Table, config: AuditConfig) -> pa.Table:
-    """Sends the canaries through the join and the verification of any upstream picture; they have no rivals."""
-    codes, qualities = [], []
-    for canary in canaries:
-        code, quality = fingerprint(decode(canary.image))
-        codes.append(code)
-        qualities.append(quality)
+def _measure_canaries(sides: Sides, config: AuditConfig, job: AuditJob) -> pa.Table:
+    """Sends the canaries through the searches and the verification of any upstream picture; they have no rivals."""
+    canaries = plant(sides.downstream, config.canaries_each, config.seed)
+    pictures = [decode(canary.image) for canary in canaries]
+    prints = [fingerprint_of_image(canary.image) for canary in canaries]
     rows = np.arange(len(canaries), dtype=np.int32)
+    codes = pa.array([code for code, _ in prints], pa.binary(32))
     planted = pa.table(
-        [
-            pa.array(np.full(len(rows), _CANARY_SHARD, np.int32)),
-            pa.array(rows),
-            pa.array(codes, pa.binary(32)),
-        ],
-        names=["shard", "row", "code"],
+        [pa.array(np.full(len(rows), _CANARY_SHARD, np.int32)), pa.array(rows), codes], names=["shard", "row", "code"]
     )
-    best: dict[int, dict[str, Any]] = {}
-    for pair in candidates(planted, index, config.radius).to_pylist():
-        canary = canaries[pair["up_row"]]
-        down = Address(pair["down_shard"], pair["down_row"])
-        if down == canary.origin:
-            original = downstream.read_image(down)
-            quality = min(qualities[pair["up_row"]], downstream.sample(down)["quality"])
+    index = codes_index(sides.down, config.radius, down_features(config, sides, job))
+    hashed = {
+        pair["up_row"]: pair["distance"]
+        for pair in candidates(planted, index, config.radius).to_pylist()
+        if Address(pair["down_shard"], pair["down_row"]) == canaries[pair["up_row"]].origin
+    }
+    table = []
+    for number, canary in enumerate(canaries):
+        original = sides.downstream.read_image(canary.origin)
+        row = {"transform": canary.transform, "down_shard": canary.origin.shard, "down_row": canary.origin.row,
+               "found": False, "distance": hashed.get(number), "correlation": None}  # fmt: skip
+        if number in hashed or _embedded_alike(config.embedding, pictures[number], decode(original)):
+            quality = min(prints[number][1], sides.downstream.sample(canary.origin)["quality"])
             verdict = verify_pair(
-                canary.image, original, decode(canary.image), decode(original), pair["element"], quality
+                canary.image, original, pictures[number], decode(original), quality, distance=hashed.get(number)
             )
-            best[pair["up_row"]] = {
-                "found": verdict.evidence.is_duplicate,
-                "distance": pair["distance"],
-                "correlation": verdict.correlation,
-            }
-    missed = {"found": False, "distance": None, "correlation": None}
-    table = [
-        {"transform": canary.transform, "down_shard": canary.origin.shard, "down_row": canary.origin.row}
-        | best.get(number, missed)
-        for number, canary in enumerate(canaries)
-    ]
-    schema = pa.schema(
-        [("transform", pa.string()), ("down_shard", pa.int32()), ("down_row", pa.int32()), ("found", pa.bool_()),
-         ("distance", pa.int16()), ("correlation", pa.float32())]
-    )  # fmt: skip
-    return pa.Table.from_pylist(table, schema=schema)
+            row |= {"found": verdict.evidence.is_duplicate, "correlation": verdict.correlation}
+        table.append(row)
+    return pa.Table.from_pylist(table, schema=_CANARY_SCHEMA)
 
 
-def _states(index: pa.Table, pairs: pa.Table, hubs: Container[tuple[int, int]]) -> pa.Table:
-    """Gives the state of every downstream picture: duplicate, very similar, clean or unchecked.
-
-    Unchecked are pictures too flat to tell, and those with more matches than were verified, unless a duplicate was
-    found.
-    """
-    matches: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for pair in pairs.to_pylist():
-        matches.setdefault((pair["down_shard"], pair["down_row"]), []).append(pair)
-    rows = []
-    for sample in index.select(["shard", "row", "key", "labels", "quality"]).to_pylist():
-        own = matches.get((sample["shard"], sample["row"]), [])
-        duplicates = [pair for pair in own if Evidence(pair["evidence"]).is_duplicate]
-        best = min(duplicates or own, key=lambda pair: (pair["distance"], -pair["correlation"]), default=None)
-        if duplicates:
-            state = "duplicate"
-        elif sample["quality"] < MIN_QUALITY or (sample["shard"], sample["row"]) in hubs:
-            state = "unchecked"
-        else:
-            state = "very similar" if own else "clean"
-        rows.append(
-            sample
-            | {
-                "state": state,
-                "num_pairs": len(own),
-                "distance": best["distance"] if best else None,
-                "evidence": best["evidence"] if best else None,
-            }
-        )
-    schema = pa.schema(
-        [("shard", pa.int32()), ("row", pa.int32()), ("key", pa.string()), ("labels", pa.list_(pa.int32())),
-         ("quality", pa.uint8()), ("state", pa.string()), ("num_pairs", pa.int32()), ("distance", pa.int16()),
-         ("evidence", pa.string())]
-    )  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=schema)
+def _embedded_alike(model: str | None, one: Pixels, other: Pixels) -> bool:
+    """Tells whether the embedding, if there is one, makes two pictures candidates."""
+    if model is None:
+        return False
+    first, second = embedder_of(model).embed([one, other])
+    return float(first @ second) >= COSINE_FROM

@@ -1,22 +1,26 @@
-"""Exact Hamming join of 256-bit codes, and its reduction to one best match for each pair of pictures."""
+"""Exact Hamming join of 256-bit codes under all flips and turns, with one best match for each pair of pictures."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from cluster.audit.hamming import HammingIndex, build_index, distances, parity_words, plain_words, search
 from pipeline.fingerprint import CODE_BYTES, dihedral_codes
 
 # Of two hundred photos no two different ones are closer than 89 bits; crops to 95 % are up to 51 at the 95th percentile
-# (docs/decisions/0003-sign-hash.md). FAISS's flat index costs the same at any radius.
+# (docs/decisions/0003-sign-hash.md).
 DEFAULT_RADIUS = 62
-_QUERIES_PER_CALL = 8192
+VARIANTS_COLUMN = "variant_codes"
+_TRANSPOSED = 4  # the element of DIHEDRAL that swaps rows and columns only
+_PAIRS_PER_STEP = 1 << 18
 
+ADDRESS_COLUMNS = ("up_shard", "up_row", "down_shard", "down_row")
 CANDIDATE_SCHEMA = pa.schema(
     [
-        ("up_shard", pa.int32()),
-        ("up_row", pa.int32()),
-        ("down_shard", pa.int32()),
-        ("down_row", pa.int32()),
+        *((name, pa.int32()) for name in ADDRESS_COLUMNS),
         ("distance", pa.int16()),
         ("element", pa.int8()),
     ]
@@ -26,14 +30,24 @@ Codes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
 
-def codes_of(samples: pa.Table) -> Codes:
-    """Gives the `code` column as an array of shape (samples, 32)."""
-    joined = b"".join(samples["code"].to_pylist())
-    return np.frombuffer(joined, np.uint8).reshape(-1, CODE_BYTES)
+def codes_of(samples: pa.Table, name: str = "code") -> Codes:
+    """Gives a column of 32-byte binaries as an array of shape (samples, 32).
+
+    Raises:
+        ValueError: A code is missing.
+    """
+    column = samples[name].cast(pa.binary(CODE_BYTES)).combine_chunks()
+    if column.null_count:
+        raise ValueError(f"{column.null_count} of {len(column)} values of {name} are missing")
+    array = column.chunk(0) if isinstance(column, pa.ChunkedArray) and column.num_chunks else column
+    if not len(array):
+        return np.zeros((0, CODE_BYTES), np.uint8)
+    whole = np.frombuffer(array.buffers()[1], np.uint8).reshape(-1, CODE_BYTES)
+    return whole[array.offset : array.offset + len(array)]
 
 
 def hamming_pairs(indexed: Codes, queries: Codes, radius: int) -> tuple[Ints, Ints, Ints]:
-    """Gives every pair of codes at most `radius` bits apart.
+    """Gives every pair of codes at most `radius` bits apart, as they are.
 
     Args:
         indexed: Shape (indexed, 32).
@@ -43,69 +57,102 @@ def hamming_pairs(indexed: Codes, queries: Codes, radius: int) -> tuple[Ints, In
     Returns:
         (query index, indexed index, distance), each of shape (pairs,), by query and then by index.
     """
-    import faiss  # noqa: PLC0415 - half a second that `--help` need not pay
-
-    index = faiss.IndexBinaryFlat(8 * CODE_BYTES)
-    index.add(np.ascontiguousarray(indexed))
-    # Empty arrays in front keep the types where there is no query.
-    found: list[tuple[Ints, Ints, Ints]] = [(np.zeros(0, np.int64),) * 3]
-    for start in range(0, len(queries), _QUERIES_PER_CALL):
-        chunk = np.ascontiguousarray(queries[start : start + _QUERIES_PER_CALL])
-        limits, distances, ids = index.range_search(chunk, radius + 1)  # FAISS's radius is exclusive
-        rows = np.repeat(np.arange(len(chunk)), np.asarray(np.diff(limits), np.int64)) + start
-        found.append((rows, np.asarray(ids, np.int64), np.asarray(distances, np.int64)))
-    query, match, distance = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.lexsort((match, query))
-    return query[order], match[order], distance[order]
+    query, match = search(build_index(plain_words(indexed), radius, folded=False), plain_words(queries))
+    return query, match, distances(queries[query], indexed[match])
 
 
-def candidates(upstream: pa.Table, downstream: pa.Table, radius: int) -> pa.Table:
+@dataclass(frozen=True)
+class DownstreamIndex:
+    """The downstream side of a join; made by `index_downstream`, read by any number of joins.
+
+    Attributes:
+        addresses: shard and row of each downstream picture.
+        codes: Own and variant codes of all pictures, shape (codes, 32).
+        owner: Downstream picture of each code.
+        index: Of the codes and the codes of the transposed pictures, folded.
+    """
+
+    addresses: pa.Table
+    codes: Codes
+    owner: Ints
+    index: HammingIndex
+
+
+def index_downstream(downstream: pa.Table, radius: int) -> DownstreamIndex:
+    """Prepares the downstream side of a join.
+
+    Args:
+        downstream: Has shard, row, code, and may have `variant_codes`: lists of further codes of a picture, as
+            variants.variant_codes gives them.
+        radius: Largest distance, inclusive, in bits.
+    """
+    codes, owner = codes_of(downstream), np.arange(downstream.num_rows)
+    if VARIANTS_COLUMN in downstream.column_names:
+        lists = downstream[VARIANTS_COLUMN].to_pylist()
+        counts = [len(own) for own in lists]
+        more = np.frombuffer(b"".join(code for own in lists for code in own), np.uint8).reshape(-1, CODE_BYTES)
+        codes, owner = np.concatenate([codes, more]), np.concatenate([owner, np.repeat(owner, counts)])
+    both = np.concatenate([codes, dihedral_codes(codes)[_TRANSPOSED]])
+    index = build_index(parity_words(both), radius, folded=True)
+    return DownstreamIndex(downstream.select(["shard", "row"]), codes, owner, index)
+
+
+def candidates(upstream: pa.Table, downstream: pa.Table | DownstreamIndex, radius: int) -> pa.Table:
     """Joins two sets of samples under all eight flips and turns.
 
     Args:
         upstream: Has shard, row, code.
-        downstream: Has shard, row, code; this side is indexed with its variants.
-        radius: See hamming_pairs.
+        downstream: The smaller side, as of index_downstream; give the index where several upstream tables are joined.
+        radius: Largest distance, inclusive, in bits.
 
     Returns:
         Table of CANDIDATE_SCHEMA with one row for each pair of pictures: its smallest distance and the first element
         of fingerprint.DIHEDRAL that reaches it, applied to the downstream picture. Sorted by addresses.
+
+    Raises:
+        ValueError: The index was made for another radius.
     """
-    num_down = downstream.num_rows
-    variants = dihedral_codes(codes_of(downstream)).reshape(-1, CODE_BYTES)
-    up, match, distance = hamming_pairs(variants, codes_of(upstream), radius)
-    element, down = (match // num_down, match % num_down) if num_down else (match, match)
+    side = downstream if isinstance(downstream, DownstreamIndex) else index_downstream(downstream, radius)
+    if side.index.radius != radius:
+        raise ValueError(f"the index was made for radius {side.index.radius}, the join wants {radius}")
+    up_codes = codes_of(upstream)
+    up, entry = search(side.index, parity_words(up_codes))
+    code = entry % max(len(side.codes), 1)
+    best = np.empty((2, len(up)), np.int64)  # distance, element
+    for start in range(0, len(up), _PAIRS_PER_STEP):
+        step = slice(start, start + _PAIRS_PER_STEP)
+        turned = distances(dihedral_codes(side.codes[code[step]]), up_codes[up[step]])
+        best[:, step] = turned.min(axis=0), turned.argmin(axis=0)
+    down, (distance, element) = side.owner[code], best
     order = np.lexsort((element, distance, down, up))
-    up, down, distance, element = up[order], down[order], distance[order], element[order]
-    first = np.ones(len(up), bool)
-    first[1:] = (up[1:] != up[:-1]) | (down[1:] != down[:-1])
-    up, down, distance, element = up[first], down[first], distance[first], element[first]
+    first = np.ones(len(order), bool)
+    first[1:] = (np.diff(up[order]) != 0) | (np.diff(down[order]) != 0)
+    kept = order[first]
     columns = [
-        upstream["shard"].take(pa.array(up)),
-        upstream["row"].take(pa.array(up)),
-        downstream["shard"].take(pa.array(down)),
-        downstream["row"].take(pa.array(down)),
-        pa.array(distance.astype(np.int16)),
-        pa.array(element.astype(np.int8)),
+        *(upstream[name].take(pa.array(up[kept])) for name in ("shard", "row")),
+        *(side.addresses[name].take(pa.array(down[kept])) for name in ("shard", "row")),
+        pa.chunked_array([pa.array(distance[kept].astype(np.int16))]),
+        pa.chunked_array([pa.array(element[kept].astype(np.int8))]),
     ]
-    arrays = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]
-    table = pa.table(arrays, schema=CANDIDATE_SCHEMA)
-    return table.sort_by([(name, "ascending") for name in CANDIDATE_SCHEMA.names[:4]])
+    table = pa.table([column.combine_chunks() for column in columns], schema=CANDIDATE_SCHEMA)
+    return table.sort_by([(name, "ascending") for name in ADDRESS_COLUMNS])
 
 
 def cap_hubs(pairs: pa.Table, most: int) -> tuple[pa.Table, dict[tuple[int, int], int]]:
     """Keeps the `most` closest upstream matches of each downstream picture.
 
     Returns:
-        The kept pairs, and the number of matches of each picture that had more.
+        The kept pairs, by downstream address and then by distance, and the number of matches of each picture
+        that had more.
     """
-    order = [("down_shard", "ascending"), ("down_row", "ascending"), ("distance", "ascending"),
-             ("up_shard", "ascending"), ("up_row", "ascending")]  # fmt: skip
-    ordered = pairs.sort_by(order)
-    keys = list(zip(ordered["down_shard"].to_pylist(), ordered["down_row"].to_pylist(), strict=True))
-    counts: dict[tuple[int, int], int] = {}
-    keep = []
-    for key in keys:
-        counts[key] = counts.get(key, 0) + 1
-        keep.append(counts[key] <= most)
-    return ordered.filter(pa.array(keep, pa.bool_())), {key: count for key, count in counts.items() if count > most}
+    names = ("down_shard", "down_row", "distance", "up_shard", "up_row")
+    ordered = pairs.sort_by([(name, "ascending") for name in names])
+    if not ordered.num_rows:
+        return ordered, {}
+    shard, row = (ordered[name].to_numpy() for name in names[:2])
+    begins = np.flatnonzero(np.concatenate([[True], (np.diff(shard) != 0) | (np.diff(row) != 0)]))
+    counts = np.diff(np.append(begins, len(shard)))
+    rank = np.arange(len(shard)) - np.repeat(begins, counts)
+    full = counts > most
+    keys = zip(shard[begins[full]].tolist(), row[begins[full]].tolist(), strict=True)
+    return ordered.filter(pc.less(pa.array(rank), most)), dict(zip(keys, counts[full].tolist(), strict=True))

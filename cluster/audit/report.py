@@ -1,225 +1,219 @@
-"""Publishes an audit: pictures and tables as one HTML page, and every pair as Parquet and CSV."""
+"""Publishes an audit: a folder of HTML pages that open offline, and every pair as Parquet and CSV."""
 
 import io
 import json
-from collections.abc import Mapping
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from cluster.audit.coordinator import AuditConfig, AuditTables
-from cluster.audit.scores import score
-from cluster.audit.verify import MIN_QUALITY, Evidence
-from pipeline.charts import histogram
-from pipeline.dataset import Address, Dataset, open_dataset
-from pipeline.fingerprint import DIHEDRAL, apply_dihedral
-from pipeline.image import decode
-from pipeline.manifest import sha256_hex, to_parquet
-from pipeline.pages import render, thumbnail
-from pipeline.store.base import Store, commit
-from trainer.statistics import wilson_interval
+from cluster.audit import lists, review
+from cluster.audit.pictures import PAIRS_PER_PAGE, card, page_name, write_pages
+from cluster.audit.sets import Sides
+from cluster.audit.stored import AuditJob
+from cluster.audit.summary import class_counts, summarize
+from cluster.audit.tables import AuditConfig, AuditTables
+from pipeline.charts import Layer, layered_histogram
+from pipeline.errors import ConfigError, Conflict, NotFound
+from pipeline.manifest import from_parquet, sha256_hex, to_parquet
+from pipeline.pages import render
+from pipeline.store.base import Store, put
 
-_MOST_PICTURES = 60  # pairs shown on the page; all are in the tables
-_BAR_BITS = 4
-
-
-def radii(config: AuditConfig) -> list[int]:
-    """Gives the three thresholds at which accuracy is reported: half, three quarters and all of the radius."""
-    return sorted({config.radius // 2, config.radius * 3 // 4, config.radius})
-
-
-def element_name(element: int) -> str:
-    """Gives what was done to the downstream picture to match, in words."""
-    transposed, mirrored, upended = DIHEDRAL[element]
-    names = {
-        (False, False, False): "as it is",
-        (False, True, False): "mirrored",
-        (False, False, True): "upside down",
-        (False, True, True): "turned 180°",
-        (True, False, False): "transposed",
-        (True, True, False): "turned 90° right",
-        (True, False, True): "turned 90° left",
-        (True, True, True): "transposed the other way",
-    }
-    return names[transposed, mirrored, upended]
-
-
-def summarize(config: AuditConfig, tables: AuditTables, predictions: Mapping[str, pa.Table]) -> dict[str, Any]:
-    """Gives the audit's figures as plain data; the same inputs give the same figures.
-
-    Args:
-        config: The audit.
-        tables: What it found.
-        predictions: Predictions on the whole test set by model name; may be empty.
-
-    Raises:
-        ConfigError: Predictions are not those of the test set.
-    """
-    upstream, downstream = open_dataset(config.upstream), open_dataset(config.downstream)
-    states = tables.downstream["state"].to_pylist()
-    return {
-        "config": config.model_dump(),
-        "upstream": _provenance(upstream),
-        "downstream": _provenance(downstream),
-        "states": {name: states.count(name) for name in ("duplicate", "very similar", "clean", "unchecked")},
-        "evidence": {str(kind): tables.downstream["evidence"].to_pylist().count(str(kind)) for kind in Evidence},
-        "num_candidates": tables.num_candidates,
-        "num_rejected": tables.num_rejected,
-        "num_pairs": tables.pairs.num_rows,
-        "num_hubs": len(tables.hubs),
-        "radii": radii(config),
-        "accuracy": {
-            name: [score(table, tables.downstream, bits) for bits in radii(config)]
-            for name, table in predictions.items()
-        },
-        "canaries": _canary_recall(tables.canaries),
-        "writer": f"bit-pretrain {metadata.version('bit-pretrain')}",
-    }
-
-
-def _provenance(dataset: Dataset) -> dict[str, Any]:
-    version = dataset.version
-    return {
-        "url": dataset.store.url,
-        "version": version.version,
-        "num_samples": version.num_samples,
-        "num_rejects": version.num_rejects,
-        "num_shards": version.num_shards,
-        "shards_sha256": version.shards_sha256,
-        "descriptor": version.descriptor,
-    }
-
-
-def _canary_recall(canaries: pa.Table) -> list[dict[str, Any]]:
-    names = list(dict.fromkeys(canaries["transform"].to_pylist()))
-    rows = canaries.select(["transform", "found"]).to_pylist()
-    result = []
-    for name in [*names, "all"]:
-        found = [row["found"] for row in rows if name in (row["transform"], "all")]
-        low, high = wilson_interval(sum(found), len(found))
-        result.append({"transform": name, "found": sum(found), "planted": len(found), "low": low, "high": high})
-    return result
-
-
-def pair_list(config: AuditConfig, tables: AuditTables) -> pa.Table:
-    """Gives every accepted pair with what is needed to find both pictures: shard URL, key, offset and length."""
-    upstream, downstream = open_dataset(config.upstream), open_dataset(config.downstream)
-    rows = []
-    for pair in tables.pairs.to_pylist():
-        row: dict[str, Any] = {}
-        for side, dataset in (("down", downstream), ("up", upstream)):
-            sample = dataset.sample(Address(pair[f"{side}_shard"], pair[f"{side}_row"]))
-            row |= {
-                f"{side}_url": f"{dataset.store.url}/{dataset.shards[pair[f'{side}_shard']]['path']}",
-                f"{side}_key": sample["key"],
-                f"{side}_offset": sample["image_offset"],
-                f"{side}_bytes": sample["image_bytes"],
-                f"{side}_labels": " ".join(str(label) for label in sample["labels"]),
-            }
-        row |= {
-            "distance": pair["distance"],
-            "correlation": round(pair["correlation"], 4),
-            "transform": element_name(pair["element"]),
-            "evidence": pair["evidence"],
-        }
-        rows.append(row)
-    names = [f"{side}_{name}" for side in ("down", "up") for name in ("url", "key", "offset", "bytes", "labels")]
-    kinds = {"offset": pa.int64(), "bytes": pa.int64()}
-    fields = [(name, kinds.get(name.split("_")[1], pa.string())) for name in names]
-    schema = pa.schema(
-        [
-            *fields,
-            ("distance", pa.int64()),
-            ("correlation", pa.float64()),
-            ("transform", pa.string()),
-            ("evidence", pa.string()),
-        ]
-    )
-    return pa.Table.from_pylist(rows, schema=schema)
-
-
-def picture_pairs(config: AuditConfig, tables: AuditTables) -> list[dict[str, Any]]:
-    """Gives the closest pairs with both pictures and their difference inlined, for the page."""
-    upstream, downstream = open_dataset(config.upstream), open_dataset(config.downstream)
-    ordered = tables.pairs.sort_by([("distance", "ascending"), ("correlation", "descending")])
-    shown = []
-    for pair in ordered.slice(0, _MOST_PICTURES).to_pylist():
-        up_address, down_address = (
-            Address(pair["up_shard"], pair["up_row"]),
-            Address(pair["down_shard"], pair["down_row"]),
-        )
-        up, down = decode(upstream.read_image(up_address)), decode(downstream.read_image(down_address))
-        turned = np.ascontiguousarray(apply_dihedral(down, pair["element"])).astype(np.uint8)
-        shown.append(
-            {
-                "down": thumbnail(down, "downstream picture"),
-                "up": thumbnail(up, "upstream picture"),
-                "difference": thumbnail(_difference(up, turned), "difference after alignment"),
-                "down_name": str(downstream.read_about(down_address).get("source", "")),
-                "up_name": str(upstream.read_about(up_address).get("source", "")),
-                "distance": pair["distance"],
-                "correlation": pair["correlation"],
-                "transform": element_name(pair["element"]),
-                "evidence": pair["evidence"],
-            }
-        )
-    return shown
-
-
-def _difference(up: Any, down: Any) -> Any:
-    from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
-
-    resized = np.asarray(Image.fromarray(down).resize((up.shape[1], up.shape[0]), Image.Resampling.BILINEAR))
-    return np.abs(up.astype(np.int16) - resized.astype(np.int16)).astype(np.uint8)
-
-
-def audit_section(config: AuditConfig, tables: AuditTables, summary: dict[str, Any]) -> dict[str, Any]:
-    """Gives what the audit's part of a page shows."""
-    distances = tables.pairs["distance"].to_numpy()
-    edges = range(0, config.radius + _BAR_BITS, _BAR_BITS)
-    counts = [(float(edge), int(((distances >= edge) & (distances < edge + _BAR_BITS)).sum())) for edge in edges]
-    chart = histogram(counts, "Accepted pairs by distance", "Hamming distance in bits of 256", _BAR_BITS)
-    return {
-        "summary": summary,
-        "pairs": picture_pairs(config, tables),
-        "histogram": chart if tables.pairs.num_rows else "",
-        "min_quality": MIN_QUALITY,
-    }
+_GALLERY = 12  # pairs on the first page
+_MOST_IN_TABLE = 20_000  # rows of the table of pairs on a page
+_KINDS = ("duplicate", "very similar", "rejected")
+_SUMMARY = "summary.json"
+_VERDICTS = "verdicts.json"
+_DRAWN = "review.json"
 
 
 def publish_audit(
-    store: Store, config: AuditConfig, tables: AuditTables, predictions: Mapping[str, pa.Table]
+    out: Store,
+    config: AuditConfig,
+    sides: Sides,
+    tables: AuditTables,
+    predictions: Mapping[str, pa.Table],
+    job: AuditJob,
+    review_each: int = 30,
 ) -> dict[str, Any]:
-    """Writes the report folder: index.html, summary.json, pairs.parquet and .csv, and the audit's own tables.
+    """Writes the report; run again on changed data it takes the place of the old one, and verdicts stay.
+
+    Args:
+        out: The report's folder.
+        config: The audit.
+        sides: Its sets.
+        tables: What it found.
+        predictions: Predictions on the whole test set by model name; may be empty.
+        job: Where pages are drawn.
+        review_each: Pairs of each score band on the review sheet.
 
     Returns:
         The summary.
 
     Raises:
-        Conflict: The folder holds another report.
+        Conflict: The folder holds the report of another audit.
+        ConfigError: Predictions are not those of the test set.
     """
-    summary = summarize(config, tables, predictions)
-    pairs = pair_list(config, tables)
-    csv = io.BytesIO()
-    pyarrow.csv.write_csv(pairs, csv)
+    claim(out, config)
+    summary = summarize(config, sides, tables, predictions)
+    out.delete(_SUMMARY)  # a folder without it is not whole
+    listed = shown_order(lists.pair_list(sides, tables.pairs), tables.pairs)
+    refused = shown_order(lists.pair_list(sides, tables.refused), tables.refused)
     parts = {
-        "pairs.parquet": to_parquet(pairs),
-        "found.parquet": to_parquet(tables.pairs),
-        "pairs.csv": csv.getvalue(),
+        "found.parquet": to_parquet(tables.found.pairs),
         "downstream.parquet": to_parquet(tables.downstream),
         "canaries.parquet": to_parquet(tables.canaries),
+        "unchecked.parquet": to_parquet(tables.found.unchecked),
+        "shards.parquet": to_parquet(tables.found.shards),
+        "classes.csv": _csv(pa.Table.from_pylist(class_counts(sides.downstream, tables.downstream))),
+        **{name: to_parquet(table) for name, table in lists.exclusions(tables).items()},
     }
-    digest = sha256_hex(b"".join(sha256_hex(parts[name]).encode() for name in sorted(parts)))
-    summary["digest"] = digest
     for name, body in parts.items():
-        commit(store, name, body)
-    commit(store, "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
-    commit(
-        store,
-        "index.html",
-        render("cluster", "audit.html.j2", title="Near-duplicate audit", **audit_section(config, tables, summary)),
+        put(out, name, body)
+    summary["digest"] = sha256_hex(b"".join(sha256_hex(parts[name]).encode() for name in sorted(parts)))
+    summary["num_pages"] = write_pages(out, sides, listed, job)
+    drawn = review.draw([row for row, _ in (*listed, *refused)], config.radius, review_each, config.seed)
+    element_of = {row["pair"]: element for row, element in (*listed, *refused)}
+    bands: dict[str, list[dict[str, Any]]] = {}
+    for row in drawn:
+        bands.setdefault(row["band"], []).append(card(sides, row, element_of[row["pair"]]))
+    key = sha256_hex(config.to_json())[:16]  # of the browser's memory: verdicts outlive a rerun
+    put(out, "review.html", render("cluster", "review.html.j2", title="Review sheet", bands=bands, key=key))
+    put(out, _DRAWN, _json([{name: row[name] for name in ("pair", "band", "band_size")} for row in drawn]))
+    put(out, "gallery.json", _json([card(sides, row, element) for row, element in spread(listed)]))
+    _write_pairs(out, [row for row, _ in listed], read_verdicts(out))
+    return _finish(out, summary)
+
+
+def import_verdicts(out: Store, given: Mapping[str, str]) -> dict[str, Any]:
+    """Adds verdicts to a report and tells its precision anew; a later verdict on a pair takes the place of the older.
+
+    Returns:
+        The summary.
+
+    Raises:
+        NotFound: There is no report.
+        ConfigError: The verdicts are on pairs that this report never drew.
+    """
+    summary = read_summary(out)
+    before = read_verdicts(out)
+    drawn = {row["pair"] for row in json.loads(out.read(_DRAWN))}
+    strange = sorted(set(given) - drawn - set(before))
+    if strange:
+        raise ConfigError(
+            f"{len(strange)} of {len(given)} verdicts are on pairs that {out.url} never asked about, such as "
+            f"{strange[0]}; import them into the report they were made in"
+        )
+    verdicts = before | dict(given)
+    put(out, _VERDICTS, _json(verdicts))
+    _write_pairs(out, from_parquet(out.read("pairs.parquet")).to_pylist(), verdicts)
+    return _finish(out, summary)
+
+
+def read_summary(out: Store) -> dict[str, Any]:
+    """Gives a report's figures. Raises NotFound."""
+    try:
+        found: dict[str, Any] = json.loads(out.read(_SUMMARY))
+    except NotFound as error:
+        raise NotFound(f"{out.url} holds no finished audit (no {_SUMMARY}); make one with `cluster audit`") from error
+    return found
+
+
+def read_verdicts(out: Store) -> dict[str, str]:
+    """Gives all verdicts that were imported into a report, by pair."""
+    try:
+        found: dict[str, str] = json.loads(out.read(_VERDICTS))
+    except NotFound:
+        return {}
+    return found
+
+
+def audit_section(summary: Mapping[str, Any], gallery: Sequence[Mapping[str, Any]], folder: str = "") -> dict[str, Any]:
+    """Gives what the audit's part of a page shows.
+
+    Args:
+        summary: The audit's figures.
+        gallery: Some of its pairs, as pictures.card.
+        folder: Where its other pages lie, seen from the page.
+    """
+    config = summary["config"]
+    by_distance = layered_histogram(
+        _layers(summary["bars"]["distance"]), 4, "Compared pairs by distance", "Hamming distance in bits of 256",
+        marks=summary["radii"],
+    )  # fmt: skip
+    by_correlation = layered_histogram(
+        _layers(summary["bars"]["correlation"]), 0.02, "Compared pairs by correlation", "aligned correlation"
+    )  # fmt: skip
+    return {"summary": summary, "config": config, "gallery": gallery, "charts": [by_distance, by_correlation],
+            "folder": folder}  # fmt: skip
+
+
+def read_section(out: Store, folder: str = "") -> dict[str, Any]:
+    """Gives the audit's part of a page from its report. Raises NotFound."""
+    return audit_section(read_summary(out), json.loads(out.read("gallery.json")), folder)
+
+
+def _layers(bars: Mapping[str, Mapping[str, int]]) -> list[Layer]:
+    return [
+        Layer(kind if kind != "rejected" else "refused", {float(edge): count for edge, count in bars[kind].items()})
+        for kind in _KINDS
+        if kind in bars
+    ]
+
+
+def claim(out: Store, config: AuditConfig) -> None:
+    """Makes a folder this audit's. Raises Conflict if it is another's."""
+    body = config.to_json()
+    if not out.create("audit.json", body) and out.read("audit.json") != body:
+        raise Conflict(f"{out.url} holds the report of other sets or settings; choose another destination")
+
+
+def shown_order(rows: list[dict[str, Any]], pairs: pa.Table) -> list[tuple[dict[str, Any], int]]:
+    """Gives (row, element), the closest first."""
+    told = list(zip(rows, pairs["element"].to_pylist(), strict=True))
+    return sorted(told, key=lambda item: (item[0]["distance"], -item[0]["correlation"], item[0]["pair"]))
+
+
+def spread(rows: Sequence[Any]) -> list[Any]:
+    """Gives some of the rows, from the closest to the farthest."""
+    if len(rows) <= _GALLERY:
+        return list(rows)
+    return [rows[round(number * (len(rows) - 1) / (_GALLERY - 1))] for number in range(_GALLERY)]
+
+
+def _write_pairs(out: Store, rows: Sequence[dict[str, Any]], verdicts: Mapping[str, str]) -> None:
+    table = pa.Table.from_pylist(
+        [row | {"verdict": verdicts.get(row["pair"])} for row in rows], schema=lists.PAIR_LIST_SCHEMA
     )
+    put(out, "pairs.parquet", to_parquet(table))
+    put(out, "pairs.csv", _csv(table))
+    columns = ("pair", "evidence", "distance", "correlation", "quality", "transform", "down_key", "up_key",
+               "down_classes", "up_classes", "verdict")  # fmt: skip
+    shown = [
+        [row[name] for name in columns] + [page_name(number // PAIRS_PER_PAGE + 1)]
+        for number, row in enumerate(table.slice(0, _MOST_IN_TABLE).to_pylist())
+    ]
+    page = render("cluster", "pair_table.html.j2", title="All pairs", rows=shown, num_pairs=table.num_rows)
+    put(out, "pairs.html", page)
+
+
+def _finish(out: Store, summary: dict[str, Any]) -> dict[str, Any]:
+    """Writes what depends on verdicts, and the summary last."""
+    verdicts = read_verdicts(out)
+    summary["review"] = review.precision(json.loads(out.read(_DRAWN)), verdicts)
+    put(out, "verdicts.js", f"const importedVerdicts = {json.dumps(verdicts, sort_keys=True)};\n".encode())
+    section = audit_section(summary, json.loads(out.read("gallery.json")))
+    put(out, "index.html", render("cluster", "audit.html.j2", title="Near-duplicate audit", **section))
+    put(out, _SUMMARY, _json(summary))
     return summary
+
+
+def _csv(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pyarrow.csv.write_csv(table, sink)
+    return sink.getvalue()
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()

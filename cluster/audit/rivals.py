@@ -1,22 +1,18 @@
 """Which of several matches of one picture is its copy: a rule over verified pairs.
 
 Digits, products and pages look alike without being copies: one upstream picture then matches many different downstream
-ones. A strong match stands by itself. A weak one counts as a duplicate only if both pictures have texture, it
-correlates well, and no other picture matches one of the two far better; otherwise it is kept as
-very similar, for review.
+ones. A strong match stands by itself. A weak one, of distant hashes or of an embedding, counts as a duplicate only if
+both
+pictures have texture and no other picture matches one of the two far better; otherwise it is kept as very similar, for
+review.
 """
 
 from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit.verify import Evidence
+from cluster.audit.verify import STRONG_BITS, Evidence
 
-# Up to here a hash match stands by itself: of 4.5 M pairs of MNIST with UCI digits, the closest were 76 bits
-# apart, and 5 of 3.1 M pairs within MNIST at most 31 (docs/decisions/0003-sign-hash.md).
-STRONG_BITS = 31
-# Different UCI digits by one hand reach 0.98 within the weak range; altered copies of one have 0.99 and more.
-_WEAK_CORRELATION_FROM = 0.95
 _RESIDUAL_RATIO = 4.0
 # Different ellipses on white are 38 to 53 bits apart, correlate at 0.96 and score 20; one of 1,138 photos is below 30.
 _WEAK_QUALITY_FROM = 30
@@ -46,10 +42,11 @@ def _sides(row: dict[str, Any]) -> list[tuple[str, int, int]]:
 
 
 def _settled(row: dict[str, Any], best_correlation: float) -> str:
-    is_weak = row["evidence"] == Evidence.NEAR and row["distance"] > STRONG_BITS
+    is_strong = row["distance"] is not None and row["distance"] <= STRONG_BITS
+    is_weak = row["evidence"] in (Evidence.NEAR, Evidence.EMBEDDED) and not is_strong
     residual, best_residual = 1.0 - row["correlation"], 1.0 - best_correlation
     beaten = residual > _RESIDUAL_RATIO * best_residual and residual > best_residual
     plain = row["quality"] < _WEAK_QUALITY_FROM
-    if is_weak and (plain or row["correlation"] < _WEAK_CORRELATION_FROM or beaten):
+    if is_weak and (plain or beaten):
         return str(Evidence.SIMILAR)
     return str(row["evidence"])

@@ -1,15 +1,57 @@
 """Accuracy on the full and on the deduplicated test set, as in the paper's Table 7, with intervals."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from cluster.audit.verify import Evidence
 from pipeline.errors import ConfigError
 from pipeline.manifest import from_parquet
 from pipeline.sources.files import read_file
 from trainer.evaluate import PREDICTION_SCHEMA
 from trainer.statistics import paired_bootstrap, wilson_interval
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What counts as a duplicate in one row of the accuracy table.
+
+    Attributes:
+        name: For people.
+        most_bits: Largest distance; None for any.
+        evidence: Classes that count.
+    """
+
+    name: str
+    most_bits: int | None
+    evidence: frozenset[str]
+
+    def counts(self, picture: Mapping[str, Any]) -> bool:
+        """Tells whether a row of tables.STATE_SCHEMA is a duplicate by this cut."""
+        return (
+            picture["state"] == "duplicate"
+            and picture["evidence"] in self.evidence
+            and (self.most_bits is None or picture["distance"] <= self.most_bits)
+        )
+
+
+def radii(radius: int) -> list[int]:
+    """Gives the three thresholds at which accuracy is reported: half, three quarters and all of the radius."""
+    return sorted({radius // 2, radius * 3 // 4, radius})
+
+
+def cuts(radius: int) -> list[Cut]:
+    """Gives the rows of the accuracy table: by class of evidence, each with those that are surer, and by distance."""
+    classes = [str(kind) for kind in Evidence if kind.is_duplicate]
+    by_class = [Cut(classes[0], None, frozenset(classes[:1]))]
+    by_class += [
+        Cut(f"or {classes[last]}", None, frozenset(classes[: last + 1])) for last in range(1, len(classes) - 1)
+    ]
+    by_bits = [Cut(f"≤ {bits} bits", bits, frozenset(classes)) for bits in radii(radius)]
+    return [*by_class, *by_bits, Cut("all duplicates", None, frozenset(classes))]
 
 
 def read_predictions(url: str) -> pa.Table:
@@ -30,16 +72,17 @@ def read_predictions(url: str) -> pa.Table:
     return table
 
 
-def score(predictions: pa.Table, downstream: pa.Table, most_bits: int) -> dict[str, Any]:
+def score(predictions: pa.Table, downstream: pa.Table, cut: Cut) -> dict[str, Any]:
     """Compares the accuracy with and without duplicates.
 
     Args:
         predictions: Table of trainer.evaluate.PREDICTION_SCHEMA for the whole test set.
         downstream: AuditTables.downstream.
-        most_bits: Only duplicates up to this distance count.
+        cut: Which duplicates count.
 
     Returns:
-        Accuracies in 0..1 with 95 % intervals: full and dedup by Wilson, their difference by paired bootstrap.
+        Accuracies in 0..1 with 95 % intervals: full, dedup and on the duplicates by Wilson, the difference of dedup
+        and full by paired bootstrap.
 
     Raises:
         ConfigError: The predictions are not those of this test set.
@@ -48,18 +91,18 @@ def score(predictions: pa.Table, downstream: pa.Table, most_bits: int) -> dict[s
         (row["shard"], row["row"]): row["correct"]
         for row in predictions.select(["shard", "row", "correct"]).to_pylist()
     }
-    rows = downstream.select(["shard", "row", "state", "distance"]).to_pylist()
+    rows = downstream.select(["shard", "row", "state", "distance", "evidence"]).to_pylist()
     missing = [row for row in rows if (row["shard"], row["row"]) not in correct_of]
     if missing or len(correct_of) != len(rows):
         raise ConfigError(
             f"the predictions cover {len(correct_of)} pictures, the test set has {len(rows)}, {len(missing)} without a "
-            f"prediction; evaluate the model on the audited dataset"
+            f"prediction; evaluate the model on the audited dataset, without --exclude"
         )
     correct = np.array([correct_of[row["shard"], row["row"]] for row in rows], bool)
-    kept = np.array([not (row["state"] == "duplicate" and row["distance"] <= most_bits) for row in rows], bool)
+    kept = np.array([not cut.counts(row) for row in rows], bool)
     difference, low, high = paired_bootstrap(correct, kept) if kept.any() else (0.0, 0.0, 0.0)
     return {
-        "most_bits": most_bits,
+        "cut": cut.name,
         "full": _accuracy(correct),
         "dedup": _accuracy(correct[kept]),
         "duplicates": _accuracy(correct[~kept]),

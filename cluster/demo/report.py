@@ -1,7 +1,6 @@
 """The demonstration's one page: training curve, transfer table, audit, what ran where."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -11,12 +10,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cluster.audit.coordinator import AuditConfig, AuditTables
+from cluster.audit.report import read_section
 from cluster.demo.stages import Stage
 from pipeline.charts import Series, line_chart, point_chart
 from pipeline.console import human_bytes
 from pipeline.dataset import open_dataset
-from pipeline.manifest import from_parquet
 from pipeline.pages import render
 from pipeline.store.local import LocalStore
 from pipeline.store.url import open_store
@@ -59,7 +57,7 @@ class DemoFacts:
                 for start in attempts(open_store(f"{root}/runs/{name}"))
             ],
             results={name: read_results(open_store(f"{root}/runs/{name}")) for name in _INITS},
-            audit=_audit_section(LocalStore(report / "audit")),
+            audit=read_section(LocalStore(report / "audit"), "audit/"),
             stages=stages,
         )
 
@@ -109,23 +107,6 @@ class DemoFacts:
         )
         lines.append(f"{self.seconds:.0f} s, peak memory {human_bytes(self.peak_bytes)}")
         return lines
-
-
-def _audit_section(store: LocalStore) -> dict[str, Any]:
-    """Gives the audit's part of the page from the report it published."""
-    from cluster.audit.report import audit_section  # noqa: PLC0415
-
-    summary = json.loads(store.read("summary.json"))
-    config = AuditConfig.model_validate(summary["config"])
-    tables = AuditTables(
-        pairs=from_parquet(store.read("found.parquet")),
-        downstream=from_parquet(store.read("downstream.parquet")),
-        canaries=from_parquet(store.read("canaries.parquet")),
-        hubs={},
-        num_candidates=summary["num_candidates"],
-        num_rejected=summary["num_rejected"],
-    )
-    return audit_section(config, tables, summary)
 
 
 def write_report(folder: Path, facts: DemoFacts) -> DemoFacts:

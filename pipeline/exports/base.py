@@ -74,19 +74,6 @@ def check_ours(store: Store, key: str) -> None:
         )
 
 
-def put(store: Store, key: str, body: bytes) -> None:
-    """Makes `body` the content of a file that is derived from the manifest.
-
-    Raises:
-        Conflict: Somebody else writes it at this moment.
-    """
-    if store.create(key, body):
-        return
-    found, tag = store.read_tagged(key)
-    if found != body:
-        store.replace(key, body, tag)
-
-
 def folder_of(path: str) -> str:
     """Gives the part of a key up to and with its last slash; empty at the root."""
     return path[: path.rfind("/") + 1]

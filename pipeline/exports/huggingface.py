@@ -4,8 +4,9 @@ import json
 from collections import defaultdict
 
 from pipeline.dataset import Dataset
-from pipeline.exports.base import MARK, Export, Written, folder_of, put
+from pipeline.exports.base import MARK, Export, Written, folder_of
 from pipeline.exports.shard_tar import ShardTar
+from pipeline.store.base import put
 
 _KEY = "README.md"
 # The Hub's own bounds: n<1K, 1K<n<10K, ..., 100B<n<1T, n>1T.

@@ -8,8 +8,9 @@ import json
 from collections import defaultdict
 
 from pipeline.dataset import Dataset
-from pipeline.exports.base import Export, Written, folder_of, put
+from pipeline.exports.base import Export, Written, folder_of
 from pipeline.exports.shard_tar import ShardTar
+from pipeline.store.base import put
 
 _NAME = "sizes.json"
 

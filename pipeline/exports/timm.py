@@ -4,9 +4,10 @@ import json
 from typing import Any
 
 from pipeline.dataset import Dataset
-from pipeline.exports.base import MARK, Export, Written, put
+from pipeline.exports.base import MARK, Export, Written
 from pipeline.exports.labels import CLS, label_place
 from pipeline.exports.shard_tar import ShardTar
+from pipeline.store.base import put
 
 _KEY = "_info.json"
 

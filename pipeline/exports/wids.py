@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.dataset import Dataset
-from pipeline.exports.base import MARK, Export, Written, put
+from pipeline.exports.base import MARK, Export, Written
 from pipeline.exports.shard_tar import ShardTar
+from pipeline.store.base import put
 
 _KEY = "wids.json"
 

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
-from pipeline.exports.base import Export, Written, check_ours, put
+from pipeline.exports.base import Export, Written, check_ours
 from pipeline.exports.dali import Dali
 from pipeline.exports.energon import Energon
 from pipeline.exports.huggingface import HuggingFace
@@ -14,6 +14,7 @@ from pipeline.exports.open_clip import OpenClip
 from pipeline.exports.shard_tar import ShardTar
 from pipeline.exports.timm import Timm
 from pipeline.exports.wids import Wids
+from pipeline.store.base import put
 
 FORMATS: dict[str, type[Export]] = {
     "timm": Timm,

@@ -138,6 +138,19 @@ def commit(store: Store, key: str, body: bytes) -> bool:
     return False
 
 
+def put(store: Store, key: str, body: bytes) -> None:
+    """Makes `body` the content of an object that is derived from others and may be derived anew.
+
+    Raises:
+        Conflict: Somebody else writes it at this moment.
+    """
+    if store.create(key, body):
+        return
+    found, tag = store.read_tagged(key)
+    if found != body:
+        store.replace(key, body, tag)
+
+
 def commit_written(store: Store, key: str, writer: ObjectWriter, blake3_hex: str) -> bool:
     """As `commit`, for an object whose bytes went through `writer`; they are known by their digest."""
     if writer.finish():

@@ -1,46 +1,30 @@
-"""The audit finds what was planted, refuses look-alikes, does not depend on cutting or Ray, and tells it in a page."""
+"""The audit finds what was planted, refuses look-alikes, and does not depend on cutting, workers or Ray."""
 
-import csv
-import json
 import re
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image, ImageDraw
 
 from cluster.audit.canaries import TRANSFORMS
-from cluster.audit.coordinator import AuditConfig, AuditTables, audit
-from cluster.audit.report import publish_audit
-from cluster.audit.scores import score
-from cluster.audit.verify import Evidence, judge, verify_pair
+from cluster.audit.coordinator import audit, sides_of
+from cluster.audit.tables import AuditConfig, AuditTables
+from cluster.audit.verify import Evidence
 from cluster.services import Stack
 from pipeline.dataset import Address, Dataset, open_dataset
-from pipeline.errors import ConfigError, Conflict
+from pipeline.errors import ConfigError, CorruptShard, NotFound
+from pipeline.store.base import put
 from pipeline.store.url import open_store
-from tests.conftest import class_folders, jpeg, pack, picture, run_cli
-from trainer.evaluate import PREDICTION_SCHEMA
-
-LEAKS = {
-    "JPEG quality 30": 3, "mirrored": 7, "turned 90": 11, "half size": 19, "grey": 23,
-}  # fmt: skip
+from tests.cluster.audits import LEAKS, contents, here, leaky_sets
+from tests.conftest import BUCKET, class_folders, jpeg, pack, run_cli, running_stack
+from tests.soak.audit_kill import soak
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """An upstream set with altered copies of six downstream pictures, one of them byte for byte."""
-    root = tmp_path_factory.mktemp("audit")
-    down = class_folders(root / "down-in", classes=3, each=12, seed=50_000)
-    up = class_folders(root / "up-in", classes=3, each=20)
-    pictures = sorted(down.rglob("*.jpg"))
-    for transform, number in LEAKS.items():
-        with Image.open(pictures[number]) as image:
-            TRANSFORMS[transform](image.convert("RGB")).save(up / "class0" / f"leak-{number}.png")
-    (up / "class1" / "same.jpg").write_bytes(pictures[30].read_bytes())
-    pack(up, str(root / "up"), shard_bytes=100_000)
-    pack(down, str(root / "down"))
-    return root / "up", root / "down"
+    return leaky_sets(tmp_path_factory.mktemp("audit"))
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +32,13 @@ def config(sets: tuple[Path, Path]) -> AuditConfig:
     return AuditConfig(upstream=str(sets[0]), downstream=str(sets[1]), canaries_each=2)
 
 
+def found_by(config: AuditConfig, work: Path) -> AuditTables:
+    return audit(config, sides_of(config), here(work))
+
+
 @pytest.fixture(scope="module")
-def found(config: AuditConfig) -> AuditTables:
-    return audit(config, on_ray=False)
+def found(config: AuditConfig, tmp_path_factory: pytest.TempPathFactory) -> AuditTables:
+    return found_by(config, tmp_path_factory.mktemp("work"))
 
 
 def duplicates(tables: AuditTables, down: Dataset) -> dict[str, str]:
@@ -58,11 +46,14 @@ def duplicates(tables: AuditTables, down: Dataset) -> dict[str, str]:
     return {down.read_about(Address(row["shard"], row["row"]))["source"]: row["evidence"] for row in rows}
 
 
-def test_every_planted_copy_is_found_and_nothing_else(found: AuditTables, sets: tuple[Path, Path]) -> None:
+def expected_duplicates() -> dict[str, str]:
     pictures = sorted(f"class{label}/{number:03d}.jpg" for label in range(3) for number in range(12))
     expected = {pictures[number]: str(Evidence.NEAR) for number in LEAKS.values()}
-    expected[pictures[30]] = str(Evidence.SAME_BYTES)
-    assert duplicates(found, open_dataset(str(sets[1]))) == expected
+    return expected | {pictures[30]: str(Evidence.SAME_BYTES)}
+
+
+def test_every_planted_copy_is_found_and_nothing_else(found: AuditTables, sets: tuple[Path, Path]) -> None:
+    assert duplicates(found, open_dataset(str(sets[1]))) == expected_duplicates()
     assert found.downstream["state"].to_pylist().count("clean") == 30
 
 
@@ -78,89 +69,79 @@ def test_canaries_measure_recall_per_transform(found: AuditTables) -> None:
 def test_the_result_does_not_depend_on_sharding(found: AuditTables, sets: tuple[Path, Path], tmp_path: Path) -> None:
     pack(sets[0].parent / "up-in", str(tmp_path / "one"))
     other_config = AuditConfig(upstream=str(tmp_path / "one"), downstream=str(sets[1]), canaries_each=2)
-    other = audit(other_config, on_ray=False)
+    other = found_by(other_config, tmp_path / "work")
     assert len(open_dataset(str(sets[0])).shards) > len(open_dataset(str(tmp_path / "one")).shards)
     assert other.downstream.equals(found.downstream)
     assert other.canaries.equals(found.canaries)
 
 
-def test_the_result_on_ray_is_the_same(cluster: Stack, config: AuditConfig, found: AuditTables, tmp_path: Path) -> None:
-    done = run_cli(
-        "cluster", "submit", "--", "cluster", "audit", config.upstream, config.downstream, str(tmp_path / "report"),
-        "--canaries", "2", "--ray",
-    )  # fmt: skip
+def test_the_report_made_on_ray_is_the_same_to_the_byte(cluster: Stack, config: AuditConfig, tmp_path: Path) -> None:
+    arguments = ["cluster", "audit", config.upstream, config.downstream]
+    options = ["--canaries", "1"]
+    done = run_cli("cluster", "submit", "--", *arguments, str(tmp_path / "ray"), *options, "--ray")
     assert done.returncode == 0, done.stdout + done.stderr
-    publish_audit(open_store(str(tmp_path / "here")), config, found, {})
-    for name in ("found.parquet", "downstream.parquet", "canaries.parquet", "pairs.csv", "summary.json", "index.html"):
-        assert (tmp_path / "report" / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
-
-
-def predictions(down: Dataset, wrong: set[int]) -> pa.Table:
-    rows = [
-        {"shard": 0, "row": row, "labels": [0], "prediction": 0, "probability": 1.0, "correct": row not in wrong}
-        for row in range(down.version.num_samples)
-    ]
-    return pa.Table.from_pylist(rows, schema=PREDICTION_SCHEMA)
-
-
-def test_accuracy_without_duplicates_leaves_exactly_them_out(found: AuditTables, sets: tuple[Path, Path]) -> None:
-    rows = found.downstream.to_pylist()
-    copies = [row["row"] for row in rows if row["state"] == "duplicate"]
-    others = [row["row"] for row in rows if row["state"] != "duplicate"]
-    result = score(predictions(open_dataset(str(sets[1])), set(others[:10])), found.downstream, 62)
-    assert (result["full"]["num_correct"], result["full"]["num_samples"]) == (26, 36)
-    assert (result["dedup"]["num_correct"], result["dedup"]["num_samples"]) == (20, 30)
-    assert (result["duplicates"]["num_correct"], result["duplicates"]["num_samples"]) == (len(copies), 6)
-    assert result["difference"] == pytest.approx(20 / 30 - 26 / 36)
-    assert result["difference_low"] <= result["difference"] <= result["difference_high"]
-
-
-def test_predictions_of_another_set_are_refused(found: AuditTables, sets: tuple[Path, Path]) -> None:
-    short = predictions(open_dataset(str(sets[1])), set()).slice(0, 20)
-    with pytest.raises(ConfigError, match="the predictions cover 20 pictures, the test set has 36"):
-        score(short, found.downstream, 62)
-
-
-def test_the_page_opens_offline_and_holds_its_pictures(
-    found: AuditTables, config: AuditConfig, sets: tuple[Path, Path], tmp_path: Path
-) -> None:
-    models = {"<b>model</b>": predictions(open_dataset(str(sets[1])), {1, 2})}
-    summary = publish_audit(open_store(str(tmp_path)), config, found, models)
-    page = (tmp_path / "index.html").read_text()
-    assert re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)""", page) == []
-    assert "<script" not in page
-    assert page.count('src="data:image/jpeg;base64,') == 3 * 6
-    assert "<b>model</b>" not in page
-    assert "&lt;b&gt;model&lt;/b&gt;" in page
-    with (tmp_path / "pairs.csv").open() as file:
-        pairs = list(csv.DictReader(file))
-    assert len(pairs) == summary["num_pairs"] == 6
-    for pair in pairs:
-        root, _, path = pair["down_url"].rpartition("/shards/")
-        with Path(root, "shards", path).open("rb") as tar:
-            tar.seek(int(pair["down_offset"]))
-            assert tar.read(3) == b"\xff\xd8\xff"
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
-
-
-def test_publishing_again_changes_nothing_and_another_audit_is_refused(
-    found: AuditTables, config: AuditConfig, tmp_path: Path
-) -> None:
-    publish_audit(open_store(str(tmp_path)), config, found, {})
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    publish_audit(open_store(str(tmp_path)), config, found, {})
-    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(Conflict, match="another destination"):
-        publish_audit(open_store(str(tmp_path)), config.model_copy(update={"radius": 31}), found, {})
-
-
-def test_an_audit_that_finds_nothing_still_tells(tmp_path: Path) -> None:
-    pack(class_folders(tmp_path / "a", each=4), str(tmp_path / "up"))
-    pack(class_folders(tmp_path / "b", each=4, seed=90_000), str(tmp_path / "down"))
-    done = run_cli("cluster", "audit", "up", "down", "report", "--canaries", "0", cwd=tmp_path)
+    done = run_cli(*arguments, str(tmp_path / "here"), *options)
     assert done.returncode == 0, done.stderr
-    assert "0 of 12 downstream pictures have a duplicate upstream" in done.stdout
-    assert "No pair was accepted." in (tmp_path / "report" / "index.html").read_text()
+    assert contents(tmp_path / "ray") == contents(tmp_path / "here")
+
+
+def test_a_rerun_makes_nothing_and_a_changed_shard_is_joined_alone(tmp_path: Path) -> None:
+    up, down = leaky_sets(tmp_path)
+    config = AuditConfig(upstream=str(up), downstream=str(down), canaries_each=0)
+    before = found_by(config, tmp_path / "work")
+    made = set(tmp_path.glob("work/joined/*"))
+    assert found_by(config, tmp_path / "work").found == before.found
+    assert set(tmp_path.glob("work/joined/*")) == made
+    extra = class_folders(tmp_path / "more" / "photos", classes=1, each=3, seed=77_000)
+    (extra / "class0" / "leak.jpg").write_bytes((tmp_path / "down-in" / "class2" / "000.jpg").read_bytes())
+    assert run_cli("pipeline", "append", f"more={extra}", str(up)).returncode == 0
+    after = found_by(config, tmp_path / "work")
+    assert len(set(tmp_path.glob("work/joined/*")) - made) == 1
+    gained = after.downstream["state"].to_pylist().count("duplicate")
+    assert gained == before.downstream["state"].to_pylist().count("duplicate") + 1
+
+
+def test_a_missing_shard_stops_with_its_name(tmp_path: Path) -> None:
+    up, down = leaky_sets(tmp_path)
+    gone = next(up.rglob("*.tar"))
+    gone.unlink()
+    config = AuditConfig(upstream=str(up), downstream=str(down))
+    with pytest.raises(NotFound, match=f"{re.escape(gone.name)}, shard . of .* is gone; restore it, or rebuild it"):
+        found_by(config, tmp_path / "work")
+
+
+def test_a_shard_with_other_pictures_stops_with_its_name(tmp_path: Path) -> None:
+    up, down = leaky_sets(tmp_path)
+    dataset = open_dataset(str(up))
+    body = bytearray((up / dataset.shard_path(0)).read_bytes())
+    for sample in dataset.samples(0).to_pylist():
+        body[sample["image_offset"] + sample["image_bytes"] // 2] ^= 0xFF
+    (up / dataset.shard_path(0)).write_bytes(body)
+    config = AuditConfig(upstream=str(up), downstream=str(down), radius=100)
+    with pytest.raises(CorruptShard, match="the picture is not the fingerprinted one"):
+        found_by(config, tmp_path / "work")
+    (up / dataset.shard_path(0)).write_bytes(body[:-512])
+    with pytest.raises(CorruptShard, match="its manifest says"):
+        found_by(config, tmp_path / "other")
+
+
+def test_descriptors_of_another_release_are_refused(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    pack(sets[1].parent / "down-in", str(tmp_path / "old"))
+    store = open_store(str(tmp_path / "old"))
+    put(store, "MANIFEST.json", re.sub(rb"dct256-sign/\d+", b"dct256-sign/1", store.read("MANIFEST.json")))
+    config = AuditConfig(upstream=str(sets[0]), downstream=str(tmp_path / "old"))
+    with pytest.raises(ConfigError, match="has descriptors dct256-sign/1, this release compares"):
+        found_by(config, tmp_path / "work")
+
+
+def test_unusable_pictures_are_unchecked_and_listed(tmp_path: Path) -> None:
+    down = class_folders(tmp_path / "down-in", classes=1, each=4, seed=3000)
+    (down / "class0" / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    pack(down, str(tmp_path / "down"), max_reject_fraction=0.5)
+    pack(class_folders(tmp_path / "up-in", classes=1, each=4), str(tmp_path / "up"))
+    config = AuditConfig(upstream=str(tmp_path / "up"), downstream=str(tmp_path / "down"), canaries_each=0)
+    unchecked = found_by(config, tmp_path / "work").found.unchecked.to_pylist()
+    assert [(row["side"], row["source"]) for row in unchecked] == [("downstream", "class0/broken.jpg")]
 
 
 def flat_pictures() -> dict[str, np.ndarray]:
@@ -195,26 +176,17 @@ def test_flat_and_look_alike_pictures_are_not_called_duplicates(tmp_path: Path) 
         (tmp_path / side / "x" / f"{name}.jpg").write_bytes(jpeg(pixels))
     pack(tmp_path / "up", str(tmp_path / "u"))
     pack(tmp_path / "down", str(tmp_path / "d"))
-    tables = audit(
-        AuditConfig(upstream=str(tmp_path / "u"), downstream=str(tmp_path / "d"), canaries_each=0), on_ray=False
-    )
+    config = AuditConfig(upstream=str(tmp_path / "u"), downstream=str(tmp_path / "d"), canaries_each=0)
+    tables = found_by(config, tmp_path / "work")
     assert "duplicate" not in tables.downstream["state"].to_pylist()
     assert "unchecked" in tables.downstream["state"].to_pylist()
 
 
-def test_judgement_by_evidence() -> None:
-    assert judge(True, True, 0, 0.0) == Evidence.SAME_BYTES
-    assert judge(False, True, 0, 0.0) == Evidence.SAME_PIXELS
-    assert judge(False, False, 5, 1.0) == Evidence.REJECTED
-    assert judge(False, False, 50, 0.95) == Evidence.NEAR
-    assert judge(False, False, 50, 0.80) == Evidence.SIMILAR
-    assert judge(False, False, 50, 0.50) == Evidence.REJECTED
-
-
-def test_verification_aligns_turns_and_small_crops() -> None:
-    pixels = picture(1, 120, 160)
-    for element, altered in ((0, pixels[4:116, 5:155]), (0, (pixels * 0.7).astype(np.uint8))):
-        assert verify_pair(b"a", b"b", altered, pixels, element, 50).correlation > 0.95
-    mirrored = np.ascontiguousarray(pixels[:, ::-1])
-    assert verify_pair(b"a", b"b", mirrored, pixels, 2, 50).evidence == Evidence.NEAR
-    assert verify_pair(b"a", b"b", mirrored, pixels, 0, 50).evidence == Evidence.REJECTED
+@pytest.mark.timeout(300)
+def test_kills_of_workers_drivers_and_nodes_leave_the_same_report(tmp_path: Path) -> None:
+    """A short form of the soak, on a cluster of its own, since what it kills is not what was started."""
+    leaky_sets(tmp_path)
+    with running_stack(tmp_path / "stack", [1, 1]) as stack:
+        outcome = soak(stack, tmp_path, num_kills=2, seed=1, bucket=BUCKET)
+        assert sum(outcome.kills.values()) == 2
+        assert outcome.num_datasets >= 1

@@ -1,12 +1,13 @@
 """The join is exact, symmetric, and independent of how the upstream set is cut."""
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.audit.join import candidates, cap_hubs, hamming_pairs
+from cluster.audit.join import candidates, cap_hubs, hamming_pairs, index_downstream
 from cluster.audit.rivals import settle_rivals
 from cluster.audit.verify import Evidence
 from pipeline.fingerprint import CODE_BYTES, dihedral_codes
@@ -52,14 +53,61 @@ def test_the_pairs_are_those_of_brute_force(num_indexed: int, num_queries: int, 
     assert set(found) == brute_force(indexed, queries, radius)
 
 
-@pytest.mark.parametrize("distance", [0, 1, 31, 61, 62])
+@pytest.mark.parametrize(("radius", "distance"), [(31, 0), (31, 1), (31, 31), (62, 0), (62, 31), (62, 61), (62, 62)])
 @pytest.mark.parametrize("element", range(8))
-def test_a_turned_copy_is_found_at_its_distance_and_turn(distance: int, element: int) -> None:
+def test_a_turned_copy_is_found_at_its_distance_and_turn(radius: int, distance: int, element: int) -> None:
     down = random_codes(30, 1)
     up = random_codes(40, 2)
     up[17] = flipped(dihedral_codes(down[9:10])[element, 0], distance, 3)
-    found = candidates(table(up), table(down), 62).to_pylist()
+    found = candidates(table(up), table(down), radius).to_pylist()
     assert [(r["up_row"], r["down_row"], r["distance"], r["element"]) for r in found] == [(17, 9, distance, element)]
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 300), st.integers(0, 60), st.sampled_from([0, 17, 31, 32, 62, 69, 70, 110]), st.integers(0, 5))
+def test_the_pairs_under_turns_are_those_of_brute_force(num_down: int, num_up: int, radius: int, seed: int) -> None:
+    down, up = random_codes(num_down, seed), random_codes(num_up, seed + 100)
+    for number in range(min(num_down, num_up)):
+        turned = dihedral_codes(down[number : number + 1])[number % 8, 0]
+        up[number] = flipped(turned, max(0, radius + number % 3 - 1), number)
+    apart = np.bitwise_count(up[None, :, None] ^ dihedral_codes(down)[:, None]).sum(-1).min(axis=0, initial=256)
+    found = {
+        (r["up_row"], r["down_row"], r["distance"]) for r in candidates(table(up), table(down), radius).to_pylist()
+    }
+    assert found == {(int(u), int(d), int(apart[u, d])) for u, d in zip(*np.nonzero(apart <= radius), strict=True)}
+
+
+def test_the_pairs_are_those_of_faiss() -> None:
+    indexed, queries = random_codes(3000, 8), random_codes(500, 9)
+    for number in range(200):
+        queries[number] = flipped(indexed[7 * number], number % 75, number)
+    flat = faiss.IndexBinaryFlat(256)
+    flat.add(indexed)
+    for radius in (31, 62):
+        limits, _, ids = flat.range_search(queries, radius + 1)
+        expected = set(zip(np.repeat(np.arange(500), np.diff(limits).astype(int)).tolist(), ids.tolist(), strict=True))
+        query, match, _ = hamming_pairs(indexed, queries, radius)
+        assert set(zip(query.tolist(), match.tolist(), strict=True)) == expected
+
+
+def test_more_pairs_than_expected_are_all_given() -> None:
+    alike = np.zeros((300, CODE_BYTES), np.uint8)
+    for radius in (31, 62):
+        assert len(hamming_pairs(alike, alike, radius)[0]) == 90_000
+
+
+def test_a_variant_code_finds_its_picture() -> None:
+    down, up = random_codes(5, 11), random_codes(6, 12)
+    others = random_codes(2, 13)
+    up[4] = flipped(others[1], 20, 1)
+    variants = pa.array([[], [], [c.tobytes() for c in others], [], []], pa.list_(pa.binary(32)))
+    side = table(down).append_column("variant_codes", variants)
+    found = candidates(table(up), side, 62).to_pylist()
+    assert [(r["up_row"], r["down_row"], r["distance"]) for r in found] == [(4, 2, 20)]
+    index = index_downstream(side, 62)
+    assert candidates(table(up), index, 62).to_pylist() == found
+    with pytest.raises(ValueError, match="radius 62, the join wants 31"):
+        candidates(table(up), index, 31)
 
 
 def test_one_bit_beyond_the_radius_is_not_found() -> None:
@@ -120,14 +168,14 @@ def test_a_weak_match_yields_to_a_far_better_one_and_a_strong_match_to_none() ->
     rows = [
         pair(0, 4, 0.999), pair(0, 50, 0.96), pair(0, 20, 0.97),  # the copy, a look-alike, a second strong match
         pair(1, 50, 0.96),  # alone
-        pair(2, 50, 0.93),  # alone but poorly correlated
+        pair(2, 50, 0.93),  # alone
         pair(3, 50, 0.97), pair(3, 52, 0.965),  # two equals
         pair(4, 50, 0.8, Evidence.SIMILAR), pair(5, 60, 0.99, Evidence.SAME_BYTES),
         pair(6, 40, 0.99, quality=20), pair(7, 30, 0.99, quality=20),  # plain pictures: weak and strong
     ]  # fmt: skip
     settled = settle_rivals(pa.Table.from_pylist(rows))["evidence"].to_pylist()
     near, similar = str(Evidence.NEAR), str(Evidence.SIMILAR)
-    assert settled == [near, similar, near, near, similar, near, near, similar, str(Evidence.SAME_BYTES), similar, near]
+    assert settled == [near, similar, near, near, near, near, near, similar, str(Evidence.SAME_BYTES), similar, near]
 
 
 def test_rivals_count_on_both_sides() -> None:

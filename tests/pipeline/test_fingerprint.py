@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.fingerprint import CODE_BYTES, DIHEDRAL, apply_dihedral, dihedral_codes, fingerprint
+from pipeline.errors import BadImage
+from pipeline.fingerprint import CODE_BYTES, DIHEDRAL, apply_dihedral, dihedral_codes, fingerprint, fingerprint_of_image
 from pipeline.image import decode
+from pipeline.prepare import ImagePolicy, prepare
 from tests.conftest import jpeg, picture
 
 CODES = st.binary(min_size=CODE_BYTES, max_size=CODE_BYTES).map(lambda code: bytes([code[0] & 0x7F]) + code[1:])
@@ -63,3 +65,18 @@ def test_different_pictures_are_far_apart() -> None:
 def test_a_flat_picture_has_no_quality() -> None:
     assert fingerprint(np.full((50, 50, 3), 200, np.uint8))[1] == 0
     assert fingerprint(picture(11))[1] > 10
+
+
+@pytest.mark.parametrize("size", [(480, 640), (200, 300), (90, 500), (30, 40)])
+def test_an_encoded_picture_has_the_fingerprint_of_packing_within_few_bits(size: tuple[int, int]) -> None:
+    data = jpeg(picture(12, *size), 85)
+    packed = prepare(data, ImagePolicy())
+    code, quality = fingerprint_of_image(data)
+    assert bits(code, packed.code) <= 20
+    assert abs(quality - packed.quality) <= 12
+
+
+def test_a_truncated_jpeg_is_refused_at_any_size() -> None:
+    data = jpeg(picture(13, 480, 640), 85)
+    with pytest.raises(BadImage):
+        fingerprint_of_image(data[: len(data) // 2])

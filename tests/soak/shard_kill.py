@@ -85,7 +85,7 @@ def soak(stack: Stack, source: Path, num_kills: int, seed: int, bucket: str = _B
             print(f"dataset {outcome.num_datasets} whole after {dict(outcome.kills)} kills", flush=True)
     finally:
         for process in outcome.respawned:
-            _end(process)
+            end(process)
     return outcome
 
 
@@ -136,7 +136,7 @@ def _pack_under_fire(
                 time.sleep(chance.uniform(0.0, _LONGEST_PAUSE_SECONDS))
                 if driver.poll() is None and sum(outcome.kills.values()) < num_kills:
                     target = chance.choice(TARGETS)
-                    if _kill(stack, driver, target, chance, outcome):
+                    if kill_one(stack, driver, target, chance, outcome):
                         outcome.kills[target] += 1
             said = (driver.stderr.read() if driver.stderr else b"").decode()
         if driver.returncode == 0:
@@ -155,7 +155,7 @@ def _driver(command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
             driver.kill()
 
 
-def _kill(
+def kill_one(
     stack: Stack, driver: "subprocess.Popen[bytes]", target: str, chance: random.Random, outcome: Outcome
 ) -> bool:
     """Kills one process of the kind; tells whether there was one."""
@@ -215,14 +215,15 @@ def _serves(process: psutil.Process, stack: Stack, target: str) -> bool:
 def _respawn(process: psutil.Process) -> psutil.Process:
     """Kills a service with all it started, and starts it again as it was."""
     command, environment = process.cmdline(), process.environ()
-    _end(process)
+    end(process)
     started = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     return psutil.Process(started.pid)
 
 
-def _end(process: psutil.Process) -> None:
+def end(process: psutil.Process) -> None:
+    """Kills a process with all it started."""
     try:
         family = [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:

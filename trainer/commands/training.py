@@ -91,6 +91,7 @@ def pretrain(
 @click.option("--model", help="Needed with INIT `scratch`; otherwise that of the run.")
 @click.option("--shots", default="0", show_default=True, help="Pictures a class, several with commas; 0 is all.")
 @click.option("--subsets", default=5, show_default=True, help="Few-shot subsets for each number of shots.")
+@click.option("--exclude-test", help="Parquet with shard and row of samples of TEST to leave out, such as an audit's.")
 @click.option("--rule", type=click.Choice(["paper", "code"]), default="paper", show_default=True, help="HyperRule.")
 @_cluster_options
 def finetune(
@@ -101,6 +102,7 @@ def finetune(
     model: str | None,
     shots: str,
     subsets: int,
+    exclude_test: str | None,
     rule: str,
     workers: int,
     use_gpu: bool,
@@ -134,6 +136,7 @@ def finetune(
         "train_version": open_any(train).version.version,
         "test": test,
         "test_version": open_any(test).version.version,
+        "exclude_test": absolute_url(exclude_test) if exclude_test else None,
     }
     config = _config(FinetuneConfig, fields, settings)
     check_finetune(config, workers)
@@ -146,11 +149,13 @@ def finetune(
 @click.argument("run_url", metavar="RUN")
 @click.argument("data")
 @click.argument("out")
+@click.option("--exclude", help="Parquet with shard and row of samples of DATA to leave out, such as an audit's.")
 @_cluster_options
 def evaluate(
     run_url: str,
     data: str,
     out: str,
+    exclude: str | None,
     workers: int,
     use_gpu: bool,
     max_failures: int,
@@ -163,7 +168,13 @@ def evaluate(
     from trainer.evaluate import EvaluateConfig  # noqa: PLC0415
 
     run_url, data, out = absolute_url(run_url), absolute_pattern(data), absolute_url(out)
-    fields = {"run": run_url, "data": data, "data_version": open_any(data).version.version, "out": out}
+    fields = {
+        "run": run_url,
+        "data": data,
+        "data_version": open_any(data).version.version,
+        "exclude": absolute_url(exclude) if exclude else None,
+        "out": out,
+    }
     config = _config(EvaluateConfig, fields, settings)
     launch.run(
         "evaluate",

@@ -1,0 +1,88 @@
+"""What an audit of 300 M upstream pictures against a test set of 60,000 costs, from the CPU time of its parts.
+
+    python benchmarks/audit_cost.py ../shared/data/photos-200.tar ../shared/data/grocery.tar
+
+Parts are timed on one thread by the CPU time of the process, several rounds each; the total is calculated.
+"""
+
+import argparse
+import statistics
+import tarfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.audit.embedding import load
+from cluster.audit.fingerprints import pixel_digest
+from cluster.audit.join import DEFAULT_RADIUS, candidates, index_downstream
+from cluster.audit.variants import variant_codes
+from cluster.audit.verify import verify_pair
+from pipeline.fingerprint import fingerprint_of_image
+from pipeline.image import decode
+
+_ROUNDS = 5
+_UPSTREAM, _DOWNSTREAM = 300_000_000, 60_000
+_JOIN_CODES = 100_000
+_PAIRS = 20
+
+
+def seconds_each(work: Callable[[], object], count: int) -> tuple[float, float, float]:
+    """Gives median, least and most CPU seconds of one of `count` items."""
+    taken = []
+    for _ in range(_ROUNDS):
+        started = time.process_time()
+        work()
+        taken.append((time.process_time() - started) / count)
+    return statistics.median(taken), min(taken), max(taken)
+
+
+def codes(generator: np.random.Generator, count: int) -> pa.Table:
+    """Gives random codes: no worse for the search than real ones, which the join's own benchmark uses."""
+    body = generator.integers(0, 256, (count, 32), dtype=np.uint8)
+    rows = pa.array(np.arange(count, dtype=np.int32))
+    return pa.table({"shard": pa.array(np.zeros(count, np.int32)), "row": rows,
+                     "code": pa.array([code.tobytes() for code in body], pa.binary(32))})  # fmt: skip
+
+
+def time_parts(images: list[bytes]) -> None:
+    """Prints what each part takes a picture or a pair."""
+    pixels = [decode(data) for data in images]
+    print(f"  {len(images)} pictures, median longer side {np.median([max(each.shape) for each in pixels]):.0f} px")
+    embedder, pairs = load(), list(pairwise(pixels[: _PAIRS + 1]))
+    parts: dict[str, tuple[Callable[[], object], int]] = {
+        "code and quality": (lambda: [fingerprint_of_image(data) for data in images], len(images)),
+        "digest of pixels": (lambda: [pixel_digest(data) for data in images], len(images)),
+        "variant codes": (lambda: [variant_codes(each) for each in pixels], len(images)),
+        "embedding": (lambda: embedder.embed(pixels[:_PAIRS]), _PAIRS),
+        "verification of a pair": (lambda: [verify_pair(b"a", b"b", *pair, 50, distance=50) for pair in pairs], _PAIRS),
+    }
+    for name, (work, count) in parts.items():
+        middle, low, high = seconds_each(work, count)
+        told = f"  {name}: {1000 * middle:.2f} ms ({1000 * low:.2f} to {1000 * high:.2f})"
+        print(told + f", {middle * _UPSTREAM / 3600:,.0f} core hours for 300 M", flush=True)
+
+
+def main() -> None:
+    """Times the parts and prints the total."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tars", nargs="+")
+    parser.add_argument("--pictures", type=int, default=100)
+    given = parser.parse_args()
+    for path in given.tars:
+        with tarfile.open(path) as tar:
+            members = [member for member in tar if member.isfile()][: given.pictures]
+            images = [tar.extractfile(member).read() for member in members]
+        print(f"{path.rpartition('/')[2]}:")
+        time_parts(images)
+    generator = np.random.default_rng(0)
+    index, upstream = index_downstream(codes(generator, _DOWNSTREAM), DEFAULT_RADIUS), codes(generator, _JOIN_CODES)
+    middle, low, high = seconds_each(lambda: candidates(upstream, index, DEFAULT_RADIUS), _JOIN_CODES)
+    print(f"join at radius {DEFAULT_RADIUS}: {1 / middle:,.0f} codes/s ({1 / high:,.0f} to {1 / low:,.0f}), "
+          f"{middle * _UPSTREAM / 3600:.1f} core hours for 300 M x 60,000")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""Lays one picture over another: a flip or turn, then scale, shift and shear; and measures how well they agree there.
+
+Candidates for the map come from matching small versions under all eight turns and several crops and, where both
+pictures are
+large enough, from SIFT features and RANSAC (Lowe 2004; Fischler and Bolles 1981). The best is refined by maximizing the
+correlation (Evangelidis and Psarakis 2008).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.fingerprint import DIHEDRAL, apply_dihedral
+from pipeline.image import Pixels
+
+_WORKING_SIDE = 256  # pixels of the longer side
+_SMALL_SIDE = 48
+_CANVAS_SIDE = 96  # of the overlap when it is measured
+_WINDOW = 13  # pixels of the canvas
+_FEATURES_FROM_SIDE = 90  # of the shorter side, pixels
+_SCALES = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6)  # of crops that are tried without features
+_NUM_TURNS = 2
+_NUM_FEATURES = 400
+_CONTRAST = 0.02  # half of OpenCV's: features of faint texture, too
+_CELLS = 32  # of the longer side: matches within one count once
+_RATIO = 0.8  # of the two nearest descriptors (Lowe 2004)
+_REPROJECTION_PX = 4.0
+_MIN_INLIERS = 8
+# Below this detail pictures are plain: other pictures may fit them. UCI digits, 8x8, have 0.35 to 0.6, a
+# quarter of clothing photos less than 0.5.
+PLAIN_DETAIL = 0.6
+_GOOD_WHOLE = 0.98
+_MOST = 0.9  # of the overlap
+_SAME = 0.05  # of the agreement in detail
+_GOOD_CORRELATION = 0.97  # no better map needs to be looked for
+_HOPEFUL = 0.3  # correlation from which a map is worth refining
+_AGREED = 0.5
+_EDGE = 4.0  # squared grey levels a pixel of the canvas
+
+Grey = npt.NDArray[np.float32]
+Affine = npt.NDArray[np.float32]  # (2, 3): from pixels of the one picture to pixels of the other
+
+
+@dataclass(frozen=True, order=True)
+class Agreement:
+    """How two pictures agree where they overlap, best map.
+
+    Attributes:
+        local: Correlation within windows of an eighth of the overlap, pooled by contrast, -1..1: agreement in detail.
+            Brightness
+            that varies slowly over the picture does not count.
+        correlation: Of the whole overlap, -1..1.
+        share: Of the textured windows, those that agree well, 0..1.
+        overlap: Area of the overlap over that of the smaller picture, 0..1.
+        detail: Share of the windows with edges in two directions, 0..1, in that of the pictures that has more: an
+            ellipse on
+            white has 0.2 to 0.4, and fits any other ellipse.
+        whole: `local` where one whole picture is laid on the other without any adjustment but size and turn.
+        inliers: Feature matches that the map explains; 0 where it came without features.
+        side_px: Shortest side of the two pictures as they are, pixels.
+    """
+
+    local: float
+    correlation: float
+    share: float
+    overlap: float
+    detail: float
+    whole: float
+    inliers: int
+    side_px: int
+
+
+_NONE = Agreement(-1.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0, 0)
+
+
+def align(one: Pixels, other: Pixels) -> Agreement:
+    """Finds the best map between two pictures and measures the agreement under it.
+
+    The answer depends on which picture is the first; give them in an order of their own.
+    """
+    first, second = _grey(one), _grey(other)
+    found: list[Agreement] = []
+    whole: float | None = None
+    for affine, turned, inliers in _maps(first, second):
+        measured = _measure(first, turned, affine, inliers)
+        whole = measured.local if whole is None else whole
+        refined = _refine(first, turned, affine) if measured.correlation >= _HOPEFUL else None
+        if refined is not None:
+            measured = max(measured, _measure(first, turned, refined, inliers))
+        found.append(measured)
+        good = measured.correlation >= _GOOD_CORRELATION and measured.overlap > _MOST
+        if good and (measured.detail >= PLAIN_DETAIL or inliers or whole >= _GOOD_WHOLE):
+            break
+    best = max(found)
+    # A map from features that does as well is the same one, and its features count.
+    inliers = max(each.inliers for each in found if each.local >= best.local - _SAME)
+    side_px = min(*one.shape[:2], *other.shape[:2])
+    return replace(best, whole=-1.0 if whole is None else whole, inliers=inliers, side_px=side_px)
+
+
+def _cv2() -> Any:
+    import cv2  # noqa: PLC0415 - a tenth of a second that the command line's help need not pay
+
+    cv2.setNumThreads(1)
+    return cv2
+
+
+def _grey(pixels: Pixels) -> Grey:
+    cv2 = _cv2()
+    grey = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
+    factor = _WORKING_SIDE / max(grey.shape)
+    if factor < 1:
+        size = tuple(max(8, round(side * factor)) for side in grey.shape[::-1])
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(grey, np.float32)
+
+
+def _maps(first: Grey, second: Grey) -> Iterator[tuple[Affine, Grey, int]]:
+    """Gives maps with the turned second picture they lead to, and their inliers: likely ones first."""
+    cv2 = _cv2()
+    small = cv2.resize(first, (_SMALL_SIDE, _SMALL_SIDE), interpolation=cv2.INTER_AREA)
+    turns = [np.ascontiguousarray(apply_dihedral(second, element)) for element in range(len(DIHEDRAL))]
+    smalls = [cv2.resize(turn, (_SMALL_SIDE, _SMALL_SIDE), interpolation=cv2.INTER_AREA) for turn in turns]
+    whole = [_correlation(small, turn) for turn in smalls]
+    likely = int(np.argmax(whole))
+    yield _stretch(first.shape, turns[likely].shape), turns[likely], 0
+    searched = [_by_crops(small, turn) for turn in smalls]
+    for element in sorted(range(len(turns)), key=lambda number: -searched[number][0])[:_NUM_TURNS]:
+        inner = searched[element][1]
+        outer = _stretch((_SMALL_SIDE, _SMALL_SIDE), turns[element].shape)
+        yield _chain(_chain(_stretch(first.shape, (_SMALL_SIDE, _SMALL_SIDE)), inner), outer), turns[element], 0
+    if min(*first.shape, *second.shape) >= _FEATURES_FROM_SIDE:
+        own = _features(first)
+        for turned in (second, np.ascontiguousarray(second[:, ::-1])):
+            affine, inliers = _matched(own, _features(turned), max(first.shape))
+            if affine is not None:
+                yield affine, turned, inliers
+
+
+def _by_crops(small: Grey, turned: Grey) -> tuple[float, Affine]:
+    """Looks for the middle of either small picture, at several sizes, in the other; gives the score and the map."""
+    cv2 = _cv2()
+    best, found = -2.0, np.eye(2, 3, dtype=np.float32)
+    for scale in _SCALES:
+        side = round(_SMALL_SIDE * scale)
+        for forward in (True, False):
+            whole, cut = (small, turned) if forward else (turned, small)
+            # `cut` as a whole shows what is a crop of `whole`: shrink it to the size of the crop and slide it.
+            template = cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA)
+            _, score, _, place = cv2.minMaxLoc(cv2.matchTemplate(whole, template, cv2.TM_CCOEFF_NORMED))
+            if score > best:
+                ratio = side / _SMALL_SIDE
+                inside = np.array([[ratio, 0, place[0]], [0, ratio, place[1]]], np.float32)  # cut -> whole
+                best, found = score, cv2.invertAffineTransform(inside).astype(np.float32) if forward else inside
+    return best, found
+
+
+def _features(grey: Grey) -> tuple[Any, Any]:
+    found: tuple[Any, Any] = (
+        _cv2().SIFT_create(_NUM_FEATURES, contrastThreshold=_CONTRAST).detectAndCompute(grey.astype(np.uint8), None)
+    )
+    return found
+
+
+def _matched(own: tuple[Any, Any], others: tuple[Any, Any], longer: int) -> tuple[Affine | None, int]:
+    cv2 = _cv2()
+    (points, words), (other_points, other_words) = own, others
+    if words is None or other_words is None or min(len(words), len(other_words)) < _MIN_INLIERS:
+        return None, 0
+    near = cv2.BFMatcher().knnMatch(words, other_words, k=2)
+    good = [match for match, second in near if match.distance < _RATIO * second.distance]
+    if len(good) < _MIN_INLIERS:
+        return None, 0
+    source = np.array([points[match.queryIdx].pt for match in good], np.float32)
+    target = np.array([other_points[match.trainIdx].pt for match in good], np.float32)
+    cv2.setRNGSeed(0)
+    affine, inside = cv2.estimateAffine2D(source, target, ransacReprojThreshold=_REPROJECTION_PX, maxIters=1000)
+    if affine is None or not 0.01 < abs(np.linalg.det(affine[:, :2])) < 100:
+        return None, 0
+    # Points that lie on each other, such as a watermark's, count once.
+    cells = np.unique(np.floor(source[inside.ravel() > 0] * (_CELLS / longer)).astype(int), axis=0)
+    return (affine.astype(np.float32), len(cells)) if len(cells) >= _MIN_INLIERS else (None, 0)
+
+
+def _refine(first: Grey, turned: Grey, affine: Affine) -> Affine | None:
+    """Improves a map on a smaller scale; None where that does not converge."""
+    cv2 = _cv2()
+    size = _small_size(first.shape)
+    down, down_other = _stretch(first.shape, size), _stretch(turned.shape, _small_size(turned.shape))
+    images = [cv2.resize(grey, _small_size(grey.shape)[::-1], interpolation=cv2.INTER_AREA) for grey in (first, turned)]
+    start = _chain(_chain(cv2.invertAffineTransform(down), affine), down_other).astype(np.float32)
+    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 40, 1e-4)
+    try:
+        _, found = cv2.findTransformECC(images[0], images[1], start, cv2.MOTION_AFFINE, stop, None, 3)
+    except cv2.error:
+        return None
+    return _chain(_chain(down, found), cv2.invertAffineTransform(down_other))
+
+
+def _small_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    factor = min(1.0, _CANVAS_SIDE / max(shape))
+    return max(8, round(shape[0] * factor)), max(8, round(shape[1] * factor))
+
+
+def _measure(first: Grey, turned: Grey, affine: Affine, inliers: int) -> Agreement:
+    """Warps both onto a canvas that shows their overlap, and compares them."""
+    cv2 = _cv2()
+    height, width = first.shape
+    corners = np.array([[0, 0], [turned.shape[1], 0], [turned.shape[1], turned.shape[0]], [0, turned.shape[0]]])
+    back = cv2.invertAffineTransform(affine)
+    outline = corners @ back[:, :2].T + back[:, 2]
+    left, top = np.maximum(outline.min(axis=0), 0)
+    right, bottom = np.minimum(outline.max(axis=0), (width, height))
+    if right - left < 8 or bottom - top < 8:
+        return _NONE
+    factor = _CANVAS_SIDE / max(right - left, bottom - top)
+    columns, rows = max(8, round((right - left) * factor)), max(8, round((bottom - top) * factor))
+    canvas = np.array([[1 / factor, 0, left], [0, 1 / factor, top]], np.float32)  # canvas -> first
+    onto = _chain(canvas, affine)
+    ours = _warp(first, canvas, (columns, rows))
+    theirs = _warp(turned, onto, (columns, rows))
+    mask = _warp(np.ones_like(turned), onto, (columns, rows)) > 0.99
+    inside = float(mask.sum()) / factor**2
+    smaller = min(first.size, turned.size * abs(float(np.linalg.det(back[:, :2]))))
+    overlap = min(1.0, inside / smaller)
+    if mask.sum() < 64:
+        return _NONE
+    one, other = (_standard(grey, mask) for grey in (ours, theirs))
+    local, share = _local(one, other, mask)
+    detail = max(_detail(grey, mask) for grey in (ours, theirs))
+    return Agreement(local, float((one * other)[mask].mean()), share, float(overlap), detail, -1.0, inliers, 0)
+
+
+def _detail(grey: Grey, mask: npt.NDArray[np.bool_]) -> float:
+    """Gives the share of windows whose structure tensor (Harris and Stephens 1988) has two large values."""
+    cv2 = _cv2()
+    x, y = cv2.Sobel(grey, cv2.CV_32F, 1, 0) / 8, cv2.Sobel(grey, cv2.CV_32F, 0, 1) / 8
+    across, down, mixed = (cv2.boxFilter(each, -1, (_WINDOW, _WINDOW)) for each in (x * x, y * y, x * y))
+    smaller = (across + down) / 2 - np.sqrt(((across - down) / 2) ** 2 + mixed**2)
+    return float((smaller[mask] > _EDGE).mean())
+
+
+def _local(one: Grey, other: Grey, mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    cv2 = _cv2()
+    weight = cv2.boxFilter(mask.astype(np.float32), -1, (_WINDOW, _WINDOW), borderType=cv2.BORDER_CONSTANT)
+    inner = mask & (weight > 0.5)
+
+    def mean(values: Grey) -> Grey:
+        total = cv2.boxFilter(values * mask, -1, (_WINDOW, _WINDOW), borderType=cv2.BORDER_CONSTANT)
+        averaged: Grey = total / np.maximum(weight, 1e-3)
+        return averaged
+
+    one_mean, other_mean = mean(one), mean(other)
+    shared = (mean(one * other) - one_mean * other_mean)[inner]
+    each = [np.maximum(mean(v * v) - m * m, 0)[inner] for v, m in ((one, one_mean), (other, other_mean))]
+    total = each[0] + each[1]
+    if not len(total) or total.sum() <= 0:
+        return 0.0, 0.0
+    textured = total >= 0.25 * total.mean()
+    agreeing = 2 * shared[textured] >= _AGREED * total[textured]
+    return float(2 * shared.sum() / total.sum()), float(agreeing.mean())
+
+
+def _standard(grey: Grey, mask: npt.NDArray[np.bool_]) -> Grey:
+    values = grey[mask]
+    deviation = float(values.std())
+    return np.where(mask, (grey - values.mean()) / max(deviation, 1e-3), 0).astype(np.float32)
+
+
+def _warp(grey: Grey, affine: Affine, size: tuple[int, int]) -> Grey:
+    """Samples `grey` at affine(canvas pixel), blurred first where that skips pixels."""
+    cv2 = _cv2()
+    step = float(np.sqrt(abs(np.linalg.det(affine[:, :2]))))
+    if step > 1.2:
+        grey = cv2.GaussianBlur(grey, (0, 0), 0.5 * step)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    warped: Grey = cv2.warpAffine(grey, affine, size, flags=flags, borderMode=cv2.BORDER_CONSTANT)
+    return warped
+
+
+def _stretch(source: tuple[int, ...], target: tuple[int, ...]) -> Affine:
+    """Maps a whole picture onto another one, shapes (height, width), pixel centres onto pixel centres."""
+    x, y = target[1] / source[1], target[0] / source[0]
+    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]], np.float32)
+
+
+def _chain(inner: Affine, outer: Affine) -> Affine:
+    """Gives the map that applies `inner`, then `outer`."""
+    whole = np.vstack([outer, [0, 0, 1]]) @ np.vstack([inner, [0, 0, 1]])
+    return np.asarray(whole[:2], np.float32)
+
+
+def _correlation(one: Grey, other: Grey) -> float:
+    one, other = one - one.mean(), other - other.mean()
+    scale = float(np.sqrt((one * one).sum() * (other * other).sum()))
+    return float((one * other).sum()) / scale if scale > 0 else 0.0

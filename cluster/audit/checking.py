@@ -1,0 +1,121 @@
+"""The verification: the pictures of every candidate are read and compared, as tasks with stored results."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.audit import align, verify
+from cluster.audit.join import CANDIDATE_SCHEMA
+from cluster.audit.sets import Sides, content_digest, read_picture
+from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
+from cluster.audit.tables import PAIR_SCHEMA, UNREADABLE, unread_row
+from cluster.audit.verify import verify_pair
+from pipeline import fingerprint
+from pipeline.dataset import Address, Dataset
+from pipeline.errors import BadImage
+from pipeline.image import decode
+from pipeline.store.url import open_store
+
+_PAIRS_PER_TASK = 64
+_CHECKED_SCHEMA = pa.schema([*list(PAIR_SCHEMA)[1:], pa.field("side", pa.string()), pa.field("detail", pa.string())])
+
+
+@dataclass(frozen=True)
+class VerifyTask:
+    """Some candidates of one upstream shard.
+
+    Attributes:
+        pairs: (up_row, down_shard, down_row, distance, element) of each.
+        radius: Largest distance that the hashes found; an embedding found the others.
+    """
+
+    sides: Sides
+    shard: int
+    pairs: tuple[tuple[int, int, int, int, int], ...]
+    radius: int
+    work: str
+    result_key: str
+
+    def __str__(self) -> str:
+        return f"verification of {len(self.pairs)} pairs of shard {self.shard} of {self.sides.up.url}"
+
+
+def compare(kept: pa.Table, radius: int, sides: Sides, job: AuditJob) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """Gives all pairs with evidence, and rows of UNCHECKED_SCHEMA for pictures that could not be compared."""
+    rows = kept.to_pylist()
+    pairs = [_told_by_bytes(row, sides) for row in rows if row["known"]]
+    tasks = list(_verify_tasks([row for row in rows if not row["known"]], radius, sides, job))
+    unread = []
+    with job.reporting.progress("verifying", sum(len(task.pairs) for task in tasks), "pairs") as advance:
+        results = stored_results(job, verify_pairs, tasks, lambda task: advance(len(task.pairs), 0))
+        for task, result in sorted(results, key=lambda done: (done[0].shard, done[0].pairs)):
+            if isinstance(result, Poisoned):
+                unread += [unread_row("downstream", pair[1], pair[2], result.reason) for pair in task.pairs]
+                continue
+            for row in result.to_pylist():
+                side, detail = row.pop("side"), row.pop("detail")
+                if row["evidence"] == UNREADABLE:
+                    unread.append(unread_row("downstream", row["down_shard"], row["down_row"], detail))
+                    if side == "upstream":
+                        unread.append(unread_row("upstream", task.shard, row["up_row"], detail))
+                else:
+                    pairs.append({"up_shard": task.shard} | row)
+    return pa.Table.from_pylist(pairs, schema=PAIR_SCHEMA), unread
+
+
+def _told_by_bytes(row: dict[str, Any], sides: Sides) -> dict[str, Any]:
+    quality = sides.downstream.sample(Address(row["down_shard"], row["down_row"]))["quality"]
+    named = {name: row[name] for name in CANDIDATE_SCHEMA.names}
+    return named | {"quality": quality, "correlation": 1.0, "evidence": row["known"]}
+
+
+def _verify_tasks(rows: Sequence[dict[str, Any]], radius: int, sides: Sides, job: AuditJob) -> Iterator[VerifyTask]:
+    shared = (content_digest(sides.downstream), code_digest(verify, align, fingerprint), radius)
+    by_shard: dict[int, list[tuple[int, int, int, int, int]]] = defaultdict(list)
+    for row in rows:
+        pair = (row["up_row"], row["down_shard"], row["down_row"], row["distance"], row["element"])
+        by_shard[row["up_shard"]].append(pair)
+    for shard, pairs in sorted(by_shard.items()):
+        pairs.sort()
+        for start in range(0, len(pairs), _PAIRS_PER_TASK):
+            part = tuple(pairs[start : start + _PAIRS_PER_TASK])
+            key = key_of("verified", sides.upstream.shards[shard]["blake3"], part, *shared)
+            yield VerifyTask(sides, shard, part, radius, job.work.url, key)
+
+
+def verify_pairs(task: VerifyTask) -> pa.Table:
+    """Gives what the pictures of the pairs say, a table of _CHECKED_SCHEMA."""
+    return remembered(open_store(task.work), task.result_key, partial(_checked, task))
+
+
+def _checked(task: VerifyTask) -> pa.Table:
+    upstream, downstream = task.sides.upstream, task.sides.downstream
+    rows = []
+    for up_row, down_shard, down_row, distance, element in task.pairs:
+        up, down = Address(task.shard, up_row), Address(down_shard, down_row)
+        quality = min(upstream.sample(up)["quality"], downstream.sample(down)["quality"])
+        row = {"up_row": up_row, "down_shard": down_shard, "down_row": down_row, "distance": distance,
+               "element": element, "quality": quality}  # fmt: skip
+        rows.append(
+            row
+            | _verdict(upstream, downstream, up, down, row["quality"], distance if distance <= task.radius else None)
+        )
+    return pa.Table.from_pylist(rows, schema=_CHECKED_SCHEMA)
+
+
+def _verdict(
+    upstream: Dataset, downstream: Dataset, up: Address, down: Address, quality: int, distance: int | None
+) -> dict[str, Any]:
+    up_bytes, down_bytes = read_picture(upstream, up), read_picture(downstream, down)
+    pixels = []
+    for side, data in (("upstream", up_bytes), ("downstream", down_bytes)):
+        try:
+            pixels.append(decode(data))
+        except BadImage as error:
+            return {"correlation": None, "evidence": UNREADABLE, "side": side, "detail": str(error)}
+    verdict = verify_pair(up_bytes, down_bytes, pixels[0], pixels[1], quality, distance=distance)
+    return {"correlation": verdict.correlation, "evidence": str(verdict.evidence), "side": None, "detail": None}

@@ -1,0 +1,124 @@
+"""What is computed from the pixels of a set beyond its fingerprints: variant codes and embeddings, as stored tasks.
+
+Variant codes are taken of the downstream side only. Vectors are kept with the shard's digest and the embedding's
+version, so that a new test set embeds nothing of the upstream side again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.audit import embedding, variants
+from cluster.audit.embedding import DIMENSIONS, Embedder, sign_codes
+from cluster.audit.join import VARIANTS_COLUMN
+from cluster.audit.sets import Pinned, opened, read_picture
+from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
+from cluster.audit.variants import variant_codes
+from pipeline import fingerprint
+from pipeline.dataset import Address
+from pipeline.errors import BadImage
+from pipeline.fingerprint import CODE_BYTES
+from pipeline.image import Pixels, decode
+from pipeline.store.url import open_store
+
+VARIANTS = "variants"  # the kind of feature that is no embedding
+_VARIANTS_SCHEMA = pa.schema([(VARIANTS_COLUMN, pa.list_(pa.binary(CODE_BYTES))), ("failed", pa.string())])
+_VECTORS_SCHEMA = pa.schema(
+    [("sign_code", pa.binary(CODE_BYTES)), ("vector", pa.list_(pa.float16(), DIMENSIONS)), ("failed", pa.string())]
+)
+
+
+@dataclass(frozen=True)
+class FeatureTask:
+    """The features of one shard.
+
+    Attributes:
+        kind: VARIANTS, or the embedding's model.
+    """
+
+    side: Pinned
+    shard: int
+    kind: str
+    work: str
+    result_key: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} of shard {self.shard} of {self.side.url}"
+
+
+@lru_cache(maxsize=1)
+def embedder_of(model: str) -> Embedder:
+    """Loads a model, once a process. Raises ConfigError as embedding.load."""
+    return embedding.load(model)
+
+
+def feature_tasks(side: Pinned, kind: str, job: AuditJob) -> list[FeatureTask]:
+    """Gives the tasks of all shards of a set, in order."""
+    version = code_digest(variants, fingerprint) if kind == VARIANTS else embedder_of(kind).version
+    folder = "variants" if kind == VARIANTS else "vectors"
+    return [
+        FeatureTask(
+            side, row["shard"], kind, job.work.url, key_of(folder, row["blake3"], row["sidecar_sha256"], version)
+        )
+        for row in opened(side).shards
+    ]
+
+
+def make_features(
+    tasks: Sequence[FeatureTask], what: str, job: AuditJob
+) -> tuple[dict[int, str], list[tuple[int, int, str]]]:
+    """Computes what is missing; the tables are left where the tasks say.
+
+    Returns:
+        The reason of each shard that was given up, and (shard, row, reason) of each unreadable picture.
+    """
+    lost, failed = {}, []
+    sizes = opened(tasks[0].side).shards.table["num_samples"].to_pylist() if tasks else []
+    with job.reporting.progress(what, sum(sizes), "pictures") as advance:
+        for task, result in stored_results(job, shard_features, tasks, lambda task: advance(sizes[task.shard], 0)):
+            if isinstance(result, Poisoned):
+                lost[task.shard] = result.reason
+                continue
+            reasons = enumerate(result["failed"].to_pylist())
+            failed += [(task.shard, row, reason) for row, reason in reasons if reason]
+    return lost, sorted(failed)
+
+
+def shard_features(task: FeatureTask) -> pa.Table:
+    """Gives a row for each picture of the shard: `failed` where it does not decode, and its codes or its vector."""
+    describe = _variants if task.kind == VARIANTS else partial(_vector, embedder_of(task.kind))
+    schema = _VARIANTS_SCHEMA if task.kind == VARIANTS else _VECTORS_SCHEMA
+    return remembered(open_store(task.work), task.result_key, partial(_described, task, describe, schema))
+
+
+def _described(task: FeatureTask, describe: Callable[[Pixels | None], dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    dataset = opened(task.side)
+    rows = []
+    for row in range(dataset.samples(task.shard).num_rows):
+        pixels, failed = None, None
+        data = read_picture(dataset, Address(task.shard, row))
+        try:
+            pixels = decode(data)
+        except BadImage as error:
+            failed = str(error)
+        rows.append(describe(pixels) | {"failed": failed})
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _variants(pixels: Pixels | None) -> dict[str, Any]:
+    return {VARIANTS_COLUMN: [] if pixels is None else variant_codes(pixels)}
+
+
+def _vector(embedder: Embedder, pixels: Pixels | None) -> dict[str, Any]:
+    vector = np.zeros(DIMENSIONS, np.float16) if pixels is None else embedder.embed([pixels])[0].astype(np.float16)
+    return {"sign_code": sign_codes(vector[None].astype(np.float32))[0].tobytes(), "vector": list(vector)}
+
+
+def numbered(shard: int, table: pa.Table) -> pa.Table:
+    """Puts `shard` and `row` in front of a shard's table."""
+    rows = pa.array(np.arange(table.num_rows, dtype=np.int32))
+    return table.add_column(0, "row", rows).add_column(0, "shard", pa.array(np.full(table.num_rows, shard, np.int32)))

@@ -1,0 +1,189 @@
+"""Fingerprints of tars that were not packed here: an index of them that can be audited like a dataset.
+
+A tar is fingerprinted once for every version of the descriptor, whatever it is called and whichever set it is in. Two
+records lead to its sidecar: one by name, size and time, so that a rerun reads nothing, and one by its bytes, so that a
+moved tar is read and not decoded.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import blake3
+import pyarrow as pa
+
+from cluster.audit.stored import AuditJob, Poisoned, settled
+from pipeline.adopt import described_tar, opened_tar, whole_tar
+from pipeline.dataset import open_dataset
+from pipeline.errors import EmptySource, NotFound, ServiceError
+from pipeline.fingerprint import DESCRIPTOR_VERSION
+from pipeline.foreign import is_published, tars_of
+from pipeline.image import decode
+from pipeline.manifest import (
+    DIGEST_BYTES,
+    PIXELS_COLUMN,
+    CommitRecord,
+    ManifestVersion,
+    from_parquet,
+    sha256_hex,
+    to_parquet,
+)
+from pipeline.plan import ShardConfig
+from pipeline.publish import Addition, publish, published_version
+from pipeline.run import Packed
+from pipeline.sources.files import size_of
+from pipeline.store.base import Entry, Store, commit
+from pipeline.store.url import absolute_url, open_store
+
+_KEY_DIGITS = 32
+
+
+@dataclass(frozen=True)
+class FingerprintTask:
+    """One tar.
+
+    Attributes:
+        out: URL of the index.
+        tar: Absolute URL.
+        identity: Digest of its name, size and time, with the descriptor's version.
+    """
+
+    out: str
+    tar: str
+    identity: str
+
+    def __str__(self) -> str:
+        return f"fingerprints of {self.tar}"
+
+
+def fingerprint_set(url: str, out: Store, job: AuditJob) -> ManifestVersion:
+    """Fingerprints the tars that a URL names; run again it goes on, and what is there is not read again.
+
+    Args:
+        url: Of a tar, a folder or a pattern of tars, several with `::` between; or of a dataset that was packed
+            without fingerprints or with those of another release.
+        out: Receives sidecars and a manifest, a new version of which replaces the one before.
+        job: Where tars are read.
+
+    Raises:
+        NotFound: There is no tar.
+        CorruptShard: A tar is damaged.
+        EmptySource: No picture can be used.
+        ServiceError: A tar could not be fingerprinted wherever it was tried.
+    """
+    tars = _dataset_tars(url) if is_published(url) else tars_of(url)
+    tasks = [FingerprintTask(out.url, tar.key, _identity(tar)) for tar in tars]
+    number_of = {task: number for number, task in enumerate(tasks)}
+    packed, poisoned = Packed(), []
+    with job.reporting.progress("fingerprinting", len(tasks), "tars") as advance:
+        for task, record in settled(job.pool, fingerprint_tar, tasks, job.reporting.event):
+            if isinstance(record, Poisoned):
+                poisoned.append(f"{task.tar} ({record.reason})")
+                continue
+            packed.add(record.model_copy(update={"plan_shard": number_of[task], "path": task.tar}))
+            advance(1, record.num_bytes)
+    if poisoned:
+        raise ServiceError(
+            f"{len(poisoned)} of {len(tasks)} tars could not be fingerprinted, first {poisoned[0]}; nothing is "
+            f"published. Mend them or leave them out of the pattern; the others are kept"
+        )
+    return _published(url, out, packed, sha256_hex("\n".join(task.identity for task in tasks).encode())[:16])
+
+
+def _dataset_tars(url: str) -> list[Entry]:
+    dataset = open_dataset(url)
+    tars = [dataset.shard_url(row["shard"]) for row in dataset.shards]
+    return [Entry(absolute_url(tar), size_of(tar)) for tar in tars]
+
+
+def _identity(tar: Entry) -> str:
+    told = f"{DESCRIPTOR_VERSION}\t{tar.key}\t{tar.num_bytes}\t{tar.modified}"
+    return hashlib.sha256(told.encode()).hexdigest()[:_KEY_DIGITS]
+
+
+def _folder() -> str:
+    return f"fingerprints/{DESCRIPTOR_VERSION.replace('/', '-')}"
+
+
+def fingerprint_tar(task: FingerprintTask) -> CommitRecord:
+    """Fingerprints one tar, or finds that done."""
+    store, by_name = open_store(task.out), f"{_folder()}/by-name/{task.identity}.json"
+    try:
+        return CommitRecord.model_validate_json(store.read(by_name))
+    except NotFound:
+        record = _record_by_bytes(store, task.tar)
+    commit(store, by_name, record.to_json())
+    return record
+
+
+def _record_by_bytes(store: Store, tar: str) -> CommitRecord:
+    with opened_tar(tar) as file:
+        _, digest = whole_tar(file)
+        by_bytes = f"{_folder()}/{digest[:_KEY_DIGITS]}"
+        try:
+            return CommitRecord.model_validate_json(store.read(f"{by_bytes}.json"))
+        except NotFound:
+            pixels: list[bytes] = []
+            file.seek(0)
+            packed = described_tar(
+                file, tar, digest, digest, ShardConfig().block_bytes, lambda data: pixels.append(pixel_digest(data))
+            )
+    kind = pa.binary(DIGEST_BYTES)
+    sidecar = to_parquet(packed.samples.append_column(PIXELS_COLUMN, pa.array(pixels, kind)))
+    rejects = f"{by_bytes}-rejects.parquet" if packed.rejects.num_rows else None
+    if rejects:
+        commit(store, rejects, to_parquet(packed.rejects))
+    commit(store, f"{by_bytes}.parquet", sidecar)
+    reasons = packed.rejects["reason"].to_pylist()
+    labels = [label for sample in packed.samples["labels"].to_pylist() for label in sample]
+    record = CommitRecord(
+        plan_id=digest[:16],
+        plan_shard=0,
+        split=ShardConfig().split,
+        path=tar,
+        num_samples=packed.samples.num_rows,
+        num_bytes=packed.num_bytes,
+        blake3=packed.blake3,
+        sidecar=f"{by_bytes}.parquet",
+        sidecar_bytes=len(sidecar),
+        sidecar_sha256=sha256_hex(sidecar),
+        num_rejects=packed.rejects.num_rows,
+        rejects=rejects,
+        reject_reasons={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        highest_label=max(labels, default=-1),
+        blocks=packed.blocks,
+    )
+    commit(store, f"{by_bytes}.json", record.to_json())
+    return record
+
+
+def pixel_digest(data: bytes) -> bytes:
+    """Gives a digest of the upright RGB pixels and their shape; equal in copies that were packed without loss."""
+    pixels = decode(data)
+    return blake3.blake3(repr(pixels.shape).encode() + pixels.tobytes()).digest(length=DIGEST_BYTES)
+
+
+def _published(url: str, out: Store, packed: Packed, plan_id: str) -> ManifestVersion:
+    before = published_version(out)
+    if before and before.version.plan_ids == (plan_id,):
+        return before.version
+    shards, blocks = packed.tables(0)
+    if not shards.num_rows:
+        raise EmptySource(f"{url}: no picture can be used ({dict(packed.reject_reasons)})")
+    addition = Addition(
+        plan_id=plan_id,
+        split=ShardConfig().split,
+        shards=shards,
+        blocks=blocks,
+        rejects=_rejects(out, [packed.rejecting[number] for number in sorted(packed.rejecting)]),
+        retries=False,
+        classes=(),
+        num_classes=packed.highest_label + 1,
+        num_duplicates=0,
+        has_fingerprints=True,
+    )
+    return publish(out, before, addition, replaces=True)
+
+
+def _rejects(out: Store, keys: Sequence[str]) -> Iterable[pa.Table]:
+    return (from_parquet(out.read(key)) for key in keys)

@@ -1,0 +1,106 @@
+"""What leaves an audit as lists: every pair with all that finds its pictures, and what to leave out of each set."""
+
+import hashlib
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.audit.sets import Sides
+from cluster.audit.tables import AuditTables, is_duplicate
+from pipeline.dataset import Address
+from pipeline.fingerprint import DIHEDRAL
+
+_ID_DIGITS = 16
+_ADDRESS_SCHEMA = pa.schema([("shard", pa.int32()), ("row", pa.int32())])
+_SIDE_FIELDS = (
+    ("shard", pa.int32()),
+    ("row", pa.int32()),
+    ("url", pa.string()),
+    ("key", pa.string()),
+    ("offset", pa.int64()),
+    ("bytes", pa.int64()),
+    ("digest", pa.string()),
+    ("labels", pa.string()),
+    ("classes", pa.string()),
+)
+PAIR_LIST_SCHEMA = pa.schema(
+    [
+        ("pair", pa.string()),
+        *((f"{side}_{name}", kind) for side in ("down", "up") for name, kind in _SIDE_FIELDS),
+        ("distance", pa.int64()),
+        ("correlation", pa.float64()),
+        ("quality", pa.int64()),
+        ("transform", pa.string()),
+        ("evidence", pa.string()),
+        ("verdict", pa.string()),
+    ]
+)
+
+
+def element_name(element: int) -> str:
+    """Gives what was done to the downstream picture to match, in words."""
+    transposed, mirrored, upended = DIHEDRAL[element]
+    names = {
+        (False, False, False): "as it is",
+        (False, True, False): "mirrored",
+        (False, False, True): "upside down",
+        (False, True, True): "turned 180°",
+        (True, False, False): "transposed",
+        (True, True, False): "turned 90° right",
+        (True, False, True): "turned 90° left",
+        (True, True, True): "transposed the other way",
+    }
+    return names[transposed, mirrored, upended]
+
+
+def pair_list(sides: Sides, pairs: pa.Table) -> list[dict[str, Any]]:
+    """Gives pairs with what is needed to find both pictures, as rows of PAIR_LIST_SCHEMA without verdict.
+
+    `pair` names the two pictures by their bytes, wherever they lie: a verdict about them holds in every later audit.
+    """
+    rows = []
+    for pair in pairs.to_pylist():
+        row: dict[str, Any] = {}
+        digests = b""
+        for side, dataset in (("down", sides.downstream), ("up", sides.upstream)):
+            shard, number = pair[f"{side}_shard"], pair[f"{side}_row"]
+            sample = dataset.sample(Address(shard, number))
+            digests += sample["digest"]
+            row |= {
+                f"{side}_shard": shard,
+                f"{side}_row": number,
+                f"{side}_url": dataset.shard_url(shard),
+                f"{side}_key": sample["key"],
+                f"{side}_offset": sample["image_offset"],
+                f"{side}_bytes": sample["image_bytes"],
+                f"{side}_digest": sample["digest"].hex(),
+                f"{side}_labels": " ".join(str(label) for label in sample["labels"]),
+                f"{side}_classes": ", ".join(dataset.class_name(label) for label in sample["labels"]),
+            }
+        row |= {
+            "pair": hashlib.sha256(digests).hexdigest()[:_ID_DIGITS],
+            "distance": pair["distance"],
+            "correlation": round(pair["correlation"], 4),
+            "quality": pair["quality"],
+            "transform": element_name(pair["element"]),
+            "evidence": pair["evidence"],
+        }
+        rows.append(row)
+    return rows
+
+
+def exclusions(tables: AuditTables) -> dict[str, pa.Table]:
+    """Gives what to leave out of each side, by file name: `shard` and `row`, as `trainer --exclude` takes them.
+
+    Upstream: every picture that is a duplicate of a test picture. Downstream: every test picture with a duplicate.
+    """
+    pairs = [pair for pair in tables.pairs.to_pylist() if is_duplicate(pair["evidence"])]
+    return {
+        f"exclude-{name}.parquet": addresses({(pair[f"{side}_shard"], pair[f"{side}_row"]) for pair in pairs})
+        for name, side in (("upstream", "up"), ("downstream", "down"))
+    }
+
+
+def addresses(listed: set[tuple[int, int]]) -> pa.Table:
+    """Gives addresses as a sorted table of `shard` and `row`."""
+    return pa.Table.from_pylist([{"shard": shard, "row": row} for shard, row in sorted(listed)], schema=_ADDRESS_SCHEMA)

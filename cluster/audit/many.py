@@ -1,0 +1,100 @@
+"""Many test sets against one upstream set: their list, and one table of all of them, as the paper's Table 7."""
+
+import csv
+import io
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from pipeline.errors import ConfigError
+from pipeline.pages import render
+from pipeline.records import Record
+from pipeline.sources.files import read_file
+from pipeline.store.base import Store, put
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # becomes a folder
+_FIGURES = ("accuracy", "low", "high", "num_samples")
+
+
+class TestSet(Record):
+    """One of many test sets.
+
+    Attributes:
+        url: Of the dataset or of WebDataset tars.
+        predictions: URL of each model's predictions on it, by name of the model.
+    """
+
+    __test__ = False  # pytest: no test class
+
+    url: str
+    predictions: dict[str, str] = Field(default_factory=dict)
+
+
+def read_test_sets(url: str) -> dict[str, TestSet]:
+    """Reads a TOML file with a table for each test set: its `url`, and `predictions` by model.
+
+    Raises:
+        NotFound: There is no such file.
+        ConfigError: It is no such list, or a name cannot be that of a folder.
+    """
+    try:
+        tables = tomllib.loads(read_file(url).decode())
+        sets = {name: TestSet.model_validate(table) for name, table in tables.items()}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+        told = str(error).replace("\n", " ")
+        raise ConfigError(
+            f'{url} is no list of test sets ({told}); write a table like [pets] with url = "..." for each'
+        ) from error
+    for name in sets:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{url}: {name!r} becomes a folder; use letters, digits, '.', '-' and '_'")
+    if not sets:
+        raise ConfigError(f'{url} lists no test set; write a table like [pets] with url = "..." for each')
+    return sets
+
+
+def publish_overview(out: Store, upstream: str, summaries: Mapping[str, dict[str, Any]]) -> None:
+    """Writes index.html and overview.csv over the reports of all test sets, which lie in folders of their names."""
+    rows = [row for name, summary in summaries.items() for row in overview_rows(name, summary)]
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    put(out, "overview.csv", sink.getvalue().encode())
+    page = render(
+        "cluster", "many.html.j2", title="Near-duplicate audit of many test sets", upstream=upstream,
+        summaries=summaries, upstream_name=PurePosixPath(upstream).name,
+        models=sorted({model for summary in summaries.values() for model in summary["accuracy"]}),
+    )  # fmt: skip
+    put(out, "index.html", page)
+
+
+def overview_rows(name: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Gives a row for each model and cut of one test set; for each cut where there is no model."""
+    canaries = summary["canaries"][-1]
+    base = {
+        "upstream": summary["upstream"]["url"],
+        "downstream": name,
+        "url": summary["downstream"]["url"],
+        "num_samples": summary["downstream"]["num_samples"],
+        "very_similar": summary["states"]["very similar"],
+        "unchecked": summary["states"]["unchecked"],
+        "canaries_found": canaries["found"],
+        "canaries_planted": canaries["planted"],
+    }
+    empty = dict.fromkeys((*_FIGURES, "num_correct"))
+    plain = {"full": empty, "dedup": empty, "duplicates": empty}
+    bare = dict.fromkeys(("difference", "difference_low", "difference_high"))
+    models = summary["accuracy"] or {"": [row | plain | bare for row in summary["cuts"]]}
+    rows = []
+    for model, cuts in models.items():
+        for cut, counted in zip(cuts, summary["cuts"], strict=True):
+            row = base | {"model": model, "cut": cut["cut"], "num_duplicates": counted["num"]}
+            for part in ("full", "dedup", "duplicates"):
+                row |= {f"{part}_{figure}": cut[part][figure] for figure in _FIGURES}
+            rows.append(row | {name: cut[name] for name in bare})
+    return rows

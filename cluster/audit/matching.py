@@ -1,0 +1,289 @@
+"""The join: each upstream shard against all downstream codes and digests, as a task with a stored result.
+
+The join of a shard depends on the shard, on the downstream fingerprints and on the radius, and on nothing else: a
+changed shard is joined alone, and a new test set costs a join, no decoding.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.audit import embedding, hamming, join
+from cluster.audit.embedding import COSINE_FROM, embedding_candidates
+from cluster.audit.features import VARIANTS, FeatureTask, feature_tasks, make_features, numbered
+from cluster.audit.join import (
+    ADDRESS_COLUMNS,
+    CANDIDATE_SCHEMA,
+    VARIANTS_COLUMN,
+    DownstreamIndex,
+    candidates,
+    cap_hubs,
+    codes_of,
+    index_downstream,
+)
+from cluster.audit.sets import Pinned, Sides, check_tar, content_digest, index_of
+from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
+from cluster.audit.tables import HUB_SCHEMA, AuditConfig, unread_row
+from cluster.audit.verify import Evidence
+from pipeline import fingerprint
+from pipeline.errors import ServiceError
+from pipeline.fingerprint import dihedral_codes
+from pipeline.manifest import PIXELS_COLUMN, from_parquet
+from pipeline.store.url import open_store
+
+_DOWN_ADDRESS = ["down_shard", "down_row"]
+# Pairs of one upstream shard. `known` is their evidence where digests tell it; `num_matches` counts the downstream
+# picture's candidates in this shard, also those that are not listed.
+_MATCH_SCHEMA = pa.schema(
+    [*list(CANDIDATE_SCHEMA)[1:], pa.field("known", pa.string()), pa.field("num_matches", pa.int64())]
+)
+
+
+@dataclass(frozen=True)
+class DownFeatures:
+    """Where the downstream side's stored features lie.
+
+    Attributes:
+        work: URL of the work folder.
+        variants: Keys of the variant codes of each shard; empty within one set.
+        vectors: Keys of the vectors of each shard; empty without an embedding.
+    """
+
+    work: str
+    variants: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class JoinTask:
+    """One upstream shard against all downstream codes.
+
+    Attributes:
+        vectors: Key of the shard's own vectors; None without an embedding.
+    """
+
+    sides: Sides
+    shard: int
+    radius: int
+    most_matches: int
+    down: DownFeatures
+    vectors: str | None
+    result_key: str
+
+    def __str__(self) -> str:
+        return f"join of shard {self.shard} of {self.sides.up.url}"
+
+
+@lru_cache(maxsize=1)
+def codes_index(side: Pinned, radius: int, down: DownFeatures) -> DownstreamIndex:
+    """Gives the downstream codes with their variants, ready to be joined, once a process."""
+    table = index_of(side).select(["shard", "row", "code"])
+    if down.variants:
+        work = open_store(down.work)
+        parts = [from_parquet(work.read(key))[VARIANTS_COLUMN] for key in down.variants]
+        chunks = [chunk for part in parts for chunk in part.chunks]
+        table = table.append_column(VARIANTS_COLUMN, pa.chunked_array(chunks))
+    return index_downstream(table, radius)
+
+
+@lru_cache(maxsize=1)
+def _down_vectors(down: DownFeatures) -> pa.Table:
+    work = open_store(down.work)
+    return pa.concat_tables([numbered(shard, from_parquet(work.read(key))) for shard, key in enumerate(down.vectors)])
+
+
+@lru_cache(maxsize=2)
+def _places(side: Pinned, column: str) -> dict[bytes, list[int]]:
+    """Gives the places in the index of each digest."""
+    places: dict[bytes, list[int]] = defaultdict(list)
+    for place, digest in enumerate(index_of(side)[column].to_pylist()):
+        places[digest].append(place)
+    return places
+
+
+def join_shards(
+    config: AuditConfig, sides: Sides, job: AuditJob
+) -> tuple[pa.Table, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Joins every upstream shard.
+
+    Returns:
+        All matches with `up_shard` in front, the state of every upstream shard, and rows of UNCHECKED_SCHEMA for
+        pictures that could not be read for an embedding.
+    """
+    down, lost, own, unread = _features(config, sides, job)
+    tasks, rows = [], []
+    for row in sides.upstream.shards:
+        rows.append({name: row[name] for name in ("shard", "path", "blake3", "num_samples")})
+        if row["shard"] in lost:
+            rows[-1] |= {"state": "quarantined", "num_candidates": 0, "detail": lost[row["shard"]]}
+            continue
+        vectors = own[row["shard"]] if own else None
+        place = row["shard"] if sides.is_within else 0  # within a set, only earlier pictures are matches
+        key = key_of("joined", row["blake3"], row["sidecar_sha256"], place, content_digest(sides.downstream),
+                     config.radius, config.most_matches, sides.is_within, down.variants, down.vectors, vectors,
+                     code_digest(join, hamming, embedding, fingerprint))  # fmt: skip
+        tasks.append(JoinTask(sides, row["shard"], config.radius, config.most_matches, down, vectors, key))
+    parts = {}
+    with job.reporting.progress("joining", sides.upstream.version.num_samples, "pictures") as advance:
+        results = stored_results(job, join_shard, tasks, lambda task: advance(rows[task.shard]["num_samples"], 0))
+        for task, result in results:
+            if isinstance(result, Poisoned):
+                rows[task.shard] |= {"state": "quarantined", "num_candidates": 0, "detail": result.reason}
+                continue
+            parts[task.shard] = result
+            firsts = result.group_by(_DOWN_ADDRESS).aggregate([("num_matches", "max")])
+            num_candidates = pa.compute.sum(firsts["num_matches_max"], min_count=0).as_py()
+            rows[task.shard] |= {"state": "joined", "num_candidates": num_candidates, "detail": ""}
+    tables = [
+        parts[shard].add_column(0, "up_shard", pa.array(np.full(parts[shard].num_rows, shard, np.int32)))
+        for shard in sorted(parts)
+    ]
+    empty = pa.schema([CANDIDATE_SCHEMA.field("up_shard"), *_MATCH_SCHEMA]).empty_table()
+    return pa.concat_tables([empty, *tables]), rows, unread
+
+
+def down_features(config: AuditConfig, sides: Sides, job: AuditJob) -> DownFeatures:
+    """Gives where the downstream side's features lie, or will lie."""
+    kinds: list[list[FeatureTask]] = [
+        [] if sides.is_within else feature_tasks(sides.down, VARIANTS, job),
+        feature_tasks(sides.down, config.embedding, job) if config.embedding else [],
+    ]
+    return DownFeatures(job.work.url, *(tuple(task.result_key for task in tasks) for tasks in kinds))
+
+
+def _features(
+    config: AuditConfig, sides: Sides, job: AuditJob
+) -> tuple[DownFeatures, dict[int, str], list[str], list[dict[str, Any]]]:
+    """Computes variant codes and vectors; gives their keys, lost upstream shards, and unreadable pictures."""
+    wanted = [] if sides.is_within else [("downstream", sides.down, VARIANTS, "varying")]
+    if config.embedding:
+        wanted.append(("downstream", sides.down, config.embedding, "embedding downstream"))
+        wanted.append(("upstream", sides.up, config.embedding, "embedding upstream"))
+    lost: dict[str, dict[int, str]] = {"upstream": {}, "downstream": {}}
+    unread, own = [], []
+    for name, side, kind, what in wanted:
+        tasks = feature_tasks(side, kind, job)
+        more, failed = make_features(tasks, what, job)
+        lost[name] |= more
+        unread += [unread_row(name, *picture) for picture in failed]
+        if name == "upstream":
+            own = [task.result_key for task in tasks]
+    if lost["downstream"]:
+        shard, reason = min(lost["downstream"].items())
+        raise ServiceError(
+            f"shard {shard} of the test set {sides.down.url} cannot be read for the join ({reason}); mend it, look "
+            f"with `pipeline verify`"
+        )
+    return down_features(config, sides, job), lost["upstream"], own, unread
+
+
+def join_shard(task: JoinTask) -> pa.Table:
+    """Gives the closest matches of one upstream shard, a table of _MATCH_SCHEMA."""
+    return remembered(open_store(task.down.work), task.result_key, partial(_matches, task))
+
+
+def _matches(task: JoinTask) -> pa.Table:
+    upstream, index = task.sides.upstream, index_of(task.sides.down)
+    check_tar(upstream, task.shard)
+    samples = upstream.samples(task.shard)
+    by_code = candidates(
+        numbered(task.shard, samples.select(["code"])),
+        codes_index(task.sides.down, task.radius, task.down),
+        task.radius,
+    )
+    by_vector = _by_vector(task, samples, index)
+    known = _told_by_digests(task, samples, index)
+    if task.sides.is_within:
+        by_code, by_vector = _earlier(by_code), _earlier(by_vector)
+        known = {address: evidence for address, evidence in known.items() if _is_earlier(task.shard, address)}
+    counts = by_code.group_by(_DOWN_ADDRESS).aggregate([([], "count_all")]).rename_columns([*_DOWN_ADDRESS, "n"])
+    num_matches = {(row["down_shard"], row["down_row"]): row["n"] for row in counts.to_pylist()}
+    names = ("up_row", *_DOWN_ADDRESS)
+    rows: list[dict[str, Any]] = [
+        dict(zip(names, address, strict=True)) | {"distance": 0, "element": 0, "known": evidence}
+        for address, evidence in known.items()
+    ]
+    rows += [
+        row | {"known": None}
+        for row in cap_hubs(by_code, task.most_matches)[0].to_pylist()
+        if _address(row) not in known
+    ]
+    taken = known.keys() | {_address(row) for row in by_code.to_pylist()}
+    rows += [row | {"known": None} for row in by_vector.to_pylist() if _address(row) not in taken]
+    rows.sort(key=_address)
+    numbered_rows = [row | {"num_matches": num_matches.get((row["down_shard"], row["down_row"]), 0)} for row in rows]
+    return pa.Table.from_pylist(numbered_rows, schema=_MATCH_SCHEMA)
+
+
+def _address(row: dict[str, Any]) -> tuple[int, int, int]:
+    return row["up_row"], row["down_shard"], row["down_row"]
+
+
+def _by_vector(task: JoinTask, samples: pa.Table, index: pa.Table) -> pa.Table:
+    """Gives the pairs with the closest vectors, a table of CANDIDATE_SCHEMA; distances are those of their codes."""
+    if task.vectors is None:
+        return CANDIDATE_SCHEMA.empty_table()
+    own = numbered(task.shard, from_parquet(open_store(task.down.work).read(task.vectors)))
+    pairs = embedding_candidates(own, _down_vectors(task.down), COSINE_FROM)
+    # The cap takes the smallest distances: here those of the vectors.
+    far = pa.array(np.round((1.0 - pairs["cosine"].to_numpy()) * 10_000).astype(np.int16))
+    closest, _ = cap_hubs(pairs.select(list(ADDRESS_COLUMNS)).append_column("distance", far), task.most_matches)
+    places = {
+        address: place
+        for place, address in enumerate(zip(index["shard"].to_pylist(), index["row"].to_pylist(), strict=True))
+    }
+    rows = closest.select(list(ADDRESS_COLUMNS)).to_pylist()
+    up_codes, down_codes = codes_of(samples), codes_of(index)
+    turned = dihedral_codes(down_codes[[places[row["down_shard"], row["down_row"]] for row in rows]])
+    bits = np.bitwise_count(turned ^ up_codes[[row["up_row"] for row in rows]]).sum(axis=2, dtype=np.int64)
+    for row, distances in zip(rows, bits.T, strict=True):
+        row |= {"distance": int(distances.min()), "element": int(distances.argmin())}
+    return pa.Table.from_pylist(rows, schema=CANDIDATE_SCHEMA)
+
+
+def _told_by_digests(task: JoinTask, samples: pa.Table, index: pa.Table) -> dict[tuple[int, int, int], str]:
+    """Gives the pairs of equal bytes or pixels, which no number of look-alikes may crowd out, with their evidence.
+
+    All of them; within one set each copy with the first one only.
+    """
+    found: dict[tuple[int, int, int], str] = {}
+    for column, evidence in (("digest", Evidence.SAME_BYTES), (PIXELS_COLUMN, Evidence.SAME_PIXELS)):
+        if column not in samples.column_names or column not in index.column_names:
+            continue
+        places = _places(task.sides.down, column)
+        for up_row, digest in enumerate(samples[column].to_pylist()):
+            copies = [(index["shard"][place].as_py(), index["row"][place].as_py()) for place in places.get(digest, ())]
+            if task.sides.is_within and copies and copies[0] != (task.shard, up_row):
+                continue
+            for copy in copies:
+                found.setdefault((up_row, *copy), str(evidence))
+    return found
+
+
+def _is_earlier(shard: int, address: tuple[int, int, int]) -> bool:
+    return (shard, address[0]) < address[1:]
+
+
+def _earlier(pairs: pa.Table) -> pa.Table:
+    """Keeps pairs within one set whose upstream picture comes first, so that each pair stands once."""
+    up = [(pairs["up_shard"].to_numpy().astype(np.int64) << 32) | pairs["up_row"].to_numpy()]
+    down = [(pairs["down_shard"].to_numpy().astype(np.int64) << 32) | pairs["down_row"].to_numpy()]
+    return pairs.filter(pa.array(up[0] < down[0]))
+
+
+def cap_matches(matches: pa.Table, most: int) -> tuple[pa.Table, pa.Table, int]:
+    """Gives the closest matches of each downstream picture over all shards, those with more, and the number of all."""
+    known = matches.filter(pa.compute.is_valid(matches["known"]))
+    told = matches.filter(pa.compute.is_null(matches["known"]))
+    kept = pa.concat_tables([known, cap_hubs(told, most)[0]])
+    by_shard = matches.group_by(["up_shard", *_DOWN_ADDRESS]).aggregate([("num_matches", "max")])
+    totals = by_shard.group_by(_DOWN_ADDRESS).aggregate([("num_matches_max", "sum")])
+    num_candidates = pa.compute.sum(totals["num_matches_max_sum"], min_count=0).as_py()
+    crowded = totals.filter(pa.compute.greater(totals["num_matches_max_sum"], most))
+    hubs = crowded.select([*_DOWN_ADDRESS, "num_matches_max_sum"]).rename_columns(HUB_SCHEMA.names).cast(HUB_SCHEMA)
+    order = [("num_matches", "descending"), ("shard", "ascending"), ("row", "ascending")]
+    return kept, hubs.sort_by(order), num_candidates

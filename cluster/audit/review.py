@@ -1,0 +1,126 @@
+"""Verdicts of people on random pairs: how they are drawn, read, kept, and what they say about precision."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cluster.audit.scores import radii
+from cluster.audit.verify import Evidence
+from pipeline.errors import ConfigError
+from trainer.statistics import wilson_interval
+
+# ciFAIR's scale: 0 the same picture, 1 a near-duplicate, 2 very similar, no: different pictures.
+VERDICTS = ("0", "1", "2", "no")
+_COPIES = ("0", "1")
+_CERTAIN = (Evidence.SAME_BYTES, Evidence.SAME_PIXELS)  # nobody need look at them
+
+
+def band(evidence: str, distance: int, radius: int) -> str | None:
+    """Gives the score band of a pair; None where there is nothing to judge."""
+    if evidence in _CERTAIN:
+        return None
+    if not Evidence(evidence).is_duplicate:
+        return evidence
+    low = -1
+    for high in radii(radius):
+        if distance <= high:
+            return f"duplicate, {low + 1} to {high} bits"
+        low = high
+    return f"duplicate, above {radius} bits"
+
+
+def draw(pairs: Sequence[Mapping[str, Any]], radius: int, each: int, seed: int) -> list[dict[str, Any]]:
+    """Draws pairs for review, as many of each band.
+
+    The choice is keyed by the pictures themselves: a pair that was drawn is drawn again in a later audit as long as
+    fewer than `each` new ones come before it, so that verdicts stay of use.
+
+    Args:
+        pairs: Rows with pair, evidence, distance.
+        radius: Of the audit.
+        each: Pairs of each band.
+        seed: Key of the choice.
+
+    Returns:
+        The rows with their `band` and `band_size`, band by band.
+    """
+    bands: dict[str, dict[str, dict[str, Any]]] = {}
+    for pair in pairs:
+        name = band(pair["evidence"], pair["distance"], radius)
+        if name:
+            bands.setdefault(name, {})[pair["pair"]] = dict(pair)
+    drawn = []
+    for name in sorted(bands, key=_band_order):
+        members = sorted(bands[name].values(), key=lambda pair: _lot(seed, pair["pair"]))
+        drawn += [pair | {"band": name, "band_size": len(members)} for pair in members[:each]]
+    return drawn
+
+
+def _band_order(name: str) -> tuple[int, int]:
+    if name.startswith("duplicate"):
+        digits = [int(word) for word in name.split() if word.isdigit()]
+        return 0, digits[0]
+    return 1, list(Evidence).index(Evidence(name))
+
+
+def _lot(seed: int, pair: str) -> str:
+    return hashlib.sha256(f"{seed} {pair}".encode()).hexdigest()
+
+
+def parse_verdicts(body: bytes, name: str) -> dict[str, str]:
+    """Reads what the review sheet saved, JSON or CSV.
+
+    Raises:
+        ConfigError: It is neither, or a verdict is none of VERDICTS.
+    """
+    try:
+        text = body.decode("utf-8-sig")
+        if text.lstrip().startswith("{"):
+            given = json.loads(text)["verdicts"]
+            verdicts = {str(pair): str(verdict) for pair, verdict in given.items()}
+        else:
+            verdicts = {row["pair"]: row["verdict"] for row in csv.DictReader(io.StringIO(text))}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{name} holds no verdicts ({error!r}); give the JSON or CSV file that review.html saves"
+        ) from error
+    for pair, verdict in verdicts.items():
+        if verdict not in VERDICTS:
+            raise ConfigError(f"{name}: pair {pair} has verdict {verdict!r}; it must be one of {', '.join(VERDICTS)}")
+    return verdicts
+
+
+def precision(drawn: Sequence[Mapping[str, Any]], verdicts: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Gives for each band how many of its reviewed pairs are copies (verdict 0 or 1), with a 95 % Wilson interval.
+
+    The last row, `all duplicates`, weighs the bands of duplicates by their sizes; it is there once each was reviewed,
+    and its interval adds the bands' half-widths in quadrature (Wilson's, weighted).
+    """
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys(pair["band"] for pair in drawn):
+        members = [pair for pair in drawn if pair["band"] == name]
+        given = [verdicts[pair["pair"]] for pair in members if pair["pair"] in verdicts]
+        copies = sum(verdict in _COPIES for verdict in given)
+        low, high = wilson_interval(copies, len(given))
+        share = copies / len(given) if given else None
+        rows.append(
+            {"band": name, "num_pairs": members[0]["band_size"], "num_drawn": len(members), "num_reviewed": len(given),
+             "num_copies": copies, "share": share, "low": low, "high": high}
+        )  # fmt: skip
+    duplicates = [row for row in rows if row["band"].startswith("duplicate")]
+    if duplicates and all(row["num_reviewed"] for row in duplicates):
+        rows.append(_weighted(duplicates))
+    return rows
+
+
+def _weighted(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    total = sum(row["num_pairs"] for row in rows)
+    share = sum(row["num_pairs"] * row["share"] for row in rows) / total
+    below = sum((row["num_pairs"] / total * (row["share"] - row["low"])) ** 2 for row in rows) ** 0.5
+    above = sum((row["num_pairs"] / total * (row["high"] - row["share"])) ** 2 for row in rows) ** 0.5
+    counts = {name: sum(row[name] for row in rows) for name in ("num_pairs", "num_drawn", "num_reviewed", "num_copies")}
+    return {"band": "all duplicates", **counts, "share": share, "low": max(0.0, share - below),
+            "high": min(1.0, share + above)}  # fmt: skip

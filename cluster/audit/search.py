@@ -1,0 +1,54 @@
+"""From two datasets to all their pairs: join, hub cap, verification, rivals."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.audit.checking import compare
+from cluster.audit.join import CANDIDATE_SCHEMA
+from cluster.audit.matching import cap_matches, join_shards
+from cluster.audit.rivals import settle_rivals
+from cluster.audit.sets import Sides, check_comparable, check_tar
+from cluster.audit.stored import AuditJob
+from cluster.audit.tables import SHARD_STATE_SCHEMA, UNCHECKED_SCHEMA, AuditConfig, Found
+from pipeline.dataset import Dataset
+
+
+def find_pairs(config: AuditConfig, sides: Sides, job: AuditJob) -> Found:
+    """Gives every pair of an audit, compared picture by picture.
+
+    Raises:
+        ConfigError: The descriptors differ.
+        NotFound: A shard is missing.
+        CorruptShard: A shard changed since it was fingerprinted.
+        BitError: As storage.
+    """
+    upstream, downstream = sides.upstream, sides.downstream
+    check_comparable(upstream, downstream)
+    for shard in range(len(downstream.shards)):
+        check_tar(downstream, shard)
+    matches, shards, unread = join_shards(config, sides, job)
+    kept, hubs, num_candidates = cap_matches(matches, config.most_matches)
+    pairs, more = compare(kept, config.radius, sides, job)
+    order = [(name, "ascending") for name in CANDIDATE_SCHEMA.names[:4]]
+    unchecked = [*_rejected("downstream", downstream), *_rejected("upstream", upstream), *_lost(shards), *unread, *more]
+    return Found(
+        pairs=settle_rivals(pairs.sort_by(order)),
+        hubs=hubs,
+        shards=pa.Table.from_pylist(shards, schema=SHARD_STATE_SCHEMA),
+        unchecked=pa.Table.from_pylist(unchecked, schema=UNCHECKED_SCHEMA),
+        num_candidates=num_candidates,
+    )
+
+
+def _rejected(side: str, dataset: Dataset) -> Iterator[dict[str, Any]]:
+    for row in dataset.rejects.select(["source", "reason", "detail"]).to_pylist():
+        yield {"side": side, "shard": None, "row": None, "num_samples": 1} | row
+
+
+def _lost(shards: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in shards:
+        if row["state"] == "quarantined":
+            yield {"side": "upstream", "shard": row["shard"], "row": None, "source": row["path"],
+                   "num_samples": row["num_samples"], "reason": "quarantined", "detail": row["detail"]}  # fmt: skip

@@ -1,0 +1,142 @@
+"""The two sides of an audit: opened once a process, checked to be comparable and unchanged."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pyarrow as pa
+
+from pipeline import fingerprint
+from pipeline.dataset import Address, Dataset
+from pipeline.errors import ConfigError, CorruptShard, NotFound
+from pipeline.foreign import open_any
+from pipeline.manifest import PIXELS_COLUMN, image_digest, sha256_hex
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """One version of a dataset, as tasks name it.
+
+    Attributes:
+        digest: Of its list of shards: a dataset made anew at the same place is another one.
+    """
+
+    url: str
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Both sets of an audit."""
+
+    up: Pinned
+    down: Pinned
+
+    @property
+    def upstream(self) -> Dataset:
+        """The opened upstream set."""
+        return opened(self.up)
+
+    @property
+    def downstream(self) -> Dataset:
+        """The opened downstream set."""
+        return opened(self.down)
+
+    @property
+    def is_within(self) -> bool:
+        """Whether one set is compared with itself."""
+        return self.up == self.down
+
+
+def pinned(url: str) -> Pinned:
+    """Gives the latest version of a dataset, or of WebDataset tars that are indexed on first use.
+
+    Raises:
+        BitError: As pipeline.foreign.open_any.
+    """
+    version = open_any(url).version
+    return Pinned(url, version.version, version.shards_sha256)
+
+
+@lru_cache(maxsize=4)
+def opened(side: Pinned) -> Dataset:
+    """Gives a dataset, once a process."""
+    return open_any(side.url, side.version)
+
+
+@lru_cache(maxsize=2)
+def index_of(side: Pinned) -> pa.Table:
+    """Gives shard, row, code, digest, quality, labels and key of all samples, and pixels if known, once a process."""
+    columns = ["code", "digest", "quality", "labels", "key"]
+    dataset = opened(side)
+    return dataset.all_samples([*columns, *([PIXELS_COLUMN] if has_pixels(dataset) else [])]).combine_chunks()
+
+
+def has_pixels(dataset: Dataset) -> bool:
+    """Tells whether the sidecars have digests of decoded pictures: `cluster fingerprint` makes all of them so."""
+    return PIXELS_COLUMN in dataset.samples(0).column_names
+
+
+def content_digest(dataset: Dataset) -> str:
+    """Gives a digest of a dataset's fingerprints, in order."""
+    table = dataset.shards.table
+    return sha256_hex("\n".join(table["sidecar_sha256"].to_pylist()).encode())
+
+
+def check_comparable(upstream: Dataset, downstream: Dataset) -> None:
+    """Refuses sets whose codes cannot be compared.
+
+    Raises:
+        ConfigError: One has no fingerprints, or those of another version.
+    """
+    for dataset in (upstream, downstream):
+        if dataset.version.descriptor is None:
+            raise ConfigError(
+                f"{dataset.store.url} was packed with --check header and has no fingerprints; pack it with "
+                f"--check decode, or audit what `cluster fingerprint` makes of its tars"
+            )
+    for dataset, other in ((upstream, downstream), (downstream, upstream)):
+        if dataset.version.descriptor != fingerprint.DESCRIPTOR_VERSION:
+            raise ConfigError(
+                f"{dataset.store.url} has descriptors {dataset.version.descriptor}, this release compares "
+                f"{fingerprint.DESCRIPTOR_VERSION} (as {other.store.url} "
+                f"{'too' if other.version.descriptor == fingerprint.DESCRIPTOR_VERSION else 'neither'}); pack it "
+                f"again, or audit what `cluster fingerprint` makes of its tars"
+            )
+
+
+def check_tar(dataset: Dataset, shard: int) -> None:
+    """Refuses a shard that is gone or has another size than its manifest says.
+
+    Raises:
+        NotFound: The tar is gone.
+        CorruptShard: It has another size.
+    """
+    about = dataset.shards[shard]
+    try:
+        num_bytes = dataset.store.num_bytes(dataset.shard_path(shard))
+    except NotFound as error:
+        raise NotFound(
+            f"{dataset.shard_url(shard)}, shard {shard} of {dataset.store.url}, is gone; restore it, or rebuild it "
+            f"with `pipeline repair`"
+        ) from error
+    if num_bytes != about["num_bytes"]:
+        raise CorruptShard(
+            f"{dataset.shard_url(shard)} has {num_bytes:,} bytes, its manifest says {about['num_bytes']:,}; look with "
+            f"`pipeline verify`, rebuild it with `pipeline repair`"
+        )
+
+
+def read_picture(dataset: Dataset, address: Address) -> bytes:
+    """Gives the bytes of a picture, which must be those that were fingerprinted.
+
+    Raises:
+        CorruptShard: They are others.
+    """
+    data = dataset.read_image(address)
+    if image_digest(data) != dataset.sample(address)["digest"]:
+        raise CorruptShard(
+            f"{dataset.shard_url(address.shard)}, row {address.row}: the picture is not the fingerprinted one; "
+            f"look with `pipeline verify`, rebuild the shard with `pipeline repair`"
+        )
+    return data

@@ -1,0 +1,166 @@
+"""What an audit is asked and what it finds, as plain tables, and the states that follow from the pairs."""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.audit.join import CANDIDATE_SCHEMA, DEFAULT_RADIUS
+from cluster.audit.verify import MIN_QUALITY, Evidence
+from pipeline.records import Record
+
+Address = tuple[int, int]  # shard, row
+
+PAIR_SCHEMA = pa.schema(
+    [
+        *CANDIDATE_SCHEMA,
+        pa.field("quality", pa.uint8()),  # the lower of the two pictures' scores
+        pa.field("correlation", pa.float32()),
+        pa.field("evidence", pa.string()),
+    ]
+)
+STATE_SCHEMA = pa.schema(
+    [("shard", pa.int32()), ("row", pa.int32()), ("key", pa.string()), ("labels", pa.list_(pa.int32())),
+     ("quality", pa.uint8()), ("state", pa.string()), ("num_pairs", pa.int32()), ("distance", pa.int16()),
+     ("evidence", pa.string())]
+)  # fmt: skip
+HUB_SCHEMA = pa.schema([("shard", pa.int32()), ("row", pa.int32()), ("num_matches", pa.int64())])
+# Pictures that nobody compared: rejects of either side, unreadable pictures, samples of quarantined shards.
+UNCHECKED_SCHEMA = pa.schema(
+    [("side", pa.string()), ("shard", pa.int32()), ("row", pa.int32()), ("source", pa.string()),
+     ("num_samples", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
+)  # fmt: skip
+SHARD_STATE_SCHEMA = pa.schema(
+    [("shard", pa.int32()), ("path", pa.string()), ("blake3", pa.string()), ("num_samples", pa.int64()),
+     ("state", pa.string()), ("num_candidates", pa.int64()), ("detail", pa.string())]
+)  # fmt: skip
+UNREADABLE = "unreadable"
+STATES = ("duplicate", "very similar", "clean", "unchecked")
+
+
+class AuditConfig(Record):
+    """An audit.
+
+    Attributes:
+        upstream: URL of the dataset, or of the WebDataset tars, that a model was pretrained on.
+        downstream: URL of the test set; the same as upstream for duplicates within one set.
+        radius: Largest Hamming distance of a candidate, in bits of 256.
+        most_matches: Upstream matches of one downstream picture that are verified; the closest ones.
+        canaries_each: Planted pictures of each transform.
+        seed: Key of the canaries and of the choice of pairs for review.
+        embedding: Model whose embedding finds further candidates; None for the hash alone.
+    """
+
+    upstream: str
+    downstream: str
+    radius: int = DEFAULT_RADIUS
+    most_matches: int = 20
+    canaries_each: int = 5
+    seed: int = 0
+    embedding: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """All pairs of two sets that were compared picture by picture.
+
+    Attributes:
+        pairs: Table of PAIR_SCHEMA, sorted by addresses, refused ones too.
+        hubs: Table of HUB_SCHEMA: downstream pictures with more matches than were verified.
+        shards: Table of SHARD_STATE_SCHEMA: every upstream shard, `joined` or `quarantined`.
+        unchecked: Table of UNCHECKED_SCHEMA.
+        num_candidates: Pairs within the radius.
+    """
+
+    pairs: pa.Table
+    hubs: pa.Table
+    shards: pa.Table
+    unchecked: pa.Table
+    num_candidates: int
+
+
+@dataclass(frozen=True)
+class AuditTables:
+    """Everything an audit found.
+
+    Attributes:
+        found: Its pairs and how they came about.
+        pairs: Table of PAIR_SCHEMA: duplicates and very similar pictures.
+        refused: Likewise: what was compared and is no copy.
+        downstream: Table of STATE_SCHEMA: one row a downstream picture.
+        canaries: One row a canary: transform, down_shard, down_row, found, distance, correlation.
+    """
+
+    found: Found
+    pairs: pa.Table
+    refused: pa.Table
+    downstream: pa.Table
+    canaries: pa.Table
+
+
+def unread_row(side: str, shard: int, row: int, detail: str) -> dict[str, Any]:
+    """Gives a row of UNCHECKED_SCHEMA for a picture that is in the set and cannot be read."""
+    return {"side": side, "shard": shard, "row": row, "source": None, "num_samples": 1, "reason": UNREADABLE,
+            "detail": detail}  # fmt: skip
+
+
+def split_refused(pairs: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Gives (accepted, refused) pairs; very similar ones are accepted."""
+    refused = pa.compute.equal(pairs["evidence"], str(Evidence.REJECTED))
+    return pairs.filter(pa.compute.invert(refused)), pairs.filter(refused)
+
+
+def is_duplicate(evidence: str | None) -> bool:
+    """Tells whether a class of evidence counts in the accuracy table."""
+    return evidence is not None and Evidence(evidence).is_duplicate
+
+
+def unchecked_addresses(unchecked: pa.Table, side: str) -> set[Address]:
+    """Gives the pictures of a side that could not be read although they are in the set."""
+    rows = unchecked.filter(pa.compute.equal(unchecked["side"], side))
+    return {
+        (shard, row)
+        for shard, row in zip(rows["shard"].to_pylist(), rows["row"].to_pylist(), strict=True)
+        if row is not None
+    }
+
+
+def states(index: pa.Table, pairs: pa.Table, untold: Container[Address]) -> pa.Table:
+    """Gives the state of every downstream picture.
+
+    Args:
+        index: Has shard, row, key, labels, quality of all downstream pictures.
+        pairs: Accepted pairs.
+        untold: Pictures of which not every match was compared.
+
+    Returns:
+        Table of STATE_SCHEMA. `unchecked` are pictures too flat to tell and those of `untold`, unless a duplicate of
+        them was found. `distance` and `evidence` are those of the best pair.
+    """
+    matches: dict[Address, list[dict[str, Any]]] = {}
+    for pair in pairs.to_pylist():
+        matches.setdefault((pair["down_shard"], pair["down_row"]), []).append(pair)
+    rows = []
+    for sample in index.select(["shard", "row", "key", "labels", "quality"]).to_pylist():
+        address = (sample["shard"], sample["row"])
+        own = matches.get(address, [])
+        duplicates = [pair for pair in own if is_duplicate(pair["evidence"])]
+        best = min(duplicates or own, key=_rank, default=None)
+        if duplicates:
+            state = "duplicate"
+        elif sample["quality"] < MIN_QUALITY or address in untold:
+            state = "unchecked"
+        else:
+            state = "very similar" if own else "clean"
+        rows.append(sample | {"state": state, "num_pairs": len(own)} | _of_best(best))
+    return pa.Table.from_pylist(rows, schema=STATE_SCHEMA)
+
+
+def _rank(pair: Mapping[str, Any]) -> tuple[int, int, float]:
+    """Orders pairs by how sure they are: class of evidence, then distance, then correlation."""
+    return list(Evidence).index(Evidence(pair["evidence"])), pair["distance"], -pair["correlation"]
+
+
+def _of_best(pair: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"distance": pair["distance"] if pair else None, "evidence": pair["evidence"] if pair else None}

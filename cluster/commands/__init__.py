@@ -1,0 +1,1 @@
+"""The subcommands of `cluster`. Heavy modules are imported inside the functions."""

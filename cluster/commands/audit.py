@@ -1,0 +1,270 @@
+"""`cluster audit`, `audit-within`, `audit-review` and `fingerprint`."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands.options import pool_of, pool_options
+from pipeline.console import EventLog, examples, progress
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cluster.audit.stored import AuditJob
+    from cluster.audit.tables import AuditConfig
+    from pipeline.store.base import Store
+
+Command = Callable[..., Any]
+
+
+def _search_options(command: Command) -> Command:
+    for option in (
+        click.option("--log-jsonl", help="Append events as JSON lines to this file."),
+        click.option(
+            "--work",
+            help="Folder of stored results, OUT/work by default; audits that share one share joins and verdicts.",
+        ),
+        click.option(
+            "--most-matches",
+            default=20,
+            show_default=True,
+            type=click.IntRange(1),
+            help="Matches of one picture that are verified, the closest ones.",
+        ),
+        click.option(
+            "--embedding",
+            help="Find crops and overlays, too: `efficientnet-lite0`, or an ONNX or TorchScript file of yours.",
+        ),
+        click.option(
+            "--radius",
+            default=62,
+            show_default=True,
+            type=click.IntRange(0, 100),
+            help="Largest distance of candidates in bits.",
+        ),
+    ):
+        command = option(command)
+    return pool_options(command)
+
+
+@contextmanager
+def _job(work: str, workers: int | None, on_ray: bool, log_jsonl: str | None) -> Iterator["AuditJob"]:
+    """Gives where an audit works. Without --workers and --ray that is this process."""
+    from cluster.audit.stored import AuditJob  # noqa: PLC0415
+    from pipeline.image import check_pillow  # noqa: PLC0415
+    from pipeline.shard import Reporting  # noqa: PLC0415
+    from pipeline.store.url import open_store  # noqa: PLC0415
+    from pipeline.work.pools import InProcess  # noqa: PLC0415
+
+    check_pillow()
+    reporting = Reporting(progress, EventLog(log_jsonl).write, lambda line: click.echo(line, err=True))
+    if workers is None and not on_ray:
+        yield AuditJob(open_store(work), InProcess(), reporting)
+        return
+    with pool_of(workers, on_ray) as pool:
+        yield AuditJob(open_store(work), pool, reporting)
+
+
+@click.command(
+    epilog=examples(
+        "cluster audit s3://bucket/i21k s3://bucket/pets/test s3://bucket/audits/pets --ray",
+        "cluster audit data/up data/test audit --predictions m=runs/ft/predictions/0000-shots-0.parquet",
+        "cluster audit 's3://laion/{00000..41407}.tar' data/test audit --workers 8   # any WebDataset tars",
+        "cluster audit s3://bucket/i21k tests.toml audits --against-many",
+    )
+)
+@click.argument("upstream")
+@click.argument("downstream")
+@click.argument("out")
+@click.option(
+    "--predictions",
+    multiple=True,
+    metavar="NAME=URL",
+    help="A model's predictions on DOWNSTREAM, as `trainer` writes them; adds its accuracy without duplicates.",
+)
+@click.option(
+    "--against-many",
+    is_flag=True,
+    help="DOWNSTREAM is a TOML file: a table [NAME] with `url` and `predictions` for each test set.",
+)
+@click.option(
+    "--canaries",
+    default=5,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Planted pictures of each alteration.",
+)
+@click.option(
+    "--review",
+    "review_each",
+    default=30,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Pairs of each score band on the review sheet.",
+)
+@click.option("--seed", default=0, show_default=True, help="Key of the canaries and of the pairs for review.")
+@_search_options
+def audit(upstream: str, downstream: str, out: str, against_many: bool, **options: Any) -> None:
+    """Find near-duplicates of DOWNSTREAM in UPSTREAM; a report with pictures, lists and accuracies at OUT.
+
+    Both may be datasets that `pipeline shard` packed, what `cluster fingerprint` made, or any WebDataset tars by
+    folder, URL or pattern. Interrupted, the same command goes on; run again on changed data, it does what changed.
+    """
+    from cluster.audit.many import publish_overview, read_test_sets  # noqa: PLC0415
+    from pipeline.foreign import absolute_pattern  # noqa: PLC0415
+    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
+
+    upstream, out = absolute_pattern(upstream), absolute_url(out)
+    predictions = dict(_named_url(item) for item in options.pop("predictions"))
+    work = absolute_url(options.pop("work") or f"{out}/work")
+    pool = {name: options.pop(name) for name in ("workers", "on_ray", "log_jsonl")}
+    if not against_many:
+        with _job(work, **pool) as job:
+            summary = _audit_one(job, open_store(out), upstream, absolute_pattern(downstream), predictions, options)
+        click.echo(f"{_told(summary)}; report {open_store(out).url}/index.html")
+        return
+    if predictions:
+        raise ConfigError("--predictions stand in the TOML file with --against-many")
+    sets, summaries = read_test_sets(absolute_url(downstream)), {}
+    with _job(work, **pool) as job:
+        for name, test in sets.items():
+            click.echo(f"{name}: {test.url}", err=True)
+            place, url = open_store(f"{out}/{name}"), absolute_pattern(test.url)
+            summaries[name] = _audit_one(job, place, upstream, url, test.predictions, options)
+            click.echo(f"{name}: {_told(summaries[name])}")
+    publish_overview(open_store(out), upstream, summaries)
+    click.echo(f"overview {open_store(out).url}/index.html")
+
+
+def _named_url(item: str) -> tuple[str, str]:
+    name, equals, url = item.partition("=")
+    if not (name and equals and url):
+        raise ConfigError(f"--predictions {item!r}: write NAME=URL")
+    return name, url
+
+
+def _audit_one(
+    job: "AuditJob",
+    out: "Store",
+    upstream: str,
+    downstream: str,
+    predictions: Mapping[str, str],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    from cluster.audit.coordinator import audit as run_audit  # noqa: PLC0415
+    from cluster.audit.coordinator import sides_of  # noqa: PLC0415
+    from cluster.audit.report import publish_audit  # noqa: PLC0415
+    from cluster.audit.scores import read_predictions  # noqa: PLC0415
+
+    read = {name: read_predictions(url) for name, url in predictions.items()}
+    config = _config(upstream, downstream, options)
+    sides = sides_of(config)
+    return publish_audit(out, config, sides, run_audit(config, sides, job), read, job, options["review_each"])
+
+
+def _config(upstream: str, downstream: str, options: Mapping[str, Any]) -> "AuditConfig":
+    from cluster.audit.tables import AuditConfig  # noqa: PLC0415
+    from pipeline.store.url import absolute_url  # noqa: PLC0415
+
+    model = options["embedding"]
+    return AuditConfig(
+        embedding=absolute_url(model) if model and Path(model).exists() else model,
+        upstream=upstream,
+        downstream=downstream,
+        radius=options["radius"],
+        most_matches=options["most_matches"],
+        canaries_each=options.get("canaries", 0),
+        seed=options.get("seed", 0),
+    )
+
+
+def _told(summary: Mapping[str, Any]) -> str:
+    states, everything = summary["states"], summary["canaries"][-1]
+    told = (
+        f"{states['duplicate']} of {summary['downstream']['num_samples']} downstream pictures have a duplicate "
+        f"upstream, {states['very similar']} are very similar, {states['unchecked']} unchecked; "
+        f"{everything['found']}/{everything['planted']} canaries found"
+    )
+    lost = summary["quarantined"]
+    return told + (f"; {len(lost)} upstream shards QUARANTINED, first {lost[0]['path']}" if lost else "")
+
+
+@click.command(
+    "audit-within",
+    epilog=examples("cluster audit-within s3://bucket/pets/test within-pets", "cluster audit-within data/up within"),
+)
+@click.argument("url")
+@click.argument("out")
+@_search_options
+def audit_within(url: str, out: str, **options: Any) -> None:
+    """Find near-duplicates within the set at URL; stars of copies, and a list of what to leave out, at OUT."""
+    from cluster.audit.coordinator import sides_of  # noqa: PLC0415
+    from cluster.audit.within import audit_within as run_within  # noqa: PLC0415
+    from pipeline.foreign import absolute_pattern  # noqa: PLC0415
+    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
+
+    url, out = absolute_pattern(url), absolute_url(out)
+    work = absolute_url(options.pop("work") or f"{out}/work")
+    pool = {name: options.pop(name) for name in ("workers", "on_ray", "log_jsonl")}
+    config = _config(url, url, options)
+    with _job(work, **pool) as job:
+        summary = run_within(open_store(out), config, sides_of(config), job)
+    click.echo(
+        f"{summary['num_stars']} of {summary['num_samples']} pictures have copies, {summary['num_left_out']} of them; "
+        f"report {open_store(out).url}/index.html, list {open_store(out).url}/exclude.parquet"
+    )
+
+
+@click.command("audit-review", epilog=examples("cluster audit-review audit verdicts.json"))
+@click.argument("out")
+@click.argument("verdicts")
+def audit_review(out: str, verdicts: str) -> None:
+    """Add VERDICTS, saved by the review sheet of the audit at OUT, to its report: the precision of each score band."""
+    from cluster.audit.report import import_verdicts  # noqa: PLC0415
+    from cluster.audit.review import parse_verdicts  # noqa: PLC0415
+    from pipeline.sources.files import read_file  # noqa: PLC0415
+    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
+
+    store = open_store(absolute_url(out))
+    given = parse_verdicts(read_file(absolute_url(verdicts)), verdicts)
+    for row in import_verdicts(store, given)["review"]:
+        told = f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]" if row["num_reviewed"] else "not reviewed"
+        click.echo(f"{row['band']}: {row['num_copies']} of {row['num_reviewed']} reviewed are copies, {told}")
+    click.echo(f"report {store.url}/index.html")
+
+
+@click.command(
+    epilog=examples(
+        "cluster fingerprint 's3://laion/{00000..41407}.tar' s3://bucket/fingerprints/laion --ray",
+        "cluster fingerprint data/cc12m fingerprints/cc12m --workers 8",
+    )
+)
+@click.argument("url")
+@click.argument("out")
+@click.option("--log-jsonl", help="Append events as JSON lines to this file.")
+@pool_options
+def fingerprint(url: str, out: str, log_jsonl: str | None, workers: int | None, on_ray: bool) -> None:
+    """Fingerprint the WebDataset tars at URL, a folder, tar or pattern; what is made at OUT can be audited.
+
+    The tars are only read. A tar that was fingerprinted before is not read again; a new pattern makes a new version of
+    OUT. Datasets that `pipeline shard` packed have their fingerprints already.
+    """
+    from cluster.audit.fingerprints import fingerprint_set  # noqa: PLC0415
+    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.fingerprint import DESCRIPTOR_VERSION  # noqa: PLC0415
+    from pipeline.foreign import absolute_pattern, is_published  # noqa: PLC0415
+    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
+
+    url, out = absolute_pattern(url), absolute_url(out)
+    if is_published(url) and open_dataset(url).version.descriptor == DESCRIPTOR_VERSION:
+        click.echo(f"{url} has fingerprints {DESCRIPTOR_VERSION} since it was packed; audit it as it is")
+        return
+    with _job(out, workers, on_ray, log_jsonl) as job:
+        version = fingerprint_set(url, open_store(out), job)
+    click.echo(
+        f"published {open_store(out).url} version {version.version}: {version.num_samples:,} pictures of "
+        f"{version.num_shards:,} tars with fingerprints {version.descriptor}, {version.num_rejects:,} unusable "
+        f"{version.reject_reasons or ''}"
+    )
