@@ -13,6 +13,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.errors import ConfigError
+
 T = TypeVar("T")
 
 
@@ -45,7 +47,13 @@ def distributed(world: World, model: nn.Module) -> nn.Module:
     """Gives the module to call in training: gradients are averaged over ranks in its backward.
 
     A sharded model is that itself. BatchNorm's running statistics stay each rank's own until `average_buffers`.
+
+    Raises:
+        ConfigError: BatchNorm over all ranks on CPUs, for which torch has none.
     """
+    is_synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    if is_synchronised and world.num_ranks > 1 and world.device.type == "cpu":
+        raise ConfigError("SyncBN works on GPUs only; choose a model with -BN, or give --gpu")
     if world.num_ranks == 1 or isinstance(model, FSDPModule):
         return model
     devices = [world.device] if world.device.type == "cuda" else None

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from cluster.services import Stack
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
-from tests.conftest import pack
+from tests.conftest import pack, run_cli
 from tests.trainer.test_training import assert_equal, final_state
 from trainer.checkpoint import committed
 from trainer.run_folder import attempts, read_metrics
@@ -32,8 +33,9 @@ SETTINGS = {
 }
 
 
-def start(data: str, out: str) -> subprocess.Popen[bytes]:
-    options = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
+def start(data: str, out: str, **settings: object) -> subprocess.Popen[bytes]:
+    chosen = SETTINGS | settings
+    options = [part for name, value in chosen.items() for part in ("--set", f"{name}={value}")]
     command = [
         str(Path(sys.executable).parent / "cluster"), "submit", "--", "trainer", "pretrain", data, out,
         "--model", "R14x0.5", "--recipe", "bit-s", "--workers", "2", *options,
@@ -79,6 +81,39 @@ def test_a_killed_worker_resumes_and_ends_bitwise_equal(
     assert torch.isfinite(torch.tensor([row["loss"] for row in rows[0]])).all()
     config = json.loads(store.read("run.json"))
     assert config["data_version"] == 1
+
+
+def test_ranks_that_share_a_model_take_the_steps_of_one_that_holds_it(
+    cluster: Stack, small_folder: Path, s3_url: Callable[[str], str], tmp_path: Path
+) -> None:
+    data = s3_url("data")
+    pack(small_folder, data, shard_bytes=150_000, block_bytes=40_000)
+    short = {"recipe.epochs": 2, "recipe.decay_epochs": [1]}
+    process = start(data, s3_url("shared"), **short, sharded="true", recomputes="true")
+    said = process.communicate()[0].decode()
+    assert process.returncode == 0, said
+    options = [part for name, value in (SETTINGS | short).items() for part in ("--set", f"{name}={value}")]
+    alone = run_cli(
+        "trainer",
+        "pretrain",
+        data,
+        str(tmp_path),
+        "--model",
+        "R14x0.5",
+        "--recipe",
+        "bit-s",
+        "--workers",
+        "0",
+        *options,
+    )
+    assert alone.returncode == 0, alone.stderr
+    norms = [
+        [row["gradient_norm"] for row in read_metrics(open_store(url))] for url in (s3_url("shared"), str(tmp_path))
+    ]
+    assert len(norms[0]) == 3
+    assert norms[0] == pytest.approx(norms[1], rel=1e-2)
+    # A checkpoint of shards is whole for whoever loads it.
+    assert final_state(s3_url("shared")).keys() == final_state(str(tmp_path)).keys()
 
 
 def test_a_run_that_cannot_succeed_ends_with_its_reason(

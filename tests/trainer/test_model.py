@@ -208,6 +208,8 @@ def _rank(rank: int, num_ranks: int, folder: str) -> None:
         buffer.fill_(rank)
     average_buffers(world, batch_norm)
     assert batch_norm.norm.running_mean.unique().tolist() == [(num_ranks - 1) / 2]
+    with pytest.raises(ConfigError, match="SyncBN works on GPUs only"):
+        distributed(world, new_model("R14x0.5-SyncBN", 3, seed=1))
     dist.destroy_process_group()
 
 
