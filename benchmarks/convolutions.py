@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from side_by_side import environment
 from torch import Tensor
 
-from trainer.kernels import _product
+from trainer.kernels import product_of_patches
 
 _ROUNDS = 9
 # Pictures; in and out channels, kernel, stride, input pixels.
@@ -65,9 +65,9 @@ def main() -> None:
             kernel = torch.randn(out_channels, in_channels, size, size, dtype=precision)
             x, kernel = (each.to(memory_format=torch.channels_last).requires_grad_() for each in (x, kernel))
             out = convolution(x, kernel, stride)
-            error = (out - _product(x, kernel, stride)).abs().max() / out.std()
+            error = (out - product_of_patches(x, kernel, stride)).abs().max() / out.std()
             assert error < (0.1 if precision == torch.bfloat16 else 1e-4), error
-            one, other = (both_passes(way, x, kernel, stride) for way in (convolution, _product))
+            one, other = (both_passes(way, x, kernel, stride) for way in (convolution, product_of_patches))
             pairs = in_channels * out_channels / (count * math.ceil(px / stride) ** 2)
             shape = f"{count} x {in_channels} -> {out_channels}, {size}x{size}, stride {stride}, {px} px"
             rows.append((pairs, f"{precision}".removeprefix("torch."), shape, one, other))

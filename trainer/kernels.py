@@ -109,11 +109,11 @@ class Conv2d(nn.Conv2d):
             and x_BCHW.device.type == "cpu"
             and num_pairs >= _CHANNEL_PAIRS_PER_POSITION * x_BCHW.shape[0] * out_px
         ):
-            return _product(x_BCHW, kernel, stride)
+            return product_of_patches(x_BCHW, kernel, stride)
         return F.conv2d(x_BCHW, kernel, None, self.stride, self.padding)
 
 
-def _product(x_BCHW: Tensor, kernel_OIHW: Tensor, stride: int) -> Tensor:
+def product_of_patches(x_BCHW: Tensor, kernel_OIHW: Tensor, stride: int) -> Tensor:
     """Convolves by one product of matrices: the patches under the kernel, and the kernel as rows."""
     size = kernel_OIHW.shape[2]
     out_height, out_width = (math.ceil(px / stride) for px in x_BCHW.shape[2:])

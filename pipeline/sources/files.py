@@ -238,7 +238,8 @@ class _RangeFile(io.RawIOBase):
 
 
 @lru_cache(maxsize=64)
-def _bucket(name: str) -> Store:
+def _bucket(name: str, endpoint: str | None) -> Store:
+    """Gives the store of a bucket; one of the same name on another server, as after `cluster up`, is another."""
     return open_store(f"s3://{name}")
 
 
@@ -248,7 +249,8 @@ _root = open_store("/")
 def _own(url: str) -> tuple[Store, str]:
     if scheme_of(url) == "s3":
         bucket, _, key = url.removeprefix("s3://").partition("/")
-        return _bucket(bucket), key
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        return _bucket(bucket, endpoint), key
     return _root, os.path.abspath(url.removeprefix("file://"))[1:]
 
 
