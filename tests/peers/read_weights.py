@@ -53,8 +53,8 @@ model.eval().save_pretrained("back")
 with torch.no_grad():
     np.save("logits.npy", model(images).logits.numpy())
 """
-# timm's epsilon of the standardisation is 1e-8, that of transformers too.
-_CLOSE = 1e-4
+# Both standardise with epsilon 1e-8, ours is 1e-10; fresh kernels have variances down to 2e-4, and there are 50 layers.
+_CLOSE = 1e-3
 
 
 def main() -> None:
