@@ -31,7 +31,7 @@ _CASES = {
     "accumulation": [("R50x1", 128, 2, 8), ("R101x1", 128, 4, 4)],
 }
 # Most that logits may differ from ours, as a share of their deviation: timm's epsilon is 1e-8; bfloat16 has 8 bits.
-_SAME = {"float32": 1e-3, "bfloat16": 0.2}
+_SAME = {"float32": 1e-3, "bfloat16": 0.4}
 
 
 class Contender:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.augment import PretrainView
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset import SIDECAR_CACHE_BYTES, Dataset, open_dataset
 from pipeline.errors import ConfigError, ResumeMismatch
 from pipeline.order import OrderConfig
 from pipeline.stream import Batch, LoaderConfig, Source, Stream
@@ -168,7 +168,8 @@ def test_two_sources_in_little_memory_give_what_they_give_in_much(
 ) -> None:
     windows = sum(ORDER.num_lanes * ORDER.window_blocks * source.view.max_block_bytes for source in sources)
     kept = sum(source.view.num_bytes * (2 if number == 2 else 1) for number, source in enumerate(sources))
-    budget = min(windows, kept) + 4 * 16 * 16 * 16 * 3
+    sidecars = sum(source.view.reads_sidecars for source in sources) * SIDECAR_CACHE_BYTES
+    budget = min(windows, kept) + 4 * 16 * 16 * 16 * 3 + sidecars
     stream = Stream(sources, ORDER, PretrainView(16), loader=LoaderConfig(budget_bytes=budget))
     assert_same([next(stream) for _ in range(30)], whole[:30])
     stream.close()

@@ -20,7 +20,7 @@ from trainer.checkpoint import latest, load, save
 from trainer.kernels import Conv2d, standardize
 from trainer.loop import Precision, in_precision, train_step
 from trainer.losses import softmax_loss
-from trainer.model import Bottleneck, ResNetV2
+from trainer.model import Bottleneck, GroupNorm, ResNetV2
 from trainer.optimizer import MasterSGD, model_state
 from trainer.parallel import World, average_buffers, distributed
 
@@ -231,8 +231,8 @@ def test_a_compiled_network_gives_the_gradients_of_the_plain_one() -> None:
 @pytest.mark.parametrize(
     ("name", "norm", "standardized"),
     [
-        ("R14x0.5", nn.GroupNorm, True),
-        ("R14x0.5-GN", nn.GroupNorm, False),
+        ("R14x0.5", GroupNorm, True),
+        ("R14x0.5-GN", GroupNorm, False),
         ("R14x0.5-BN", nn.BatchNorm2d, False),
         ("R14x0.5-BN-WS", nn.BatchNorm2d, True),
         ("R14x0.5-SyncBN", nn.SyncBatchNorm, False),

@@ -146,18 +146,19 @@ from trainer.pretrain import PretrainConfig, pretrain
 
 ray.init()
 pretrain(PretrainConfig.model_validate_json(Path(sys.argv[1]).read_text()), alone(), lambda row: None)
-# A process exports its metrics a few at a time, every few seconds: all of them, and the last value, come at last.
-deadline, found = time.monotonic() + 90, []
+# A process exports its metrics a few at a time, and not all are there at one time: the newest line of each counts.
+deadline, found = time.monotonic() + 150, {}
 while time.monotonic() < deadline:
     for node in ray.nodes():
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         lines = urllib.request.urlopen(url, timeout=10).read().decode().splitlines()
-        found = [line for line in lines if line.startswith("ray_bit_")] or found
-    names = {line.partition("{")[0] for line in found}
-    if len(names) == 6 and any(line.startswith("ray_bit_images_total") and line.endswith(" 192.0") for line in found):
+        found |= {line.rpartition(" ")[0]: line for line in lines if line.startswith("ray_bit_")}
+    names = {series.partition("{")[0] for series in found}
+    totals = [line for series, line in found.items() if series.startswith("ray_bit_images_total")]
+    if len(names) == 6 and any(line.endswith(" 192.0") for line in totals):
         break
     time.sleep(1)
-print("\\n".join(found))
+print("\\n".join(found.values()))
 """
 
 
