@@ -1,7 +1,7 @@
 """The 256-bit perceptual hash of a picture, its quality score, and its dihedral variants.
 
-Luma, box-averaged to 64x64; two-dimensional DCT; the signs of the 16x16 lowest frequencies (the constant one is not
-counted and always 0). Signs instead of the usual comparison with the median: mirroring a picture negates known
+Luma, averaged to 64x64; two-dimensional DCT; the signs of the 16x16 lowest frequencies (the constant one is not
+counted and always 0). All in whole numbers, so that a picture has one code, whatever the machine. Signs instead of the usual comparison with the median: mirroring a picture negates known
 coefficients and transposing it swaps rows and columns, so the codes of all 8 flips and turns follow exactly from the
 stored 256 bits, and an audit needs no picture for them. Distances of 200 photos to each other and to eight transforms
 of themselves are those of median codes, within two bits in the median (docs/decisions/0003-sign-hash.md).
@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.image import JpegHeader, decode, decode_luma, is_jpeg, read_jpeg_header, upright
+from pipeline.shrink import SIDE, UNITS, average64
 
-DESCRIPTOR_VERSION = "dct256-sign/2"
+DESCRIPTOR_VERSION = "dct256-sign/3"
 CODE_BYTES = 32
-_SIDE = 64  # pixels
 _FREQUENCIES = 16
-_LEAST_SIDE_PX = 2 * _SIDE  # at 64 pixels codes move by 10 bits in the median, at 128 by 7
+_LEAST_SIDE_PX = 2 * SIDE  # at 64 pixels codes move by 10 bits in the median, at 128 by 7
+# Of the cosines: with it sums of 64x64 products stay below 2**53, and so are exact in float64 in any order.
+_COSINE_UNITS = 4096
 # Dihedral group element -> (transpose first, then mirror left-right, then mirror upside-down).
 DIHEDRAL: tuple[tuple[bool, bool, bool], ...] = tuple(
     (transposed, mirrored, upended)
@@ -29,15 +31,15 @@ DIHEDRAL: tuple[tuple[bool, bool, bool], ...] = tuple(
 
 
 @lru_cache
-def _cosines() -> npt.NDArray[np.float32]:
-    """The first 16 rows of the 64-point DCT-II matrix, shape (16, 64)."""
+def _cosines() -> npt.NDArray[np.float64]:
+    """The first 16 rows of the 64-point DCT-II matrix in whole numbers, shape (16, 64)."""
     frequency = np.arange(_FREQUENCIES)[:, None]
-    position = np.arange(_SIDE)[None, :] + 0.5
-    return np.cos(np.pi * frequency * position / _SIDE).astype(np.float32)
+    position = np.arange(SIDE)[None, :] + 0.5
+    return np.round(_COSINE_UNITS * np.cos(np.pi * frequency * position / SIDE))
 
 
-def luma64(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Gives the picture's luma, shape (64, 64), 0..255: box average when shrinking, bilinear when enlarging.
+def luma64(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
+    """Gives the picture's luma, shape (64, 64), in 256ths: averages when shrinking, bilinear when enlarging.
 
     Args:
         pixels: RGB of shape (height, width, 3), or luma of shape (height, width): the Y channel of a JPEG gives the
@@ -45,9 +47,11 @@ def luma64(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """
     from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
 
-    grey = Image.fromarray(pixels).convert("L")
-    how = Image.Resampling.BOX if min(grey.size) >= _SIDE else Image.Resampling.BILINEAR
-    return np.asarray(grey.resize((_SIDE, _SIDE), how), np.float32)
+    grey = pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(pixels).convert("L"))
+    if min(grey.shape) >= SIDE:
+        return average64(grey)
+    enlarged = Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(enlarged, np.uint16) * np.uint16(UNITS)
 
 
 def fingerprint(pixels: npt.NDArray[np.uint8]) -> tuple[bytes, int]:
@@ -96,8 +100,11 @@ def fingerprint_of_jpeg(data: bytes, header: JpegHeader, least_side_px: int = 0)
     return fingerprint_of_luma(upright(luma64(decode_luma(data, least_side_px)), header.orientation))
 
 
-def fingerprint_of_luma(luma: npt.NDArray[np.float32]) -> tuple[bytes, int]:
+def fingerprint_of_luma(luma: npt.NDArray[np.uint16]) -> tuple[bytes, int]:
     """Gives (code, quality) of an upright 64x64 luma picture.
+
+    Args:
+        luma: As of `luma64`.
 
     Returns:
         The 32-byte code (bit 16*u+v is vertical frequency u, horizontal v, most significant bit first) and the
@@ -105,10 +112,11 @@ def fingerprint_of_luma(luma: npt.NDArray[np.float32]) -> tuple[bytes, int]:
         pictures score near 0 and their codes say little.
     """
     cosines = _cosines()
-    signs = (cosines @ luma @ cosines.T) > 0
+    signs = (cosines @ luma.astype(np.float64) @ cosines.T) > 0
     signs[0, 0] = False
-    steps = np.abs(np.diff(luma, axis=0)).mean() + np.abs(np.diff(luma, axis=1)).mean()
-    return np.packbits(signs).tobytes(), int(min(255.0, 4.0 * float(steps)))
+    values = luma.astype(np.int32)
+    steps = int(np.abs(values[1:] - values[:-1]).sum() + np.abs(values[:, 1:] - values[:, :-1]).sum())
+    return np.packbits(signs).tobytes(), min(255, 4 * steps // (UNITS * SIDE * (SIDE - 1)))
 
 
 def dihedral_codes(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -154,6 +154,13 @@ def test_a_jpeg_with_thousands_of_scans_is_refused_before_it_is_decoded() -> Non
     assert time.process_time() - started < 5.0
 
 
+def test_further_scans_of_a_baseline_jpeg_are_refused_by_the_decoder() -> None:
+    """So they need not be counted: its first scan holds all channels."""
+    data = jpeg(picture(1, 512, 512))
+    scan = data.rfind(b"\xff\xda")
+    assert refused(data[:-2] + data[scan:-2] * (MAX_SCANS + 1) + data[-2:]) == "truncated"
+
+
 class KillsWhoeverReadsIt:
     """Ends the process that receives it, as a picture does that crashes the decoder."""
 
