@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # 27 MB that timm loads with itself, and torch's optimizers at their first step
 import torch.nn.functional as F
 from torch import Tensor, nn
 

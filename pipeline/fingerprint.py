@@ -1,10 +1,11 @@
 """The 256-bit perceptual hash of a picture, its quality score, and its dihedral variants.
 
 Luma, averaged to 64x64; two-dimensional DCT; the signs of the 16x16 lowest frequencies (the constant one is not
-counted and always 0). All in whole numbers, so that a picture has one code, whatever the machine. Signs instead of the usual comparison with the median: mirroring a picture negates known
-coefficients and transposing it swaps rows and columns, so the codes of all 8 flips and turns follow exactly from the
-stored 256 bits, and an audit needs no picture for them. Distances of 200 photos to each other and to eight transforms
-of themselves are those of median codes, within two bits in the median (docs/decisions/0003-sign-hash.md).
+counted and always 0). All in whole numbers, so that a picture has one code, whatever the machine. Signs instead of the
+usual comparison with the median: mirroring a picture negates known coefficients and transposing it swaps rows and
+columns, so the codes of all 8 flips and turns follow exactly from the stored 256 bits, and an audit needs no picture
+for them. Distances of 200 photos to each other and to eight transforms of themselves are those of median codes, within
+two bits in the median (docs/decisions/0003-sign-hash.md).
 """
 
 from functools import lru_cache

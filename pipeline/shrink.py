@@ -47,7 +47,5 @@ def average64(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
     grey = np.ascontiguousarray(grey)
     sums, before = np.empty(width, np.uint32), np.empty(width + 1, np.uint64)
     out = np.empty((SIDE, SIDE), np.uint16)
-    _library().bit_average_64(
-        grey.ctypes.data, height, width, sums.ctypes.data, before.ctypes.data, out.ctypes.data
-    )
+    _library().bit_average_64(grey.ctypes.data, height, width, sums.ctypes.data, before.ctypes.data, out.ctypes.data)
     return out

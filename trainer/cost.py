@@ -3,6 +3,7 @@
 The memory is that of `trainer.loop` with `trainer.optimizer`; tests hold it against measured peaks.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -11,8 +12,7 @@ from trainer.architecture import Architecture
 
 _FLOAT_BYTES = 4
 _POOL_INDEX_BYTES = 8  # max_pool2d keeps int64 indices for its backward pass
-# Raw value, gradient, momentum; a standardised kernel is a fourth.
-_VALUES_PER_PARAMETER = 3
+_VALUES_PER_PARAMETER = 3  # raw value, gradient, momentum
 
 
 class Layer(Record):
@@ -26,7 +26,7 @@ class Layer(Record):
         width: Of its output, in pixels.
         num_parameters: Of it.
         num_macs: Multiply-accumulates; those of norms are not counted.
-        standardized: Whether the optimizer keeps its raw kernel beside the standardised one.
+        standardized: Whether it computes with a standardised kernel beside its raw one.
         kept: Numbers kept for its backward pass: its input, and the output of the ReLU after a norm.
     """
 
@@ -45,21 +45,22 @@ class StepMemory(Record):
     """Bytes of a training step on one rank.
 
     Attributes:
-        weights: Raw parameters, the standardised kernels beside them, gradients and momentum.
-        casts: Kernels in bfloat16, or a gathered unit where the model is sharded.
+        weights: Raw parameters, gradients and momentum.
+        kernels: What convolutions compute with: standardised kernels, or casts in bfloat16; and gathered units where
+            the model is sharded.
         activations: Kept for the backward pass of one micro-batch.
         working: Of the largest layer while it is computed: gradients on their way.
     """
 
     weights: int
-    casts: int
+    kernels: int
     activations: int
     working: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.casts + self.activations + self.working
+        return self.weights + self.kernels + self.activations + self.working
 
 
 def layers(architecture: Architecture, num_classes: int, resolution_px: int) -> list[Layer]:
@@ -118,36 +119,45 @@ def step_memory(
         found: Of `layers`.
         batch_size: Pictures in one forward pass of a rank.
         half: Whether convolutions and activations are bfloat16.
-        recomputes: Whether only the input of each unit is kept.
+        recomputes: Whether only the inputs of stem and units are kept.
         num_shards: Ranks that share parameters, gradients and momentum.
     """
-    weights = sum(layer.num_parameters * _FLOAT_BYTES * (_VALUES_PER_PARAMETER + layer.standardized) for layer in found)
-    kernels = sum(
-        layer.num_parameters for layer in found if not layer.name.endswith(("norm", "norm1", "norm2", "norm3"))
-    )
     by_unit: dict[str, list[Layer]] = {}
     for layer in found:
         by_unit.setdefault(layer.unit, []).append(layer)
     units = [name for name in by_unit if name not in ("stem", "head")]
     number_bytes = _FLOAT_BYTES // 2 if half else _FLOAT_BYTES
-    largest_unit = max(sum(layer.num_parameters for layer in by_unit[name]) for name in units)
-    # Sharded: one unit whole with its gradients, and the next one on its way.
-    gathered = 3 * _FLOAT_BYTES * largest_unit if num_shards > 1 else 0
-    casts = number_bytes * (largest_unit if num_shards > 1 else kernels) if half else 0
     kept = {name: sum(layer.kept for layer in by_unit[name]) for name in by_unit}
     inputs = {name: by_unit[name][0].channels * by_unit[name][0].height * by_unit[name][0].width for name in units}
     if recomputes:
-        one_unit = max(kept[name] - inputs[name] for name in units)
-        activations = sum(inputs.values()) + one_unit + kept["stem"] + kept["head"]
+        # While a unit is computed again, the inputs of those behind it are gone.
+        before = itertools.accumulate(inputs[name] for name in units)
+        activations = max(
+            kept["stem"], *(held + kept[name] - inputs[name] for name, held in zip(units, before, strict=True))
+        )
     else:
         activations = sum(kept.values())
     largest = max(layer.channels * layer.height * layer.width for layer in found)
     return StepMemory(
-        weights=weights // num_shards,
-        casts=casts + gathered,
+        weights=_VALUES_PER_PARAMETER * _FLOAT_BYTES * sum(layer.num_parameters for layer in found) // num_shards,
+        kernels=_kernel_bytes(by_unit, half=half, recomputes=recomputes, num_shards=num_shards),
         activations=activations * batch_size * number_bytes,
         working=2 * largest * batch_size * number_bytes,
     )
+
+
+def _kernel_bytes(by_unit: dict[str, list[Layer]], *, half: bool, recomputes: bool, num_shards: int) -> int:
+    of_unit = [sum(layer.num_parameters for layer in members) for members in by_unit.values()]
+    standardized = [
+        sum(layer.num_parameters for layer in members if layer.standardized) for members in by_unit.values()
+    ]
+    if num_shards > 1:
+        # One unit whole with its gradients, and the next one on its way; in half precision its casts, too.
+        gathered = (3 * _FLOAT_BYTES + half * _FLOAT_BYTES // 2) * max(of_unit)
+        return gathered + _FLOAT_BYTES * sum(standardized) // num_shards
+    if half:
+        return _FLOAT_BYTES // 2 * sum(of_unit)
+    return _FLOAT_BYTES * (max(standardized) if recomputes else sum(standardized))
 
 
 def largest_batch(found: list[Layer], memory_bytes: int, **options: bool | int) -> int:

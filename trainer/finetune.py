@@ -279,7 +279,6 @@ def _fit(
             on_step(step + 1, result.loss)
     finally:
         stream.close()
-    optimizer.release()
     average_buffers(world, model)
 
 

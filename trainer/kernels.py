@@ -4,13 +4,13 @@ Standardised are the kernels of every convolution but the head: per output chann
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _WS_EPS = 1e-10  # inside the root [released code]; below fp16's smallest number, so statistics are in fp32
 # On CPUs a convolution whose kernel is large against its output is faster as one product of matrices, because the
@@ -78,14 +78,26 @@ def _layout(weight_OIHW: Tensor) -> torch.memory_format:
     return torch.channels_last if is_last else torch.contiguous_format
 
 
+class _InPlaceOf(torch.autograd.Function):
+    """A kernel that takes the place of a weight: whatever gradient it is given goes to the weight as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_OIHW: Tensor, kernel_OIHW: Tensor) -> Tensor:
+        ctx.dtype = weight_OIHW.dtype
+        return kernel_OIHW.view_as(kernel_OIHW)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_OIHW: Tensor) -> tuple[Tensor, None]:
+        return gradient_OIHW.to(ctx.dtype), None
+
+
 class Conv2d(nn.Conv2d):
     """A convolution without bias, weight-standardised or plain, padded so that stride 1 keeps the size.
 
     Attributes:
         standardized: Whether the kernel is standardised.
-        weight_is_raw: Whether that happens on use. An optimizer that owns the raw kernel puts the standardised one into
-            `weight` (trainer.optimizer).
-        cast: The kernel in a lower precision, while `cast_kernels` lasts.
+        weight_is_raw: Whether that happens on use; not while `weight` itself holds the standardised kernel.
+        kernel: What takes the place of the weight, ready for use, while a step lasts (trainer.optimizer).
     """
 
     def __init__(
@@ -94,12 +106,17 @@ class Conv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_px, stride, padding=kernel_px // 2, bias=False)
         self.standardized = standardized
         self.weight_is_raw = True
-        self.cast: Tensor | None = None
+        self.kernel: Tensor | None = None
+
+    def use(self, kernel_OIHW: Tensor) -> None:
+        """Convolves with this kernel from now on; its gradients are added up in the weight's, in the weight's dtype."""
+        self.kernel = _InPlaceOf.apply(self.weight, kernel_OIHW)  # type: ignore[no-untyped-call]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Convolves with the standardised or plain kernel."""
-        kernel = self.weight if self.cast is None else self.cast
-        kernel = standardize(kernel) if self.standardized and self.weight_is_raw else kernel
+        kernel = self.kernel
+        if kernel is None:
+            kernel = standardize(self.weight) if self.standardized and self.weight_is_raw else self.weight
         stride = self.stride[0]
         out_px = math.ceil(x_BCHW.shape[2] / stride) * math.ceil(x_BCHW.shape[3] / stride)
         num_pairs = self.in_channels * self.out_channels
@@ -115,30 +132,58 @@ class Conv2d(nn.Conv2d):
 
 def product_of_patches(x_BCHW: Tensor, kernel_OIHW: Tensor, stride: int) -> Tensor:
     """Convolves by one product of matrices: the patches under the kernel, and the kernel as rows."""
+    if kernel_OIHW.shape[2] == 1:
+        x_BHWC = x_BCHW.permute(0, 2, 3, 1)[:, ::stride, ::stride]
+        return F.linear(x_BHWC, _rows(kernel_OIHW)).permute(0, 3, 1, 2)
+    out: Tensor = _ProductOfPatches.apply(x_BCHW, kernel_OIHW, stride)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _ProductOfPatches(torch.autograd.Function):
+    """Keeps its input for the backward pass; the patches, nine times as much, are put together again."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: Tensor, kernel_OIHW: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(x_BCHW, kernel_OIHW)
+        ctx.stride = stride
+        patches = torch.cat(_shifted(_padded(x_BCHW, kernel_OIHW), kernel_OIHW, stride), dim=3)
+        return F.linear(patches, _rows(kernel_OIHW)).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BOHW: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x_BCHW, kernel_OIHW = ctx.saved_tensors
+        by_out = gradient_BOHW.permute(0, 2, 3, 1)
+        by_x = by_kernel = None
+        if ctx.needs_input_grad[0]:
+            by_patches = by_out @ _rows(kernel_OIHW).to(by_out.dtype)
+            by_padded = torch.zeros_like(_padded(x_BCHW, kernel_OIHW))
+            places = _shifted(by_padded, kernel_OIHW, ctx.stride)
+            for place, part in zip(places, torch.split(by_patches, x_BCHW.shape[1], dim=3), strict=True):
+                place.add_(part)
+            border = kernel_OIHW.shape[2] // 2
+            by_x = by_padded[:, border:-border, border:-border].permute(0, 3, 1, 2)
+        if ctx.needs_input_grad[1]:
+            patches = torch.cat(_shifted(_padded(x_BCHW, kernel_OIHW), kernel_OIHW, ctx.stride), dim=3)
+            by_rows = by_out.flatten(0, 2).T @ patches.flatten(0, 2).to(by_out.dtype)
+            out_channels, in_channels, size, _ = kernel_OIHW.shape
+            by_kernel = by_rows.view(out_channels, size, size, in_channels).permute(0, 3, 1, 2).to(kernel_OIHW.dtype)
+        return by_x, by_kernel, None
+
+
+def _rows(kernel_OIHW: Tensor) -> Tensor:
+    """Gives one row for each output channel, shape (O, H * W * I)."""
+    return kernel_OIHW.permute(0, 2, 3, 1).flatten(1)
+
+
+def _padded(x_BCHW: Tensor, kernel_OIHW: Tensor) -> Tensor:
+    """Gives the input with a border of zeros, shape (B, H, W, C)."""
+    return F.pad(x_BCHW.permute(0, 2, 3, 1), (0, 0, *(4 * [kernel_OIHW.shape[2] // 2])))
+
+
+def _shifted(padded_BHWC: Tensor, kernel_OIHW: Tensor, stride: int) -> list[Tensor]:
+    """Gives, for each position of the kernel, what lies under it at all output positions: views."""
+    border = kernel_OIHW.shape[2] - 1
     size = kernel_OIHW.shape[2]
-    out_height, out_width = (math.ceil(px / stride) for px in x_BCHW.shape[2:])
-    x_BHWC = x_BCHW.permute(0, 2, 3, 1)
-    if size > 1:
-        x_BHWC = F.pad(x_BHWC, (0, 0, *(4 * [size // 2])))
-    heights, widths = ([slice(i, i + stride * (out - 1) + 1, stride) for i in range(size)]
-                       for out in (out_height, out_width))  # fmt: skip
-    patches = [x_BHWC[:, height, width] for height in heights for width in widths]
-    rows = kernel_OIHW.permute(0, 2, 3, 1).flatten(1)
-    return F.linear(torch.cat(patches, dim=3) if size > 1 else patches[0], rows).permute(0, 3, 1, 2)
-
-
-@contextmanager
-def cast_kernels(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Casts the kernels that convolutions use as they are once, for all forward and backward passes inside.
-
-    Autocast would cast them in every forward pass; its own cache does not reach the rows of a kernel.
-    """
-    convs = [module for module in model.modules() if isinstance(module, Conv2d)]
-    convs = [conv for conv in convs if not (conv.standardized and conv.weight_is_raw)]
-    for conv in convs:
-        conv.cast = conv.weight.to(dtype)
-    try:
-        yield
-    finally:
-        for conv in convs:
-            conv.cast = None
+    heights, widths = ([slice(i, i + px - border, stride) for i in range(size)] for px in padded_BHWC.shape[1:3])
+    return [padded_BHWC[:, height, width] for height in heights for width in widths]

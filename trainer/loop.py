@@ -1,17 +1,13 @@
 """One optimizer step, in plain PyTorch, on any number of ranks and micro-batches."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from pipeline.errors import NonFinite
 from trainer.batches import TensorBatch
-from trainer.kernels import cast_kernels
 from trainer.losses import Loss
 from trainer.optimizer import MasterSGD
 from trainer.parallel import gradient_sync
@@ -65,12 +61,15 @@ def train_step(
     optimizer.zero_grad()
     total_loss = torch.zeros((), device=batch.images_BCHW.device)
     num_correct = torch.zeros((), device=batch.images_BCHW.device)
-    with in_precision(model, precision, batch.images_BCHW.device):
+    half = torch.bfloat16 if precision == "bfloat16" else None
+    with in_precision(precision, batch.images_BCHW.device), optimizer.kernels(half):
         for start in range(0, num_samples, microbatch_size):
             stop = min(start + microbatch_size, num_samples)
             images, targets = batch.images_BCHW[start:stop], batch.targets_BK[start:stop]
             with gradient_sync(model, last=stop == num_samples):
                 logits = model(images)
+                if stop == num_samples:
+                    optimizer.drop_kernels()
                 part = loss(logits, targets) * ((stop - start) / num_samples)
                 (part * share).backward()  # type: ignore[no-untyped-call]
             total_loss += part.detach()
@@ -87,15 +86,6 @@ def correct(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
     return targets_BK.gather(1, logits_BK.argmax(1, keepdim=True)).squeeze(1) > 0
 
 
-@contextmanager
-def in_precision(model: nn.Module, precision: Precision, device: torch.device) -> Iterator[None]:
-    """Computes forward and backward passes inside in this precision, with one cast of the kernels for all of them."""
-    if precision == "float32":
-        yield
-        return
-    with torch.autocast(device.type, torch.bfloat16):
-        if isinstance(model, FSDPModule):  # its kernels are there only while a unit runs
-            yield
-            return
-        with cast_kernels(model, torch.bfloat16):
-            yield
+def in_precision(precision: Precision, device: torch.device) -> torch.autocast:
+    """Computes forward and backward passes inside in this precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

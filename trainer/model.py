@@ -89,7 +89,7 @@ class Bottleneck(nn.Module):
         out = self.conv1(activated)
         out = self.conv2(F.relu(self.norm2(out), inplace=True))
         out = self.conv3(F.relu(self.norm3(out), inplace=True))
-        total: Tensor = out + shortcut
+        total: Tensor = out.add_(shortcut)  # no backward pass wants the branch's own output
         return total
 
 
@@ -113,8 +113,14 @@ class Stage(nn.Module):
         """Runs the units in order."""
         out = x_BCHW
         for block in self.blocks:
-            out = checkpoint(block, out, use_reentrant=False) if self.recomputes and self.training else block(out)
+            out = _recomputed(block, out) if self.recomputes and self.training else block(out)
         return out
+
+
+def _recomputed(part: nn.Module, x_BCHW: Tensor) -> Tensor:
+    """Runs a part, which draws no random numbers, and keeps its input only."""
+    out: Tensor = checkpoint(part, x_BCHW, use_reentrant=False, preserve_rng_state=False)
+    return out
 
 
 class Head(nn.Module):
@@ -140,7 +146,7 @@ class ResNetV2(nn.Module):
         architecture: Depth, width, normalisation.
         num_classes: Outputs of the head.
         dropout: Share of the features before the head that training drops [paper appendix A], 0 to 1.
-        recomputes: Whether training keeps the input of each unit only: less memory, a third more computation.
+        recomputes: Whether training keeps the input of stem and units only: less memory, a third more computation.
     """
 
     def __init__(
@@ -148,6 +154,7 @@ class ResNetV2(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture = architecture
+        self.recomputes = recomputes
         channels = architecture.stem_channels
         self.stem = Stem(architecture)
         stages = []
@@ -163,7 +170,7 @@ class ResNetV2(nn.Module):
 
     def feature_maps(self, images_BCHW: Tensor) -> list[Tensor]:
         """Gives the outputs of the four stages, before norm and ReLU, at strides 4, 8, 16 and 32."""
-        out = self.stem(images_BCHW)
+        out = self._stem(images_BCHW)
         maps = []
         for stage in self.stages:
             out = stage(out)
@@ -172,8 +179,14 @@ class ResNetV2(nn.Module):
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Gives the pooled features before the head, shape (B, C, 1, 1)."""
-        out = self.stages(self.stem(images_BCHW))
+        out = self.stages(self._stem(images_BCHW))
         return F.relu(self.norm(out), inplace=True).mean(dim=(2, 3), keepdim=True)
+
+    def _stem(self, images_BCHW: Tensor) -> Tensor:
+        out: Tensor = (
+            _recomputed(self.stem, images_BCHW) if self.recomputes and self.training else self.stem(images_BCHW)
+        )
+        return out
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Gives logits, shape (B, K), of images in [-1, 1]."""

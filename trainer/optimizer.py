@@ -1,44 +1,28 @@
-"""The one optimizer of the paper, SGD with momentum, over the raw kernels of weight-standardised convolutions.
+"""The one optimizer of the paper, SGD with momentum, with kernels standardised once a step.
 
-A standardised kernel changes only when an optimizer step changes the raw one. So the network is given standardised
-kernels as its parameters, and the optimizer keeps the raw ones: standardisation and its backward pass run once a step,
-not once for each micro-batch and recomputation. That is exact: the backward pass of standardisation is linear in the
-gradient, so that of the sum over micro-batches, or of the mean over ranks, is the sum or mean of theirs.
+A standardised kernel changes only when an optimizer step changes the raw one. So for the length of a step the network
+is given ready kernels, standardised and in the precision of the step, and its raw ones, the masters, stay aside:
+standardisation and its backward pass run once a step, not once for each micro-batch and recomputation. That is exact:
+the backward pass of standardisation is linear in the gradient, so that of the sum over micro-batches, or of the mean
+over ranks, is the sum or mean of theirs.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pipeline.errors import ConfigError
 from trainer.kernels import Conv2d, RowStatistics, standardize_gradient, standardize_into
-
-
-@dataclass(frozen=True)
-class _Master:
-    """A parameter of the network and what SGD moves for it.
-
-    Attributes:
-        raw: This rank's part of the raw values; the parameter's own memory unless the network has a standardised copy.
-        parameter: Of the network.
-        conv: Whose kernel it is, if the network has a standardised copy.
-    """
-
-    raw: nn.Parameter
-    parameter: nn.Parameter
-    conv: Conv2d | None
 
 
 class MasterSGD:
     """SGD with momentum, plain, not Nesterov; the learning rate is given at every step.
 
-    Takes over the model: until `release`, its kernels are standardised ones, and `state` has the raw ones.
-
     Args:
-        model: With raw kernels, in its final place: device, memory layout and shards.
+        model: In its final place: device, memory layout and shards.
         momentum: 0 to 1.
         weight_decay: Coupled L2 on kernels only (convolutions and head, not norms nor biases).
         decay_to_start: The same towards the values that the parameters have now, on all of them (L2-SP)
@@ -47,19 +31,12 @@ class MasterSGD:
 
     def __init__(self, model: nn.Module, momentum: float, weight_decay: float, *, decay_to_start: float = 0.0) -> None:
         self._model = model
-        convs = {
-            f"{name}.weight": module
-            for name, module in model.named_modules()
-            if isinstance(module, Conv2d) and module.standardized
-        }
-        self._masters: dict[str, _Master] = {}
-        for name, parameter in model.named_parameters():
-            local = _local(parameter)
-            raw = nn.Parameter(local.clone() if name in convs else local)
-            self._masters[name] = _Master(raw, parameter, convs.get(name))
-        for conv in convs.values():
-            conv.weight_is_raw = False
-        raws = [master.raw for master in self._masters.values()]
+        self._parameters = dict(model.named_parameters())
+        # What SGD moves: the parameters, or this rank's parts of them, in the same memory.
+        self._raws = {name: _part(parameter) for name, parameter in self._parameters.items()}
+        self._convs = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, Conv2d)}
+        self._statistics: dict[str, RowStatistics] = {}  # of the kernels that this step standardised
+        raws = list(self._raws.values())
         groups = [
             {"params": [raw for raw in raws if raw.ndim > 1], "weight_decay": weight_decay},
             {"params": [raw for raw in raws if raw.ndim <= 1], "weight_decay": 0.0},
@@ -68,27 +45,75 @@ class MasterSGD:
         for raw in raws:  # zeros are what SGD starts from; they stand ready to be filled from a checkpoint
             self._sgd.state[raw]["momentum_buffer"] = torch.zeros_like(raw)
         self._decay_to_start = decay_to_start
-        self._statistics: dict[str, RowStatistics] = {}
         self._start = [raw.detach().clone() for raw in raws] if decay_to_start else []
-        self.refresh()
 
     def zero_grad(self) -> None:
         """Forgets all gradients."""
-        for master in self._masters.values():
-            master.parameter.grad = master.raw.grad = None
+        self._statistics.clear()
+        for name, parameter in self._parameters.items():
+            parameter.grad = self._raws[name].grad = None
+
+    @contextmanager
+    def kernels(self, dtype: torch.dtype | None = None) -> Iterator[None]:
+        """Gives the network its kernels for all forward and backward passes inside: one standardisation, one cast.
+
+        A network that recomputes in full precision standardises on use instead: it was asked to save memory.
+
+        Args:
+            dtype: Of the kernels; None for that of the parameters.
+        """
+        convs = self._convs
+        if dtype is None:
+            is_lean = getattr(self._model, "recomputes", False)
+            convs = {name: conv for name, conv in convs.items() if conv.standardized and not is_lean}
+        aside: dict[str, Tensor] = {}
+        try:
+            for name, conv in convs.items():
+                if isinstance(conv.weight, DTensor):
+                    if conv.standardized:
+                        aside[name] = self._standardize_part(name, conv)
+                elif conv.standardized:
+                    kernel = torch.empty_like(conv.weight)
+                    self._statistics[name] = standardize_into(kernel, self._raws[name])
+                    conv.use(kernel.to(dtype or kernel.dtype))
+                else:
+                    conv.use(conv.weight.detach().to(dtype or conv.weight.dtype))
+            yield
+        finally:
+            for name, conv in convs.items():
+                conv.kernel, conv.weight_is_raw = None, True
+                if name in aside:
+                    self._raws[name].data.copy_(aside[name])
+
+    def drop_kernels(self) -> None:
+        """Lets go of the kernels after the last forward pass of a step: they go one by one as its backward pass ends.
+
+        Where that recomputes, it needs them.
+        """
+        if not getattr(self._model, "recomputes", False):
+            for conv in self._convs.values():
+                conv.kernel = None
+
+    def _standardize_part(self, name: str, conv: Conv2d) -> Tensor:
+        """Standardises this rank's part of a kernel in its place, whence it is gathered; gives the raw values."""
+        part = self._raws[name].data
+        raw = part.clone()
+        self._statistics[name] = standardize_into(part, raw)
+        conv.weight_is_raw = False
+        return raw
 
     def gradient_norm(self) -> Tensor:
-        """Turns the network's gradients into those of the raw values; gives their Euclidean norm over all ranks."""
-        for name, master in self._masters.items():
-            if master.parameter.grad is not None:
-                gradient = _local(master.parameter.grad)
-                if master.conv:
-                    gradient = standardize_gradient(gradient, master.raw, self._statistics[name])
-                master.raw.grad = gradient
-                master.parameter.grad = None
-        gradients = [master.raw.grad for master in self._masters.values() if master.raw.grad is not None]
+        """Turns the gradients of `kernels` into those of the raw values; gives their Euclidean norm over all ranks."""
+        for name, parameter in self._parameters.items():
+            if parameter.grad is not None:
+                gradient = _local(parameter.grad)
+                if name in self._statistics:
+                    gradient = standardize_gradient(gradient, self._raws[name].data, self._statistics[name])
+                parameter.grad = None
+                self._raws[name].grad = gradient
+        gradients = [raw.grad for raw in self._raws.values() if raw.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if any(isinstance(master.parameter, DTensor) for master in self._masters.values()):
+        if any(isinstance(parameter, DTensor) for parameter in self._parameters.values()):
             square = norm.square()
             dist.all_reduce(square)
             norm = square.sqrt()
@@ -99,54 +124,34 @@ class MasterSGD:
         """Takes one step along the gradients that `gradient_norm` has prepared."""
         for group in self._sgd.param_groups:
             group["lr"] = learning_rate
-        for master, start in zip(self._masters.values(), self._start, strict=False):
-            if master.raw.grad is not None:
-                master.raw.grad.add_(master.raw - start, alpha=self._decay_to_start)
+        for raw, start in zip(self._raws.values(), self._start, strict=False):
+            if raw.grad is not None:
+                raw.grad.add_(raw - start, alpha=self._decay_to_start)
         self._sgd.step()
-        self.refresh()
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Gives the network the standardised kernels of the raw ones; for after a checkpoint has filled `state`."""
-        for name, master in self._masters.items():
-            if master.conv:
-                self._statistics[name] = standardize_into(_local(master.parameter), master.raw)
-
-    @torch.no_grad()
-    def release(self) -> None:
-        """Gives the raw kernels back to the network, which standardises them on use again."""
-        for master in self._masters.values():
-            if master.conv:
-                _local(master.parameter).copy_(master.raw)
-                master.conv.weight_is_raw = True
 
     def gradients(self) -> dict[str, Tensor]:
         """Gives the gradients by the raw parameters that `gradient_norm` has prepared, by name."""
         return {
-            name: _like(master.parameter, master.raw.grad)
-            for name, master in self._masters.items()
-            if master.raw.grad is not None
+            name: _like(self._parameters[name], raw.grad) for name, raw in self._raws.items() if raw.grad is not None
         }
 
     def state(self) -> dict[str, Tensor]:
         """Gives raw parameters, buffers and momentum by name; the tensors are the optimizer's and the network's own."""
         state = {}
-        for name, master in self._masters.items():
-            state[f"model/{name}"] = _like(master.parameter, master.raw.detach())
-            state[f"momentum/{name}"] = _like(master.parameter, self._sgd.state[master.raw]["momentum_buffer"])
+        for name, raw in self._raws.items():
+            state[f"model/{name}"] = _like(self._parameters[name], raw.detach())
+            state[f"momentum/{name}"] = _like(self._parameters[name], self._sgd.state[raw]["momentum_buffer"])
         return state | {f"model/{name}": buffer for name, buffer in self._model.named_buffers()}
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """Gives the raw parameters and the buffers by name, as MasterSGD.state does; the tensors are the model's own.
-
-    Raises:
-        ConfigError: An optimizer has the raw kernels.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, Conv2d) and not module.weight_is_raw:
-            raise ConfigError(f"the raw kernel of {name} is with the optimizer; take its state, or release the model")
+    """Gives the parameters and the buffers by name, as MasterSGD.state does; the tensors are the model's own."""
     return {f"model/{name}": value for name, value in model.state_dict().items()}
+
+
+def _part(parameter: nn.Parameter) -> nn.Parameter:
+    """Gives the parameter, or this rank's part of it as one, in the same memory."""
+    return nn.Parameter(_local(parameter)) if isinstance(parameter, DTensor) else parameter
 
 
 def _local(tensor: Tensor) -> Tensor:

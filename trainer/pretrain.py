@@ -190,7 +190,6 @@ def _resume(run: _Run) -> int:
     if record is None:
         return 0
     load(run.store, run.world, record, run.optimizer.state())
-    run.optimizer.refresh()
     run.stream.load_state_dict(record.stream)
     return record.step
 

@@ -1,9 +1,8 @@
 """Lays one picture over another: a flip or turn, then scale, shift and shear; and measures how well they agree there.
 
-Candidates for the map come from matching small versions under all eight turns and several crops and, where both
-pictures are
-large enough, from SIFT features and RANSAC (Lowe 2004; Fischler and Bolles 1981). The best is refined by maximizing the
-correlation (Evangelidis and Psarakis 2008).
+Candidates for the map come from matching small versions under all eight turns and several crops, and from SIFT features
+and RANSAC (Lowe 2004; Fischler and Bolles 1981). The best is refined by maximizing the correlation (Evangelidis and
+Psarakis 2008).
 """
 
 from collections.abc import Iterator
@@ -20,7 +19,9 @@ _WORKING_SIDE = 256  # pixels of the longer side
 _SMALL_SIDE = 48
 _CANVAS_SIDE = 96  # of the overlap when it is measured
 _WINDOW = 13  # pixels of the canvas
-_FEATURES_FROM_SIDE = 90  # of the shorter side, pixels
+# Smaller pictures are enlarged to so many pixels of the shorter side: a picture of 64 px has few features otherwise.
+_FEATURE_SIDE = 128
+_FEATURES_FROM_SIDE = 24  # of the shorter side, pixels
 _SCALES = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6)  # of crops that are tried without features
 _NUM_TURNS = 2
 _NUM_FEATURES = 400
@@ -133,11 +134,13 @@ def _maps(first: Grey, second: Grey) -> Iterator[tuple[Affine, Grey, int]]:
         outer = _stretch((_SMALL_SIDE, _SMALL_SIDE), turns[element].shape)
         yield _chain(_chain(_stretch(first.shape, (_SMALL_SIDE, _SMALL_SIDE)), inner), outer), turns[element], 0
     if min(*first.shape, *second.shape) >= _FEATURES_FROM_SIDE:
-        own = _features(first)
+        larger = _enlarged(first)
+        own, enlarge = _features(larger), _stretch(first.shape, larger.shape)
         for turned in (second, np.ascontiguousarray(second[:, ::-1])):
-            affine, inliers = _matched(own, _features(turned), max(first.shape))
+            other = _enlarged(turned)
+            affine, inliers = _matched(own, _features(other), max(larger.shape))
             if affine is not None:
-                yield affine, turned, inliers
+                yield _chain(_chain(enlarge, affine), _stretch(other.shape, turned.shape)), turned, inliers
 
 
 def _by_crops(small: Grey, turned: Grey) -> tuple[float, Affine]:
@@ -156,6 +159,15 @@ def _by_crops(small: Grey, turned: Grey) -> tuple[float, Affine]:
                 inside = np.array([[ratio, 0, place[0]], [0, ratio, place[1]]], np.float32)  # cut -> whole
                 best, found = score, cv2.invertAffineTransform(inside).astype(np.float32) if forward else inside
     return best, found
+
+
+def _enlarged(grey: Grey) -> Grey:
+    cv2 = _cv2()
+    factor = _FEATURE_SIDE / min(grey.shape)
+    if factor <= 1:
+        return grey
+    size = tuple(round(side * factor) for side in grey.shape[::-1])
+    return np.asarray(np.clip(cv2.resize(grey, size, interpolation=cv2.INTER_CUBIC), 0, 255), np.float32)
 
 
 def _features(grey: Grey) -> tuple[Any, Any]:

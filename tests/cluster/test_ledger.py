@@ -70,7 +70,6 @@ def train(world: World, num_workers: int, data: str, out: Path, attempt: int) ->
         saved = torch.load(checkpoint)
         for name, value in optimizer.state().items():
             value.copy_(saved["training"][name])
-        optimizer.refresh()
         stream.load_state_dict(saved["stream"])
     first_step = stream.state_dict()["step"]
     module = distributed(world, model)

@@ -62,6 +62,15 @@ def test_other_pictures_are_refused() -> None:
     assert set(found) == {Evidence.REJECTED}
 
 
+@pytest.mark.parametrize("seed", [22, 24, 26])
+def test_a_small_picture_is_recognised_by_its_features(seed: int) -> None:
+    """At 64 px a frame and strong compression leave too little detail to be sure without them."""
+    small = Image.fromarray(scene(seed, 256, 256)).resize((64, 64), Image.Resampling.BOX)
+    framed = decode(jpeg(np.asarray(ImageOps.expand(small, 4, "white")), 30))
+    assert verdict(framed, np.asarray(small)).evidence == Evidence.NEAR
+    assert verdict(framed, scene(seed + 100, 64, 64)).evidence == Evidence.REJECTED
+
+
 def test_the_same_place_with_another_object_is_no_duplicate() -> None:
     background, other = scene(3), scene(4)
     changed = background.copy()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, NonFinite
 from pipeline.store.local import LocalStore
 from tests.trainer.test_golden import A_LOGITS, INPUT_A, golden_model, numbers
 from trainer.batches import TensorBatch
@@ -98,7 +98,6 @@ def test_standardising_once_a_step_takes_the_steps_of_plain_sgd(layout: torch.me
         sgd.step()
         result = train_step(owned, optimizer, batch, softmax_loss, 0.05, 6)
         assert result.gradient_norm == pytest.approx(norm.item(), rel=1e-9)
-    optimizer.release()
     expected = model_state(plain)
     for name, value in model_state(owned).items():
         assert close(value.double(), expected[name].double()), name
@@ -107,17 +106,35 @@ def test_standardising_once_a_step_takes_the_steps_of_plain_sgd(layout: torch.me
             assert module.weight.is_contiguous(memory_format=layout)
 
 
-def test_the_network_of_an_optimizer_computes_what_its_raw_kernels_say_and_its_state_is_refused() -> None:
-    model = trained_head(new_model(SMALL, 3, seed=1)).double()
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_for_a_step_the_network_computes_with_ready_kernels_and_keeps_its_raw_ones(recomputes: bool) -> None:
+    model = trained_head(new_model(SMALL, 3, seed=1, recomputes=recomputes)).double().train()
     images = pictures(2).images_BCHW
+    raw = {name: value.clone() for name, value in model_state(model).items()}
+    convs = [module for module in model.modules() if isinstance(module, Conv2d)]
     with torch.no_grad():
         before = model(images)
         optimizer = MasterSGD(model, 0.9, 0.0)
-        assert torch.allclose(model(images), before, rtol=1e-12, atol=1e-12)
-    with pytest.raises(ConfigError, match="is with the optimizer"):
-        model_state(model)
-    optimizer.release()
-    assert model_state(model)
+        with optimizer.kernels():
+            # To recompute is to save memory: then no copies are made.
+            assert {conv.kernel is None for conv in convs} == {recomputes}
+            assert torch.allclose(model(images), before, rtol=1e-12, atol=1e-12)
+    assert {conv.kernel for conv in convs} == {None}
+    for name, value in model_state(model).items():
+        assert torch.equal(value, raw[name]), name
+
+
+def test_an_error_in_a_step_leaves_the_raw_kernels_in_the_network() -> None:
+    model = new_model(SMALL, 3, seed=1).train()
+    optimizer = MasterSGD(model, 0.9, 0.0)
+    batch = pictures(2)
+    wrong = TensorBatch(batch.images_BCHW.float() * float("nan"), batch.targets_BK.float())
+    raw = {name: value.clone() for name, value in model_state(model).items()}
+    with pytest.raises(NonFinite):
+        train_step(model, optimizer, wrong, softmax_loss, 0.1, 2)
+    assert {module.kernel for module in model.modules() if isinstance(module, Conv2d)} == {None}
+    for name, value in model_state(model).items():
+        assert torch.equal(value, raw[name]), name
 
 
 def test_decay_to_the_start_pulls_every_parameter_back() -> None:
@@ -158,19 +175,21 @@ def test_lower_precisions_stay_within_documented_bounds() -> None:
     with torch.no_grad():
         assert (model(images) - expected).abs().max() < 2e-4
         optimizer = MasterSGD(model, 0.9, 0.0)
-        assert (model(images) - expected).abs().max() < 2e-4
-        with in_precision(model, "bfloat16", images.device):
+        with optimizer.kernels():
+            assert (model(images) - expected).abs().max() < 2e-4
+        with in_precision("bfloat16", images.device), optimizer.kernels(torch.bfloat16):
             assert (model(images) - expected).abs().max() < 0.5
-    optimizer.release()
 
 
 def test_bfloat16_gradients_point_where_those_of_float32_do() -> None:
     batch = pictures(8)
     batch = TensorBatch(batch.images_BCHW.float(), batch.targets_BK.float())
-    expected, found = gradients(batch, 4), gradients(batch, 4, "bfloat16")
-    one, other = (torch.cat([value.flatten() for value in each.values()]) for each in (expected, found))
-    assert other.dtype == torch.float32
-    assert F.cosine_similarity(one, other, dim=0) > 0.9
+    expected = gradients(batch, 4)
+    for recomputes in (False, True):
+        found = gradients(batch, 4, "bfloat16", recomputes=recomputes)
+        one, other = (torch.cat([value.flatten() for value in each.values()]) for each in (expected, found))
+        assert other.dtype == torch.float32
+        assert F.cosine_similarity(one, other, dim=0) > 0.9
 
 
 def _rank(rank: int, num_ranks: int, folder: str) -> None:

@@ -76,7 +76,7 @@ def describe(
     console.print(f"\nA training step takes on each rank ({how}, micro-batch: {batch}):")
     parts = {
         "weights, gradients, momentum": memory.weights,
-        "casts and gathered units": memory.casts,
+        "kernels of a step": memory.kernels,
         "activations": memory.activations,
         "gradients of activations": memory.working,
         "all": memory.total,

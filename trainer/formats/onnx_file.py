@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import ConfigError
+from trainer.kernels import Conv2d, standardize
 from trainer.model import ResNetV2
-from trainer.optimizer import MasterSGD
 
 
 def write_onnx(network: ResNetV2, path: Path, resolution_px: int) -> None:
@@ -22,7 +22,11 @@ def write_onnx(network: ResNetV2, path: Path, resolution_px: int) -> None:
     except ImportError as error:
         raise ConfigError("ONNX files need more packages: pip install 'bit-pretrain[onnx]'") from error
     images = torch.zeros(2, 3, resolution_px, resolution_px)
-    optimizer = MasterSGD(network, 0.0, 0.0)  # gives the network its standardised kernels, and keeps the raw ones
+    convs = [module for module in network.modules() if isinstance(module, Conv2d) and module.standardized]
+    raw = [conv.weight.detach().clone() for conv in convs]
+    for conv in convs:
+        conv.weight.data.copy_(standardize(conv.weight.detach()))
+        conv.weight_is_raw = False
     try:
         torch.onnx.export(
             network,
@@ -36,4 +40,6 @@ def write_onnx(network: ResNetV2, path: Path, resolution_px: int) -> None:
             verbose=False,
         )
     finally:
-        optimizer.release()
+        for conv, weight in zip(convs, raw, strict=True):
+            conv.weight.data.copy_(weight)
+            conv.weight_is_raw = True
