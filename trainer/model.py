@@ -6,32 +6,13 @@ state dictionaries fit without renaming.
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.architecture import NUM_GROUPS, Architecture
+from trainer.architecture import Architecture
 from trainer.kernels import Conv2d
-
-_GN_EPS = 1e-5  # inside the root [released code]
-
-
-class GroupNorm(nn.GroupNorm):
-    """32 groups; statistics in float32 at least, output in the precision of the input.
-
-    Autocast would make the output float32 on GPUs, and so double what is kept of every activation.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(NUM_GROUPS, channels, _GN_EPS)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Normalises."""
-        scale, bias = self.weight.to(x_BCHW.dtype), self.bias.to(x_BCHW.dtype)
-        with torch.autocast(x_BCHW.device.type, enabled=False):
-            return F.group_norm(x_BCHW, self.num_groups, scale, bias, self.eps)
-
+from trainer.norm import GroupNorm
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": GroupNorm,

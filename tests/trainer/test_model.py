@@ -20,7 +20,8 @@ from trainer.checkpoint import latest, load, save
 from trainer.kernels import Conv2d, standardize
 from trainer.loop import Precision, in_precision, train_step
 from trainer.losses import softmax_loss
-from trainer.model import Bottleneck, GroupNorm, ResNetV2
+from trainer.model import Bottleneck, ResNetV2
+from trainer.norm import GroupNorm
 from trainer.optimizer import MasterSGD, model_state
 from trainer.parallel import World, average_buffers, distributed
 
@@ -179,6 +180,32 @@ def test_lower_precisions_stay_within_documented_bounds() -> None:
             assert (model(images) - expected).abs().max() < 2e-4
         with in_precision("bfloat16", images.device), optimizer.kernels(torch.bfloat16):
             assert (model(images) - expected).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels", [64, 512])  # on either side of what is normalised in float32
+def test_a_norm_of_half_precision_is_that_of_float64_rounded(precision: torch.dtype, channels: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def pictures() -> Tensor:
+        values = 3 * torch.randn((3, channels, 5, 7), generator=generator) + 1
+        return values.to(precision).to(memory_format=torch.channels_last)
+
+    norm = GroupNorm(channels)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter, 1.0, 0.5, generator=generator)
+    x, gradient = pictures().requires_grad_(), pictures()
+    out = norm(x)
+    found = torch.autograd.grad(out, (x, *norm.parameters()), gradient)
+    exact = nn.GroupNorm(32, channels).double()
+    exact.load_state_dict(norm.state_dict())
+    x64 = x.detach().double().requires_grad_()
+    truth = exact(x64)
+    due = torch.autograd.grad(truth, (x64, *exact.parameters()), gradient.double())
+    assert out.dtype == precision
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    for value, true in zip((out, *found), (truth, *due), strict=True):
+        assert (value.double() - true).abs().max() <= 2 * torch.finfo(precision).eps * true.abs().max()
 
 
 def test_bfloat16_gradients_point_where_those_of_float32_do() -> None:
