@@ -67,7 +67,7 @@ _CHECKED_SAMPLES = 400
 _WARM, _COUNT = 24, 48  # batches of each worker
 _BUCKET = "bench"
 _DELAY_MS, _MB_PER_S = 25, 100
-_BUDGETS = (750_000_000, 1_000_000_000)
+_BUDGETS = (800_000_000, 1_000_000_000)
 _TITLES = {"bare": "bare loop", "ours": "ours", "webdataset": "webdataset", "litdata": "litdata", "ray": "Ray Data",
            "reading": "reading with crc32c"}  # fmt: skip
 _LITDATA = (

@@ -77,20 +77,15 @@ def _samples_of(settings: Settings) -> int:
     return int(open_dataset(settings.url).version.num_samples)
 
 
-def our_bytes(settings: Settings) -> Iterator[tuple[bytes, Any]]:
-    """Our blocks, checked, cut into samples."""
+def our_bytes(settings: Settings) -> Iterator[tuple[memoryview, Any]]:
+    """Our blocks, checked, cut into samples, in dataset order."""
     from pipeline.dataset import open_dataset  # noqa: PLC0415
-    from pipeline.loader.blocks import BlockReader  # noqa: PLC0415
-    from pipeline.order import Piece  # noqa: PLC0415
-    from pipeline.ranged import RangeReader  # noqa: PLC0415
+    from pipeline.one_pass import encoded_samples  # noqa: PLC0415
     from pipeline.view import View  # noqa: PLC0415
 
     view = View(open_dataset(settings.url))
-    reader = BlockReader(view.dataset, RangeReader(), None)
     while True:
-        for block, count in enumerate(view.block_counts.tolist()):
-            loaded = reader.read(view.span(Piece(block, 0, count)))
-            yield from ((loaded.body[entry.start : entry.stop], entry.labels) for entry in loaded.samples)
+        yield from ((sample.image, sample.labels) for sample in encoded_samples(view))
 
 
 # ---- the others ----
@@ -245,7 +240,7 @@ def reading(settings: Settings) -> Iterator[tuple[bytes, Any]]:
 CONTENDERS: dict[str, Callable[[Settings], Iterator[Batch]]] = {
     "bare": bare, "ours": ours, "webdataset": webdataset, "litdata": litdata, "ray": ray_data,
 }  # fmt: skip
-BYTES: dict[str, Callable[[Settings], Iterator[tuple[bytes, Any]]]] = {
+BYTES: dict[str, Callable[[Settings], Iterator[tuple[bytes | memoryview, Any]]]] = {
     "reading": reading, "ours": our_bytes, "webdataset": webdataset_bytes, "litdata": litdata_bytes,
 }  # fmt: skip
 _IMPORTS = {

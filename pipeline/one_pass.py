@@ -1,20 +1,41 @@
 """Every sample exactly once, in dataset order: for evaluation, where nothing may be replaced."""
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.augment import Transform
 from pipeline.errors import BadImage, CorruptShard
-from pipeline.loader.blocks import BlockReader, Entry
+from pipeline.loader.blocks import BlockReader, Entry, Loaded
 from pipeline.order import even_pieces
 from pipeline.ranged import RangeReader
 from pipeline.render import render
 from pipeline.stream import Batch
-from pipeline.view import View
+from pipeline.view import Span, View
 
-_Sample = tuple[int, Entry, bytes]  # shard, entry, encoded picture
+# Choices: while one block is worked on the next are on their way, for 40 MB at most.
+_READERS = 2
+_BLOCKS_AHEAD = 4
+
+
+class Encoded(NamedTuple):
+    """One sample as it is stored.
+
+    Attributes:
+        shard: Number of its shard.
+        row: In the shard.
+        labels: May be empty.
+        image: The encoded picture; a part of its block, which stays in memory as long as this does.
+    """
+
+    shard: int
+    row: int
+    labels: tuple[int, ...]
+    image: memoryview
 
 
 def one_pass(
@@ -33,8 +54,8 @@ def one_pass(
     Raises:
         CorruptShard: A sample is damaged: a test set is whole or its accuracy means nothing.
     """
-    waiting: list[_Sample] = []
-    for sample in _samples(view, rank, num_ranks):
+    waiting: list[Encoded] = []
+    for sample in encoded_samples(view, rank=rank, num_ranks=num_ranks):
         waiting.append(sample)
         if len(waiting) == batch_size:
             yield _batch(view, transform, side_px, waiting)
@@ -43,36 +64,58 @@ def one_pass(
         yield _batch(view, transform, side_px, waiting)
 
 
-def _samples(view: View, rank: int, num_ranks: int) -> Iterator[_Sample]:
+def encoded_samples(view: View, *, rank: int = 0, num_ranks: int = 1) -> Iterator[Encoded]:
+    """Gives a rank's share of every sample exactly once, checked but not decoded, in dataset order.
+
+    Raises:
+        CorruptShard: A sample is damaged.
+    """
+    for span, loaded in _read_ahead(view, rank, num_ranks):
+        body = memoryview(loaded.body)
+        for sample in loaded.samples:
+            if not isinstance(sample, Entry):
+                raise CorruptShard(
+                    f"{view.dataset.store.url}, {span.path}, sample {sample.row}: {sample.reason} "
+                    f"({sample.detail}); run `pipeline verify` on the dataset"
+                )
+            yield Encoded(span.shard, sample.row, sample.labels, body[sample.start : sample.stop])
+
+
+def _read_ahead(view: View, rank: int, num_ranks: int) -> Iterator[tuple[Span, Loaded]]:
     ranged = RangeReader()
     reader = BlockReader(view.dataset, ranged, None)
-    try:
-        for piece in even_pieces(view.block_counts, rank, num_ranks):
-            span = view.span(piece)
-            loaded = reader.read(span)
-            for sample in loaded.samples:
-                if not isinstance(sample, Entry):
-                    raise CorruptShard(
-                        f"{view.dataset.store.url}, {span.path}, sample {sample.row}: {sample.reason} "
-                        f"({sample.detail}); run `pipeline verify` on the dataset"
-                    )
-                yield span.shard, sample, loaded.body[sample.start : sample.stop]
-    finally:
-        ranged.close()
-
-
-def _batch(view: View, transform: Transform, side_px: int, samples: list[_Sample]) -> Batch:
-    images = np.empty((len(samples), side_px, side_px, 3), np.uint8)
-    for (shard, entry, data), out in zip(samples, images, strict=True):
+    on_their_way: deque[tuple[Span, Future[Loaded]]] = deque()
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="one-pass") as pool:
         try:
-            render(data, transform, Random(0), out)
+            for piece in even_pieces(view.block_counts, rank, num_ranks):
+                span = view.span(piece)
+                on_their_way.append((span, pool.submit(reader.read, span)))
+                if len(on_their_way) > _BLOCKS_AHEAD:
+                    yield _arrived(on_their_way)
+            while on_their_way:
+                yield _arrived(on_their_way)
+        finally:
+            ranged.close()
+            pool.shutdown(cancel_futures=True)
+
+
+def _arrived(on_their_way: deque[tuple[Span, Future[Loaded]]]) -> tuple[Span, Loaded]:
+    span, future = on_their_way.popleft()
+    return span, future.result()
+
+
+def _batch(view: View, transform: Transform, side_px: int, samples: list[Encoded]) -> Batch:
+    images = np.empty((len(samples), side_px, side_px, 3), np.uint8)
+    for sample, out in zip(samples, images, strict=True):
+        try:
+            render(bytes(sample.image), transform, Random(0), out)
         except BadImage as error:
             raise CorruptShard(
-                f"{view.dataset.store.url}, shard {shard}, sample {entry.row} does not decode ({error}); "
+                f"{view.dataset.store.url}, shard {sample.shard}, sample {sample.row} does not decode ({error}); "
                 f"run `pipeline verify --level decode` on the dataset"
             ) from error
     return Batch(
         images=images,
-        labels=tuple(entry.labels for _, entry, _ in samples),
-        places=np.array([(0, 0, shard, entry.row) for shard, entry, _ in samples], np.int64),
+        labels=tuple(sample.labels for sample in samples),
+        places=np.array([(0, 0, sample.shard, sample.row) for sample in samples], np.int64),
     )

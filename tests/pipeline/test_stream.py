@@ -1,15 +1,16 @@
 """Batches: equal for every world size down to the pixels, resumable anywhere, and never silently damaged."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.augment import EvaluationView, PretrainView, inception_box
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset import Address, Dataset, open_dataset
 from pipeline.errors import ConfigError, CorruptShard, ResumeMismatch
-from pipeline.one_pass import one_pass
+from pipeline.one_pass import encoded_samples, one_pass
 from pipeline.order import OrderConfig
 from pipeline.seeds import rng
 from pipeline.stream import Batch, LoaderConfig, Stream
@@ -117,6 +118,16 @@ def test_one_pass_gives_every_sample_once_in_order(small_dataset: Dataset, num_r
     ]
     assert found == sorted(found)
     assert len(set(found)) == len(found) == 90
+
+
+def test_one_pass_gives_the_stored_bytes_and_a_pass_that_is_left_ends_its_threads(small_dataset: Dataset) -> None:
+    view = View(small_dataset)
+    for sample in encoded_samples(view):
+        assert sample.image == small_dataset.read_image(Address(sample.shard, sample.row))
+    passing = encoded_samples(view)
+    next(passing)
+    passing.close()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("one-pass")]
 
 
 def test_inception_boxes_keep_area_and_aspect() -> None:
