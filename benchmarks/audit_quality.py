@@ -156,7 +156,7 @@ def verify_chunk(task: tuple[str, Path, int, pa.Table]) -> int:
         down = downs[pair["down_row"]]
         quality = min(fingerprint(decode(data))[1], fingerprint(decode(down))[1])
         verdict = verify_pair(data, down, decode(data), decode(down), min_quality=quality, distance=pair["distance"])
-        measured = vars(verdict.agreement) if verdict.agreement else {}
+        measured = vars(verdict.alignment.agreement) if verdict.alignment else {}
         rows.append(
             pair
             | {"transform": transform, "name": name, "quality": quality, "evidence": str(verdict.evidence)}

@@ -71,8 +71,9 @@ def fingerprint_of_image(data: bytes) -> tuple[bytes, int]:
     """Gives (code, quality) of an encoded picture that is fingerprinted only, and not packed.
 
     Packing decodes a JPEG whole, since it checks the picture. Here it is decoded at the smallest fraction whose sides
-    have at least 128 pixels, which takes four fifths of the time; the code is that of packing within 7 bits in the
-    median and 13 at the 95th percentile (photos of 500 px, `benchmarks/fingerprint.py`), of an audit's radius of 62.
+    have at least 128 pixels: a sixteenth less time at 500 px, more for larger ones. The code is that of packing within
+    7 bits in the median and 13 at the 95th percentile (photos of 500 px, `benchmarks/fingerprint.py`), of an audit's
+    radius of 62.
 
     Returns:
         As `fingerprint_of_luma`.

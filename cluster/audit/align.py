@@ -24,6 +24,8 @@ _FEATURE_SIDE = 128
 _FEATURES_FROM_SIDE = 24  # of the shorter side, pixels
 _SCALES = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6)  # of crops that are tried without features
 _NUM_TURNS = 2
+# Features are found in any turn, but not mirrored.
+_EITHER_HAND = (DIHEDRAL.index((False, False, False)), DIHEDRAL.index((False, True, False)))
 _NUM_FEATURES = 400
 _CONTRAST = 0.02  # half of OpenCV's: features of faint texture, too
 _CELLS = 32  # of the longer side: matches within one count once
@@ -74,32 +76,81 @@ class Agreement:
     side_px: int
 
 
+@dataclass(frozen=True)
+class Alignment:
+    """The best map between two pictures, and how they agree under it.
+
+    Attributes:
+        agreement: Under the map.
+        affine: From pixels (x, y) of the first picture to pixels of the second, shape (2, 3).
+    """
+
+    agreement: Agreement
+    affine: Affine
+
+    @property
+    def inverse(self) -> "Alignment":
+        """The same from the second to the first."""
+        return replace(self, affine=_cv2().invertAffineTransform(self.affine).astype(np.float32))
+
+    @property
+    def element(self) -> int:
+        """The flip or turn of DIHEDRAL of the second picture that comes closest to showing the first."""
+        (a, b), (c, d) = self.affine[:, :2]
+        if abs(a) + abs(d) >= abs(b) + abs(c):
+            return DIHEDRAL.index((False, bool(a < 0), bool(d < 0)))
+        return DIHEDRAL.index((True, bool(c < 0), bool(b < 0)))
+
+
 _NONE = Agreement(-1.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0, 0)
 
 
-def align(one: Pixels, other: Pixels) -> Agreement:
+def align(one: Pixels, other: Pixels) -> Alignment:
     """Finds the best map between two pictures and measures the agreement under it.
 
     The answer depends on which picture is the first; give them in an order of their own.
     """
     first, second = _grey(one), _grey(other)
+    turns = [np.ascontiguousarray(apply_dihedral(second, element)) for element in range(len(DIHEDRAL))]
     found: list[Agreement] = []
+    maps: list[tuple[Affine, int]] = []
     whole: float | None = None
-    for affine, turned, inliers in _maps(first, second):
+    for affine, element, inliers in _maps(first, turns):
+        turned = turns[element]
         measured = _measure(first, turned, affine, inliers)
+        maps.append((affine, element))
         whole = measured.local if whole is None else whole
         refined = _refine(first, turned, affine) if measured.correlation >= _HOPEFUL else None
         if refined is not None:
-            measured = max(measured, _measure(first, turned, refined, inliers))
+            better = _measure(first, turned, refined, inliers)
+            if better > measured:
+                measured, maps[-1] = better, (refined, element)
         found.append(measured)
         good = measured.correlation >= _GOOD_CORRELATION and measured.overlap > _MOST
         if good and (measured.detail >= PLAIN_DETAIL or inliers or whole >= _GOOD_WHOLE):
             break
     best = max(found)
+    affine, element = maps[found.index(best)]
+    onto = _chain(affine, _turn_back(turns[element].shape, element))
+    full = _chain(_chain(_stretch(one.shape, first.shape), onto), _stretch(second.shape, other.shape))
     # A map from features that does as well is the same one, and its features count.
     inliers = max(each.inliers for each in found if each.local >= best.local - _SAME)
     side_px = min(*one.shape[:2], *other.shape[:2])
-    return replace(best, whole=-1.0 if whole is None else whole, inliers=inliers, side_px=side_px)
+    return Alignment(replace(best, whole=-1.0 if whole is None else whole, inliers=inliers, side_px=side_px), full)
+
+
+def laid_over(picture: Pixels, affine: Affine, shape: tuple[int, ...]) -> tuple[Pixels, npt.NDArray[np.bool_]]:
+    """Gives a picture as it lies over another one, and where it does.
+
+    Args:
+        picture: The one that is laid over.
+        affine: From pixels of the other to its pixels.
+        shape: (height, width, ...) of the other.
+    """
+    size = (shape[1], shape[0])
+    laid = _warp(picture.astype(np.float32), affine, size)
+    inside = _warp(np.ones(picture.shape[:2], np.float32), affine, size) > 0.99
+    return np.clip(np.rint(laid), 0, 255).astype(np.uint8), inside
 
 
 def _cv2() -> Any:
@@ -119,28 +170,28 @@ def _grey(pixels: Pixels) -> Grey:
     return np.asarray(grey, np.float32)
 
 
-def _maps(first: Grey, second: Grey) -> Iterator[tuple[Affine, Grey, int]]:
-    """Gives maps with the turned second picture they lead to, and their inliers: likely ones first."""
+def _maps(first: Grey, turns: list[Grey]) -> Iterator[tuple[Affine, int, int]]:
+    """Gives maps with the number of the turned second picture they lead to, and their inliers: likely ones first."""
     cv2 = _cv2()
     small = cv2.resize(first, (_SMALL_SIDE, _SMALL_SIDE), interpolation=cv2.INTER_AREA)
-    turns = [np.ascontiguousarray(apply_dihedral(second, element)) for element in range(len(DIHEDRAL))]
     smalls = [cv2.resize(turn, (_SMALL_SIDE, _SMALL_SIDE), interpolation=cv2.INTER_AREA) for turn in turns]
     whole = [_correlation(small, turn) for turn in smalls]
     likely = int(np.argmax(whole))
-    yield _stretch(first.shape, turns[likely].shape), turns[likely], 0
+    yield _stretch(first.shape, turns[likely].shape), likely, 0
     searched = [_by_crops(small, turn) for turn in smalls]
     for element in sorted(range(len(turns)), key=lambda number: -searched[number][0])[:_NUM_TURNS]:
         inner = searched[element][1]
         outer = _stretch((_SMALL_SIDE, _SMALL_SIDE), turns[element].shape)
-        yield _chain(_chain(_stretch(first.shape, (_SMALL_SIDE, _SMALL_SIDE)), inner), outer), turns[element], 0
-    if min(*first.shape, *second.shape) >= _FEATURES_FROM_SIDE:
+        yield _chain(_chain(_stretch(first.shape, (_SMALL_SIDE, _SMALL_SIDE)), inner), outer), element, 0
+    if min(*first.shape, *turns[0].shape) >= _FEATURES_FROM_SIDE:
         larger = _enlarged(first)
         own, enlarge = _features(larger), _stretch(first.shape, larger.shape)
-        for turned in (second, np.ascontiguousarray(second[:, ::-1])):
+        for element in _EITHER_HAND:
+            turned = turns[element]
             other = _enlarged(turned)
             affine, inliers = _matched(own, _features(other), max(larger.shape))
             if affine is not None:
-                yield _chain(_chain(enlarge, affine), _stretch(other.shape, turned.shape)), turned, inliers
+                yield _chain(_chain(enlarge, affine), _stretch(other.shape, turned.shape)), element, inliers
 
 
 def _by_crops(small: Grey, turned: Grey) -> tuple[float, Affine]:
@@ -297,6 +348,14 @@ def _stretch(source: tuple[int, ...], target: tuple[int, ...]) -> Affine:
     """Maps a whole picture onto another one, shapes (height, width), pixel centres onto pixel centres."""
     x, y = target[1] / source[1], target[0] / source[0]
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]], np.float32)
+
+
+def _turn_back(turned_shape: tuple[int, ...], element: int) -> Affine:
+    """Maps a picture after element `element` of DIHEDRAL onto the picture."""
+    transposed, mirrored, upended = DIHEDRAL[element]
+    x = [-1, 0, turned_shape[1] - 1] if mirrored else [1, 0, 0]
+    y = [0, -1, turned_shape[0] - 1] if upended else [0, 1, 0]
+    return np.array([y, x] if transposed else [x, y], np.float32)
 
 
 def _chain(inner: Affine, outer: Affine) -> Affine:

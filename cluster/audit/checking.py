@@ -118,4 +118,5 @@ def _verdict(
         except BadImage as error:
             return {"correlation": None, "evidence": UNREADABLE, "side": side, "detail": str(error)}
     verdict = verify_pair(up_bytes, down_bytes, pixels[0], pixels[1], quality, distance=distance)
-    return {"correlation": verdict.correlation, "evidence": str(verdict.evidence), "side": None, "detail": None}
+    told = {"correlation": verdict.correlation, "evidence": str(verdict.evidence), "side": None, "detail": None}
+    return told | ({"element": verdict.alignment.element} if verdict.alignment else {})

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from cluster.audit.align import laid_over
 from cluster.audit.sets import Sides
 from cluster.audit.stored import AuditJob, Poisoned, settled
 from cluster.audit.tables import is_duplicate
+from cluster.audit.verify import Evidence, align_pair
 from pipeline.dataset import Address, Dataset
 from pipeline.errors import BadImage, ServiceError
-from pipeline.fingerprint import apply_dihedral
 from pipeline.image import Pixels, decode
 from pipeline.pages import render, thumbnail
 from pipeline.store.base import Store, put
@@ -20,6 +21,7 @@ from pipeline.store.url import open_store
 
 PAIRS_PER_PAGE = 60
 MOST_SHOWN = 6000  # pairs with pictures, about 20 kB each; all are in the tables
+_UNCOVERED = np.uint8(128)
 _SHOWN_FIELDS = ("pair", "distance", "correlation", "quality", "transform", "evidence")
 
 
@@ -28,13 +30,12 @@ def page_name(number: int) -> str:
     return f"pairs-{number:04d}.html"
 
 
-def card(sides: Sides, row: Mapping[str, Any], element: int) -> dict[str, Any]:
+def card(sides: Sides, row: Mapping[str, Any]) -> dict[str, Any]:
     """Gives what a page shows of a pair: three pictures as HTML, names, classes, scores.
 
     Args:
         sides: Both sets.
         row: As lists.pair_list gives it.
-        element: Flip or turn that aligns the downstream picture.
     """
     pixels, names = {}, {}
     for side, dataset in (("down", sides.downstream), ("up", sides.upstream)):
@@ -43,13 +44,14 @@ def card(sides: Sides, row: Mapping[str, Any], element: int) -> dict[str, Any]:
         source = dataset.read_about(address).get("source")
         names[f"{side}_name"] = str(source or row[f"{side}_key"])
         names[f"{side}_classes"] = row[f"{side}_classes"]
-    turned = np.ascontiguousarray(apply_dihedral(pixels["down"], element)).astype(np.uint8)
+    is_same = row["evidence"] in (Evidence.SAME_BYTES, Evidence.SAME_PIXELS)
+    apart = np.zeros_like(pixels["up"]) if is_same else difference(pixels["up"], pixels["down"])
     return {
         **{name: row[name] for name in _SHOWN_FIELDS},
         **names,
         "down": str(thumbnail(pixels["down"], "downstream picture")),
         "up": str(thumbnail(pixels["up"], "upstream picture")),
-        "difference": str(thumbnail(difference(pixels["up"], turned), "difference after alignment")),
+        "difference": str(thumbnail(apart, "difference after alignment")),
         "is_duplicate": is_duplicate(row["evidence"]),
     }
 
@@ -63,11 +65,13 @@ def _pixels(dataset: Dataset, address: Address) -> Pixels:
 
 
 def difference(up: Pixels, down: Pixels) -> Pixels:
-    """Gives the absolute difference of two pictures at the size of the first; black is equal."""
-    from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
+    """Gives the absolute difference of two pictures, one laid over the other, at the size of the first.
 
-    resized = np.asarray(Image.fromarray(down).resize((up.shape[1], up.shape[0]), Image.Resampling.BILINEAR))
-    return np.abs(up.astype(np.int16) - resized.astype(np.int16)).astype(np.uint8)
+    Black is equal; grey is what the second does not cover.
+    """
+    laid, inside = laid_over(down, align_pair(up, down).affine, up.shape)
+    apart = np.abs(up.astype(np.int16) - laid.astype(np.int16)).astype(np.uint8)
+    return np.where(inside[..., None], apart, _UNCOVERED)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class PageTask:
         out: URL of the report.
         number: Of the page, from 1.
         num_pages: Of all pages.
-        pairs: JSON list of (row of lists.pair_list, element).
+        pairs: JSON list of rows of lists.pair_list.
     """
 
     sides: Sides
@@ -91,13 +95,13 @@ class PageTask:
         return f"page {self.number} of pairs at {self.out}"
 
 
-def write_pages(out: Store, sides: Sides, rows: Sequence[tuple[dict[str, Any], int]], job: AuditJob) -> int:
+def write_pages(out: Store, sides: Sides, rows: Sequence[dict[str, Any]], job: AuditJob) -> int:
     """Writes pages of pairs in the order given, as tasks; gives their number. Pages of an earlier, longer list go.
 
     Args:
         out: The report.
         sides: Both sets.
-        rows: (row of lists.pair_list, element) of each pair; the first MOST_SHOWN are shown.
+        rows: Of lists.pair_list; the first MOST_SHOWN are shown.
         job: Where the tasks run.
     """
     shown = rows[:MOST_SHOWN]
@@ -120,7 +124,7 @@ def write_pages(out: Store, sides: Sides, rows: Sequence[tuple[dict[str, Any], i
 
 def write_page(task: PageTask) -> int:
     """Writes one page; gives the number of its pairs."""
-    pairs = [card(task.sides, row, element) for row, element in json.loads(task.pairs)]
+    pairs = [card(task.sides, row) for row in json.loads(task.pairs)]
     page = render(
         "cluster", "pairs.html.j2", title=f"Pairs, page {task.number} of {task.num_pages}", pairs=pairs,
         number=task.number, num_pages=task.num_pages, page_name=page_name,

@@ -58,8 +58,8 @@ def publish_audit(
     claim(out, config)
     summary = summarize(config, sides, tables, predictions)
     out.delete(_SUMMARY)  # a folder without it is not whole
-    listed = shown_order(lists.pair_list(sides, tables.pairs), tables.pairs)
-    refused = shown_order(lists.pair_list(sides, tables.refused), tables.refused)
+    listed = shown_order(lists.pair_list(sides, tables.pairs))
+    refused = shown_order(lists.pair_list(sides, tables.refused))
     parts = {
         "found.parquet": to_parquet(tables.found.pairs),
         "downstream.parquet": to_parquet(tables.downstream),
@@ -73,16 +73,15 @@ def publish_audit(
         put(out, name, body)
     summary["digest"] = sha256_hex(b"".join(sha256_hex(parts[name]).encode() for name in sorted(parts)))
     summary["num_pages"] = write_pages(out, sides, listed, job)
-    drawn = review.draw([row for row, _ in (*listed, *refused)], config.radius, review_each, config.seed)
-    element_of = {row["pair"]: element for row, element in (*listed, *refused)}
+    drawn = review.draw([*listed, *refused], config.radius, review_each, config.seed)
     bands: dict[str, list[dict[str, Any]]] = {}
     for row in drawn:
-        bands.setdefault(row["band"], []).append(card(sides, row, element_of[row["pair"]]))
+        bands.setdefault(row["band"], []).append(card(sides, row))
     key = sha256_hex(config.to_json())[:16]  # of the browser's memory: verdicts outlive a rerun
     put(out, "review.html", render("cluster", "review.html.j2", title="Review sheet", bands=bands, key=key))
     put(out, _DRAWN, _json([{name: row[name] for name in ("pair", "band", "band_size")} for row in drawn]))
-    put(out, "gallery.json", _json([card(sides, row, element) for row, element in spread(listed)]))
-    _write_pairs(out, [row for row, _ in listed], read_verdicts(out))
+    put(out, "gallery.json", _json([card(sides, row) for row in spread(listed)]))
+    _write_pairs(out, listed, read_verdicts(out))
     return _finish(out, summary)
 
 
@@ -169,10 +168,9 @@ def claim(out: Store, config: AuditConfig) -> None:
         raise Conflict(f"{out.url} holds the report of other sets or settings; choose another destination")
 
 
-def shown_order(rows: list[dict[str, Any]], pairs: pa.Table) -> list[tuple[dict[str, Any], int]]:
-    """Gives (row, element), the closest first."""
-    told = list(zip(rows, pairs["element"].to_pylist(), strict=True))
-    return sorted(told, key=lambda item: (item[0]["distance"], -item[0]["correlation"], item[0]["pair"]))
+def shown_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Gives the closest first."""
+    return sorted(rows, key=lambda row: (row["distance"], -row["correlation"], row["pair"]))
 
 
 def spread(rows: Sequence[Any]) -> list[Any]:

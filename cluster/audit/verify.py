@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from cluster.audit.align import PLAIN_DETAIL, Agreement, align
+from cluster.audit.align import PLAIN_DETAIL, Agreement, Alignment, align
 from pipeline.image import Pixels
 
 # Below this gradient score a code says little: a plain sky of CIFAR-10 scores 6, an ellipse on white 18. Of CIFAR-10
@@ -68,12 +68,12 @@ class Verdict:
     Attributes:
         evidence: The class of the pair.
         correlation: Of the grey pictures where they overlap, -1..1, 4 digits; 1 for equal pixels.
-        agreement: All measures of the overlap; None for equal bytes or pixels.
+        alignment: From the upstream picture to the downstream one; None for equal bytes or pixels, and for flat ones.
     """
 
     evidence: Evidence
     correlation: float
-    agreement: Agreement | None
+    alignment: Alignment | None
 
 
 def verify_pair(
@@ -95,9 +95,16 @@ def verify_pair(
         return Verdict(Evidence.SAME_PIXELS, 1.0, None)
     if min_quality < MIN_QUALITY:
         return Verdict(Evidence.REJECTED, 0.0, None)
-    first, second = sorted((up, down), key=lambda pixels: (pixels.shape, pixels.tobytes()))
-    agreement = align(first, second)
-    return Verdict(judge(agreement, distance), round(agreement.correlation, 4), agreement)
+    alignment = align_pair(up, down)
+    agreement = alignment.agreement
+    return Verdict(judge(agreement, distance), round(agreement.correlation, 4), alignment)
+
+
+def align_pair(up: Pixels, down: Pixels) -> Alignment:
+    """Gives the alignment from the upstream picture to the downstream one, found in an order of their own."""
+    if (up.shape, up.tobytes()) <= (down.shape, down.tobytes()):
+        return align(up, down)
+    return align(down, up).inverse
 
 
 def judge(agreement: Agreement, distance: int | None) -> Evidence:

@@ -52,10 +52,10 @@ def audit_within(out: Store, config: AuditConfig, sides: Sides, job: AuditJob) -
     grouped = stars(((pair["up_shard"], pair["up_row"]), (pair["down_shard"], pair["down_row"])) for pair in duplicates)
     table = _star_table(sides, grouped)
     leave_out = lists.addresses({member for members in grouped.values() for member in members})
-    listed = shown_order(lists.pair_list(sides, pairs), pairs)
+    listed = shown_order(lists.pair_list(sides, pairs))
     sink = io.BytesIO()
     pyarrow.csv.write_csv(table, sink)
-    rows = [row | {"verdict": None} for row, _ in listed]
+    rows = [row | {"verdict": None} for row in listed]
     parts = {
         "pairs.parquet": to_parquet(pa.Table.from_pylist(rows, schema=lists.PAIR_LIST_SCHEMA)),
         "stars.parquet": to_parquet(table),
@@ -85,7 +85,7 @@ def audit_within(out: Store, config: AuditConfig, sides: Sides, job: AuditJob) -
     }
     largest = sorted(grouped.items(), key=lambda star: (-len(star[1]), star[0]))[:_MOST_LISTED]
     shown = [{"key": _key(sides, centre), "num_members": len(members)} for centre, members in largest]
-    gallery = [card(sides, row, element) for row, element in spread(listed)]
+    gallery = [card(sides, row) for row in spread(listed)]
     page = render("cluster", "within.html.j2", title="Duplicates within a set", summary=summary, stars=shown,
                   gallery=gallery)  # fmt: skip
     put(out, "index.html", page)

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 from cluster.audit.align import align
+from cluster.audit.pictures import difference
 from cluster.audit.variants import variant_codes
 from cluster.audit.verify import Evidence, Verdict, verify_pair
 from pipeline.fingerprint import apply_dihedral, fingerprint
@@ -46,14 +47,32 @@ ALTERED = {
 def test_an_altered_copy_is_recognised_in_both_directions(name: str) -> None:
     pixels = scene(1)
     copy = np.ascontiguousarray(ALTERED[name](pixels))
-    assert verdict(copy, pixels).evidence == Evidence.NEAR
-    assert verdict(copy, pixels) == verdict(pixels, copy)
+    forth, back = verdict(copy, pixels), verdict(pixels, copy)
+    assert forth.evidence == back.evidence == Evidence.NEAR
+    assert forth.correlation == back.correlation
+    assert forth.alignment
+    assert back.alignment
+    assert forth.alignment.agreement == back.alignment.agreement
+    assert np.allclose(forth.alignment.affine, back.alignment.inverse.affine, atol=1e-3)
 
 
 @pytest.mark.parametrize("element", range(8))
-def test_every_turn_is_recognised(element: int) -> None:
+def test_every_turn_is_recognised_and_named(element: int) -> None:
     pixels = scene(2)
-    assert verdict(np.ascontiguousarray(apply_dihedral(pixels, element)[:-3]), pixels).evidence == Evidence.NEAR
+    found = verdict(np.ascontiguousarray(apply_dihedral(pixels, element)[:-3]), pixels)
+    assert found.evidence == Evidence.NEAR
+    assert found.alignment
+    assert found.alignment.element == element
+
+
+@pytest.mark.parametrize("name", ["crop", "bordered", "rotated", "mirrored and cropped"])
+def test_the_difference_shows_one_picture_laid_over_the_other(name: str) -> None:
+    pixels = scene(1)
+    copy = np.ascontiguousarray(ALTERED[name](pixels)).astype(np.uint8)
+    apart = difference(pixels, copy)
+    covered = (apart != 128).any(axis=2)
+    assert covered.mean() == pytest.approx(1.0 if name == "bordered" else copy.size / pixels.size, abs=0.03)
+    assert apart[covered].mean() < 6 < np.abs(pixels.astype(int) - scene(3)).mean()
 
 
 def test_other_pictures_are_refused() -> None:
@@ -103,7 +122,7 @@ def test_pairs_of_an_embedding_are_called_so() -> None:
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 300), (300, 9), (1, 1)])
 def test_pictures_of_any_shape_are_compared(shape: tuple[int, int]) -> None:
-    assert -1 <= align(np.ascontiguousarray(scene(6)[: shape[0], : shape[1]]), scene(7)).correlation <= 1
+    assert -1 <= align(np.ascontiguousarray(scene(6)[: shape[0], : shape[1]]), scene(7)).agreement.correlation <= 1
 
 
 def test_a_border_is_met_by_a_variant() -> None:
