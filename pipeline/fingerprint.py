@@ -19,7 +19,7 @@ from pipeline.shrink import SIDE, UNITS, average64
 DESCRIPTOR_VERSION = "dct256-sign/3"
 CODE_BYTES = 32
 _FREQUENCIES = 16
-_LEAST_SIDE_PX = 2 * SIDE  # at 64 pixels codes move by 10 bits in the median, at 128 by 7
+_LEAST_SIDE_PX = 2 * SIDE  # at 64 pixels codes move by up to 19 bits (200 photos), at 128 by up to 13
 # Of the cosines: with it sums of 64x64 products stay below 2**53, and so are exact in float64 in any order.
 _COSINE_UNITS = 4096
 # Dihedral group element -> (transpose first, then mirror left-right, then mirror upside-down).
@@ -72,7 +72,7 @@ def fingerprint_of_image(data: bytes) -> tuple[bytes, int]:
 
     Packing decodes a JPEG whole, since it checks the picture. Here it is decoded at the smallest fraction whose sides
     have at least 128 pixels: a sixteenth less time at 500 px, more for larger ones. The code is that of packing within
-    7 bits in the median and 13 at the 95th percentile (photos of 500 px, `benchmarks/fingerprint.py`), of an audit's
+    3 bits in the median and 9 at the 95th percentile (photos of 500 px, `benchmarks/fingerprint.py`), of an audit's
     radius of 62.
 
     Returns:
