@@ -1,10 +1,11 @@
 """Rows whose pictures have the same bytes: all but the first in plan order are left out, and listed.
 
 Two passes: the workers read every picture and store its digest, shard by shard of a first plan; then digests are
-compared, a sixteenth at a time, so that 300 M of them need 1 GB of memory and 5 GB of scratch.
+compared, with those of the dataset's earlier plans before them, a sixteenth at a time, so that 300 M of them need 1 GB
+of memory and 5 GB of scratch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit import open_plan, shard_rows
+from pipeline.commit import open_plan, read_plan, shard_rows
 from pipeline.errors import BadImage
 from pipeline.fetch import fetch
 from pipeline.manifest import DIGEST_BYTES, image_digest
@@ -37,6 +38,8 @@ def leave_out_duplicates(
     planned: Planned,
     scratch: Path,
     pool: Pool,
+    *,
+    earlier: Sequence[str] = (),
     on_images: Callable[[int], None] = lambda count: None,
 ) -> Planned:
     """Gives the plan without the rows whose image bytes an earlier row has.
@@ -46,6 +49,7 @@ def leave_out_duplicates(
         planned: The plan of all rows.
         scratch: Existing folder for the new plan's files.
         pool: Where pictures are read.
+        earlier: Ids of the plans that the dataset holds; rows with a picture of theirs are left out, too.
         on_images: Called with the number of pictures since the last call.
 
     Raises:
@@ -56,7 +60,12 @@ def leave_out_duplicates(
     tasks = [(store.url, plan.plan_id, number) for number in range(plan.num_shards)]
     for (_, _, number), _ in run_calls(pool, _digest_shard, tasks):
         on_images(plan.num_rows(number))
-    dropped, kept_instead = _later_copies(_all_digests(store, plan, scratch))
+    compared = [*_of_all_rows(store, earlier), plan]
+    starts = np.cumsum([0, *(each.num_samples for each in compared)])
+    dropped, kept_instead = _later_copies(_all_digests(store, compared, scratch), int(starts[-2]))
+    place = np.searchsorted(starts, kept_instead, "right") - 1
+    kept_plans = pa.array([each.plan_id for each in compared]).take(pa.array(place))
+    kept_rows = pa.array(kept_instead - starts[place])
     writer = PlanWriter(scratch, plan.config, planned.probe)
     listed = []
     first = 0
@@ -67,7 +76,9 @@ def leave_out_duplicates(
         mask[dropped[here] - first] = False
         writer.add(rows.filter(pa.array(mask)))
         copies = rows.filter(pa.array(~mask))
-        listed.append(copies.append_column("same_as_row", pa.array(kept_instead[here])))
+        listed.append(
+            copies.append_column("same_as_plan", kept_plans[here]).append_column("same_as_row", kept_rows[here])
+        )
         first += rows.num_rows
     writer.close()
     path = scratch / "duplicates.parquet"
@@ -105,18 +116,29 @@ def _digest_shard(attempt: Attempt[tuple[str, str, int]]) -> None:
     store.create(key, b"".join(digests))  # whoever was first has told
 
 
-def _all_digests(store: Store, plan: Plan, scratch: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _of_all_rows(store: Store, plan_ids: Sequence[str]) -> list[Plan]:
+    """Gives the plans whose rows were compared to make these; a plan of retried rows has none, nor has it digests."""
+    slim = (read_plan(store, plan_id) for plan_id in plan_ids)
+    return [read_plan(store, plan.slimmed_from) for plan in slim if plan.slimmed_from]
+
+
+def _all_digests(store: Store, plans: Sequence[Plan], scratch: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Gives the digests of all rows in plan order, shape (rows, 16), from a file that is mapped and not held."""
     path = scratch / "digests.bin"
-    keys = (_digests_key(plan.plan_id, number) for number in range(plan.num_shards))
+    keys = (_digests_key(plan.plan_id, number) for plan in plans for number in range(plan.num_shards))
     with scratch_errors(scratch), path.open("wb") as file, ThreadPoolExecutor(_READ_THREADS) as threads:
         for body in threads.map(store.read, keys):
             file.write(body)
-    return np.memmap(path, np.uint8, "r", shape=(plan.num_samples, DIGEST_BYTES))
+    return np.memmap(path, np.uint8, "r", shape=(sum(plan.num_samples for plan in plans), DIGEST_BYTES))
 
 
-def _later_copies(digests: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[_Positions, _Positions]:
-    """Gives the rows to leave out, ascending, and for each the row that is kept instead."""
+def _later_copies(digests: np.ndarray[Any, np.dtype[np.uint8]], start: int) -> tuple[_Positions, _Positions]:
+    """Gives the rows to leave out, ascending and counted from `start`, and for each the position that is kept instead.
+
+    Args:
+        digests: Shape (rows, 16).
+        start: Rows before it are packed already.
+    """
     dropped, kept = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for number in range(_NUM_PASSES):
         positions = np.flatnonzero(digests[:, 0] % _NUM_PASSES == number)
@@ -124,8 +146,8 @@ def _later_copies(digests: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[_Positi
         # `unique` is stable: the first of equal digests is the one with the lowest position.
         _, firsts, inverse = np.unique(mine, return_index=True, return_inverse=True)
         first_positions = positions[firsts][inverse]
-        later = (first_positions != positions) & (mine != _NO_DIGEST)
-        dropped.append(positions[later])
+        later = (first_positions != positions) & (positions >= start) & (mine != _NO_DIGEST)
+        dropped.append(positions[later] - start)
         kept.append(first_positions[later])
     order = np.argsort(np.concatenate(dropped))
     return np.concatenate(dropped)[order], np.concatenate(kept)[order]

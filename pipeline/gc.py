@@ -4,10 +4,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline.commit import read_plan
 from pipeline.dataset import Dataset
 from pipeline.lease import PREFIX as LEASES
+from pipeline.plan import plan_key
 from pipeline.publish import published_version
-from pipeline.store.base import Entry, Store, Unfinished
+from pipeline.store.base import Entry, Store, Unfinished, exists
 
 _SECONDS_PER_HOUR = 3600.0
 _PLAN_DIGITS = 8  # of a plan's id in the names of its shards
@@ -79,7 +81,10 @@ def _abandoned(store: Store, plan_ids: set[str], before: float) -> set[str]:
 
 
 def _needed(store: Store) -> tuple[set[str], set[str]]:
-    """Gives the keys that the latest version needs (versions only add), and its plans."""
+    """Gives the keys that the latest version needs (versions only add), and its plans, with what they were made from.
+
+    The plans of all rows hold the digests that `append` compares new pictures with.
+    """
     published = published_version(store)
     if not published:
         return set(), set()
@@ -87,7 +92,8 @@ def _needed(store: Store) -> tuple[set[str], set[str]]:
     keys = {str(key) for key in (version.shards, version.blocks, version.classes, version.rejects)}
     for row in Dataset(store, version).shards:
         keys |= {row["path"], row["sidecar"]}
-    return keys, set(version.plan_ids)
+    plans = [read_plan(store, plan_id) for plan_id in version.plan_ids if exists(store, plan_key(plan_id))]
+    return keys, {*version.plan_ids, *(plan.slimmed_from for plan in plans if plan.slimmed_from)}
 
 
 def _why(entry: Entry, needed: set[str], plan_ids: set[str], abandoned: set[str]) -> str | None:

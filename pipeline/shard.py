@@ -162,7 +162,8 @@ def _other_dataset(store: Store, published: Published, plan: Plan) -> ConfigErro
 def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None) -> ManifestVersion:
     """Packs what the dataset does not have yet into a new version of it, with the settings it was made with.
 
-    Readers of the older version are not disturbed. Rows with a name that the dataset has are left out.
+    Readers of the older version are not disturbed. Rows with a name that the dataset has are left out, and where it was
+    made without duplicates, rows with the bytes of a picture that it has.
 
     Raises:
         NotFound: Nothing is published there.
@@ -177,14 +178,17 @@ def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None
     plan, planned = _find_or_plan(job, sources, config, settings, known=known, classes=latest.classes)
     if plan.num_known:
         job.reporting.say(f"{plan.num_known:,} rows have names that the dataset has, and are left out")
-    if plan.num_samples == 0:
-        job.reporting.say("nothing new")
-        return published.version
     if plan.classes and not latest.classes and published.version.num_classes:
         raise ConfigError(
             f"{job.store.url} has numbers for labels, the new source has names; give it numbers, or --classes"
         )
-    return _pack_and_publish(job, _stored(job, planned) if planned else plan, published, lease)
+    if planned and plan.num_samples:
+        plan = _stored(job, planned, published.version.plan_ids)
+    if plan.num_samples == 0:
+        told = f"; {plan.num_duplicates:,} pictures have the bytes of others" if plan.num_duplicates else ""
+        job.reporting.say(f"nothing new{told}")
+        return published.version
+    return _pack_and_publish(job, plan, published, lease)
 
 
 def retry_rejects(job: Job) -> ManifestVersion:
@@ -249,11 +253,16 @@ def _known_rows(store: Store, version: ManifestVersion) -> Iterator[pa.Table]:
                     yield pa.Table.from_batches([batch])
 
 
-def _stored(job: Job, planned: Planned) -> Plan:
+def _stored(job: Job, planned: Planned, earlier: Sequence[str] = ()) -> Plan:
     if planned.plan.config.skip_duplicates:
         with job.reporting.progress("reading for duplicates", planned.plan.num_samples, "images") as advance:
             planned = leave_out_duplicates(
-                job.store, planned, job.scratch, job.pool, on_images=lambda count: advance(count, 0)
+                job.store,
+                planned,
+                job.scratch,
+                job.pool,
+                earlier=earlier,
+                on_images=lambda count: advance(count, 0),
             )
     return store_plan(job.store, planned)
 

@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.augment import EvaluationView
-from pipeline.commit import record_key
+from pipeline.commit import read_plan, record_key, shard_rows
 from pipeline.dataset import Address, Dataset, open_dataset
 from pipeline.errors import ConfigError, Conflict, NotFound
 from pipeline.lease import Lease
@@ -139,6 +140,36 @@ def test_equal_pictures_are_packed_once_and_listed(tmp_path: Path) -> None:
     bodies = Counter((source / name).read_bytes() for name in kept)
     assert set(bodies.values()) == {1}
     assert cli("shard", source, tmp_path / "set", "--skip-duplicates", "--shard-mb", 0.05).count("24 samples") == 1
+
+
+def test_append_leaves_out_pictures_that_the_dataset_has_under_other_names(tmp_path: Path) -> None:
+    old = class_folders(tmp_path / "old", each=6)
+    cli("shard", old, tmp_path / "set", "--skip-duplicates", "--shard-mb", 0.05)
+    new = tmp_path / "new"
+    for name in ("class1", "class2"):
+        (new / name).mkdir(parents=True)
+    held = (old / "class0" / "000.jpg").read_bytes()
+    fresh = jpeg(picture(900))
+    for name, body in {"a.jpg": held, "b.jpg": fresh, "c.jpg": fresh, "d.jpg": jpeg(picture(901))}.items():
+        (new / "class1" / name).write_bytes(body)
+    cli("gc", tmp_path / "set", "--abandoned-runs", "--older-than-hours", 0, "--delete")  # keeps what is compared with
+    assert "2 duplicates left out" in cli("append", new, tmp_path / "set")
+    dataset = open_dataset(str(tmp_path / "set"))
+    assert dataset.version.num_samples == 20
+    first, second = dataset.version.plan_ids
+    listed = pq.read_table(tmp_path / "set" / "plans" / second / "duplicates.parquet").to_pylist()
+    store = open_store(str(tmp_path / "set"))
+    whole = read_plan(store, read_plan(store, first).slimmed_from or "")
+    row_of = {row["source"]: row for row in listed}
+    assert row_of["class1/a.jpg"]["same_as_plan"] == whole.plan_id
+    rows = pa.concat_tables(shard_rows(store, whole, number) for number in range(whole.num_shards))
+    assert rows["source"][row_of["class1/a.jpg"]["same_as_row"]].as_py() == "class0/000.jpg"
+    assert len(row_of) == 2
+    (new / "class2" / "e.jpg").write_bytes(held)
+    (new / "class2" / "f.jpg").write_bytes(fresh)
+    for _ in range(2):
+        assert "nothing new; 2 pictures have the bytes of others" in cli("append", new, tmp_path / "set")
+    assert open_dataset(str(tmp_path / "set")).version == dataset.version
 
 
 def test_of_two_publishers_one_gets_a_conflict(small_dataset: Dataset, tmp_path: Path) -> None:
