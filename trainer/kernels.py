@@ -53,18 +53,17 @@ class RowStatistics:
     rstd: Tensor
 
 
-def standardize_into(target_OIHW: Tensor, weight_OIHW: Tensor) -> RowStatistics:
-    """Writes the standardised kernel into `target_OIHW`, of the same shape, dtype and layout; takes no gradient."""
+@torch.no_grad()
+def standardize_once(weight_OIHW: Tensor) -> tuple[Tensor, RowStatistics]:
+    """Gives the standardised kernel, without gradient, and what `standardize_gradient` needs."""
     rows = kernel_rows(weight_OIHW)
-    mean, rstd = rows.new_empty(len(rows), 1), rows.new_empty(len(rows), 1)
-    torch.ops.aten.native_layer_norm.out(
-        rows, rows.shape[1:], None, None, _WS_EPS, out0=kernel_rows(target_OIHW), out1=mean, out2=rstd
-    )
-    return RowStatistics(mean, rstd)
+    kernel, mean, rstd = torch.native_layer_norm(rows, rows.shape[1:], None, None, _WS_EPS)
+    return kernel_of_rows(kernel, weight_OIHW), RowStatistics(mean, rstd)
 
 
+@torch.no_grad()
 def standardize_gradient(gradient_OIHW: Tensor, weight_OIHW: Tensor, statistics: RowStatistics) -> Tensor:
-    """Gives the gradient by the raw kernel from that by the standardised one; linear in the gradient."""
+    """Gives the gradient by the raw kernel from that by the standardised one; linear in it, and itself without one."""
     rows = kernel_rows(weight_OIHW)
     gradient = gradient_OIHW.to(weight_OIHW.dtype).contiguous(memory_format=_layout(weight_OIHW))
     by_rows, _, _ = torch.ops.aten.native_layer_norm_backward(

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from trainer.kernels import Conv2d, RowStatistics, standardize_gradient, standardize_into
+from trainer.kernels import Conv2d, RowStatistics, standardize_gradient, standardize_once
 
 
 class MasterSGD:
@@ -73,8 +73,7 @@ class MasterSGD:
                     if conv.standardized:
                         aside[name] = self._standardize_part(name, conv)
                 elif conv.standardized:
-                    kernel = torch.empty_like(conv.weight)
-                    self._statistics[name] = standardize_into(kernel, self._raws[name])
+                    kernel, self._statistics[name] = standardize_once(self._raws[name])
                     conv.use(kernel.to(dtype or kernel.dtype))
                 else:
                     conv.use(conv.weight.detach().to(dtype or conv.weight.dtype))
@@ -98,7 +97,8 @@ class MasterSGD:
         """Standardises this rank's part of a kernel in its place, whence it is gathered; gives the raw values."""
         part = self._raws[name].data
         raw = part.clone()
-        self._statistics[name] = standardize_into(part, raw)
+        kernel, self._statistics[name] = standardize_once(raw)
+        part.copy_(kernel)
         conv.weight_is_raw = False
         return raw
 

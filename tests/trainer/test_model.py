@@ -99,6 +99,8 @@ def test_standardising_once_a_step_takes_the_steps_of_plain_sgd(layout: torch.me
         sgd.step()
         result = train_step(owned, optimizer, batch, softmax_loss, 0.05, 6)
         assert result.gradient_norm == pytest.approx(norm.item(), rel=1e-9)
+        # A gradient with a graph behind it would keep as much memory again until the next step.
+        assert {gradient.grad_fn for gradient in optimizer.gradients().values()} == {None}
     expected = model_state(plain)
     for name, value in model_state(owned).items():
         assert close(value.double(), expected[name].double()), name
