@@ -6,8 +6,7 @@
 
 Originals (the test set) are of the test parts of the tars; distractors are other pictures, of the test and
 validation parts as far as these go. Upstream are all altered copies and all distractors. Every pair of an original
-with a
-copy of another one or with a distractor is a negative. The stages go on where they were stopped.
+with a copy of another one or with a distractor is a negative. The stages go on where they were stopped.
 """
 
 import argparse

@@ -4,8 +4,7 @@
     python benchmarks/join.py ../shared/data --scratch /dev/shm --only large --codes 100000000
 
 60,000 indexed codes are those of real pictures (tars of JPEG, and mirrored pictures where there are fewer). The codes
-that
-stream through have the statistics of real ones: each bit is the sign of a normal variable with the mean and the
+that stream through have the statistics of real ones: each bit is the sign of a normal variable with the mean and the
 correlations of the real codes' bits. 20,000 of 10 M are planted: an indexed code with 0 to 80 bits flipped.
 """
 

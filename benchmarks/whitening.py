@@ -3,11 +3,9 @@
     python benchmarks/whitening.py ../shared/data --scratch /dev/shm
 
 Pictures are of the training parts of the tars only, one of photos-200 never. Each gives its features and those of three
-altered copies: random crop, turn, mirroring, resampling, blur, noise, tone, border and JPEG quality, all continuous
-and drawn
-together. Directions in which copies differ are shrunk (within-class covariance normalisation), and of the rest the 256
-of the
-largest variance between pictures are kept, each scaled to unit variance.
+altered copies: random crop, turn, mirroring, resampling, blur, noise, tone, border and JPEG quality, all continuous and
+drawn together. Directions in which copies differ are shrunk (within-class covariance normalisation), and of the rest
+the 256 of the largest variance between pictures are kept, each scaled to unit variance.
 """
 
 import argparse

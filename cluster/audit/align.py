@@ -53,14 +53,12 @@ class Agreement:
 
     Attributes:
         local: Correlation within windows of an eighth of the overlap, pooled by contrast, -1..1: agreement in detail.
-            Brightness
-            that varies slowly over the picture does not count.
+            Brightness that varies slowly over the picture does not count.
         correlation: Of the whole overlap, -1..1.
         share: Of the textured windows, those that agree well, 0..1.
         overlap: Area of the overlap over that of the smaller picture, 0..1.
         detail: Share of the windows with edges in two directions, 0..1, in that of the pictures that has more: an
-            ellipse on
-            white has 0.2 to 0.4, and fits any other ellipse.
+            ellipse on white has 0.2 to 0.4, and fits any other ellipse.
         whole: `local` where one whole picture is laid on the other without any adjustment but size and turn.
         inliers: Feature matches that the map explains; 0 where it came without features.
         side_px: Shortest side of the two pictures as they are, pixels.

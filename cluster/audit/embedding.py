@@ -1,10 +1,8 @@
 """An embedding of pictures for copies that a hash of the whole picture does not see: crops, borders, overlays.
 
 A model is an ONNX or TorchScript file (SSCD, ISC21, ...), or the default, EfficientNet-Lite0. Vectors have 256 numbers
-and
-length 1; the signs of them after a fixed rotation go through the same Hamming search as the hashes, and the cosine
-decides.
-Pictures go through the model one by one on one thread: a vector depends on its picture alone, to the last bit.
+and length 1; the signs of them after a fixed rotation go through the same Hamming search as the hashes, and the cosine
+decides. Pictures go through the model one by one on one thread: a vector depends on its picture alone, to the last bit.
 """
 
 import hashlib
@@ -32,8 +30,7 @@ _MEAN, _SCALE = 127.0, 128.0  # as Lite0 was trained
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of torchvision, which SSCD and ISC21 were trained with
 _IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 # Bits of 256 that the signs of two vectors of a given cosine differ in are binomial with mean 256 acos(cosine) / pi.
-# The
-# reach of the search lies this many standard deviations above it.
+# The reach of the search lies this many standard deviations above it.
 _DEVIATIONS = 2.0
 
 Vectors = npt.NDArray[np.float32]  # (pictures, 256)
@@ -137,10 +134,8 @@ def load(model: str | Path = DEFAULT_MODEL) -> Embedder:
 
     Args:
         model: `efficientnet-lite0`, or the path of an ONNX (.onnx) or TorchScript (.pt, .ts, .torchscript) file that
-            takes
-            float32 RGB of shape (1, 3, 224, 224) in torchvision's normalisation and gives at least 256 numbers; of
-            more,
-            a fixed random projection to 256 is taken.
+            takes float32 RGB of shape (1, 3, 224, 224) in torchvision's normalisation and gives at least 256 numbers;
+            of more, a fixed random projection to 256 is taken.
 
     Raises:
         ConfigError: The file is not there, or what runs it is not installed.

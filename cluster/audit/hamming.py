@@ -60,9 +60,8 @@ def parity_words(codes: Codes) -> Words:
         codes: As fingerprint gives them, shape (codes, 32).
 
     Returns:
-        Shape (codes, 4): vertical and horizontal frequency both even, horizontal odd, vertical odd, both odd.
-        Mirroring the
-        picture complements the second and the fourth word, turning it upside-down the third and the fourth.
+        Shape (codes, 4): vertical and horizontal frequency both even, horizontal odd, vertical odd, both odd. Mirroring
+        the picture complements the second and the fourth word, turning it upside-down the third and the fourth.
     """
     halves = _even_then_odd()[codes].reshape(
         len(codes), 16, 2

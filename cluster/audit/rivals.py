@@ -2,9 +2,8 @@
 
 Digits, products and pages look alike without being copies: one upstream picture then matches many different downstream
 ones. A strong match stands by itself. A weak one, of distant hashes or of an embedding, counts as a duplicate only if
-both
-pictures have texture and no other picture matches one of the two far better; otherwise it is kept as very similar, for
-review.
+both pictures have texture and no other picture matches one of the two far better; otherwise it is kept as very similar,
+for review.
 """
 
 from typing import Any

@@ -1,8 +1,7 @@
 """Further codes of a downstream picture: with borders, letterboxed, and without its own borders.
 
 They are computed from the pixels of the smaller side only; the upstream side keeps the one code it was packed with. A
-pair
-found by them is verified like any other.
+pair found by them is verified like any other.
 """
 
 import numpy as np

@@ -15,16 +15,14 @@ from pipeline.image import Pixels
 # 2.2 % are below, of six other sets of real pictures 0 to 0.2 %.
 MIN_QUALITY = 20
 # Up to here a hash match needs little more: of 4.5 M pairs of MNIST with UCI digits, the closest were 76 bits apart,
-# and
-# 5 of 3.1 M pairs within MNIST at most 31 (docs/decisions/0003-sign-hash.md).
+# and 5 of 3.1 M pairs within MNIST at most 31 (docs/decisions/0003-sign-hash.md).
 STRONG_BITS = 31
 _STRONG_LOCAL_FROM, _STRONG_CORRELATION_FROM = 0.6, 0.8
 # The closest hashes of different pictures with texture are 46 bits apart: trousers on cloth (docs/audit-quality.md).
 _CLOSE_BITS = 44
 _CLOSE_LOCAL_FROM = 0.8
 # Agreement in detail. A copy lies inside the other picture or holds it; two shots of a market stall overlap in part
-# and reach
-# 0.96. Trousers that lie inside each other reach 0.92.
+# and reach 0.96. Trousers that lie inside each other reach 0.92.
 _CONTAINED_FROM = 0.95
 _CONTAINED_LOCAL_FROM, _PARTIAL_LOCAL_FROM = 0.94, 0.975
 # Matched features, for copies that are covered in part. Two hands with cartons before one shelf share 0.67.
@@ -32,8 +30,7 @@ _INLIERS_FROM = 12
 _FRAMED_FROM, _FRAMED_SHARE_FROM = 0.9, 0.7
 _FEATURED_LOCAL_FROM = 0.88
 # Plain pictures count when they agree as they are, or, unless very plain, nearly perfectly after alignment. Different
-# UCI
-# digits by one hand reach 0.967 as they are and 0.973 aligned; different ellipses 0.998 aligned.
+# UCI digits by one hand reach 0.967 as they are and 0.973 aligned; different ellipses 0.998 aligned.
 _WHOLE_FROM = 0.975
 # Pictures of a few pixels lose detail when they are cut and resampled: one in four CIFAR-10 pictures cut to 85 % or
 # more, toned and compressed keeps less than 0.93, while of 1.25 M pairs of different ones none reaches 0.80.
