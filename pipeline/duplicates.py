@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.commit import open_plan, read_plan, shard_rows
-from pipeline.errors import BadImage
+from pipeline.errors import BadImage, ConfigError, NotFound
 from pipeline.fetch import fetch
 from pipeline.manifest import DIGEST_BYTES, image_digest
 from pipeline.plan import Plan, plan_digest
@@ -53,14 +53,16 @@ def leave_out_duplicates(
         on_images: Called with the number of pictures since the last call.
 
     Raises:
+        ConfigError: The digests of an earlier plan are gone.
         StorageError: As the destination or the sources.
     """
+    held = _of_all_rows(store, earlier)
     # Only the plan without duplicates answers the request.
     plan = store_plan(store, replace(planned, plan=planned.plan.model_copy(update={"request": None})))
     tasks = [(store.url, plan.plan_id, number) for number in range(plan.num_shards)]
     for (_, _, number), _ in run_calls(pool, _digest_shard, tasks):
         on_images(plan.num_rows(number))
-    compared = [*_of_all_rows(store, earlier), plan]
+    compared = [*held, plan]
     starts = np.cumsum([0, *(each.num_samples for each in compared)])
     dropped, kept_instead = _later_copies(_all_digests(store, compared, scratch), int(starts[-2]))
     place = np.searchsorted(starts, kept_instead, "right") - 1
@@ -119,7 +121,13 @@ def _digest_shard(attempt: Attempt[tuple[str, str, int]]) -> None:
 def _of_all_rows(store: Store, plan_ids: Sequence[str]) -> list[Plan]:
     """Gives the plans whose rows were compared to make these; a plan of retried rows has none, nor has it digests."""
     slim = (read_plan(store, plan_id) for plan_id in plan_ids)
-    return [read_plan(store, plan.slimmed_from) for plan in slim if plan.slimmed_from]
+    try:
+        return [read_plan(store, plan.slimmed_from) for plan in slim if plan.slimmed_from]
+    except NotFound as error:
+        raise ConfigError(
+            f"{store.url} has no digests of its pictures any more, so new ones cannot be compared with them ({error}); "
+            f"restore plans/, or pack old and new sources into another destination"
+        ) from error
 
 
 def _all_digests(store: Store, plans: Sequence[Plan], scratch: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -136,7 +136,8 @@ def publish(store: Store, before: Published | None, addition: Addition, *, repla
         classes_sha256=sha256_hex(classes) if classes else None,
         rejects=_table_key(name, rejects, "rejects.parquet") if rejects else None,
         rejects_sha256=sha256_hex(rejects) if rejects else None,
-        descriptor=DESCRIPTOR_VERSION if addition.has_fingerprints and (not old or old.descriptor) else None,
+        # That of the oldest shards: with another one beside it an audit refuses the set.
+        descriptor=(old.descriptor if old else DESCRIPTOR_VERSION) if addition.has_fingerprints else None,
         plan_ids=(*(old.plan_ids if old else ()), addition.plan_id),
         writer=f"bit-pretrain {metadata.version('bit-pretrain')}",
     )

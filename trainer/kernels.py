@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from trainer.layout import layout_of
+
 _WS_EPS = 1e-10  # inside the root [released code]; below fp16's smallest number, so statistics are in fp32
 # On CPUs a convolution whose kernel is large against its output is faster as one product of matrices, because the
 # kernel is then not brought into another order first: from so many (in x out) channels for each output position on
@@ -65,16 +67,11 @@ def standardize_once(weight_OIHW: Tensor) -> tuple[Tensor, RowStatistics]:
 def standardize_gradient(gradient_OIHW: Tensor, weight_OIHW: Tensor, statistics: RowStatistics) -> Tensor:
     """Gives the gradient by the raw kernel from that by the standardised one; linear in it, and itself without one."""
     rows = kernel_rows(weight_OIHW)
-    gradient = gradient_OIHW.to(weight_OIHW.dtype).contiguous(memory_format=_layout(weight_OIHW))
+    gradient = gradient_OIHW.to(weight_OIHW.dtype).contiguous(memory_format=layout_of(weight_OIHW))
     by_rows, _, _ = torch.ops.aten.native_layer_norm_backward(
         kernel_rows(gradient), rows, rows.shape[1:], statistics.mean, statistics.rstd, None, None, [True, False, False]
     )
     return kernel_of_rows(by_rows, weight_OIHW)
-
-
-def _layout(weight_OIHW: Tensor) -> torch.memory_format:
-    is_last = weight_OIHW.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if is_last else torch.contiguous_format
 
 
 class _InPlaceOf(torch.autograd.Function):

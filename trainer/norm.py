@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from trainer.architecture import NUM_GROUPS
+from trainer.layout import layout_of
 
 _EPS = 1e-5  # inside the root [released code]
 # In half precision torch's loops on CPUs fill their vectors with the channels of one group: with fewer than these, the
@@ -40,6 +41,7 @@ class _InFloat32(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, scale_C: Tensor, bias_C: Tensor) -> Tensor:
+        x_BCHW = x_BCHW.contiguous(memory_format=layout_of(x_BCHW))
         out_BCHW = torch.empty_like(x_BCHW)
         means, rstds = [], []
         for x, out in zip(torch.split(x_BCHW, 1), torch.split(out_BCHW, 1), strict=True):
@@ -54,6 +56,8 @@ class _InFloat32(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_BCHW, scale_C, means, rstds = ctx.saved_tensors
+        # The kernel reads both in the layout of the input.
+        gradient_BCHW = gradient_BCHW.contiguous(memory_format=layout_of(x_BCHW))
         by_x, by_scale, by_bias = torch.empty_like(x_BCHW), torch.zeros_like(scale_C), torch.zeros_like(scale_C)
         pictures = (torch.split(each, 1) for each in (gradient_BCHW, x_BCHW, means, rstds, by_x))
         for gradient, x, mean, rstd, place in zip(*pictures, strict=True):

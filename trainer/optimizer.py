@@ -73,8 +73,7 @@ class MasterSGD:
                     if conv.standardized:
                         aside[name] = self._standardize_part(name, conv)
                 elif conv.standardized:
-                    kernel, self._statistics[name] = standardize_once(self._raws[name])
-                    conv.use(kernel.to(dtype or kernel.dtype))
+                    self._standardize(name, conv, dtype)
                 else:
                     conv.use(conv.weight.detach().to(dtype or conv.weight.dtype))
             yield
@@ -93,6 +92,10 @@ class MasterSGD:
             for conv in self._convs.values():
                 conv.kernel = None
 
+    def _standardize(self, name: str, conv: Conv2d, dtype: torch.dtype | None) -> None:
+        kernel, self._statistics[name] = standardize_once(self._raws[name])
+        conv.use(kernel.to(dtype or kernel.dtype))
+
     def _standardize_part(self, name: str, conv: Conv2d) -> Tensor:
         """Standardises this rank's part of a kernel in its place, whence it is gathered; gives the raw values."""
         part = self._raws[name].data
@@ -107,8 +110,9 @@ class MasterSGD:
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
                 gradient = _local(parameter.grad)
-                if name in self._statistics:
-                    gradient = standardize_gradient(gradient, self._raws[name].data, self._statistics[name])
+                statistics = self._statistics.pop(name, None)
+                if statistics:
+                    gradient = standardize_gradient(gradient, self._raws[name].data, statistics)
                 parameter.grad = None
                 self._raws[name].grad = gradient
         gradients = [raw.grad for raw in self._raws.values() if raw.grad is not None]

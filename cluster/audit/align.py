@@ -146,8 +146,8 @@ def laid_over(picture: Pixels, affine: Affine, shape: tuple[int, ...]) -> tuple[
         shape: (height, width, ...) of the other.
     """
     size = (shape[1], shape[0])
-    laid = _warp(picture.astype(np.float32), affine, size)
-    inside = _warp(np.ones(picture.shape[:2], np.float32), affine, size) > 0.99
+    laid = _warp(picture.astype(np.float32), affine, size, beyond=_cv2().BORDER_REPLICATE)
+    inside = _warp(np.ones(picture.shape[:2], np.float32), affine, size) > 0.49  # to the edge of the outer pixels
     return np.clip(np.rint(laid), 0, 255).astype(np.uint8), inside
 
 
@@ -331,14 +331,14 @@ def _standard(grey: Grey, mask: npt.NDArray[np.bool_]) -> Grey:
     return np.where(mask, (grey - values.mean()) / max(deviation, 1e-3), 0).astype(np.float32)
 
 
-def _warp(grey: Grey, affine: Affine, size: tuple[int, int]) -> Grey:
-    """Samples `grey` at affine(canvas pixel), blurred first where that skips pixels."""
+def _warp(grey: Grey, affine: Affine, size: tuple[int, int], beyond: int = 0) -> Grey:
+    """Samples `grey` at affine(canvas pixel), blurred first where that skips pixels; `beyond` is a border of OpenCV."""
     cv2 = _cv2()
     step = float(np.sqrt(abs(np.linalg.det(affine[:, :2]))))
     if step > 1.2:
         grey = cv2.GaussianBlur(grey, (0, 0), 0.5 * step)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    warped: Grey = cv2.warpAffine(grey, affine, size, flags=flags, borderMode=cv2.BORDER_CONSTANT)
+    warped: Grey = cv2.warpAffine(grey, affine, size, flags=flags, borderMode=beyond)
     return warped
 
 

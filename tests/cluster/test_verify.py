@@ -65,6 +65,12 @@ def test_every_turn_is_recognised_and_named(element: int) -> None:
     assert found.alignment.element == element
 
 
+def test_the_difference_from_a_smaller_copy_covers_the_whole_picture() -> None:
+    pixels = scene(1)
+    apart = difference(pixels, ALTERED["small"](pixels))
+    assert (apart != 128).any(axis=2).mean() > 0.99
+
+
 @pytest.mark.parametrize("name", ["crop", "bordered", "rotated", "mirrored and cropped"])
 def test_the_difference_shows_one_picture_laid_over_the_other(name: str) -> None:
     pixels = scene(1)

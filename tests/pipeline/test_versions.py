@@ -172,6 +172,29 @@ def test_append_leaves_out_pictures_that_the_dataset_has_under_other_names(tmp_p
     assert open_dataset(str(tmp_path / "set")).version == dataset.version
 
 
+def test_an_addition_does_not_make_older_fingerprints_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr("pipeline.publish.DESCRIPTOR_VERSION", "dct256-sign/1")
+        pack(class_folders(tmp_path / "old", each=2), str(tmp_path / "set"))
+    new = tmp_path / "new" / "class0"
+    new.mkdir(parents=True)
+    (new / "later.jpg").write_bytes(jpeg(picture(77)))
+    cli("append", new.parent, tmp_path / "set")
+    version = open_dataset(str(tmp_path / "set")).version
+    assert (version.version, version.descriptor) == (2, "dct256-sign/1")
+
+
+def test_append_needs_the_digests_of_what_it_compares_with(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", each=2)
+    (source / "class1" / "copy.jpg").write_bytes((source / "class0" / "000.jpg").read_bytes())
+    cli("shard", source, tmp_path / "set", "--skip-duplicates")
+    store = open_store(str(tmp_path / "set"))
+    plan = read_plan(store, open_dataset(str(tmp_path / "set")).version.plan_ids[0])
+    store.delete(f"plans/{plan.slimmed_from}/plan.json")
+    (source / "class0" / "later.jpg").write_bytes(jpeg(picture(78)))
+    assert "has no digests of its pictures any more" in cli("append", source, tmp_path / "set", code=2)
+
+
 def test_of_two_publishers_one_gets_a_conflict(small_dataset: Dataset, tmp_path: Path) -> None:
     """Versions are swung by compare-and-swap: two appends at once cannot both replace version 1."""
     store = open_store(str(tmp_path / "set"))

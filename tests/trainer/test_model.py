@@ -186,7 +186,10 @@ def test_lower_precisions_stay_within_documented_bounds() -> None:
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("channels", [64, 512])  # on either side of what is normalised in float32
-def test_a_norm_of_half_precision_is_that_of_float64_rounded(precision: torch.dtype, channels: int) -> None:
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])  # of the gradient
+def test_a_norm_of_half_precision_is_that_of_float64_rounded(
+    precision: torch.dtype, channels: int, layout: torch.memory_format
+) -> None:
     generator = torch.Generator().manual_seed(1)
 
     def pictures() -> Tensor:
@@ -196,7 +199,7 @@ def test_a_norm_of_half_precision_is_that_of_float64_rounded(precision: torch.dt
     norm = GroupNorm(channels)
     for parameter in norm.parameters():
         nn.init.normal_(parameter, 1.0, 0.5, generator=generator)
-    x, gradient = pictures().requires_grad_(), pictures()
+    x, gradient = pictures().requires_grad_(), pictures().contiguous(memory_format=layout)
     out = norm(x)
     found = torch.autograd.grad(out, (x, *norm.parameters()), gradient)
     exact = nn.GroupNorm(32, channels).double()
