@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cluster.audit.affine import Affine, Grey, chain, opencv, stretch, turn_back, warp
 from pipeline.fingerprint import DIHEDRAL, apply_dihedral
 from pipeline.image import Pixels
 
@@ -42,9 +43,6 @@ _GOOD_CORRELATION = 0.97  # no better map needs to be looked for
 _HOPEFUL = 0.3  # correlation from which a map is worth refining
 _AGREED = 0.5
 _EDGE = 4.0  # squared grey levels a pixel of the canvas
-
-Grey = npt.NDArray[np.float32]
-Affine = npt.NDArray[np.float32]  # (2, 3): from pixels of the one picture to pixels of the other
 
 
 @dataclass(frozen=True, order=True)
@@ -89,7 +87,7 @@ class Alignment:
     @property
     def inverse(self) -> "Alignment":
         """The same from the second to the first."""
-        return replace(self, affine=_cv2().invertAffineTransform(self.affine).astype(np.float32))
+        return replace(self, affine=opencv().invertAffineTransform(self.affine).astype(np.float32))
 
     @property
     def element(self) -> int:
@@ -129,37 +127,16 @@ def align(one: Pixels, other: Pixels) -> Alignment:
             break
     best = max(found)
     affine, element = maps[found.index(best)]
-    onto = _chain(affine, _turn_back(turns[element].shape, element))
-    full = _chain(_chain(_stretch(one.shape, first.shape), onto), _stretch(second.shape, other.shape))
+    onto = chain(affine, turn_back(turns[element].shape, element))
+    full = chain(chain(stretch(one.shape, first.shape), onto), stretch(second.shape, other.shape))
     # A map from features that does as well is the same one, and its features count.
     inliers = max(each.inliers for each in found if each.local >= best.local - _SAME)
     side_px = min(*one.shape[:2], *other.shape[:2])
     return Alignment(replace(best, whole=-1.0 if whole is None else whole, inliers=inliers, side_px=side_px), full)
 
 
-def laid_over(picture: Pixels, affine: Affine, shape: tuple[int, ...]) -> tuple[Pixels, npt.NDArray[np.bool_]]:
-    """Gives a picture as it lies over another one, and where it does.
-
-    Args:
-        picture: The one that is laid over.
-        affine: From pixels of the other to its pixels.
-        shape: (height, width, ...) of the other.
-    """
-    size = (shape[1], shape[0])
-    laid = _warp(picture.astype(np.float32), affine, size, beyond=_cv2().BORDER_REPLICATE)
-    inside = _warp(np.ones(picture.shape[:2], np.float32), affine, size) > 0.49  # to the edge of the outer pixels
-    return np.clip(np.rint(laid), 0, 255).astype(np.uint8), inside
-
-
-def _cv2() -> Any:
-    import cv2  # noqa: PLC0415 - a tenth of a second that the command line's help need not pay
-
-    cv2.setNumThreads(1)
-    return cv2
-
-
 def _grey(pixels: Pixels) -> Grey:
-    cv2 = _cv2()
+    cv2 = opencv()
     grey = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
     factor = _WORKING_SIDE / max(grey.shape)
     if factor < 1:
@@ -170,31 +147,31 @@ def _grey(pixels: Pixels) -> Grey:
 
 def _maps(first: Grey, turns: list[Grey]) -> Iterator[tuple[Affine, int, int]]:
     """Gives maps with the number of the turned second picture they lead to, and their inliers: likely ones first."""
-    cv2 = _cv2()
+    cv2 = opencv()
     small = cv2.resize(first, (_SMALL_SIDE, _SMALL_SIDE), interpolation=cv2.INTER_AREA)
     smalls = [cv2.resize(turn, (_SMALL_SIDE, _SMALL_SIDE), interpolation=cv2.INTER_AREA) for turn in turns]
     whole = [_correlation(small, turn) for turn in smalls]
     likely = int(np.argmax(whole))
-    yield _stretch(first.shape, turns[likely].shape), likely, 0
+    yield stretch(first.shape, turns[likely].shape), likely, 0
     searched = [_by_crops(small, turn) for turn in smalls]
     for element in sorted(range(len(turns)), key=lambda number: -searched[number][0])[:_NUM_TURNS]:
         inner = searched[element][1]
-        outer = _stretch((_SMALL_SIDE, _SMALL_SIDE), turns[element].shape)
-        yield _chain(_chain(_stretch(first.shape, (_SMALL_SIDE, _SMALL_SIDE)), inner), outer), element, 0
+        outer = stretch((_SMALL_SIDE, _SMALL_SIDE), turns[element].shape)
+        yield chain(chain(stretch(first.shape, (_SMALL_SIDE, _SMALL_SIDE)), inner), outer), element, 0
     if min(*first.shape, *turns[0].shape) >= _FEATURES_FROM_SIDE:
         larger = _enlarged(first)
-        own, enlarge = _features(larger), _stretch(first.shape, larger.shape)
+        own, enlarge = _features(larger), stretch(first.shape, larger.shape)
         for element in _EITHER_HAND:
             turned = turns[element]
             other = _enlarged(turned)
             affine, inliers = _matched(own, _features(other), max(larger.shape))
             if affine is not None:
-                yield _chain(_chain(enlarge, affine), _stretch(other.shape, turned.shape)), element, inliers
+                yield chain(chain(enlarge, affine), stretch(other.shape, turned.shape)), element, inliers
 
 
 def _by_crops(small: Grey, turned: Grey) -> tuple[float, Affine]:
     """Looks for the middle of either small picture, at several sizes, in the other; gives the score and the map."""
-    cv2 = _cv2()
+    cv2 = opencv()
     best, found = -2.0, np.eye(2, 3, dtype=np.float32)
     for scale in _SCALES:
         side = round(_SMALL_SIDE * scale)
@@ -211,7 +188,7 @@ def _by_crops(small: Grey, turned: Grey) -> tuple[float, Affine]:
 
 
 def _enlarged(grey: Grey) -> Grey:
-    cv2 = _cv2()
+    cv2 = opencv()
     factor = _FEATURE_SIDE / min(grey.shape)
     if factor <= 1:
         return grey
@@ -221,13 +198,13 @@ def _enlarged(grey: Grey) -> Grey:
 
 def _features(grey: Grey) -> tuple[Any, Any]:
     found: tuple[Any, Any] = (
-        _cv2().SIFT_create(_NUM_FEATURES, contrastThreshold=_CONTRAST).detectAndCompute(grey.astype(np.uint8), None)
+        opencv().SIFT_create(_NUM_FEATURES, contrastThreshold=_CONTRAST).detectAndCompute(grey.astype(np.uint8), None)
     )
     return found
 
 
 def _matched(own: tuple[Any, Any], others: tuple[Any, Any], longer: int) -> tuple[Affine | None, int]:
-    cv2 = _cv2()
+    cv2 = opencv()
     (points, words), (other_points, other_words) = own, others
     if words is None or other_words is None or min(len(words), len(other_words)) < _MIN_INLIERS:
         return None, 0
@@ -248,17 +225,17 @@ def _matched(own: tuple[Any, Any], others: tuple[Any, Any], longer: int) -> tupl
 
 def _refine(first: Grey, turned: Grey, affine: Affine) -> Affine | None:
     """Improves a map on a smaller scale; None where that does not converge."""
-    cv2 = _cv2()
+    cv2 = opencv()
     size = _small_size(first.shape)
-    down, down_other = _stretch(first.shape, size), _stretch(turned.shape, _small_size(turned.shape))
+    down, down_other = stretch(first.shape, size), stretch(turned.shape, _small_size(turned.shape))
     images = [cv2.resize(grey, _small_size(grey.shape)[::-1], interpolation=cv2.INTER_AREA) for grey in (first, turned)]
-    start = _chain(_chain(cv2.invertAffineTransform(down), affine), down_other).astype(np.float32)
+    start = chain(chain(cv2.invertAffineTransform(down), affine), down_other).astype(np.float32)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 40, 1e-4)
     try:
         _, found = cv2.findTransformECC(images[0], images[1], start, cv2.MOTION_AFFINE, stop, None, 3)
     except cv2.error:
         return None
-    return _chain(_chain(down, found), cv2.invertAffineTransform(down_other))
+    return chain(chain(down, found), cv2.invertAffineTransform(down_other))
 
 
 def _small_size(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -268,7 +245,7 @@ def _small_size(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def _measure(first: Grey, turned: Grey, affine: Affine, inliers: int) -> Agreement:
     """Warps both onto a canvas that shows their overlap, and compares them."""
-    cv2 = _cv2()
+    cv2 = opencv()
     height, width = first.shape
     corners = np.array([[0, 0], [turned.shape[1], 0], [turned.shape[1], turned.shape[0]], [0, turned.shape[0]]])
     back = cv2.invertAffineTransform(affine)
@@ -280,10 +257,10 @@ def _measure(first: Grey, turned: Grey, affine: Affine, inliers: int) -> Agreeme
     factor = _CANVAS_SIDE / max(right - left, bottom - top)
     columns, rows = max(8, round((right - left) * factor)), max(8, round((bottom - top) * factor))
     canvas = np.array([[1 / factor, 0, left], [0, 1 / factor, top]], np.float32)  # canvas -> first
-    onto = _chain(canvas, affine)
-    ours = _warp(first, canvas, (columns, rows))
-    theirs = _warp(turned, onto, (columns, rows))
-    mask = _warp(np.ones_like(turned), onto, (columns, rows)) > 0.99
+    onto = chain(canvas, affine)
+    ours = warp(first, canvas, (columns, rows))
+    theirs = warp(turned, onto, (columns, rows))
+    mask = warp(np.ones_like(turned), onto, (columns, rows)) > 0.99
     inside = float(mask.sum()) / factor**2
     smaller = min(first.size, turned.size * abs(float(np.linalg.det(back[:, :2]))))
     overlap = min(1.0, inside / smaller)
@@ -297,7 +274,7 @@ def _measure(first: Grey, turned: Grey, affine: Affine, inliers: int) -> Agreeme
 
 def _detail(grey: Grey, mask: npt.NDArray[np.bool_]) -> float:
     """Gives the share of windows whose structure tensor (Harris and Stephens 1988) has two large values."""
-    cv2 = _cv2()
+    cv2 = opencv()
     x, y = cv2.Sobel(grey, cv2.CV_32F, 1, 0) / 8, cv2.Sobel(grey, cv2.CV_32F, 0, 1) / 8
     across, down, mixed = (cv2.boxFilter(each, -1, (_WINDOW, _WINDOW)) for each in (x * x, y * y, x * y))
     smaller = (across + down) / 2 - np.sqrt(((across - down) / 2) ** 2 + mixed**2)
@@ -305,7 +282,7 @@ def _detail(grey: Grey, mask: npt.NDArray[np.bool_]) -> float:
 
 
 def _local(one: Grey, other: Grey, mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    cv2 = _cv2()
+    cv2 = opencv()
     weight = cv2.boxFilter(mask.astype(np.float32), -1, (_WINDOW, _WINDOW), borderType=cv2.BORDER_CONSTANT)
     inner = mask & (weight > 0.5)
 
@@ -329,37 +306,6 @@ def _standard(grey: Grey, mask: npt.NDArray[np.bool_]) -> Grey:
     values = grey[mask]
     deviation = float(values.std())
     return np.where(mask, (grey - values.mean()) / max(deviation, 1e-3), 0).astype(np.float32)
-
-
-def _warp(grey: Grey, affine: Affine, size: tuple[int, int], beyond: int = 0) -> Grey:
-    """Samples `grey` at affine(canvas pixel), blurred first where that skips pixels; `beyond` is a border of OpenCV."""
-    cv2 = _cv2()
-    step = float(np.sqrt(abs(np.linalg.det(affine[:, :2]))))
-    if step > 1.2:
-        grey = cv2.GaussianBlur(grey, (0, 0), 0.5 * step)
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    warped: Grey = cv2.warpAffine(grey, affine, size, flags=flags, borderMode=beyond)
-    return warped
-
-
-def _stretch(source: tuple[int, ...], target: tuple[int, ...]) -> Affine:
-    """Maps a whole picture onto another one, shapes (height, width), pixel centres onto pixel centres."""
-    x, y = target[1] / source[1], target[0] / source[0]
-    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]], np.float32)
-
-
-def _turn_back(turned_shape: tuple[int, ...], element: int) -> Affine:
-    """Maps a picture after element `element` of DIHEDRAL onto the picture."""
-    transposed, mirrored, upended = DIHEDRAL[element]
-    x = [-1, 0, turned_shape[1] - 1] if mirrored else [1, 0, 0]
-    y = [0, -1, turned_shape[0] - 1] if upended else [0, 1, 0]
-    return np.array([y, x] if transposed else [x, y], np.float32)
-
-
-def _chain(inner: Affine, outer: Affine) -> Affine:
-    """Gives the map that applies `inner`, then `outer`."""
-    whole = np.vstack([outer, [0, 0, 1]]) @ np.vstack([inner, [0, 0, 1]])
-    return np.asarray(whole[:2], np.float32)
 
 
 def _correlation(one: Grey, other: Grey) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit import align, verify
+from cluster.audit import affine, align, verify
 from cluster.audit.join import CANDIDATE_SCHEMA
 from cluster.audit.sets import Sides, content_digest, read_picture
 from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
@@ -74,7 +74,7 @@ def _told_by_bytes(row: dict[str, Any], sides: Sides) -> dict[str, Any]:
 
 
 def _verify_tasks(rows: Sequence[dict[str, Any]], radius: int, sides: Sides, job: AuditJob) -> Iterator[VerifyTask]:
-    shared = (content_digest(sides.downstream), code_digest(verify, align, fingerprint), radius)
+    shared = (content_digest(sides.downstream), code_digest(verify, align, affine, fingerprint), radius)
     by_shard: dict[int, list[tuple[int, int, int, int, int]]] = defaultdict(list)
     for row in rows:
         pair = (row["up_row"], row["down_shard"], row["down_row"], row["distance"], row["element"])

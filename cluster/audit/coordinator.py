@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from cluster.audit import align, join, variants, verify
+from cluster.audit import affine, align, join, variants, verify
 from cluster.audit import canaries as canary_source
 from cluster.audit.canaries import plant
 from cluster.audit.embedding import COSINE_FROM
@@ -50,7 +50,7 @@ def audit(config: AuditConfig, sides: Sides, job: AuditJob) -> AuditTables:
     untold |= set(zip(found.hubs["shard"].to_pylist(), found.hubs["row"].to_pylist(), strict=True))
     job.reporting.say("searching for planted canaries")
     key = key_of("canaries", content_digest(sides.downstream), config.radius, config.canaries_each, config.seed,
-                 config.embedding, code_digest(canary_source, join, variants, align, verify))  # fmt: skip
+                 config.embedding, code_digest(canary_source, join, variants, affine, align, verify))  # fmt: skip
     return AuditTables(
         found=found,
         pairs=pairs,

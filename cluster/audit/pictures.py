@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.audit.align import laid_over
+from cluster.audit.affine import laid_over
 from cluster.audit.sets import Sides
 from cluster.audit.stored import AuditJob, Poisoned, settled
 from cluster.audit.tables import is_duplicate
