@@ -69,7 +69,7 @@ _BUCKET = "bench"
 _DELAY_MS, _MB_PER_S = 25, 100
 _BUDGETS = (800_000_000, 1_000_000_000)
 _TITLES = {"bare": "bare loop", "ours": "ours", "webdataset": "webdataset", "litdata": "litdata", "ray": "Ray Data",
-           "reading": "reading with crc32c"}  # fmt: skip
+           "reading": "reading with crc32c", "mapped": "ours, tars mapped"}  # fmt: skip
 _LITDATA = (
     "--no-deps",
     "--constraint",
@@ -208,10 +208,10 @@ def decoding(
 
 def bytes_only(bench: Bench, title: str, samples: int, rounds: int) -> None:
     """Times samples as they are stored."""
-    names = ("webdataset", "ours", "litdata", "reading")
+    names = ("webdataset", "ours", "mapped", "litdata", "reading")
     settings = {name: bench.settings(name, mode="bytes", warm=samples // 4, count=samples) for name in names}
     contenders = {_TITLES[name]: rate_of(lambda each=each: run_peer(each)) for name, each in settings.items()}
-    compare_ours(f"{title}: {bench.about}", contenders, "samples", rounds)
+    compare_ours(f"{title}: {bench.about}", contenders, "samples", rounds, mine=_TITLES["mapped"])
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def _samples_of(settings: Settings) -> int:
     return int(open_dataset(settings.url).version.num_samples)
 
 
-def our_bytes(settings: Settings) -> Iterator[tuple[memoryview, Any]]:
+def our_bytes(settings: Settings, *, mapped: bool = False) -> Iterator[tuple[memoryview, Any]]:
     """Our blocks, checked, cut into samples, in dataset order."""
     from pipeline.dataset import open_dataset  # noqa: PLC0415
     from pipeline.one_pass import encoded_samples  # noqa: PLC0415
@@ -85,7 +85,12 @@ def our_bytes(settings: Settings) -> Iterator[tuple[memoryview, Any]]:
 
     view = View(open_dataset(settings.url))
     while True:
-        yield from ((sample.image, sample.labels) for sample in encoded_samples(view))
+        yield from ((sample.image, sample.labels) for sample in encoded_samples(view, mapped=mapped))
+
+
+def our_mapped_bytes(settings: Settings) -> Iterator[tuple[memoryview, Any]]:
+    """The same with mapped tars."""
+    return our_bytes(settings, mapped=True)
 
 
 # ---- the others ----
@@ -241,10 +246,12 @@ CONTENDERS: dict[str, Callable[[Settings], Iterator[Batch]]] = {
     "bare": bare, "ours": ours, "webdataset": webdataset, "litdata": litdata, "ray": ray_data,
 }  # fmt: skip
 BYTES: dict[str, Callable[[Settings], Iterator[tuple[bytes | memoryview, Any]]]] = {
-    "reading": reading, "ours": our_bytes, "webdataset": webdataset_bytes, "litdata": litdata_bytes,
+    "reading": reading, "ours": our_bytes, "mapped": our_mapped_bytes, "webdataset": webdataset_bytes,
+    "litdata": litdata_bytes,
 }  # fmt: skip
 _IMPORTS = {
-    "bare": (), "reading": ("crc32c",), "ours": ("pipeline.stream", "pipeline.augment"), "litdata": ("litdata",),
+    "bare": (), "reading": ("crc32c",), "ours": ("pipeline.stream", "pipeline.augment"),
+    "mapped": ("pipeline.one_pass",), "litdata": ("litdata",),
     "webdataset": ("webdataset", "torch.utils.data"), "ray": ("ray.data",),
 }  # fmt: skip
 

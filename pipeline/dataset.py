@@ -81,10 +81,9 @@ class Dataset:
         Raises:
             CorruptShard: Its bytes are not those of the manifest.
         """
-        with self._lock:
-            if shard in self._sidecars:
-                self._sidecars.move_to_end(shard)
-                return self._sidecars[shard]
+        held = self.held_samples(shard)
+        if held is not None:
+            return held
         row = self.shards[shard]
         table = self._checked_table(row["sidecar"], row["sidecar_sha256"])
         with self._lock:
@@ -94,6 +93,13 @@ class Dataset:
             while self._sidecar_bytes > SIDECAR_CACHE_BYTES:
                 self._sidecar_bytes -= self._sidecars.popitem(last=False)[1].nbytes
         return table
+
+    def held_samples(self, shard: int) -> pa.Table | None:
+        """Gives a shard's sidecar if it is one of those that are kept."""
+        with self._lock:
+            if shard in self._sidecars:
+                self._sidecars.move_to_end(shard)
+            return self._sidecars.get(shard)
 
     def all_samples(self, columns: list[str]) -> pa.Table:
         """Gives the named sidecar columns of all samples, with `shard` and `row` in front."""

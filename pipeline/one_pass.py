@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import repeat
 from random import Random
 from typing import NamedTuple
 
@@ -10,16 +11,16 @@ import numpy as np
 
 from pipeline.augment import Transform
 from pipeline.errors import BadImage, CorruptShard
-from pipeline.loader.blocks import BlockReader, Entry, Loaded
+from pipeline.loader.blocks import BlockReader, Damaged, Loaded
 from pipeline.order import even_pieces
 from pipeline.ranged import RangeReader
 from pipeline.render import render
 from pipeline.stream import Batch
 from pipeline.view import Span, View
 
-# Choices: while one block is worked on the next are on their way, for 40 MB at most.
+# While one block is worked on the next are on their way, for 80 MB at most; with four, readers waited for sidecars.
 _READERS = 2
-_BLOCKS_AHEAD = 4
+_BLOCKS_AHEAD = 8
 
 
 class Encoded(NamedTuple):
@@ -64,26 +65,35 @@ def one_pass(
         yield _batch(view, transform, side_px, waiting)
 
 
-def encoded_samples(view: View, *, rank: int = 0, num_ranks: int = 1) -> Iterator[Encoded]:
+def encoded_samples(view: View, *, rank: int = 0, num_ranks: int = 1, mapped: bool = False) -> Iterator[Encoded]:
     """Gives a rank's share of every sample exactly once, checked but not decoded, in dataset order.
+
+    Args:
+        view: What is read.
+        rank: This rank.
+        num_ranks: All ranks; their shares differ by at most one sample.
+        mapped: Whether tars of a local disk are mapped into memory instead of copied: three times as fast on photos. A
+            tar that is cut short or a disk that fails while its pictures are used then kills the process (SIGBUS).
 
     Raises:
         CorruptShard: A sample is damaged.
     """
-    for span, loaded in _read_ahead(view, rank, num_ranks):
-        body = memoryview(loaded.body)
+    for span, loaded in _read_ahead(view, rank, num_ranks, mapped=mapped):
         for sample in loaded.samples:
-            if not isinstance(sample, Entry):
+            if isinstance(sample, Damaged):
                 raise CorruptShard(
                     f"{view.dataset.store.url}, {span.path}, sample {sample.row}: {sample.reason} "
                     f"({sample.detail}); run `pipeline verify` on the dataset"
                 )
-            yield Encoded(span.shard, sample.row, sample.labels, body[sample.start : sample.stop])
+        # By columns: twice as fast as sample by sample.
+        rows, starts, stops, labels = zip(*loaded.samples, strict=True)
+        images = map(memoryview(loaded.body).__getitem__, map(slice, starts, stops))
+        yield from map(Encoded, repeat(span.shard), rows, labels, images)
 
 
-def _read_ahead(view: View, rank: int, num_ranks: int) -> Iterator[tuple[Span, Loaded]]:
+def _read_ahead(view: View, rank: int, num_ranks: int, *, mapped: bool) -> Iterator[tuple[Span, Loaded]]:
     ranged = RangeReader()
-    reader = BlockReader(view.dataset, ranged, None)
+    reader = BlockReader(view.dataset, ranged, None, in_order=True, mapped=mapped)
     on_their_way: deque[tuple[Span, Future[Loaded]]] = deque()
     with ThreadPoolExecutor(_READERS, thread_name_prefix="one-pass") as pool:
         try:

@@ -1,6 +1,7 @@
 """Batches: equal for every world size down to the pixels, resumable anywhere, and never silently damaged."""
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from pipeline.augment import EvaluationView, PretrainView, inception_box
 from pipeline.dataset import Address, Dataset, open_dataset
 from pipeline.errors import ConfigError, CorruptShard, ResumeMismatch
+from pipeline.mapped import MappedFile
 from pipeline.one_pass import encoded_samples, one_pass
 from pipeline.order import OrderConfig
 from pipeline.seeds import rng
@@ -120,14 +122,70 @@ def test_one_pass_gives_every_sample_once_in_order(small_dataset: Dataset, num_r
     assert len(set(found)) == len(found) == 90
 
 
-def test_one_pass_gives_the_stored_bytes_and_a_pass_that_is_left_ends_its_threads(small_dataset: Dataset) -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_one_pass_gives_the_stored_bytes_and_a_pass_that_is_left_ends_its_threads(
+    small_dataset: Dataset, mapped: bool
+) -> None:
     view = View(small_dataset)
-    for sample in encoded_samples(view):
+    labels = small_dataset.all_samples(["labels"])["labels"].to_pylist()
+    for sample, expected in zip(encoded_samples(view, mapped=mapped), labels, strict=True):
         assert sample.image == small_dataset.read_image(Address(sample.shard, sample.row))
+        assert list(sample.labels) == expected
     passing = encoded_samples(view)
     next(passing)
     passing.close()
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("one-pass")]
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_one_pass_over_a_part_gives_that_part(small_dataset: Dataset, mapped: bool) -> None:
+    view = View(small_dataset, {0: [0, 1, 2, 3, 5, 20], 2: range(3)})
+    found = [(sample.shard, sample.row) for sample in encoded_samples(view, mapped=mapped)]
+    assert found == [(0, row) for row in (0, 1, 2, 3, 5, 20)] + [(2, row) for row in range(3)]
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_tar_ends_a_pass_with_an_error_that_names_it(
+    small_folder: Path, tmp_path: Path, damage: str, mapped: bool
+) -> None:
+    pack(small_folder, str(tmp_path / "set"), max_samples_per_shard=25, block_bytes=40_000)
+    dataset = open_dataset(str(tmp_path / "set"))
+    tar = Path(dataset.shard_url(1))
+    body = bytearray(tar.read_bytes())
+    tar.unlink()
+    body[len(body) // 2] ^= 1
+    if damage != "gone":
+        tar.write_bytes(body if damage == "flipped" else body[: len(body) // 3])
+    with pytest.raises(CorruptShard, match=tar.name):
+        list(encoded_samples(View(dataset), mapped=mapped))
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_damaged_sidecar_does_not_keep_a_pass_from_sound_tars(
+    small_folder: Path, tmp_path: Path, mapped: bool
+) -> None:
+    pack(small_folder, str(tmp_path / "set"), max_samples_per_shard=25, block_bytes=40_000)
+    whole = [bytes(sample.image) for sample in encoded_samples(View(open_dataset(str(tmp_path / "set"))))]
+    dataset = open_dataset(str(tmp_path / "set"))
+    sidecar = tmp_path / "set" / dataset.shards[1]["sidecar"]
+    sidecar.write_bytes(bytes(len(sidecar.read_bytes())))
+    assert [bytes(sample.image) for sample in encoded_samples(View(dataset), mapped=mapped)] == whole
+
+
+def test_a_file_that_is_shorter_than_the_part_is_an_error_and_not_a_signal(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 64)
+    mapped = MappedFile(str(path))
+    assert mapped.part(5000, 300) == (bytes(range(256)) * 64)[5000:5300]
+    with pytest.raises(OSError, match="16384"):
+        mapped.part(16_000, 400)
+    os.truncate(path, 4096)
+    with pytest.raises(OSError, match="address"):
+        mapped.part(8192, 100)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="empty"):
+        MappedFile(str(path))
 
 
 def test_inception_boxes_keep_area_and_aspect() -> None:
