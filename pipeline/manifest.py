@@ -154,7 +154,7 @@ def sha256_hex(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def image_digest(data: bytes) -> bytes:
+def image_digest(data: bytes | memoryview) -> bytes:
     """Gives the digest of an image's bytes as a sidecar holds it."""
     return blake3.blake3(data).digest(length=DIGEST_BYTES)
 

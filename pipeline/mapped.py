@@ -8,8 +8,8 @@ _POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14; the mmap module does no
 class MappedFile:
     """A local file as read-only memory that is the page cache itself, mapped as long as a part of it is used.
 
-    A file that is cut short later, or a disk that fails, kills the process that looks at what is missing (SIGBUS): only for
-    files that do not change.
+    Only for files that do not change: one that is cut short later, or a disk that fails, kills the process that looks
+    at the missing part (SIGBUS).
     """
 
     def __init__(self, path: str) -> None:

@@ -258,7 +258,7 @@ def _only_samples(loaded: Loaded) -> Loaded:
         if isinstance(sample, Damaged):
             samples.append(sample)
             continue
-        parts.append(loaded.body[sample.start : sample.stop])
+        parts.append(bytes(loaded.body[sample.start : sample.stop]))
         samples.append(Entry(sample.row, start, start + len(parts[-1]), sample.labels))
         start += len(parts[-1])
     return Loaded(b"".join(parts), tuple(samples))

@@ -180,7 +180,7 @@ class Lanes:
         random = sample_uniform(self._work.seed, "augment", spec.source, spec.epoch, span.shard, sample.row)
         started = time.perf_counter()
         try:
-            render(loaded.body[sample.start : sample.stop], self._work.transform, random, out)
+            render(bytes(loaded.body[sample.start : sample.stop]), self._work.transform, random, out)
         except BadImage as error:
             return Damaged(sample.row, error.reason, error.detail)
         finally:
