@@ -49,8 +49,8 @@ def box_in(height: int, width: int, shares: tuple[float, float, float, float]) -
 
 
 # Mean over the view, of 255, on coloured noise. Where colours are halved in one direction only, libjpeg shrinks them to
-# less than the view could show; 4:1:1 has them at a quarter to begin with. The largest of 9,000 random cases, all of views
-# of 8 px, are 4.5, 10.3 for 4:2:2 and 21.3 for 4:1:1.
+# less than the view could show; 4:1:1 has them at a quarter to begin with. The largest of 9,000 random cases, all of
+# views of 8 px, are 4.5, 10.3 for 4:2:2 and 21.3 for 4:1:1.
 LARGEST_ERROR = {"422": 12.0, "440": 12.0, "progressive 1": 12.0, "411": 24.0}
 ANY_OTHER = 6.0
 
