@@ -25,8 +25,8 @@ another is timed. `workers` is the number of processes (Ray Data: CPUs) that rea
 The three loaders run the same code on a picture. "photos" decodes with PIL in it, as their documentation does; in "same
 decoder" they use simplejpeg, as ours, so that loaders are compared and not decoders.
 
-Sections, chosen by --only: `photos`, `same decoder`, `64 px`, `bytes only` (samples one by one, without decoding),
-`25 ms, 100 MB/s` (ours from SeaweedFS through delay_proxy.py against the local folder), `memory`.
+Sections, chosen by --only: `photos`, `same decoder`, `64 px`, `bytes only` (samples one by one, without decoding; ours
+copied and mapped), `25 ms, 100 MB/s` (ours from SeaweedFS through delay_proxy.py against the local folder), `memory`.
 Compared first, on a small packing of the same files: all give the labels of the tars, each as often as it is there, and
 pictures of the same mean.
 """

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,6 @@ def our_bytes(settings: Settings, *, mapped: bool = False) -> Iterator[tuple[mem
     view = View(open_dataset(settings.url))
     while True:
         yield from ((sample.image, sample.labels) for sample in encoded_samples(view, mapped=mapped))
-
-
-def our_mapped_bytes(settings: Settings) -> Iterator[tuple[memoryview, Any]]:
-    """The same with mapped tars."""
-    return our_bytes(settings, mapped=True)
 
 
 # ---- the others ----
@@ -246,7 +242,7 @@ CONTENDERS: dict[str, Callable[[Settings], Iterator[Batch]]] = {
     "bare": bare, "ours": ours, "webdataset": webdataset, "litdata": litdata, "ray": ray_data,
 }  # fmt: skip
 BYTES: dict[str, Callable[[Settings], Iterator[tuple[bytes | memoryview, Any]]]] = {
-    "reading": reading, "ours": our_bytes, "mapped": our_mapped_bytes, "webdataset": webdataset_bytes,
+    "reading": reading, "ours": our_bytes, "mapped": partial(our_bytes, mapped=True), "webdataset": webdataset_bytes,
     "litdata": litdata_bytes,
 }  # fmt: skip
 _IMPORTS = {

@@ -215,7 +215,8 @@ class BlockReader:
         labels = sidecar["labels"].combine_chunks()
         bounds, values = labels.offsets.tolist(), labels.values.tolist()
         labels_of_row = [tuple(values[start:stop]) for start, stop in itertools.pairwise(bounds)]
-        return tuple(map(Entry, span.wanted.tolist(), starts.tolist(), stops.tolist(), labels_of_row))
+        rows = zip(span.wanted.tolist(), starts.tolist(), stops.tolist(), labels_of_row, strict=True)
+        return tuple(map(Entry._make, rows))
 
 
 def _check(body: bytes | memoryview, span: Span) -> None:

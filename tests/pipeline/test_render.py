@@ -48,11 +48,14 @@ def box_in(height: int, width: int, shares: tuple[float, float, float, float]) -
     return left, top, right, bottom
 
 
-# Mean over the view, of 255, on coloured noise. Where colours are halved in one direction only, libjpeg shrinks them to
-# less than the view could show; 4:1:1 has them at a quarter to begin with. The largest of 9,000 random cases, all of
-# views of 8 px, are 4.5, 10.3 for 4:2:2 and 21.3 for 4:1:1.
-LARGEST_ERROR = {"422": 12.0, "440": 12.0, "progressive 1": 12.0, "411": 24.0}
-ANY_OTHER = 6.0
+# Mean over the view, of 255, on coloured noise. In 15,000 random cases brightness is never off by more than 2.8, and by
+# at least 6.1 in a view that is only mirrored. Colours may be off: where they are halved in one direction only, libjpeg
+# shrinks them to less than the view could show; 4:1:1 has them at a quarter to begin with. Most seen, all in views of 8
+# px: 4.5, 7.5 for 4:4:0, 9.1 for progressive 4:2:2, 10.3 for 4:2:2, 21.3 for 4:1:1.
+MOST_BRIGHTNESS_OFF = 4.0
+MOST_COLOUR_OFF = {"422": 12.0, "440": 10.0, "progressive 1": 12.0, "411": 24.0}
+MOST_OF_OTHERS = 6.0
+LUMA = np.array([0.299, 0.587, 0.114])
 
 SHARES = st.tuples(*[st.floats(0, 1)] * 4)
 
@@ -204,8 +207,9 @@ def test_a_shrunk_view_is_within_a_small_mean_error_of_the_unshrunk_one(
     left, top, right, bottom = box_in(height, width, (shares[0] / 3, shares[1] / 3, shares[2], shares[3]))
     right, bottom = max(right, left + 4 * side_px), max(bottom, top + 4 * side_px)
     placement = Placement((left, top, min(right, width), min(bottom, height)), side_px, flip=flip)
-    error = np.abs(rendered(data, placement).astype(int) - expected(whole(data), placement)).mean()
-    assert error < LARGEST_ERROR.get(kind, ANY_OTHER)
+    off = rendered(data, placement).astype(int) - expected(whole(data), placement)
+    assert np.abs(off @ LUMA).mean() < MOST_BRIGHTNESS_OFF
+    assert np.abs(off).mean() < MOST_COLOUR_OFF.get(kind, MOST_OF_OTHERS)
 
 
 def test_the_last_columns_and_rows_of_a_size_that_the_shrinkage_does_not_divide_are_shown() -> None:

@@ -137,6 +137,13 @@ def test_one_pass_gives_the_stored_bytes_and_a_pass_that_is_left_ends_its_thread
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("one-pass")]
 
 
+def test_a_mapped_pass_reads_no_tar(small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    monkeypatch.setattr(small_dataset, "read_span", lambda shard, offset, num_bytes: reads.append(shard))
+    assert sum(1 for _ in encoded_samples(View(small_dataset), mapped=True)) == 90
+    assert not reads
+
+
 @pytest.mark.parametrize("mapped", [False, True])
 def test_one_pass_over_a_part_gives_that_part(small_dataset: Dataset, mapped: bool) -> None:
     view = View(small_dataset, {0: [0, 1, 2, 3, 5, 20], 2: range(3)})
