@@ -7,11 +7,17 @@
 #include <stdio.h>
 #include <string.h>
 
+#if __has_include(<jpegint.h>) /* not every system installs it; without it, libjpeg decodes alone */
+#define JPEG_INTERNALS
+#endif
 #include <jpeglib.h>
+
+#include "huffman.h"
 
 struct failure {
     struct jpeg_error_mgr manager;
     jmp_buf back;
+    volatile int gave_up;
     char *message; /* JMSG_LENGTH_MAX bytes of the caller */
 };
 
@@ -21,25 +27,34 @@ static void fail(j_common_ptr info) {
     longjmp(failure->back, 1);
 }
 
+static void give_up(j_decompress_ptr info) {
+    struct failure *failure = (struct failure *)info->err;
+    failure->gave_up = 1;
+    longjmp(failure->back, 1);
+}
+
 /* A warning (level -1) tells of damaged data that libjpeg would fill in with grey. */
 static void fail_on_warning(j_common_ptr info, int level) {
     if (level < 0) fail(info);
 }
 
-/* Writes rows [top, top + height) of the picture, shrunk 1/`shrink` (1, 2, 4 or 8), as RGBX into `out`.
-   Columns: at least [left, left + width); starts at *first_column, which may lie left of `left`.
-   `row_bytes` must hold 4 bytes for each of width + 2 * 16 * 8 columns. Returns 0, or 1 with `message` filled. */
-int bit_decode_region(const unsigned char *data, unsigned long num_bytes, int shrink, int left, int top, int width,
-                      int height, unsigned char *out, long row_bytes, int *first_column, char *message) {
+enum outcome { DONE, FAILED, GAVE_UP };
+
+/* As bit_decode_region, with the Huffman decoder of libjpeg, or `fast` with ours, which gives up on unsound data. */
+static enum outcome decode(int fast, const unsigned char *data, unsigned long num_bytes, int shrink, int left, int top,
+                           int width, int height, unsigned char *out, long row_bytes, int *first_column,
+                           char *message) {
     struct jpeg_decompress_struct info;
     struct failure failure;
+    struct huffman huffman;
+    failure.gave_up = 0;
     info.err = jpeg_std_error(&failure.manager);
     failure.manager.error_exit = fail;
     failure.manager.emit_message = fail_on_warning;
     failure.message = message;
     if (setjmp(failure.back)) {
         jpeg_destroy_decompress(&info);
-        return 1;
+        return failure.gave_up ? GAVE_UP : FAILED;
     }
     jpeg_create_decompress(&info);
     jpeg_mem_src(&info, data, num_bytes);
@@ -52,8 +67,9 @@ int bit_decode_region(const unsigned char *data, unsigned long num_bytes, int sh
         top + height > (int)info.output_height) {
         snprintf(message, JMSG_LENGTH_MAX, "the region is not inside the picture");
         jpeg_destroy_decompress(&info);
-        return 1;
+        return FAILED;
     }
+    if (fast) take_over(&info, &huffman, give_up);
     /* Colour is interpolated from its neighbours: one more unit on each side keeps the region's edges exact. */
     int unit = info.max_h_samp_factor * info.min_DCT_scaled_size;
     int start = left > unit ? left - unit : 0;
@@ -67,7 +83,19 @@ int bit_decode_region(const unsigned char *data, unsigned long num_bytes, int sh
         jpeg_read_scanlines(&info, &row, 1);
     }
     jpeg_destroy_decompress(&info);
-    return 0;
+    return DONE;
+}
+
+/* Writes rows [top, top + height) of the picture, shrunk 1/`shrink` (1, 2, 4 or 8), as RGBX into `out`.
+   Columns: at least [left, left + width); starts at *first_column, which may lie left of `left`.
+   `row_bytes` must hold 4 bytes for each of width + 2 * 16 * 8 columns. Returns 0, or 1 with `message` filled. */
+int bit_decode_region(const unsigned char *data, unsigned long num_bytes, int shrink, int left, int top, int width,
+                      int height, unsigned char *out, long row_bytes, int *first_column, char *message) {
+    enum outcome outcome = GAVE_UP;
+    for (int fast = 1; outcome == GAVE_UP; fast = 0)
+        outcome =
+            decode(fast, data, num_bytes, shrink, left, top, width, height, out, row_bytes, first_column, message);
+    return outcome != DONE;
 }
 
 /* Sixteen bytes that hold four pixels of four bytes, as twelve bytes of RGB and four without meaning. */

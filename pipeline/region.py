@@ -1,4 +1,4 @@
-"""The part of a JPEG that a crop needs, decoded without the rest: region.c, through ctypes."""
+"""The part of a JPEG that a crop needs, decoded without the rest: region.c and huffman.h, through ctypes."""
 
 import ctypes
 from functools import cache
