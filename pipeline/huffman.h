@@ -36,7 +36,7 @@ enum { SHORT = 1 << 7 };
 
 struct code_table {
     UINT8 bits[17], symbols[256]; /* what it is made of, as in JHUFF_TBL */
-    enum { UNMADE, DC, AC } kind; /* DC: for first coefficients, which have no step; UNMADE: the rest is not filled in */
+    enum { UNMADE, DC, AC } kind; /* DC: for first coefficients, which have no step; UNMADE: no more than this */
     int32_t end[17];              /* one after the last code of each length, as 16 bits */
     int32_t offset[17];           /* from a code of this length to its place in `symbols` */
     look looks[1 << LOOK_BITS];
