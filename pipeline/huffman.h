@@ -24,8 +24,9 @@ enum {
     LAST = DCTSIZE2 - 1,  /* coefficient of a block */
     STEP_END = 128,       /* at a block's end: a step that none has room for */
     STEP_NONE = 64,       /* no such code: likewise, and shorter */
-    BLOCK_BYTES = 256,    /* more than a block's 64 codes and values take: 27 bits each */
-    WORTH_BYTES = 8192    /* a smaller picture is decoded before tables are made for it alone */
+    BLOCK_BYTES = 256,    /* more than 7 read ahead, a block's 64 codes and values of 27 bits, and a read of 8 */
+    WORTH_BYTES = 8192,   /* a smaller picture is decoded before tables are made for it alone */
+    MOST_BYTES = 1 << 28  /* that are copied */
 };
 
 /* What the next bits say of a coefficient. Bits 0..6: how many its code and its value take; 8..15: how far it lies
@@ -233,10 +234,12 @@ static int have_tables(j_decompress_ptr info, size_t num_bytes) {
     return are_ready;
 }
 
-/* Takes over from libjpeg, which has read up to the data of the first scan, if that is of the usual kind. */
+/* Takes over from libjpeg, which has read up to the data of the first scan and checked its tables, if the scan is of the
+   usual kind: all of every block (a lossless one has no blocks, and unchecked tables). */
 static void take_over(j_decompress_ptr info, struct huffman *h, void (*give_up)(j_decompress_ptr)) {
     size_t num_bytes = info->src->bytes_in_buffer;
     if (info->progressive_mode || info->arith_code || info->restart_interval || info->data_precision != 8 ||
+        info->Ss != 0 || info->Se != LAST || num_bytes > MOST_BYTES ||
         info->comps_in_scan != info->num_components || !have_tables(info, num_bytes))
         return;
     uint8_t *copy = info->mem->alloc_large((j_common_ptr)info, JPOOL_IMAGE, num_bytes + BLOCK_BYTES);

@@ -71,7 +71,11 @@ static enum outcome decode(int fast, const unsigned char *data, unsigned long nu
     }
     if (fast) take_over(&info, &huffman, give_up);
     /* Colour is interpolated from its neighbours: one more unit on each side keeps the region's edges exact. */
+#if JPEG_LIB_VERSION >= 70
+    int unit = info.max_h_samp_factor * info.min_DCT_h_scaled_size;
+#else
     int unit = info.max_h_samp_factor * info.min_DCT_scaled_size;
+#endif
     int start = left > unit ? left - unit : 0;
     int stop = left + width + unit < (int)info.output_width ? left + width + unit : (int)info.output_width;
     JDIMENSION first = start, columns = stop - start;
