@@ -109,7 +109,7 @@ def plain_step(model: nn.Module, task: dict[str, Any]) -> Callable[[Tensor, Tens
         model.train()
         optimizer.zero_grad(set_to_none=True)
         half = task["precision"] == "bfloat16"
-        with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
+        with torch.autocast(images.device.type, torch.bfloat16) if half else nullcontext():
             for part, truth in zip(images.split(task["micro"]), labels.split(task["micro"]), strict=True):
                 loss = F.cross_entropy(model(part).float(), truth) / task["num_micro"]
                 loss.backward()

@@ -55,5 +55,12 @@ def environment(peers: tuple[str, ...] = ()) -> dict[str, object]:
         "commit": commit.stdout.strip(),
         "python": platform.python_version(),
         "cpu": f"{len(os.sched_getaffinity(0))} x {model}",
-        "versions": {name: metadata.version(name) for name in (*_PACKAGES, *peers)},
+        "versions": {name: _version(name) for name in (*_PACKAGES, *peers)},
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # on a machine that runs a part of us
+        return None

@@ -29,6 +29,8 @@ enum {
     MOST_BYTES = 1 << 28  /* that are copied */
 };
 
+_Static_assert(7 + (DCTSIZE2 * (16 + MOST_VALUE_BITS) + 7) / 8 + 8 <= BLOCK_BYTES, "a block may be read past the copy");
+
 /* What the next bits say of a coefficient. Bits 0..6: how many its code and its value take; 8..15: how far it lies
    ahead in the block; 16..31: its value. Where the look does not reach to the value's end, bit 7 is set and bits 16..31
    tell how many bits the value has; where it does not reach to the code's end, only bit 7 is set. */
@@ -134,7 +136,7 @@ static __attribute__((noinline)) look look_longer(const struct code_table *table
         value_bits = symbol & 15, code_bits = length;
     }
     look value = value_bits ? value_of(value_bits, bits << code_bits) : 0;
-    return value << 16 | (found & 0xff7f);
+    return value << 16 | (found & 0xffff & ~SHORT);
 }
 
 /* Takes the next coefficient; 27 bits must be there. */
@@ -234,8 +236,8 @@ static int have_tables(j_decompress_ptr info, size_t num_bytes) {
     return are_ready;
 }
 
-/* Takes over from libjpeg, which has read up to the data of the first scan and checked its tables, if the scan is of the
-   usual kind: all of every block (a lossless one has no blocks, and unchecked tables). */
+/* Takes over from libjpeg, which has read up to the data of the first scan and checked its tables, if the scan is of
+   the usual kind: all of every block (a lossless one has no blocks, and unchecked tables). */
 static void take_over(j_decompress_ptr info, struct huffman *h, void (*give_up)(j_decompress_ptr)) {
     size_t num_bytes = info->src->bytes_in_buffer;
     if (info->progressive_mode || info->arith_code || info->restart_interval || info->data_precision != 8 ||

@@ -7,7 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#if __has_include(<jpegint.h>) /* not every system installs it; without it, libjpeg decodes alone */
+/* Not every system installs jpegint.h; without it, or to compare (benchmarks/huffman.py), libjpeg decodes alone. */
+#if __has_include(<jpegint.h>) && !defined(LIBJPEG_ALONE)
 #define JPEG_INTERNALS
 #endif
 #include <jpeglib.h>

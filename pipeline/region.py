@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pipeline.errors import BadImage, ConfigError
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
+LIBRARY = Path(__file__).with_name("_region.so")
 _MESSAGE_BYTES = 200  # JMSG_LENGTH_MAX
 # A region is widened to whole units of 8 or 16 columns (32 in 4:1:1) and by one unit on each side.
 _SPARE_COLUMNS = 256
@@ -18,11 +19,12 @@ _SPARE_COLUMNS = 256
 
 @cache
 def _library() -> Any:
-    path = Path(__file__).with_name("_region.so")
     try:
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(LIBRARY))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be loaded ({error}); install libjpeg-turbo and this package again") from error
+        raise ConfigError(
+            f"{LIBRARY} cannot be loaded ({error}); install libjpeg-turbo and this package again"
+        ) from error
     c = ctypes
     library.bit_decode_region.argtypes = [
         *(c.c_char_p, c.c_ulong, c.c_int, c.c_int, c.c_int, c.c_int, c.c_int),

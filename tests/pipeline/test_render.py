@@ -1,9 +1,7 @@
 """Views of pictures: what is decoded in part equals the whole, cut; where a view lies follows from the seed alone."""
 
 import io
-import subprocess
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -168,57 +166,6 @@ def test_packed_pixels_are_those_of_numpy_and_no_byte_beyond_them_is_touched(
 def test_memory_that_is_used_again_changes_no_pixel(memory: np.ndarray) -> None:
     data = encoded("420", 90, 120, 85)
     assert np.array_equal(decode_region(data, (3, 5, 100, 70), 1, memory).pixels, whole(data)[5:70, 3:100])
-
-
-@pytest.fixture(scope="module")
-def huffman_check(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both Huffman decoders side by side, built so that a read or write out of place ends the program."""
-    source, program = Path(__file__).with_name("huffman_check.c"), tmp_path_factory.mktemp("huffman") / "check"
-    checks = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    subprocess.run(["cc", *checks, "-o", program, source, "-ljpeg"], check=True)
-    return program
-
-
-def checked(program: Path, rounds: int, pictures: list[bytes]) -> list[int]:
-    files = [program.with_name(f"{number}.jpg") for number in range(len(pictures))]
-    for file, data in zip(files, pictures, strict=True):
-        file.write_bytes(data)
-    done = subprocess.run([program, str(rounds), *files], check=True, capture_output=True, text=True)
-    return [int(count) for count in done.stdout.split()]
-
-
-ONE_SCAN = ["444", "422", "420", "440", "411", "Gray"]
-
-
-def noisy(kind: str, quality: int, seed: int = 0) -> bytes:
-    """Gives a JPEG of 300 x 260 pixels with so much in it that new tables are worth making."""
-    noise = np.random.default_rng(seed).integers(0, 256, (260, 300, 3), np.uint8)
-    if kind == "own tables":
-        return jpeg(noise, quality, optimize=True)
-    pixels = noise[..., :1] if kind == "Gray" else noise
-    colorspace = "GRAY" if kind == "Gray" else "RGB"
-    return bytes(simplejpeg.encode_jpeg(pixels.copy(), quality, colorspace=colorspace, colorsubsampling=kind))
-
-
-def test_our_huffman_decoder_reads_what_libjpegs_reads_and_leaves_damage_to_it(huffman_check: Path) -> None:
-    pictures = [noisy(kind, quality, seed=quality) for kind in [*ONE_SCAN, "own tables"] for quality in (20, 90, 100)]
-    sound, read, damaged, told, different = checked(huffman_check, 150, pictures)
-    assert (sound, read) == (len(pictures), len(pictures))
-    assert damaged == 150 * len(pictures)
-    assert told > 0.3 * damaged
-    assert different == 0
-
-
-def test_a_small_picture_is_read_by_ours_once_its_tables_were_seen_before(huffman_check: Path) -> None:
-    sound, read, _, _, different = checked(huffman_check, 50, [jpeg(picture(0, 260, 300), 20)])
-    assert (sound, read, different) == (1, 1, 0)
-
-
-def test_scans_of_other_kinds_are_left_to_libjpeg(huffman_check: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (260, 300, 3), np.uint8)
-    others = [jpeg(noise, progressive=True), jpeg(noise, restart_marker_blocks=5)]
-    sound, read, _, _, different = checked(huffman_check, 50, others)
-    assert (sound, read, different) == (2, 0, 0)
 
 
 # Rendering
