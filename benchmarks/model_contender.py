@@ -87,16 +87,22 @@ def contender(task: dict[str, Any]) -> tuple[nn.Module, Callable[[Tensor, Tensor
 def our_step(model: nn.Module, task: dict[str, Any]) -> Callable[[Tensor, Tensor], None]:
     """Gives the step of `trainer.loop`."""
     from trainer.batches import TensorBatch  # noqa: PLC0415
-    from trainer.loop import train_step  # noqa: PLC0415
+    from trainer.loop import QueuedStep, train_step  # noqa: PLC0415
     from trainer.losses import softmax_loss  # noqa: PLC0415
     from trainer.optimizer import MasterSGD  # noqa: PLC0415
 
     optimizer = MasterSGD(model, 0.9, 1e-4)
 
+    queued: list[QueuedStep] = []
+
     def step(images: Tensor, labels: Tensor) -> None:
         batch = TensorBatch(images, F.one_hot(labels, 1000).float())
         precision = task["precision"]
-        train_step(model.train(), optimizer, batch, softmax_loss, 1e-3, task["micro"], precision=precision)
+        queued.append(
+            train_step(model.train(), optimizer, batch, softmax_loss, 1e-3, task["micro"], precision=precision)
+        )
+        if len(queued) > 1:  # the step before is checked while a GPU is at this one, as trainer.pretrain does it
+            queued.pop(0).result()
 
     return step
 

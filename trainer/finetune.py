@@ -258,6 +258,7 @@ def _fit(
     )
     module = distributed(world, model)
     module.train()
+    queued = None
     try:
         for step in range(recipe.steps):
             batch = to_device(next(stream), num_classes, world.device)
@@ -266,7 +267,7 @@ def _fit(
                 weight = float(rng(config.seed, "mixup", step).beta(recipe.mixup_alpha, recipe.mixup_alpha))
                 batch = mixup(batch, weight, order.samples_per_lane())
             rate = learning_rate(recipe, step) or 0.0
-            result = train_step(
+            following = train_step(
                 module,
                 optimizer,
                 batch,
@@ -276,7 +277,11 @@ def _fit(
                 share=share,
                 precision=config.precision,
             )
-            on_step(step + 1, result.loss)
+            if queued:
+                on_step(step, queued.result().loss)
+            queued = following
+        if queued:
+            on_step(recipe.steps, queued.result().loss)
     finally:
         stream.close()
     average_buffers(world, model)

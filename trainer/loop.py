@@ -1,5 +1,6 @@
 """One optimizer step, in plain PyTorch, on any number of ranks and micro-batches."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,28 @@ class StepResult:
     gradient_norm: float
 
 
+class QueuedStep:
+    """A step that a GPU may still be working on: whoever queues the next one before asking keeps it busy.
+
+    Args:
+        figures: Loss, accuracy and gradient norm, on the device.
+    """
+
+    def __init__(self, figures: Tensor) -> None:
+        self._figures = figures
+
+    def result(self) -> StepResult:
+        """Waits for the device.
+
+        Raises:
+            NonFinite: Loss or gradient is NaN or infinite; the step has changed nothing.
+        """
+        result = StepResult(*self._figures.tolist())
+        if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
+            raise NonFinite(f"loss {result.loss}, gradient norm {result.gradient_norm}; nothing was updated")
+        return result
+
+
 def train_step(
     model: nn.Module,
     optimizer: MasterSGD,
@@ -40,8 +63,8 @@ def train_step(
     *,
     share: float = 1.0,
     precision: Precision = "float32",
-) -> StepResult:
-    """Accumulates the gradient over micro-batches, checks it, and takes one step.
+) -> QueuedStep:
+    """Accumulates the gradient over micro-batches, and takes one step if it and the loss are finite.
 
     Args:
         model: The module to call; where it is spread over ranks, it averages on the last micro-batch only.
@@ -53,9 +76,6 @@ def train_step(
         share: This rank's samples against the mean over ranks. Gradients are averaged over ranks as if they held
             equally many; where the ranks do not divide the lanes they do not.
         precision: Of convolutions and activations; parameters, statistics, loss and the step stay in float32.
-
-    Raises:
-        NonFinite: Loss or gradient is NaN or infinite; the parameters are unchanged.
     """
     num_samples = len(batch.images_BCHW)
     optimizer.zero_grad()
@@ -74,11 +94,9 @@ def train_step(
                 (part * share).backward()  # type: ignore[no-untyped-call]
             total_loss += part.detach()
             num_correct += correct(logits.detach(), targets).sum()
-    norm = optimizer.gradient_norm()
-    if not (torch.isfinite(norm) and torch.isfinite(total_loss)):
-        raise NonFinite(f"loss {total_loss.item()}, gradient norm {norm.item()}; nothing was updated")
-    optimizer.step(learning_rate)
-    return StepResult(total_loss.item(), num_correct.item() / num_samples, norm.item())
+    figures = torch.stack((total_loss, num_correct / num_samples, optimizer.gradient_norm()))
+    optimizer.step(learning_rate, only_if=figures.isfinite().all())
+    return QueuedStep(figures)
 
 
 def correct(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:

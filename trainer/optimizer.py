@@ -124,13 +124,20 @@ class MasterSGD:
         return norm
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Takes one step along the gradients that `gradient_norm` has prepared."""
+    def step(self, learning_rate: float, *, only_if: Tensor) -> None:
+        """Takes one step along the gradients that `gradient_norm` has prepared.
+
+        Args:
+            learning_rate: Of this step.
+            only_if: Truth on the device, which is asked there: if false, parameters and momentum stay as they are.
+        """
         for group in self._sgd.param_groups:
             group["lr"] = learning_rate
         for raw, start in zip(self._raws.values(), self._start, strict=False):
             if raw.grad is not None:
                 raw.grad.add_(raw - start, alpha=self._decay_to_start)
+        # The fused kernel's own name for a step to leave out.
+        self._sgd.found_inf = only_if.logical_not().float()  # type: ignore[attr-defined]
         self._sgd.step()
 
     def gradients(self) -> dict[str, Tensor]:

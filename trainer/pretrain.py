@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, PositiveInt
 from torch import nn
@@ -20,7 +20,7 @@ from trainer.batches import to_device
 from trainer.build import new_model
 from trainer.checkpoint import discard_old, latest, load, save
 from trainer.data import TrainingData, training_sources
-from trainer.loop import Precision, StepResult, train_step
+from trainer.loop import Precision, QueuedStep, StepResult, train_step
 from trainer.losses import LOSSES
 from trainer.meter import Meter
 from trainer.model import ResNetV2
@@ -47,7 +47,8 @@ class PretrainConfig(TrainingData):
         precision: Of convolutions and activations.
         recomputes: Whether only the input of each unit is kept for the backward pass.
         sharded: Whether the ranks share parameters, gradients and momentum instead of each holding all.
-        compiled: Whether torch.compile makes the network's kernels; needs a C++ compiler on CPUs.
+        compiled: Whether torch.compile makes the network's kernels; needs a C++ compiler on CPUs. None: on GPUs,
+            where it is more than twice as fast (benchmarks/gpu.py), but for sharded models.
         checkpoint_every_steps: Steps between checkpoints.
         log_every_steps: Steps between metric rows.
         keep_checkpoints: How many of the newest to keep.
@@ -66,7 +67,7 @@ class PretrainConfig(TrainingData):
     precision: Precision = "float32"
     recomputes: bool = False
     sharded: bool = False
-    compiled: bool = False
+    compiled: bool | None = None
     checkpoint_every_steps: PositiveInt = 500
     log_every_steps: PositiveInt = 20
     keep_checkpoints: PositiveInt = 3
@@ -201,39 +202,60 @@ def _train(run: _Run, report: Report) -> None:
     first_step = _resume(run)
     attempt = begin_attempt(run.store, world, first_step)
     module = distributed(world, run.model)
-    if config.compiled:
-        module.compile()
+    if config.compiled or (config.compiled is None and world.device.type == "cuda" and not config.sharded):
+        # With sizes left open, which torch does by itself once a second one comes, kernels made for an H100 read at
+        # misaligned addresses (torch 2.11).
+        module.compile(dynamic=False)
     module.train()
     meter = Meter(first_step, num_steps, config.recipe.batch_size, num_samples)
     with closing(Telemetry(run.stream, run.num_loader_workers, world.rank, config.loader_log)) as telemetry:
+        underway: _Underway | None = None  # a GPU works on it while the batch after it is made ready
         for step in range(first_step, num_steps):
             batch = next(run.stream)
             rate = learning_rate(config.recipe, step, num_samples)
-            result = _step(run, module, step, batch, rate)
-            done = step + 1
-            telemetry.after_step(done, batch, result.loss)
-            if world.is_first and (done % config.log_every_steps == 0 or done == num_steps):
-                report(meter.row(done, telemetry.lap(), learning_rate=rate, **asdict(result)))
-            if done % config.checkpoint_every_steps == 0 or done == num_steps:
-                _checkpoint(run, done, attempt, meter)
+            following = _Underway(step, batch, _queued(run, module, batch, rate))
+            if underway:
+                _ended(run, underway, telemetry)
+            underway, done = following, step + 1
+            is_row = done % config.log_every_steps == 0 or done == num_steps
+            is_checkpoint = done % config.checkpoint_every_steps == 0 or done == num_steps
+            if is_row or is_checkpoint:
+                result, underway = _ended(run, underway, telemetry), None
+                if is_row and world.is_first:
+                    report(meter.row(done, telemetry.lap(), learning_rate=rate, **asdict(result)))
+                if is_checkpoint:
+                    _checkpoint(run, done, attempt, meter)
 
 
-def _step(run: _Run, module: nn.Module, step: int, batch: Batch, rate: float) -> StepResult:
+class _Underway(NamedTuple):
+    step: int
+    batch: Batch
+    queued: QueuedStep
+
+
+def _queued(run: _Run, module: nn.Module, batch: Batch, rate: float) -> QueuedStep:
     config, world = run.config, run.world
+    return train_step(
+        module,
+        run.optimizer,
+        to_device(batch, run.data.version.num_classes, world.device),
+        LOSSES[config.recipe.loss],
+        rate,
+        config.microbatch_size,
+        share=len(batch.labels) * world.num_ranks / config.recipe.batch_size,
+        precision=config.precision,
+    )
+
+
+def _ended(run: _Run, underway: _Underway, telemetry: Telemetry) -> StepResult:
+    step, batch, queued = underway
     try:
-        return train_step(
-            module,
-            run.optimizer,
-            to_device(batch, run.data.version.num_classes, world.device),
-            LOSSES[config.recipe.loss],
-            rate,
-            config.microbatch_size,
-            share=len(batch.labels) * world.num_ranks / config.recipe.batch_size,
-            precision=config.precision,
-        )
+        result = queued.result()
     except NonFinite as error:
         keys = ", ".join(run.key(place) for place in batch.places[:8].tolist())
-        raise NonFinite(f"step {step}, rank {world.rank}, samples {keys}, ...: {error}") from error
+        raise NonFinite(f"step {step}, rank {run.world.rank}, samples {keys}, ...: {error}") from error
+    telemetry.after_step(step + 1, batch, result.loss)
+    return result
 
 
 def _checkpoint(run: _Run, step: int, attempt: str, meter: Meter) -> None:

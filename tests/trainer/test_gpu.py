@@ -36,21 +36,28 @@ def group() -> Iterator[None]:
 
 def steps(world: World, count: int = 3, **options: object) -> tuple[list[StepResult], MasterSGD]:
     """Takes steps on the same pictures, with weights that do not depend on the device."""
-    precision = options.pop("precision", "float32")
+    precision, compiled = options.pop("precision", "float32"), options.pop("compiled", False)
     model = new_model("R26x1", 3, 0, device=world.device, **options).train()
     optimizer = MasterSGD(model, 0.9, 1e-4)
+    if compiled:
+        model.compile(dynamic=False)
     whole = batch_of(12)
     images = whole.images_BCHW.float().to(world.device, memory_format=torch.channels_last)
     batch = TensorBatch(images, whole.targets_BK.float().to(world.device))
-    return [
-        train_step(model, optimizer, batch, softmax_loss, 0.05, 8, precision=precision) for _ in range(count)
-    ], optimizer
+    queued = [train_step(model, optimizer, batch, softmax_loss, 0.05, 8, precision=precision) for _ in range(count)]
+    return [step.result() for step in queued], optimizer
 
 
 @pytest.mark.parametrize(
     ("options", "within"),
-    [({}, 0.01), ({"recomputes": True}, 0.01), ({"precision": "bfloat16"}, 0.05)],
-    ids=["float32", "recomputing", "bfloat16"],
+    [
+        ({}, 0.01),
+        ({"recomputes": True}, 0.01),
+        ({"precision": "bfloat16"}, 0.05),
+        ({"precision": "bfloat16", "compiled": True}, 0.05),
+        ({"precision": "bfloat16", "compiled": True, "recomputes": True}, 0.05),
+    ],
+    ids=["float32", "recomputing", "bfloat16", "compiled", "compiled and recomputing"],
 )
 def test_steps_on_a_gpu_are_those_of_the_cpu(options: dict[str, object], within: float) -> None:
     on_gpu, _ = steps(alone(), **options)

@@ -65,7 +65,7 @@ def test_weight_decay_is_on_kernels_only() -> None:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.gradient_norm()
-    optimizer.step(learning_rate=1.0)
+    optimizer.step(learning_rate=1.0, only_if=torch.tensor(True))
     for name, value in optimizer.state().items():
         if name.startswith("model/"):
             is_kernel = "conv" in name or name == "model/head.fc.weight"

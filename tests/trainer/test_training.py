@@ -145,7 +145,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(microbatch_size: int
     for size in (8, microbatch_size):
         model = new_model("R14x0.5", 3, seed=1).double()
         torch.nn.init.normal_(model.head.fc.weight, generator=torch.Generator().manual_seed(2))
-        result = train_step(model, MasterSGD(model, 0.9, 1e-4), batch_of(8), softmax_loss, 0.1, size)
+        result = train_step(model, MasterSGD(model, 0.9, 1e-4), batch_of(8), softmax_loss, 0.1, size).result()
         norms.append(result.gradient_norm)
         states.append(model.state_dict())
     assert norms[0] == pytest.approx(norms[1], rel=1e-9)
@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
     batch = batch_of(4)
     batch.images_BCHW[2, 0, 0, 0] = float("nan")
     with pytest.raises(NonFinite, match="nothing was updated"):
-        train_step(model, optimizer, batch, softmax_loss, 0.1, 4)
+        train_step(model, optimizer, batch, softmax_loss, 0.1, 4).result()
     assert_equal(before, optimizer.state())
 
 
