@@ -6,6 +6,7 @@ A truncated or damaged picture is refused, never half shown.
 
 import io
 import warnings
+from contextlib import suppress
 from importlib import metadata
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -184,28 +185,39 @@ def _decode_jpeg(data: bytes, colorspace: str, least_side_px: int = _WHOLE) -> P
 
 
 def _orientation(data: bytes) -> int:
-    if not _has_exif(data):
+    exif = _exif(data)
+    if not exif:
         return 1
     from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
 
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            found = image.getexif().get(_ORIENTATION_TAG, 1)
-    except (OSError, SyntaxError, ValueError):
-        return 1  # damaged EXIF of a sound picture: as readers that ignore it
+    found = None
+    with suppress(OSError, SyntaxError, ValueError):
+        unopened = Image.Exif()
+        unopened.load(exif)  # 35 us; 80 by opening the picture
+        found = unopened.get(_ORIENTATION_TAG)
+    if found is None:  # then XMP may tell, or a further segment
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                found = image.getexif().get(_ORIENTATION_TAG, 1)
+        except (OSError, SyntaxError, ValueError):
+            return 1  # damaged EXIF of a sound picture: as readers that ignore it
     return int(found) if found in _TURNS else 1
 
 
-def _has_exif(data: bytes) -> bool:
-    """Walks the application segments at the start: searching 64 kB for the mark takes longer than all else here."""
+def _exif(data: bytes) -> bytes:
+    """Gives the first EXIF segment, or none.
+
+    Walks the application segments at the start: searching 64 kB for the mark takes longer than all else here.
+    """
     position = 2
     while data[position] == _MARKER and _APP0 <= data[position + 1] <= _APP15:
+        stop = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         if data.startswith(_EXIF_MARK, position + 4):
-            return True
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+            return data[position + 4 : stop]
+        position = stop
         if position + 4 > len(data):
-            return False
-    return False
+            break
+    return b""
 
 
 def upright(pixels: npt.NDArray[T], orientation: int) -> npt.NDArray[T]:

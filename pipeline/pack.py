@@ -22,7 +22,7 @@ from pipeline.plan import ShardConfig
 from pipeline.prepare import ImagePolicy, Prepared
 from pipeline.sources.rows import NO_EXTRA
 from pipeline.store.base import ObjectWriter
-from pipeline.tar import BLOCK_BYTES, END, member_parts, padded
+from pipeline.tar import BLOCK_BYTES, END, padded, sample_parts
 
 _quoted = json.encoder.encode_basestring_ascii
 _BLOCKS_AHEAD = 2  # one being written, one waiting
@@ -81,17 +81,18 @@ class TarSink:
     def __exit__(self, *failure: object) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    def add(self, parts: tuple[bytes, ...], num_bytes: int) -> int:
-        """Takes a sample in pieces of `num_bytes` together; gives where it begins in the tar.
+    def add(self, before: bytes, image: bytes, after: bytes) -> int:
+        """Takes a sample: its picture, and what stands before and after it. Gives where it begins in the tar.
 
         Raises what writing an earlier block raised.
         """
+        num_bytes = len(before) + len(image) + len(after)
         if self._used + num_bytes > self._block_bytes and self._used:
             self._end_block()
         start, position = self.num_bytes, self._used
         if position + num_bytes > len(self._buffer):
             self._buffer = _memory(num_bytes)  # a sample above the block size is a block
-        for part in parts:
+        for part in (before, image, after):
             self._buffer[position : position + len(part)] = part
             position += len(part)
         self._used = position
@@ -187,17 +188,16 @@ def pack_shard(
                 on_image(0)
                 continue
             key = f"{number:06d}-{len(samples):06d}"
+            image = prepared.data
             cls, about = described(row, prepared)
-            size = 3 * BLOCK_BYTES + padded(len(prepared.data)) + padded(len(cls)) + padded(len(about))
-            head, image, padding = member_parts(f"{key}.jpg", prepared.data)
-            labels = b"".join((padding, *member_parts(f"{key}.cls", cls), *member_parts(f"{key}.json", about)))
-            start = sink.add((head, image, labels), size)
+            before, after = sample_parts(key.encode(), len(image), cls, about)
+            start = sink.add(before, image, after)
             samples.append(
                 (
                     key,
                     start + BLOCK_BYTES,
                     len(image),
-                    start + size - padded(len(about)),
+                    sink.num_bytes - padded(len(about)),
                     len(about),
                     row["labels"],
                     prepared.width,

@@ -5,6 +5,8 @@ every member (+1,024 bytes each), `tarfile` costs 61 us a member. Read back in t
 webdataset and Hugging Face datasets.
 """
 
+from functools import lru_cache
+
 BLOCK_BYTES = 512
 # A tar ends with two zero blocks.
 END = bytes(2 * BLOCK_BYTES)
@@ -25,6 +27,7 @@ _REST = (
 _HEADER = b"%b" + _OWNER + b"%b" + _TIME + b"%06o" + _REST  # name, size and checksum
 # The checksum field itself counts as eight blanks.
 _FIXED_SUM = sum(_OWNER) + sum(_TIME) + sum(_REST[2:]) + 8 * ord(" ")
+_JPG, _CLS, _JSON = ((suffix, _FIXED_SUM + sum(suffix)) for suffix in (b".jpg", b".cls", b".json"))
 
 
 def padded(num_bytes: int) -> int:
@@ -49,14 +52,45 @@ def header(name: str, num_bytes: int) -> bytes:
     return _HEADER % (encoded.ljust(_MAX_NAME_BYTES, b"\0"), size, _FIXED_SUM + sum(encoded) + sum(size))
 
 
-def member_parts(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
-    """Gives header, content and padding of one file, so that many members can be joined with one copy."""
-    return header(name, len(content)), content, bytes(-len(content) % BLOCK_BYTES)
+def sample_parts(key: bytes, image_bytes: int, cls: bytes, about: bytes) -> tuple[bytes, bytes]:
+    """Gives what stands before and after the picture of a sample: `KEY.jpg` without content, and two whole members.
+
+    As `header` and `member` would, in a third of the time.
+
+    Args:
+        key: The sample's, ASCII, at most 95 bytes.
+        image_bytes: Size of the picture, below 8 GiB.
+        cls: Content of `KEY.cls`.
+        about: Content of `KEY.json`.
+    """
+    key_sum = sum(key)
+    before = _sample_header(key, _JPG, key_sum, image_bytes)
+    after = (
+        bytes(-image_bytes % BLOCK_BYTES),
+        _sample_header(key, _CLS, key_sum, len(cls)),
+        cls,
+        bytes(-len(cls) % BLOCK_BYTES),
+        _sample_header(key, _JSON, key_sum, len(about)),
+        about,
+        bytes(-len(about) % BLOCK_BYTES),
+    )
+    return before, b"".join(after)
+
+
+def _sample_header(key: bytes, suffix: tuple[bytes, int], key_sum: int, num_bytes: int) -> bytes:
+    size, size_sum = _size_field(num_bytes)
+    return _HEADER % ((key + suffix[0]).ljust(_MAX_NAME_BYTES, b"\0"), size, key_sum + suffix[1] + size_sum)
+
+
+@lru_cache(maxsize=4096)  # labels and descriptions have few sizes
+def _size_field(num_bytes: int) -> tuple[bytes, int]:
+    size = b"%011o" % num_bytes
+    return size, sum(size)
 
 
 def member(name: str, content: bytes) -> bytes:
     """Gives header, content and padding of one file."""
-    return b"".join(member_parts(name, content))
+    return b"".join((header(name, len(content)), content, bytes(-len(content) % BLOCK_BYTES)))
 
 
 def contents(body: bytes) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.tar import END, contents, header, member
+from pipeline.tar import END, contents, header, member, sample_parts
 
 NAMES = st.from_regex(r"[0-9]{1,6}-[0-9a-z_]{1,30}\.(jpg|cls|json)", fullmatch=True)
 
@@ -26,6 +26,14 @@ def test_tarfile_reads_back_what_was_written(files: list[tuple[str, bytes]]) -> 
 def test_contents_lie_where_they_are_said_to(files: list[tuple[str, bytes]]) -> None:
     body = b"".join(member(name, content) for name, content in files)
     assert [body[start:stop] for start, stop in contents(body)] == [content for _, content in files]
+
+
+@given(st.from_regex(r"[0-9]{6}-[0-9]{6}", fullmatch=True), *(st.binary(max_size=1500) for _ in range(3)))
+def test_a_sample_is_three_members(key: str, image: bytes, cls: bytes, about: bytes) -> None:
+    before, after = sample_parts(key.encode(), len(image), cls, about)
+    assert before + image + after == b"".join(
+        member(f"{key}.{kind}", content) for kind, content in (("jpg", image), ("cls", cls), ("json", about))
+    )
 
 
 def test_gnu_tar_reads_it_and_sees_fixed_mode_owner_and_time(tmp_path: Path) -> None:
