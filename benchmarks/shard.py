@@ -261,7 +261,7 @@ def main(arguments: argparse.Namespace) -> None:
             for pool in pools.values():
                 pool.close()
         if arguments.only in "the floor":
-            floor(bench.files[:200], Path(folder))
+            floor(bench.files[:: max(1, len(bench.files) // 200)], Path(folder))
         if arguments.only in "memory of a worker":
             memory_of_sources(bench)
     print(json.dumps(environment()))
