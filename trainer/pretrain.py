@@ -47,8 +47,8 @@ class PretrainConfig(TrainingData):
         precision: Of convolutions and activations.
         recomputes: Whether only the input of each unit is kept for the backward pass.
         sharded: Whether the ranks share parameters, gradients and momentum instead of each holding all.
-        compiled: Whether torch.compile makes the network's kernels; needs a C++ compiler on CPUs. None: on GPUs,
-            where it is more than twice as fast (benchmarks/gpu.py), but for sharded models.
+        compiled: Whether torch.compile makes the network's kernels; needs a C compiler, on CPUs a C++ compiler. None:
+            on GPUs, where it is more than twice as fast (benchmarks/gpu.py), but for sharded models.
         checkpoint_every_steps: Steps between checkpoints.
         log_every_steps: Steps between metric rows.
         keep_checkpoints: How many of the newest to keep.
