@@ -5,6 +5,7 @@ A truncated or damaged picture is refused, never half shown.
 """
 
 import io
+import struct
 import warnings
 from contextlib import suppress
 from importlib import metadata
@@ -34,6 +35,7 @@ _MARKER, _APP0, _APP15 = 0xFF, 0xE0, 0xEF
 _BASELINE = (0xC0, 0xC1)  # frames whose scans are complete, in Huffman codes
 _SEGMENTS = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(_APP0, _APP15 + 1)))  # that may stand before a scan
 _ORIENTATION_TAG = 0x0112
+_EXIF_ERRORS = (OSError, SyntaxError, ValueError, struct.error)  # of Pillow, for damaged EXIF
 _JPEG_MAGIC = b"\xff\xd8\xff"
 # EXIF orientation -> (mirror left-right, mirror upside-down); from 5 on, transpose after it.
 _TURNS = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}
@@ -191,7 +193,7 @@ def _orientation(data: bytes) -> int:
     from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
 
     found = None
-    with suppress(OSError, SyntaxError, ValueError):
+    with suppress(*_EXIF_ERRORS):
         unopened = Image.Exif()
         unopened.load(exif)  # 35 us; 80 by opening the picture
         found = unopened.get(_ORIENTATION_TAG)
@@ -199,7 +201,7 @@ def _orientation(data: bytes) -> int:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 found = image.getexif().get(_ORIENTATION_TAG, 1)
-        except (OSError, SyntaxError, ValueError):
+        except _EXIF_ERRORS:
             return 1  # damaged EXIF of a sound picture: as readers that ignore it
     return int(found) if found in _TURNS else 1
 

@@ -34,19 +34,26 @@ class StepResult:
 class QueuedStep:
     """A step that a GPU may still be working on: whoever queues the next one before asking keeps it busy.
 
+    Its figures are on their way to the CPU at once: read later, they would wait for all that was queued since.
+
     Args:
         figures: Loss, accuracy and gradient norm, on the device.
     """
 
     def __init__(self, figures: Tensor) -> None:
-        self._figures = figures
+        self._figures = figures.to("cpu", non_blocking=True)
+        self._arrival = torch.cuda.Event() if figures.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._arrival:
+            self._arrival.record()
 
     def result(self) -> StepResult:
         """Waits for the device.
 
         Raises:
-            NonFinite: Loss or gradient is NaN or infinite; the step has changed nothing.
+            NonFinite: Loss or gradient is NaN or infinite; the step left parameters and momentum as they were.
         """
+        if self._arrival:
+            self._arrival.synchronize()
         result = StepResult(*self._figures.tolist())
         if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
             raise NonFinite(f"loss {result.loss}, gradient norm {result.gradient_norm}; nothing was updated")

@@ -210,26 +210,29 @@ def _train(run: _Run, report: Report) -> None:
     meter = Meter(first_step, num_steps, config.recipe.batch_size, num_samples)
     with closing(Telemetry(run.stream, run.num_loader_workers, world.rank, config.loader_log)) as telemetry:
         underway: _Underway | None = None  # a GPU works on it while the batch after it is made ready
+        loss = 0.0  # the last one that is known
         for step in range(first_step, num_steps):
             batch = next(run.stream)
             rate = learning_rate(config.recipe, step, num_samples)
-            following = _Underway(step, batch, _queued(run, module, batch, rate))
+            following = _Underway(step, batch.places[:8].tolist(), _queued(run, module, batch, rate))
             if underway:
-                _ended(run, underway, telemetry)
+                loss = _ended(run, underway).loss
             underway, done = following, step + 1
             is_row = done % config.log_every_steps == 0 or done == num_steps
             is_checkpoint = done % config.checkpoint_every_steps == 0 or done == num_steps
             if is_row or is_checkpoint:
-                result, underway = _ended(run, underway, telemetry), None
-                if is_row and world.is_first:
-                    report(meter.row(done, telemetry.lap(), learning_rate=rate, **asdict(result)))
-                if is_checkpoint:
-                    _checkpoint(run, done, attempt, meter)
+                result, underway = _ended(run, underway), None
+                loss = result.loss
+            telemetry.after_step(done, batch, loss)
+            if is_row and world.is_first:
+                report(meter.row(done, telemetry.lap(), learning_rate=rate, **asdict(result)))
+            if is_checkpoint:
+                _checkpoint(run, done, attempt, meter)
 
 
 class _Underway(NamedTuple):
     step: int
-    batch: Batch
+    places: list[list[int]]  # of its first samples
     queued: QueuedStep
 
 
@@ -247,15 +250,13 @@ def _queued(run: _Run, module: nn.Module, batch: Batch, rate: float) -> QueuedSt
     )
 
 
-def _ended(run: _Run, underway: _Underway, telemetry: Telemetry) -> StepResult:
-    step, batch, queued = underway
+def _ended(run: _Run, underway: _Underway) -> StepResult:
     try:
-        result = queued.result()
+        return underway.queued.result()
     except NonFinite as error:
-        keys = ", ".join(run.key(place) for place in batch.places[:8].tolist())
-        raise NonFinite(f"step {step}, rank {run.world.rank}, samples {keys}, ...: {error}") from error
-    telemetry.after_step(step + 1, batch, result.loss)
-    return result
+        keys = ", ".join(run.key(place) for place in underway.places)
+        told = f"step {underway.step}, rank {run.world.rank}, samples {keys}, ...: {error}"
+        raise NonFinite(told) from error
 
 
 def _checkpoint(run: _Run, step: int, attempt: str, meter: Meter) -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipeline.errors import BadImage
-from pipeline.image import decode, encode_jpeg
+from pipeline.image import decode, encode_jpeg, read_jpeg_header
 from tests.conftest import jpeg, picture
 
 
@@ -15,6 +15,13 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     sink = io.BytesIO()
     image.save(sink, kind, **options)
     return sink.getvalue()
+
+
+@pytest.mark.parametrize("exif", [b"", b"MM\0*", b"MM\0*\0\0\0\x08\0\x01", b"II*\0\xff\xff\xff\xff", b"no tiff"])
+@pytest.mark.parametrize("options", [{}, {"dpi": (72, 72)}], ids=["plain", "with dpi"])
+def test_a_sound_picture_with_damaged_exif_is_upright(exif: bytes, options: dict[str, object]) -> None:
+    data = jpeg(picture(1), exif=b"Exif\0\0" + exif, **options)
+    assert read_jpeg_header(data).orientation == 1
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -15,7 +15,7 @@ from trainer.batches import TensorBatch
 from trainer.build import new_model
 from trainer.checkpoint import latest, load, save
 from trainer.cost import layers, step_memory
-from trainer.loop import StepResult, train_step
+from trainer.loop import QueuedStep, StepResult, train_step
 from trainer.losses import softmax_loss
 from trainer.optimizer import MasterSGD
 from trainer.parallel import World, alone
@@ -93,6 +93,13 @@ def test_a_run_that_stops_goes_on_and_a_cpu_can_finish_it(small_dataset: Dataset
     assert [row["step"] for row in rows[broken]] == [2, 4, 6, 8]
     assert [row["loss"] for row in rows[broken]] == pytest.approx([row["loss"] for row in rows[whole]], rel=0.02)
     assert final_state(whole).keys() == final_state(broken).keys()
+
+
+def test_the_result_of_a_step_does_not_wait_for_what_was_queued_after_it() -> None:
+    step = QueuedStep(torch.ones(3, device="cuda"))
+    torch.cuda._sleep(10**10)  # seconds
+    assert step.result() == StepResult(1.0, 1.0, 1.0)
+    assert not torch.cuda.current_stream().query()  # it is still at it
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
     assert_equal(before, optimizer.state())
 
 
+def test_a_run_that_diverges_names_the_step_and_its_samples(small_dataset: Dataset, tmp_path: Path) -> None:
+    wild = RECIPE.model_copy(update={"lr_per_256": 1e30, "warmup_steps": 0})
+    settings = config(small_dataset, tmp_path).model_copy(update={"recipe": wild})
+    with pytest.raises(NonFinite, match=r"step [12], rank 0, samples 0000.*nothing was updated"):
+        pretrain(settings, alone(), lambda row: None)
+    assert latest(open_store(str(tmp_path))) is None
+
+
 def test_equal_seeds_give_equal_weights_and_leave_the_global_generator_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
