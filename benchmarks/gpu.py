@@ -72,7 +72,7 @@ def contend(role: str, name: str, px: int, batch: int, rounds: int, *, recompute
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         logits = model.eval()(images[:8])[0].float().tolist()
     if role.endswith("compiled"):
-        model.compile()
+        model.compile(dynamic=False)  # as trainer.pretrain does it
     for _ in range(_WARM_UP):
         step(images, labels)
     torch.cuda.reset_peak_memory_stats()
@@ -101,7 +101,9 @@ def compare(case: str, roles: list[str], rounds: int, *, recomputes: bool) -> No
         share = median(rates) * 6 * sum(layer.num_macs for layer in found) / peak
         told = f"{median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
         print(f"| {role} | {told} | {memory:.1f} | {share:.0%} |", flush=True)
-    first = torch.tensor(next(iter(reached.values()))["logits"])
+    if len(reached) < len(roles):
+        raise SystemExit(f"{', '.join(role for role in roles if role not in reached)}: failed, see above")
+    first = torch.tensor(reached[roles[0]]["logits"])
     for role, one in reached.items():
         difference = (torch.tensor(one.pop("logits")) - first).abs().max()
         assert difference < 0.4 * first.std(), f"{role} gives other logits"
@@ -124,8 +126,11 @@ def main() -> None:
             json.dumps(contend(options.role, name, int(px), int(batch), options.rounds, recomputes=options.recomputes))
         )
         return
+    roles = [role for role in _ROLES if options.only in role]
+    if not roles:
+        parser.error(f"--only {options.only!r} names none of: {'; '.join(_ROLES)}")
     for case in cases:
-        compare(case, [r for r in _ROLES if options.only in r], options.rounds, recomputes=options.recomputes)
+        compare(case, roles, options.rounds, recomputes=options.recomputes)
     print(json.dumps(environment(("timm", "triton"))))
 
 

@@ -210,7 +210,7 @@ def _train(run: _Run, report: Report) -> None:
     meter = Meter(first_step, num_steps, config.recipe.batch_size, num_samples)
     with closing(Telemetry(run.stream, run.num_loader_workers, world.rank, config.loader_log)) as telemetry:
         underway: _Underway | None = None  # a GPU works on it while the batch after it is made ready
-        loss = 0.0  # the last one that is known
+        loss = 0.0  # the last one that is known; from the first step on
         for step in range(first_step, num_steps):
             batch = next(run.stream)
             rate = learning_rate(config.recipe, step, num_samples)
@@ -220,7 +220,7 @@ def _train(run: _Run, report: Report) -> None:
             underway, done = following, step + 1
             is_row = done % config.log_every_steps == 0 or done == num_steps
             is_checkpoint = done % config.checkpoint_every_steps == 0 or done == num_steps
-            if is_row or is_checkpoint:
+            if is_row or is_checkpoint or step == first_step:
                 result, underway = _ended(run, underway), None
                 loss = result.loss
             telemetry.after_step(done, batch, loss)

@@ -25,7 +25,7 @@ COUNTERS = {
 GAUGES = {
     "bit_images_per_second": "Pictures this rank trains on in a second",
     "bit_data_wait_fraction": "Share of the time that this rank waits for batches",
-    "bit_loss": "Loss of the last step on this rank's samples",
+    "bit_loss": "Loss of the last finished step on this rank's samples",
 }
 
 

@@ -24,6 +24,13 @@ def test_a_sound_picture_with_damaged_exif_is_upright(exif: bytes, options: dict
     assert read_jpeg_header(data).orientation == 1
 
 
+def test_where_exif_tells_no_orientation_xmp_does() -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    data = jpeg(picture(1), exif=exif, xmp=b'<x tiff:Orientation="6"/>')
+    assert read_jpeg_header(data).orientation == 6
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied_as_pillow_does(orientation: int) -> None:
     exif = Image.Exif()

@@ -207,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
 def test_a_run_that_diverges_names_the_step_and_its_samples(small_dataset: Dataset, tmp_path: Path) -> None:
     wild = RECIPE.model_copy(update={"lr_per_256": 1e30, "warmup_steps": 0})
     settings = config(small_dataset, tmp_path).model_copy(update={"recipe": wild})
-    with pytest.raises(NonFinite, match=r"step [12], rank 0, samples 0000.*nothing was updated"):
+    with pytest.raises(NonFinite, match=r"step 1, rank 0, samples 0000.*nothing was updated"):
         pretrain(settings, alone(), lambda row: None)
     assert latest(open_store(str(tmp_path))) is None
 
