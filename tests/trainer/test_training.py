@@ -250,7 +250,7 @@ def test_finetuning_writes_results_predictions_subsets_and_weights(
     settings = transfer_config(small_dataset, str(pretrained), tmp_path)
     rows: list[dict[str, object]] = []
     finetune(settings, alone(), rows.append)
-    assert [row["run"] for row in rows if row.get("step") == 6] == ["0000-shots-0", "0002-shots-0", "0002-shots-1"]
+    assert [row["run"] for row in rows if row.get("step") == 6] == ["0002-shots-0", "0002-shots-1", "0000-shots-0"]
     results = read_results(open_store(str(tmp_path)))
     assert [(r["name"], r["num_train"], r["num_test"]) for r in results] == [
         ("0000-shots-0", 90, 90), ("0002-shots-0", 6, 90), ("0002-shots-1", 6, 90),
