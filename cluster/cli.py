@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from cluster.commands.audit import audit, audit_review, audit_within, fingerprint
-from pipeline.console import examples, run
-from pipeline.errors import ConfigError
+from pipeline.base.console import examples, run
+from pipeline.base.errors import ConfigError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import NotFound, ServiceError
+from pipeline.base.errors import NotFound, ServiceError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

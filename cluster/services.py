@@ -17,8 +17,8 @@ import psutil
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from cluster.processes import Identity, identities, stop_all, unstoppable
-from pipeline.errors import ConfigError, ServiceError
-from pipeline.records import Record
+from pipeline.base.errors import ConfigError, ServiceError
+from pipeline.base.records import Record
 
 STATE_NAME = "cluster.json"
 _READY_SECONDS = 60.0

@@ -12,8 +12,8 @@ import blake3
 import numpy as np
 from crc32c import crc32c
 
+from pipeline.base.errors import BadImage, ConfigError, EmptySource, StorageFull
 from pipeline.commit import commit_shard
-from pipeline.errors import BadImage, ConfigError, EmptySource, StorageFull
 from pipeline.lease import Lease
 from pipeline.manifest import (
     INDEX_FOLDER,

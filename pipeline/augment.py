@@ -29,7 +29,7 @@ class Placement(NamedTuple):
 
 
 class Randomness(Protocol):
-    """What a view is drawn from: pipeline.seeds.Uniform, or Python's random.Random."""
+    """What a view is drawn from: pipeline.base.seeds.Uniform, or Python's random.Random."""
 
     def random(self) -> float:
         """Gives the next number in [0, 1)."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.errors import ConfigError
 from pipeline.dataset import Dataset
-from pipeline.errors import ConfigError
 from pipeline.sources.files import read_file
 
 Rows = dict[int, npt.NDArray[np.int64]]  # of each shard

@@ -2,11 +2,11 @@
 
 import click
 
+from pipeline.base.console import run
 from pipeline.commands.checking import gc, repair, verify
 from pipeline.commands.packing import append, retry_rejects, shard
 from pipeline.commands.showing import export, index, inspect, stats
 from pipeline.commands.streaming import bench, peek
-from pipeline.console import run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import Conflict, NotFound
+from pipeline.base.errors import Conflict, NotFound
 from pipeline.fetch import fetch
 from pipeline.isolated import Isolated, prepare_or_die
 from pipeline.manifest import CommitRecord, sha256_hex, to_parquet

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.errors import NotFound
+from pipeline.base.errors import NotFound
 from pipeline.manifest import POINTER_KEY, ManifestVersion, from_parquet, sha256_hex, version_key
 from pipeline.publish import outstanding_rejects, parsed_version, published_version
 from pipeline.store.base import Store, read_checked

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.errors import BadImage, ConfigError, NotFound
 from pipeline.commit import open_plan, read_plan, shard_rows
-from pipeline.errors import BadImage, ConfigError, NotFound
 from pipeline.fetch import fetch
 from pipeline.manifest import DIGEST_BYTES, image_digest
 from pipeline.plan import Plan, plan_digest

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import BadImage, CorruptShard, Denied, NotFound, Unreachable
+from pipeline.base.errors import BadImage, CorruptShard, Denied, NotFound, Unreachable
 from pipeline.sources.files import is_remote, join, open_file, read_file, read_span, scheme_of
 from pipeline.sources.rows import PARQUET, TAR
 from pipeline.spill import scratch_errors

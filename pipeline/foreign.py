@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 from braceexpand import braceexpand
 
 from pipeline.adopt import adopt
+from pipeline.base.errors import ConfigError, Denied, NoBucket, NotFound
+from pipeline.base.records import FORMAT
 from pipeline.dataset import Dataset, open_dataset
-from pipeline.errors import ConfigError, Denied, NoBucket, NotFound
 from pipeline.manifest import POINTER_KEY
 from pipeline.plan import ShardConfig
-from pipeline.records import FORMAT
 from pipeline.sources.files import expand, join, parent, read_file, read_span, scheme_of, size_of, walk_files
 from pipeline.store.base import Entry, exists
 from pipeline.store.local import LocalStore

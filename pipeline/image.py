@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from pipeline.errors import BadImage, ConfigError
+from pipeline.base.errors import BadImage, ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage

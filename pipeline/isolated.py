@@ -9,7 +9,7 @@ import signal
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-from pipeline.errors import BadImage
+from pipeline.base.errors import BadImage
 from pipeline.prepare import ImagePolicy, Prepared, prepare
 
 PICTURE_SECONDS = 60.0  # 88 MP in ten scans take 1.1 s on one core of docs/benchmarks.md; limits allow 100 scans

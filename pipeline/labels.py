@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from pipeline.sources.rows import Source
 
 

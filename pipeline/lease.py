@@ -9,8 +9,8 @@ import os
 import socket
 import time
 
-from pipeline.errors import Fenced
-from pipeline.records import Record
+from pipeline.base.errors import Fenced
+from pipeline.base.records import Record
 from pipeline.store.base import Store, exists
 
 _CHECK_SECONDS = 2.0

@@ -8,8 +8,8 @@ import blake3
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.records import FORMAT, Record
 from pipeline.fingerprint import CODE_BYTES
-from pipeline.records import FORMAT, Record
 
 POINTER_KEY = "MANIFEST.json"
 INDEX_FOLDER = "index/"  # of the sidecars of adopted tars

@@ -25,7 +25,7 @@ from math import isfinite
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.augment import Transform
-from pipeline.errors import BadImage, CorruptShard
+from pipeline.base.errors import BadImage, CorruptShard
 from pipeline.loader.blocks import BlockReader, Damaged, Loaded
 from pipeline.order import even_pieces
 from pipeline.ranged import RangeReader

@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import PositiveInt
 
-from pipeline.errors import ConfigError
-from pipeline.records import Record
-from pipeline.seeds import rng
+from pipeline.base.errors import ConfigError
+from pipeline.base.records import Record
+from pipeline.base.seeds import rng
 
 Ints = npt.NDArray[np.int64]
 ORDER_VERSION = "lanes/2"  # of the rules in this module: another order must not be taken for a resumed one

@@ -15,7 +15,7 @@ import blake3
 import pyarrow as pa
 from crc32c import crc32c
 
-from pipeline.errors import BadImage
+from pipeline.base.errors import BadImage
 from pipeline.fetch import Fetched, Row
 from pipeline.manifest import REJECT_SCHEMA, SAMPLE_SCHEMA, Blocks, image_digest, table_of
 from pipeline.plan import ShardConfig

@@ -12,10 +12,10 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.augment import EvaluationView, FinetuneView, PretrainView, Transform
+from pipeline.base.html import render
 from pipeline.dataset import Dataset
 from pipeline.image import Pixels
 from pipeline.order import OrderConfig
-from pipeline.pages import render
 from pipeline.stream import Batch, Stream
 from pipeline.view import View
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import xxhash
 from pydantic import NonNegativeInt, PositiveInt
 
+from pipeline.base.records import FORMAT, Record
+from pipeline.base.seeds import key128
 from pipeline.prepare import ImagePolicy
-from pipeline.records import FORMAT, Record
-from pipeline.seeds import key128
 from pipeline.tar import BLOCK_BYTES
 
 # Headers and padded small members of one sample: two are about 100 bytes, so three headers and two content blocks.

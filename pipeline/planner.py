@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ConfigError, EmptySource
+from pipeline.base.errors import ConfigError, EmptySource
 from pipeline.labels import Labels
 from pipeline.manifest import PLAN_SCHEMA, sha256_hex
 from pipeline.plan import (

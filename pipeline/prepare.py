@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, PositiveInt
 
-from pipeline.errors import BadImage
+from pipeline.base.errors import BadImage
+from pipeline.base.records import Record
 from pipeline.fingerprint import fingerprint, fingerprint_of_jpeg
 from pipeline.image import Pixels, decode, encode_jpeg, is_jpeg, read_jpeg_header
-from pipeline.records import Record
 
 
 class ImagePolicy(Record):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.errors import BadImage
+from pipeline.base.errors import BadImage
 from pipeline.fetch import fetch
 from pipeline.plan import UNKNOWN_IMAGE_BYTES
 from pipeline.prepare import ImagePolicy, prepare

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from pipeline.errors import ConfigError, Conflict, NoBucket, NotFound
+from pipeline.base.errors import ConfigError, Conflict, NoBucket, NotFound
+from pipeline.base.records import FORMAT
 from pipeline.fingerprint import DESCRIPTOR_VERSION
 from pipeline.manifest import (
     POINTER_KEY,
@@ -22,7 +23,6 @@ from pipeline.manifest import (
     to_parquet,
     version_key,
 )
-from pipeline.records import FORMAT
 from pipeline.store.base import Store, commit, read_checked
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import tenacity
 
-from pipeline.errors import ConfigError, Unreachable
+from pipeline.base.errors import ConfigError, Unreachable
 
 _HEDGE_FLOOR_SECONDS = 0.5  # a choice: below it a second connection costs about as much as it saves
 _HEDGE_MEDIANS = 3.0

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import BadImage, ConfigError
+from pipeline.base.errors import BadImage, ConfigError
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 LIBRARY = Path(__file__).with_name("_region.so")

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.augment import Placement, Randomness, Transform
-from pipeline.errors import BadImage, ConfigError
+from pipeline.base.errors import BadImage, ConfigError
 from pipeline.image import check_scans, decode, is_jpeg, read_jpeg_header
 from pipeline.region import Box, Region, decode_region, pack_rgb
 

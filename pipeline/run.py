@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.base.errors import TooManyRejects
 from pipeline.commit import PackTask, pack_and_commit, record_key
-from pipeline.errors import TooManyRejects
 from pipeline.lease import Lease
 from pipeline.manifest import BLOCK_SCHEMA, SHARD_SCHEMA, CommitRecord, from_parquet, table_of
 from pipeline.plan import Plan

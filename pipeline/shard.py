@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.console import silent
+from pipeline.base.errors import ConfigError, Conflict, EmptySource, NotFound
 from pipeline.commit import read_plan
-from pipeline.console import silent
 from pipeline.duplicates import leave_out_duplicates
-from pipeline.errors import ConfigError, Conflict, EmptySource, NotFound
 from pipeline.lease import Lease
 from pipeline.manifest import ManifestVersion, from_parquet
 from pipeline.plan import Plan, ShardConfig, duplicates_key

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 
 SIDE = 64  # pixels of the result
 UNITS = 256  # of the result, in one step of grey

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import StorageFull
+from pipeline.base.errors import StorageFull
 from pipeline.plan import Hashes, window_of
 
 _NUM_BUCKETS = 256

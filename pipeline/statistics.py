@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.charts import histogram
+from pipeline.base.charts import histogram
+from pipeline.base.html import render
 from pipeline.dataset import Dataset
-from pipeline.pages import render
 
 _BINS = 40
 _SHOWN_CLASSES = 200

@@ -13,14 +13,14 @@ import numpy.typing as npt
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from pipeline.augment import Transform
+from pipeline.base.errors import ConfigError, CorruptShard, ResumeMismatch
+from pipeline.base.records import Record
+from pipeline.base.seeds import key128
 from pipeline.dataset import SIDECAR_CACHE_BYTES, Address
-from pipeline.errors import ConfigError, CorruptShard, ResumeMismatch
 from pipeline.loader.desk import Desk
 from pipeline.loader.messages import AskWindow, BadSample, Counts, Done, WindowSpec, Work
 from pipeline.mixture import Mixture
 from pipeline.order import ORDER_VERSION, Order, OrderConfig, Piece, lanes_of_rank, samples_of
-from pipeline.records import Record
-from pipeline.seeds import key128
 from pipeline.view import View
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from pipeline.base.errors import ConfigError
 from pipeline.dataset import Dataset
-from pipeline.errors import ConfigError
 from pipeline.manifest import INDEX_FOLDER
 from pipeline.order import Piece
 

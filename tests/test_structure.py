@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.errors
+import pipeline.base.errors
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for package in ("pipeline", "trainer", "cluster") for path in (ROOT / package).rglob("*.py"))
@@ -36,10 +36,10 @@ def test_files_stay_readable_in_one_sitting(path: Path) -> None:
 
 
 def test_every_error_class_is_drawn_in_the_tree() -> None:
-    drawn = pipeline.errors.__doc__ or ""
+    drawn = pipeline.base.errors.__doc__ or ""
     classes = [
         node.name
-        for node in ast.parse(Path(pipeline.errors.__file__).read_text()).body
+        for node in ast.parse(Path(pipeline.base.errors.__file__).read_text()).body
         if isinstance(node, ast.ClassDef)
     ]
     assert len(classes) > 10

@@ -3,8 +3,8 @@
 import re
 from typing import Literal
 
-from pipeline.errors import ConfigError
-from pipeline.records import Record
+from pipeline.base.errors import ConfigError
+from pipeline.base.records import Record
 
 # Bottleneck units of the four stages [paper 3.3; R26 from big_vision; R14 ours, for work on a CPU].
 UNITS: dict[int, tuple[int, int, int, int]] = {

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pipeline.seeds import key128
+from pipeline.base.seeds import key128
 from trainer.architecture import parse_architecture
 from trainer.kernels import Conv2d
 from trainer.model import Bottleneck, ResNetV2

@@ -18,9 +18,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from pipeline.errors import CorruptShard, NotFound
+from pipeline.base.errors import CorruptShard, NotFound
+from pipeline.base.records import Record
 from pipeline.manifest import sha256_hex
-from pipeline.records import Record
 from pipeline.store.base import Store
 from trainer.parallel import World, broadcast, gather
 

@@ -2,7 +2,7 @@
 
 import click
 
-from pipeline.console import run
+from pipeline.base.console import run
 from trainer.commands import models, training
 
 

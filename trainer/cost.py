@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from pipeline.records import Record
+from pipeline.base.records import Record
 from trainer.architecture import Architecture
 
 _FLOAT_BYTES = 4

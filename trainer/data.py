@@ -2,10 +2,10 @@
 
 from pydantic import PositiveFloat
 
+from pipeline.base.errors import ConfigError
+from pipeline.base.records import Record
 from pipeline.choose import listed_rows
-from pipeline.errors import ConfigError
 from pipeline.foreign import open_any
-from pipeline.records import Record
 from pipeline.stream import Source
 from pipeline.view import View
 

@@ -11,10 +11,10 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
 from pipeline.augment import EvaluationView
-from pipeline.errors import ConfigError, Conflict, NotFound
+from pipeline.base.errors import ConfigError, Conflict, NotFound
+from pipeline.base.records import Record
 from pipeline.manifest import table_of, to_parquet
 from pipeline.one_pass import one_pass
-from pipeline.records import Record
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from pipeline.view import View

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import ConfigError, NotFound
+from pipeline.base.errors import ConfigError, NotFound
 from pipeline.manifest import sha256_hex
 from pipeline.sources.files import read_file
 from pipeline.store.base import Store, commit, exists

@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError
-from pipeline.seeds import rng
+from pipeline.base.errors import ConfigError
+from pipeline.base.seeds import rng
 
 
 def few_shot_rows(

@@ -12,13 +12,13 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from pipeline.augment import FinetuneView
+from pipeline.base.errors import ConfigError
+from pipeline.base.records import Record
+from pipeline.base.seeds import rng
 from pipeline.dataset import Dataset
-from pipeline.errors import ConfigError
 from pipeline.foreign import open_any
 from pipeline.manifest import table_of, to_parquet
 from pipeline.order import OrderConfig, lanes_of_rank
-from pipeline.records import Record
-from pipeline.seeds import rng
 from pipeline.store.base import Store, exists
 from pipeline.store.url import open_store
 from pipeline.stream import LoaderConfig, Stream

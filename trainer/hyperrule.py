@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from pipeline.errors import ConfigError
-from pipeline.records import Record
+from pipeline.base.errors import ConfigError
+from pipeline.base.records import Record
 
 Variant = Literal["paper", "code"]
 

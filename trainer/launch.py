@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from pipeline.errors import BitError, ServiceError, StorageError
-from pipeline.records import Record
+from pipeline.base.errors import BitError, ServiceError, StorageError
+from pipeline.base.records import Record
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from trainer.checkpoint import latest
@@ -153,7 +153,7 @@ def _ray_storage(out: str) -> str:
 def _cause(error: BaseException) -> str:
     """Gives the first line that names our own error, from the depth of Ray's trace."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if line.startswith("pipeline.errors.")]
+    named = [line for line in lines if line.startswith("pipeline.base.errors.")]
     logger.debug("%s", error)
     text = named[-1].partition(": ")[2] if named else (lines[-1] if lines else type(error).__name__)
     return f"the run failed on its workers: {text}"

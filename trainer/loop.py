@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import NonFinite
+from pipeline.base.errors import NonFinite
 from trainer.batches import TensorBatch
 from trainer.losses import Loss
 from trainer.optimizer import MasterSGD

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 
 T = TypeVar("T")
 

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pipeline.errors import ConfigError
-from pipeline.records import Record
+from pipeline.base.errors import ConfigError
+from pipeline.base.records import Record
 
 _PAPER_WARMUP_STEPS = 5000
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipeline.errors import Conflict, NotFound, ResumeMismatch
-from pipeline.records import Record
+from pipeline.base.errors import Conflict, NotFound, ResumeMismatch
+from pipeline.base.records import Record
 from pipeline.store.base import Store, commit
 from trainer.parallel import World, broadcast, gather
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.seeds import rng
+from pipeline.base.seeds import rng
 
 _Z95 = 1.959963984540054  # two-sided 95 %
 _NUM_RESAMPLES = 2000

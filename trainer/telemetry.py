@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.errors import StorageError
 from pipeline.bench import Lap, Laps
-from pipeline.errors import StorageError
 from pipeline.loader.messages import BadSample
 from pipeline.store.url import open_store
 from pipeline.stream import Batch, Stream, warn_of

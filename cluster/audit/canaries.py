@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cluster.audit.verify import MIN_QUALITY
+from pipeline.base.seeds import rng
 from pipeline.dataset import Address, Dataset
 from pipeline.image import decode
-from pipeline.seeds import rng
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage

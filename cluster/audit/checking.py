@@ -15,8 +15,8 @@ from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, rememb
 from cluster.audit.tables import PAIR_SCHEMA, UNREADABLE, unread_row
 from cluster.audit.verify import verify_pair
 from pipeline import fingerprint
+from pipeline.base.errors import BadImage
 from pipeline.dataset import Address, Dataset
-from pipeline.errors import BadImage
 from pipeline.image import decode
 from pipeline.store.url import open_store
 

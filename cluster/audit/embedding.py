@@ -18,7 +18,7 @@ import pyarrow as pa
 from cluster.audit import lite0
 from cluster.audit.hamming import build_index, plain_words, search
 from cluster.audit.join import ADDRESS_COLUMNS, codes_of
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from pipeline.image import Pixels
 
 DIMENSIONS = 256

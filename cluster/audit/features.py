@@ -19,8 +19,8 @@ from cluster.audit.sets import Pinned, opened, read_picture
 from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
 from cluster.audit.variants import variant_codes
 from pipeline import fingerprint
+from pipeline.base.errors import BadImage
 from pipeline.dataset import Address
-from pipeline.errors import BadImage
 from pipeline.fingerprint import CODE_BYTES
 from pipeline.image import Pixels, decode
 from pipeline.store.url import open_store

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from cluster.audit.stored import AuditJob, Poisoned, settled
 from pipeline.adopt import described_tar, opened_tar, whole_tar
+from pipeline.base.errors import EmptySource, NotFound, ServiceError
 from pipeline.dataset import open_dataset
-from pipeline.errors import EmptySource, NotFound, ServiceError
 from pipeline.fingerprint import DESCRIPTOR_VERSION
 from pipeline.foreign import is_published, tars_of
 from pipeline.image import decode

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 
 Codes = npt.NDArray[np.uint8]  # (codes, 32)
 Words = npt.NDArray[np.uint64]  # (codes, 4)

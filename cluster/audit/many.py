@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from pipeline.errors import ConfigError
-from pipeline.pages import render
-from pipeline.records import Record
+from pipeline.base.errors import ConfigError
+from pipeline.base.html import render
+from pipeline.base.records import Record
 from pipeline.sources.files import read_file
 from pipeline.store.base import Store, put
 

@@ -30,7 +30,7 @@ from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, rememb
 from cluster.audit.tables import HUB_SCHEMA, AuditConfig, unread_row
 from cluster.audit.verify import Evidence
 from pipeline import fingerprint
-from pipeline.errors import ServiceError
+from pipeline.base.errors import ServiceError
 from pipeline.fingerprint import dihedral_codes
 from pipeline.manifest import PIXELS_COLUMN, from_parquet
 from pipeline.store.url import open_store

@@ -12,10 +12,10 @@ from cluster.audit.sets import Sides
 from cluster.audit.stored import AuditJob, Poisoned, settled
 from cluster.audit.tables import is_duplicate
 from cluster.audit.verify import Evidence, align_pair
+from pipeline.base.errors import BadImage, ServiceError
+from pipeline.base.html import render, thumbnail
 from pipeline.dataset import Address, Dataset
-from pipeline.errors import BadImage, ServiceError
 from pipeline.image import Pixels, decode
-from pipeline.pages import render, thumbnail
 from pipeline.store.base import Store, put
 from pipeline.store.url import open_store
 

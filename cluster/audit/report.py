@@ -14,10 +14,10 @@ from cluster.audit.sets import Sides
 from cluster.audit.stored import AuditJob
 from cluster.audit.summary import class_counts, summarize
 from cluster.audit.tables import AuditConfig, AuditTables
-from pipeline.charts import Layer, layered_histogram
-from pipeline.errors import ConfigError, Conflict, NotFound
+from pipeline.base.charts import Layer, layered_histogram
+from pipeline.base.errors import ConfigError, Conflict, NotFound
+from pipeline.base.html import render
 from pipeline.manifest import from_parquet, sha256_hex, to_parquet
-from pipeline.pages import render
 from pipeline.store.base import Store, put
 
 _GALLERY = 12  # pairs on the first page

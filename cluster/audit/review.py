@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.audit.scores import radii
 from cluster.audit.verify import Evidence
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from trainer.statistics import wilson_interval
 
 # ciFAIR's scale: 0 the same picture, 1 a near-duplicate, 2 very similar, no: different pictures.

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.audit.verify import Evidence
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from pipeline.manifest import from_parquet
 from pipeline.sources.files import read_file
 from trainer.evaluate import PREDICTION_SCHEMA

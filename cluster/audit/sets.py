@@ -6,8 +6,8 @@ from functools import lru_cache
 import pyarrow as pa
 
 from pipeline import fingerprint
+from pipeline.base.errors import ConfigError, CorruptShard, NotFound
 from pipeline.dataset import Address, Dataset
-from pipeline.errors import ConfigError, CorruptShard, NotFound
 from pipeline.foreign import open_any
 from pipeline.manifest import PIXELS_COLUMN, image_digest, sha256_hex
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from cluster.audit.join import CANDIDATE_SCHEMA, DEFAULT_RADIUS
 from cluster.audit.verify import MIN_QUALITY, Evidence
-from pipeline.records import Record
+from pipeline.base.records import Record
 
 Address = tuple[int, int]  # shard, row
 

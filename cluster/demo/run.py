@@ -17,9 +17,9 @@ from cluster.demo.report import DemoFacts, write_report
 from cluster.demo.stages import MemoryWatch, Stage, num_cpus, run_stage
 from cluster.processes import end_by_signals
 from cluster.services import Stack, start_stack, stop_leftover, stop_stack
-from pipeline.console import human_bytes
+from pipeline.base.console import human_bytes
+from pipeline.base.errors import ConfigError, EmptySource, StorageFull
 from pipeline.dataset import open_dataset
-from pipeline.errors import ConfigError, EmptySource, StorageFull
 from trainer.finetune import SCRATCH
 
 _BUCKET = "bit-demo"

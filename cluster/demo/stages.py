@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import psutil
 
-from pipeline.errors import ServiceError
+from pipeline.base.errors import ServiceError
 
 _SAMPLE_SECONDS = 2.0
 _ACTOR_PREFIX = re.compile(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from pipeline.base.console import examples, human_bytes, progress
 from pipeline.commands.options import pool_of, pool_options
-from pipeline.console import examples, human_bytes, progress
 
 LEVELS = ("exists", "size", "checksum", "tar", "decode")
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.console import EventLog, progress
-from pipeline.errors import ConfigError, EmptySource
+from pipeline.base.console import EventLog, progress
+from pipeline.base.errors import ConfigError, EmptySource
 
 if TYPE_CHECKING:
     from pipeline.shard import Job

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.base.console import examples, human_bytes, human_seconds
+from pipeline.base.errors import ConfigError
 from pipeline.commands.options import checked_split, columns_of, job_of, job_options, source_options
-from pipeline.console import examples, human_bytes, human_seconds
-from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.manifest import ManifestVersion

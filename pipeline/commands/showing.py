@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
+from pipeline.base.console import examples, human_bytes, progress
+from pipeline.base.errors import ConfigError
 from pipeline.commands.options import checked_split, class_list, pool_of, pool_options
-from pipeline.console import examples, human_bytes, progress
-from pipeline.errors import ConfigError
 
 EXPORTS = ("timm", "open-clip", "wids", "dali", "energon", "huggingface")
 _SHOWN_CLASSES = 20

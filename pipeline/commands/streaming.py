@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.console import EventLog, examples, human_bytes, progress
+from pipeline.base.console import EventLog, examples, human_bytes, progress
 
 if TYPE_CHECKING:
     from pipeline.bench import Lap

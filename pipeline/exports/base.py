@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline.base.errors import Conflict, NotFound
 from pipeline.dataset import Dataset
-from pipeline.errors import Conflict, NotFound
 from pipeline.exports.shard_tar import ShardTar
 from pipeline.store.base import Store
 

@@ -8,9 +8,9 @@ import orjson
 import pyarrow as pa
 from crc32c import crc32c
 
+from pipeline.base.errors import CorruptShard, NotFound, StorageError
 from pipeline.cache import BlockCache
 from pipeline.dataset import Dataset
-from pipeline.errors import CorruptShard, NotFound, StorageError
 from pipeline.manifest import INDEX_FOLDER, image_digest
 from pipeline.mapped import MappedFile
 from pipeline.ranged import RangeReader

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError, ServiceError
+from pipeline.base.errors import ConfigError, ServiceError
 from pipeline.loader.messages import AskWindow, Done, Failed, Granted, Message, WindowSpec, Work
 from pipeline.loader.worker import IMPORTABLE, hang_up, serve, slots_of
 

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import BadImage, CorruptShard
+from pipeline.base.errors import BadImage, CorruptShard
+from pipeline.base.seeds import sample_uniform
 from pipeline.loader.blocks import Damaged, Entry, Loaded
 from pipeline.loader.messages import AskWindow, BadSample, Counts, WindowSpec, Work
 from pipeline.loader.prefetch import Lane, Prefetcher
 from pipeline.render import render
-from pipeline.seeds import sample_uniform
 from pipeline.view import Span
 
 

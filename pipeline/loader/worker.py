@@ -22,8 +22,8 @@ from queue import SimpleQueue
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.base.errors import ConfigError, ServiceError
 from pipeline.cache import BlockCache
-from pipeline.errors import ConfigError, ServiceError
 from pipeline.loader.blocks import BlockReader
 from pipeline.loader.lanes import Lanes, Taken
 from pipeline.loader.messages import Counts, Done, Failed, Granted, Message, WindowSpec, Work

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, BinaryIO
 
-from pipeline.errors import ConfigError, Denied, NotFound, Unreachable
+from pipeline.base.errors import ConfigError, Denied, NotFound, Unreachable
 from pipeline.retry import retried
 from pipeline.store.base import Entry, Store
 from pipeline.store.url import open_store

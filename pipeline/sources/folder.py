@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, EmptySource
+from pipeline.base.errors import ConfigError, EmptySource
 from pipeline.sources.files import walk_files
 from pipeline.sources.rows import FILE, Mapping, Source, batch_of
 from pipeline.store.base import Entry

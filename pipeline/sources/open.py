@@ -4,7 +4,7 @@ import itertools
 import os
 from collections.abc import Sequence
 
-from pipeline.errors import ConfigError, NotFound
+from pipeline.base.errors import ConfigError, NotFound
 from pipeline.manifest import POINTER_KEY, ManifestVersion
 from pipeline.sources.files import join, read_file, walk_files
 from pipeline.sources.folder import folder_source, is_image_name

@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError, EmptySource
+from pipeline.base.errors import ConfigError, EmptySource
 from pipeline.sources.files import common_folder, expand, identity_of, join, open_file, parent, scheme_of
 from pipeline.sources.rows import FILE, PARQUET, RESERVED, Mapping, Source, batch_of, extra_of
 from pipeline.store.base import Entry

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError, CorruptShard, EmptySource, NotFound
+from pipeline.base.errors import ConfigError, CorruptShard, EmptySource, NotFound
 from pipeline.sources.files import common_folder, expand, identity_of, open_file
 from pipeline.sources.folder import check_name
 from pipeline.sources.rows import RESERVED, TAR, Mapping, Source, batch_of, extra_of

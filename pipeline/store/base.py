@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import blake3
 
-from pipeline.errors import Conflict, CorruptShard, NotFound
+from pipeline.base.errors import Conflict, CorruptShard, NotFound
 
 _COMPARE_BYTES = 8 << 20
 _READS = 3

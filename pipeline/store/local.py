@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import Conflict, CorruptShard, Denied, NotFound, StorageError, StorageFull, Unreachable
+from pipeline.base.errors import Conflict, CorruptShard, Denied, NotFound, StorageError, StorageFull, Unreachable
 from pipeline.store.base import Entry, Unfinished
 
 _TEMPORARY_PREFIX = ".tmp-"

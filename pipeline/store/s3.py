@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import (
+from pipeline.base.errors import (
     BitError,
     ConfigError,
     Conflict,

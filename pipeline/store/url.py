@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from pipeline.store.base import Store
 from pipeline.store.local import LocalStore
 from pipeline.store.s3 import S3Store

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from pipeline.errors import ServiceError
+from pipeline.base.errors import ServiceError
 from pipeline.work.pools import WorkerLost
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import quantiles
 from typing import Any, Generic, TypeVar
 
-from pipeline.errors import ServiceError, Unreachable
+from pipeline.base.errors import ServiceError, Unreachable
 from pipeline.work.pools import Pool, WorkerLost
 
 C = TypeVar("C")

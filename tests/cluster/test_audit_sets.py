@@ -22,8 +22,8 @@ from cluster.audit.stars import stars
 from cluster.audit.stored import Poisoned, settled
 from cluster.audit.tables import AuditConfig, AuditTables
 from cluster.audit.verify import Evidence
+from pipeline.base.errors import CorruptShard
 from pipeline.dataset import open_dataset
-from pipeline.errors import CorruptShard
 from pipeline.store.url import open_store
 from pipeline.work.pools import Processes
 from tests.cluster.audits import here, leaky_sets

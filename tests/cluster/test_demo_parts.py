@@ -6,8 +6,8 @@ import pytest
 
 from cluster.demo.own_folder import own_folders
 from cluster.demo.run import demo_folder
-from pipeline.charts import Series, histogram, line_chart, point_chart
-from pipeline.errors import ConfigError, EmptySource, NotFound
+from pipeline.base.charts import Series, histogram, line_chart, point_chart
+from pipeline.base.errors import ConfigError, EmptySource, NotFound
 from tests.conftest import class_folders
 
 

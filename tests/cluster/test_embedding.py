@@ -23,7 +23,7 @@ from cluster.audit.embedding import (
     union_candidates,
 )
 from cluster.audit.join import CANDIDATE_SCHEMA as HASH_SCHEMA
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from pipeline.image import decode
 from tests.cluster.test_verify import scene
 from tests.conftest import picture

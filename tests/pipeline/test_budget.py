@@ -15,8 +15,8 @@ import pytest
 
 import pipeline.dataset
 from cluster.services import Stack
+from pipeline.base.errors import ConfigError
 from pipeline.dataset import SIDECAR_CACHE_BYTES, Dataset, open_dataset
-from pipeline.errors import ConfigError
 from pipeline.loader.prefetch import Prefetcher
 from pipeline.order import OrderConfig
 from pipeline.stream import WORKER_BYTES, Batch, Source, Stream

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import pipeline.cache
+from pipeline.base.errors import ConfigError
 from pipeline.cache import BlockCache
-from pipeline.errors import ConfigError
 from tests.caching import body_of, bytes_there, counted, files
 
 SPAWN = multiprocessing.get_context("spawn")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.services import Stack
-from pipeline.errors import CorruptShard, Unreachable
+from pipeline.base.errors import CorruptShard, Unreachable
 from pipeline.store.local import LocalStore
 from pipeline.stream import LoaderConfig
 from tests.soak.damage import (

@@ -13,7 +13,7 @@ import pytest
 
 import pipeline.store.s3
 from cluster.services import Stack
-from pipeline.errors import Conflict
+from pipeline.base.errors import Conflict
 from pipeline.store.base import commit
 from pipeline.store.url import open_store
 from tests.conftest import BUCKET, class_folders, run_cli, running_stack

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.errors import BadImage
+from pipeline.base.errors import BadImage
 from pipeline.fingerprint import CODE_BYTES, DIHEDRAL, apply_dihedral, dihedral_codes, fingerprint, fingerprint_of_image
 from pipeline.image import decode
 from pipeline.prepare import ImagePolicy, prepare

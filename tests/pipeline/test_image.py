@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipeline.errors import BadImage
+from pipeline.base.errors import BadImage
 from pipeline.image import decode, encode_jpeg, read_jpeg_header
 from tests.conftest import jpeg, picture
 

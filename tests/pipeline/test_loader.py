@@ -17,8 +17,8 @@ import pytest
 
 from cluster.services import Stack
 from pipeline.augment import PretrainView
+from pipeline.base.errors import ConfigError, ServiceError
 from pipeline.dataset import Dataset
-from pipeline.errors import ConfigError, ServiceError
 from pipeline.stream import LoaderConfig, Stream
 from pipeline.view import View
 from tests.faults import FaultProxy

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from pipeline.mixture import SLOTS, Draw, Mixture
 from pipeline.order import lanes_of_rank
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from pipeline.order import Order, OrderConfig, even_pieces, lanes_of_rank, samples_of
 
 COUNTS = (

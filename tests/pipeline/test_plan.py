@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.spill
-from pipeline.errors import ConfigError, StorageFull
+from pipeline.base.errors import ConfigError, StorageFull
 from pipeline.plan import ShardConfig, cut, hash_names, num_windows, window_of
 from pipeline.planner import Planned, make_plan
 from pipeline.probe import Probe

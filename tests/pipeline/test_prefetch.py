@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from pipeline.loader.blocks import Loaded
 from pipeline.loader.prefetch import Prefetcher
 from pipeline.view import Span

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import BadImage
+from pipeline.base.errors import BadImage
 from pipeline.fingerprint import fingerprint
 from pipeline.image import MAX_SCANS, decode, read_jpeg_header
 from pipeline.isolated import Isolated

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline.ranged
-from pipeline.errors import ConfigError, CorruptShard, Denied, NotFound, StorageError, Unreachable
+from pipeline.base.errors import ConfigError, CorruptShard, Denied, NotFound, StorageError, Unreachable
 from pipeline.ranged import RangeReader
 
 LONG = 60.0  # seconds after which a held thread gives up, so that a broken reader fails its test instead of hanging it

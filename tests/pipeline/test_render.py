@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.augment import EvaluationView, FinetuneView, Placement, PretrainView, inception_box
-from pipeline.errors import BadImage, ConfigError
+from pipeline.base.errors import BadImage, ConfigError
 from pipeline.image import decode, encode_jpeg
 from pipeline.region import Box, decode_region, pack_rgb
 from pipeline.render import render

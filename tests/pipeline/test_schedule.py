@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import pipeline.work.schedule
-from pipeline.errors import ServiceError, Unreachable
+from pipeline.base.errors import ServiceError, Unreachable
 from pipeline.work.pools import InProcess, Processes, WorkerLost
 from pipeline.work.schedule import MOST_LOSSES, Attempt, run_calls, slow_after
 

@@ -19,8 +19,8 @@ import pytest
 import webdataset
 from PIL import Image
 
+from pipeline.base.errors import ConfigError, TooManyRejects
 from pipeline.dataset import Address, Dataset, open_dataset
-from pipeline.errors import ConfigError, TooManyRejects
 from pipeline.image import is_jpeg
 from pipeline.statistics import class_counts
 from pipeline.store.url import open_store

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from pipeline.base.errors import BadImage, BitError, ConfigError, CorruptShard, Unreachable
 from pipeline.dataset import Address, Dataset, open_dataset
-from pipeline.errors import BadImage, BitError, ConfigError, CorruptShard, Unreachable
 from pipeline.fetch import fetch
 from pipeline.manifest import PLAN_SCHEMA, table_of
 from pipeline.sources.files import read_file

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.services import Stack, free_ports
-from pipeline.errors import ConfigError, Conflict, CorruptShard, Denied, NotFound, StorageFull, Unreachable
+from pipeline.base.errors import ConfigError, Conflict, CorruptShard, Denied, NotFound, StorageFull, Unreachable
 from pipeline.store.base import Store, commit, exists
 from pipeline.store.url import open_store
 from tests.conftest import BUCKET, run_cli

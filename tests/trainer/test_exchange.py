@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from pipeline.base.errors import ConfigError, Conflict
 from pipeline.dataset import Dataset
-from pipeline.errors import ConfigError, Conflict
 from pipeline.store.url import open_store
 from tests.conftest import run_cli
 from tests.trainer.test_golden import golden_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from trainer.architecture import PAPER_MODELS, parse_architecture
 from trainer.losses import sigmoid_loss, softmax_loss
 from trainer.model import ResNetV2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from trainer.hyperrule import hyperrule, learning_rate, shortened
 
 

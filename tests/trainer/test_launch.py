@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError, Unreachable
+from pipeline.base.errors import ConfigError, Unreachable
 from pipeline.store.url import open_store
 from trainer.launch import _final_failure, _write_failure
 

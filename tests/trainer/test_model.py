@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pipeline.errors import ConfigError, NonFinite
+from pipeline.base.errors import ConfigError, NonFinite
 from pipeline.store.local import LocalStore
 from tests.trainer.test_golden import A_LOGITS, INPUT_A, golden_model, numbers
 from trainer.batches import TensorBatch

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from trainer.build import new_model
 from trainer.losses import sigmoid_loss, softmax_loss
 from trainer.optimizer import MasterSGD

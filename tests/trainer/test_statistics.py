@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from trainer.fewshot import few_shot_rows
 from trainer.statistics import paired_bootstrap, wilson_interval
 

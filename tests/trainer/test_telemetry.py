@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cluster.services import Stack
+from pipeline.base.errors import CorruptShard
 from pipeline.dataset import Dataset
-from pipeline.errors import CorruptShard
 from pipeline.store.url import open_store
 from pipeline.stream import LoaderConfig
 from tests.conftest import pack, run_cli

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.base.errors import ConfigError, CorruptShard, NonFinite, NotFound, ResumeMismatch
 from pipeline.dataset import Dataset
-from pipeline.errors import ConfigError, CorruptShard, NonFinite, NotFound, ResumeMismatch
 from pipeline.manifest import from_parquet, table_of, to_parquet
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack, run_cli

@@ -4,8 +4,8 @@ import re
 
 import click
 
-from pipeline.console import examples
-from pipeline.errors import ConfigError
+from pipeline.base.console import examples
+from pipeline.base.errors import ConfigError
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 # What a GPU's driver, allocator and convolution workspaces take besides; a choice, not measured.

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from pipeline.console import examples
-from pipeline.errors import ConfigError
+from pipeline.base.console import examples
+from pipeline.base.errors import ConfigError
 
 
 def _cluster_options(command: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from trainer.architecture import UNITS, Architecture, parse_architecture
 from trainer.formats.layouts import LAYOUTS, Layout, layout_of, place_of
 from trainer.model import ResNetV2

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from trainer.architecture import Architecture
 
 Format = Literal["official", "timm", "big_transfer", "big_vision", "transformers", "onnx"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from trainer.kernels import Conv2d, standardize
 from trainer.model import ResNetV2
 

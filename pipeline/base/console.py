@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from pipeline.errors import BitError, ConfigError
+from pipeline.base.errors import BitError, ConfigError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
