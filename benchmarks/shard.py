@@ -45,9 +45,9 @@ from pipeline.plan import ShardConfig
 from pipeline.planner import store_plan
 from pipeline.prepare import ImagePolicy
 from pipeline.shard import Job, plan_sources, shard
-from pipeline.sources.files import read_file
 from pipeline.sources.open import open_sources
 from pipeline.sources.table import Columns
+from pipeline.store.any_url import read_file
 from pipeline.store.url import open_store
 from pipeline.work.pools import InProcess, Pool, Processes
 

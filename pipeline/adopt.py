@@ -14,7 +14,6 @@ from crc32c import crc32c
 
 from pipeline.base.errors import BadImage, ConfigError, EmptySource, StorageFull
 from pipeline.commit import commit_shard
-from pipeline.lease import Lease
 from pipeline.manifest import (
     INDEX_FOLDER,
     REJECT_SCHEMA,
@@ -30,10 +29,11 @@ from pipeline.plan import cut
 from pipeline.prepare import ImagePolicy, prepare
 from pipeline.publish import Addition, publish, published_version
 from pipeline.run import Packed, committed_records
-from pipeline.sources.files import is_remote, join, open_file
 from pipeline.sources.rows import NO_EXTRA, TAR
 from pipeline.sources.tars import TarSample, labels_of, scan_tar
+from pipeline.store.any_url import is_remote, join, open_file
 from pipeline.store.base import Entry, Store
+from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls

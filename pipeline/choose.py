@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base.errors import ConfigError
 from pipeline.dataset import Dataset
-from pipeline.sources.files import read_file
+from pipeline.store.any_url import read_file
 
 Rows = dict[int, npt.NDArray[np.int64]]  # of each shard
 Keep = Callable[[pa.Table], npt.NDArray[np.bool_]]

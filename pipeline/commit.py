@@ -18,7 +18,7 @@ from pipeline.manifest import CommitRecord, sha256_hex, to_parquet
 from pipeline.pack import PackedShard, Prepare, pack_shard
 from pipeline.plan import SHARDS_PER_PART, Plan, plan_key
 from pipeline.prepare import prepare
-from pipeline.sources.files import open_file
+from pipeline.store.any_url import open_file
 from pipeline.store.base import ObjectWriter, Store, commit, commit_written
 from pipeline.store.url import open_store
 

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import BadImage, CorruptShard, Denied, NotFound, Unreachable
-from pipeline.sources.files import is_remote, join, open_file, read_file, read_span, scheme_of
 from pipeline.sources.rows import PARQUET, TAR
 from pipeline.spill import scratch_errors
+from pipeline.store.any_url import is_remote, join, open_file, read_file, read_span, scheme_of
 
 _READS_AHEAD = 32  # at 50 ms a read: 640 pictures a second, more than one core decodes
 SOURCE_SECONDS = 120.0  # for one picture, retries included

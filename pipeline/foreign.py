@@ -19,7 +19,7 @@ from pipeline.base.records import FORMAT
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.manifest import POINTER_KEY
 from pipeline.plan import ShardConfig
-from pipeline.sources.files import expand, join, parent, read_file, read_span, scheme_of, size_of, walk_files
+from pipeline.store.any_url import expand, join, parent, read_file, read_span, scheme_of, size_of, walk_files
 from pipeline.store.base import Entry, exists
 from pipeline.store.local import LocalStore
 from pipeline.store.s3 import S3Store

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from pipeline.commit import read_plan
 from pipeline.dataset import Dataset
-from pipeline.lease import PREFIX as LEASES
 from pipeline.plan import plan_key
 from pipeline.publish import published_version
 from pipeline.store.base import Entry, Store, Unfinished, exists
+from pipeline.store.lease import PREFIX as LEASES
 
 _SECONDS_PER_HOUR = 3600.0
 _PLAN_DIGITS = 8  # of a plan's id in the names of its shards

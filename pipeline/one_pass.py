@@ -13,8 +13,8 @@ from pipeline.augment import Transform
 from pipeline.base.errors import BadImage, CorruptShard
 from pipeline.loader.blocks import BlockReader, Damaged, Loaded
 from pipeline.order import even_pieces
-from pipeline.ranged import RangeReader
 from pipeline.render import render
+from pipeline.store.hedged_reads import RangeReader
 from pipeline.stream import Batch
 from pipeline.view import Span, View
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from pipeline.cache import BlockCache
+from pipeline.store.block_cache import BlockCache
 
 
 def body_of(key: str, num_bytes: int) -> bytes:

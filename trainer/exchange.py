@@ -13,7 +13,7 @@ import torch
 
 from pipeline.base.errors import ConfigError, NotFound
 from pipeline.manifest import sha256_hex
-from pipeline.sources.files import read_file
+from pipeline.store.any_url import read_file
 from pipeline.store.base import Store, commit, exists
 from pipeline.store.url import open_store
 from trainer.architecture import parse_architecture

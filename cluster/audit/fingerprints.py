@@ -31,7 +31,7 @@ from pipeline.manifest import (
 from pipeline.plan import ShardConfig
 from pipeline.publish import Addition, publish, published_version
 from pipeline.run import Packed
-from pipeline.sources.files import size_of
+from pipeline.store.any_url import size_of
 from pipeline.store.base import Entry, Store, commit
 from pipeline.store.url import absolute_url, open_store
 

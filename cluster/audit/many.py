@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from pipeline.base.errors import ConfigError
 from pipeline.base.html import render
 from pipeline.base.records import Record
-from pipeline.sources.files import read_file
+from pipeline.store.any_url import read_file
 from pipeline.store.base import Store, put
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # becomes a folder

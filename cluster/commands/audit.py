@@ -224,7 +224,7 @@ def audit_review(out: str, verdicts: str) -> None:
     """Add VERDICTS, saved by the review sheet of the audit at OUT, to its report: the precision of each score band."""
     from cluster.audit.report import import_verdicts  # noqa: PLC0415
     from cluster.audit.review import parse_verdicts  # noqa: PLC0415
-    from pipeline.sources.files import read_file  # noqa: PLC0415
+    from pipeline.store.any_url import read_file  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
     store = open_store(absolute_url(out))

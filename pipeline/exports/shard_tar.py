@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.dataset import Dataset
 from pipeline.exports.layout import Layout, layout_by_rule, scanned_layout
-from pipeline.sources.files import open_file
+from pipeline.store.any_url import open_file
 
 
 class ShardTar:

@@ -9,11 +9,11 @@ import pyarrow as pa
 from crc32c import crc32c
 
 from pipeline.base.errors import CorruptShard, NotFound, StorageError
-from pipeline.cache import BlockCache
 from pipeline.dataset import Dataset
 from pipeline.manifest import INDEX_FOLDER, image_digest
-from pipeline.mapped import MappedFile
-from pipeline.ranged import RangeReader
+from pipeline.store.block_cache import BlockCache
+from pipeline.store.hedged_reads import RangeReader
+from pipeline.store.memory_map import MappedFile
 from pipeline.tar import contents
 from pipeline.view import Span
 

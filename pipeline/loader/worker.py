@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.base.errors import ConfigError, ServiceError
-from pipeline.cache import BlockCache
 from pipeline.loader.blocks import BlockReader
 from pipeline.loader.lanes import Lanes, Taken
 from pipeline.loader.messages import Counts, Done, Failed, Granted, Message, WindowSpec, Work
 from pipeline.loader.prefetch import Prefetcher
-from pipeline.ranged import RangeReader
+from pipeline.store.block_cache import BlockCache
+from pipeline.store.hedged_reads import RangeReader
 
 IMPORTABLE = "define a transform of your own in a module, not in a notebook or script, or use no loader processes"
 

@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.base.errors import ConfigError, EmptySource
-from pipeline.sources.files import walk_files
 from pipeline.sources.rows import FILE, Mapping, Source, batch_of
+from pipeline.store.any_url import walk_files
 from pipeline.store.base import Entry
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])

@@ -17,8 +17,8 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import ConfigError, EmptySource
-from pipeline.sources.files import common_folder, expand, identity_of, join, open_file, parent, scheme_of
 from pipeline.sources.rows import FILE, PARQUET, RESERVED, Mapping, Source, batch_of, extra_of
+from pipeline.store.any_url import common_folder, expand, identity_of, join, open_file, parent, scheme_of
 from pipeline.store.base import Entry
 
 _MOST_CLASSES = 1_000_000  # a larger number is a mistake: ImageNet-21k has 21,843, JFT 18,291

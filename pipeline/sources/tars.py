@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import ConfigError, CorruptShard, EmptySource, NotFound
-from pipeline.sources.files import common_folder, expand, identity_of, open_file
 from pipeline.sources.folder import check_name
 from pipeline.sources.rows import RESERVED, TAR, Mapping, Source, batch_of, extra_of
+from pipeline.store.any_url import common_folder, expand, identity_of, open_file
 from pipeline.store.base import Entry
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")

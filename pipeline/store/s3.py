@@ -18,8 +18,8 @@ from pipeline.base.errors import (
     StorageFull,
     Unreachable,
 )
-from pipeline.retry import retried
 from pipeline.store.base import Entry, Unfinished
+from pipeline.store.retry import retried
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -12,8 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-import pipeline.cache
-from pipeline.cache import BlockCache
+import pipeline.store.block_cache
+from pipeline.store.block_cache import BlockCache
 from tests.caching import age, body_of, bytes_there, counted, files
 
 
@@ -80,7 +80,7 @@ def test_a_lost_or_old_count_is_made_again(tmp_path: Path, content: bytes) -> No
     cache = BlockCache(tmp_path, 1000)
     for number in range(9):
         cache.put(str(number), bytes(100))
-    (tmp_path / pipeline.cache._COUNTER_NAME).write_bytes(content)
+    (tmp_path / pipeline.store.block_cache._COUNTER_NAME).write_bytes(content)
     for number in range(9, 14):
         cache.put(str(number), bytes(100))
         assert bytes_there(tmp_path) <= 1000
@@ -107,10 +107,10 @@ def test_what_dead_writers_left_is_removed_when_old(tmp_path: Path) -> None:
     old, young = tmp_path / "ab" / ".tmp-old", tmp_path / "ab" / ".tmp-young"
     for path in (old, young):
         path.write_bytes(bytes(300))
-    age(old, pipeline.cache._ABANDONED_SECONDS + 60)
+    age(old, pipeline.store.block_cache._ABANDONED_SECONDS + 60)
     for number in range(20):
         cache.put(str(number), bytes(100))
-    (tmp_path / pipeline.cache._COUNTER_NAME).write_bytes(b"")
+    (tmp_path / pipeline.store.block_cache._COUNTER_NAME).write_bytes(b"")
     cache.put("more", bytes(100))
     assert not old.exists()
     assert young.exists()
@@ -120,15 +120,15 @@ def test_what_dead_writers_left_is_removed_when_old(tmp_path: Path) -> None:
 
 def test_a_writer_that_slept_too_long_adds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, other = BlockCache(tmp_path, 1000), BlockCache(tmp_path, 1000)
-    fill = pipeline.cache._fill
+    fill = pipeline.store.block_cache._fill
 
     def fill_slowly(path: Path, body: bytes) -> None:
         fill(path, body)
-        age(path, pipeline.cache._ABANDONED_SECONDS + 60)
-        (tmp_path / pipeline.cache._COUNTER_NAME).write_bytes(b"")
+        age(path, pipeline.store.block_cache._ABANDONED_SECONDS + 60)
+        (tmp_path / pipeline.store.block_cache._COUNTER_NAME).write_bytes(b"")
         BlockCache(tmp_path, 1000)
 
-    monkeypatch.setattr(pipeline.cache, "_fill", fill_slowly)
+    monkeypatch.setattr(pipeline.store.block_cache, "_fill", fill_slowly)
     cache.put("a", bytes(500))
     monkeypatch.undo()
     assert (cache.get("a"), cache.num_bytes_written, cache.num_failed_writes) == (None, 0, 0)
@@ -139,14 +139,14 @@ def test_a_writer_that_slept_too_long_adds_nothing(tmp_path: Path, monkeypatch: 
 
 def test_of_two_writers_of_a_key_one_entry_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, other = BlockCache(tmp_path, 1000), BlockCache(tmp_path, 1000)
-    fill = pipeline.cache._fill
+    fill = pipeline.store.block_cache._fill
 
     def overtaken(path: Path, body: bytes) -> None:
         monkeypatch.undo()
         other.put("a", body)
         fill(path, body)
 
-    monkeypatch.setattr(pipeline.cache, "_fill", overtaken)
+    monkeypatch.setattr(pipeline.store.block_cache, "_fill", overtaken)
     cache.put("a", bytes(500))
     assert (cache.num_bytes_written, other.num_bytes_written) == (0, 500)
     assert [path.stat().st_size for path in files(tmp_path)] == [500]
@@ -157,7 +157,7 @@ def test_a_body_without_room_beside_one_being_written_is_not_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, other = BlockCache(tmp_path, 1000), BlockCache(tmp_path, 1000)
-    fill = pipeline.cache._fill
+    fill = pipeline.store.block_cache._fill
 
     def beside(path: Path, body: bytes) -> None:
         monkeypatch.undo()
@@ -165,7 +165,7 @@ def test_a_body_without_room_beside_one_being_written_is_not_cached(
         assert bytes_there(tmp_path) == counted(other) == 600
         fill(path, body)
 
-    monkeypatch.setattr(pipeline.cache, "_fill", beside)
+    monkeypatch.setattr(pipeline.store.block_cache, "_fill", beside)
     cache.put("a", bytes(600))
     assert (cache.get("a"), cache.get("b")) == (bytes(600), None)
     assert (cache.num_failed_writes, other.num_failed_writes) == (0, 0)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.cache
+import pipeline.store.block_cache
 from pipeline.base.errors import ConfigError
-from pipeline.cache import BlockCache
+from pipeline.store.block_cache import BlockCache
 from tests.caching import body_of, bytes_there, counted, files
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -31,7 +31,7 @@ def test_writes_that_fail_at_once_warn_once(
             cache.put(key, body)
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr(pipeline.cache, "_fill", failing)
+    monkeypatch.setattr(pipeline.store.block_cache, "_fill", failing)
     cache.put("a", bytes(10))
     assert cache.num_failed_writes == 3
     assert ["Disk quota exceeded" in record.message for record in caplog.records] == [True]
@@ -44,7 +44,7 @@ def test_an_interrupted_put_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def interrupted(path: Path, body: bytes) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.cache, "_fill", interrupted)
+    monkeypatch.setattr(pipeline.store.block_cache, "_fill", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cache.put("a", bytes(500))
     assert files(tmp_path) == []
@@ -151,7 +151,7 @@ def test_kill_9_in_the_middle_of_puts_leaves_a_sound_cache(tmp_path: Path, monke
         assert bytes_there(tmp_path) <= (counted(cache) or 0) <= limit
         for number in range(97):
             assert cache.get(f"{seed}-{number}") in (None, body_of(f"{seed}-{number}", 50_000))
-    monkeypatch.setattr(pipeline.cache, "_ABANDONED_SECONDS", -1.0)
+    monkeypatch.setattr(pipeline.store.block_cache, "_ABANDONED_SECONDS", -1.0)
     for number in range(100):
         cache.put(f"after-{number}", bytes(50_000))
     assert not [path for path in files(tmp_path) if path.name.startswith(".tmp-")]
@@ -189,12 +189,12 @@ def _die_in_put(folder: Path, moment: str) -> None:
 
     deaths: dict[str, Callable[[], None]] = {
         "truncate": lambda: setattr(Path, "open", die),
-        "write": lambda: setattr(pipeline.cache, "_fill", die_in_write),
-        "utime": lambda: setattr(pipeline.cache, "_touch", die),
+        "write": lambda: setattr(pipeline.store.block_cache, "_fill", die_in_write),
+        "utime": lambda: setattr(pipeline.store.block_cache, "_touch", die),
         "rename": lambda: setattr(Path, "rename", die),
     }
     if moment == "utime":
-        pipeline.cache._is_touched = lambda path: False  # only the touch of the file being written is to be fatal
+        pipeline.store.block_cache._is_touched = lambda path: False  # only the touch of the file being written is to be fatal
     deaths[moment]()
     cache.put("torn", bytes(range(200)))
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import pipeline.ranged
+import pipeline.store.hedged_reads
 from pipeline.base.errors import ConfigError, CorruptShard, Denied, NotFound, StorageError, Unreachable
-from pipeline.ranged import RangeReader
+from pipeline.store.hedged_reads import RangeReader
 
 LONG = 60.0  # seconds after which a held thread gives up, so that a broken reader fails its test instead of hanging it
 
@@ -20,14 +20,14 @@ LONG = 60.0  # seconds after which a held thread gives up, so that a broken read
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here needs the pauses to be long."""
-    monkeypatch.setattr(pipeline.ranged, "_HEDGE_FLOOR_SECONDS", 0.02)
-    monkeypatch.setattr(pipeline.ranged, "_LONGEST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(pipeline.store.hedged_reads, "_HEDGE_FLOOR_SECONDS", 0.02)
+    monkeypatch.setattr(pipeline.store.hedged_reads, "_LONGEST_PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture
 def never_hedged(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a machine so busy that a thread does not run within the short floor."""
-    monkeypatch.setattr(pipeline.ranged, "_HEDGE_FLOOR_SECONDS", 10 * LONG)
+    monkeypatch.setattr(pipeline.store.hedged_reads, "_HEDGE_FLOOR_SECONDS", 10 * LONG)
 
 
 @pytest.fixture
@@ -199,10 +199,10 @@ def test_no_more_than_the_budget_of_hedges_is_started(release: threading.Event) 
 
 def test_saved_hedges_do_not_pile_up(release: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = RangeReader(max_hedged_fraction=1.0, deadline_seconds=LONG)
-    monkeypatch.setattr(pipeline.ranged, "_HEDGE_FLOOR_SECONDS", LONG)
+    monkeypatch.setattr(pipeline.store.hedged_reads, "_HEDGE_FLOOR_SECONDS", LONG)
     for _ in range(50):
         reader.read(lambda: b"quick")
-    monkeypatch.setattr(pipeline.ranged, "_HEDGE_FLOOR_SECONDS", 0.02)
+    monkeypatch.setattr(pipeline.store.hedged_reads, "_HEDGE_FLOOR_SECONDS", 0.02)
     assert [reader._may_hedge() for _ in range(4)] == [True, True, False, False]
 
 
@@ -229,11 +229,11 @@ def test_a_hedge_is_due_after_three_medians_of_the_last_64(seconds: list[float])
     reader._recent_seconds.extend(seconds)
     last = sorted(seconds[-64:])
     median = (last[(len(last) - 1) // 2] + last[len(last) // 2]) / 2 if last else 0.0
-    assert reader._hedge_seconds() == pytest.approx(max(pipeline.ranged._HEDGE_FLOOR_SECONDS, 3 * median))
+    assert reader._hedge_seconds() == pytest.approx(max(pipeline.store.hedged_reads._HEDGE_FLOOR_SECONDS, 3 * median))
 
 
 def test_what_overtook_counts_with_its_own_time_only(release: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.ranged, "_HEDGE_FLOOR_SECONDS", 1.0)
+    monkeypatch.setattr(pipeline.store.hedged_reads, "_HEDGE_FLOOR_SECONDS", 1.0)
     reader = RangeReader()
     reader.read(Script(held(release), b"second"))
     assert len(reader._recent_seconds) == 1
@@ -275,8 +275,8 @@ def test_closing_ends_a_read_that_is_stuck(release: threading.Event) -> None:
 
 
 def test_closing_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.ranged, "_LONGEST_PAUSE_SECONDS", 10 * LONG)
-    monkeypatch.setattr(pipeline.ranged, "_FIRST_PAUSE_SECONDS", 10 * LONG)
+    monkeypatch.setattr(pipeline.store.hedged_reads, "_LONGEST_PAUSE_SECONDS", 10 * LONG)
+    monkeypatch.setattr(pipeline.store.hedged_reads, "_FIRST_PAUSE_SECONDS", 10 * LONG)
     reader = RangeReader(deadline_seconds=1e6)
     with ThreadPoolExecutor(1) as threads:
         paused = threads.submit(reader.read, Script(Unreachable("passes")))
@@ -299,7 +299,7 @@ def test_a_closed_reader_starts_nothing() -> None:
 def test_the_interpreter_exits_while_losers_are_stuck() -> None:
     program = (
         "import threading\n"
-        "from pipeline.ranged import RangeReader\n"
+        "from pipeline.store.hedged_reads import RangeReader\n"
         "calls = []\n"
         "def attempt():\n"
         "    calls.append(1)\n"

@@ -21,9 +21,9 @@ from pipeline.base.errors import BadImage, BitError, ConfigError, CorruptShard, 
 from pipeline.dataset import Address, Dataset, open_dataset
 from pipeline.fetch import fetch
 from pipeline.manifest import PLAN_SCHEMA, table_of
-from pipeline.sources.files import read_file
 from pipeline.sources.open import open_sources
 from pipeline.sources.table import Columns
+from pipeline.store.any_url import read_file
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, jpeg, pack, picture, run_cli
 

@@ -12,9 +12,9 @@ from pipeline.augment import EvaluationView, PretrainView, inception_box
 from pipeline.base.errors import ConfigError, CorruptShard, ResumeMismatch
 from pipeline.base.seeds import rng
 from pipeline.dataset import Address, Dataset, open_dataset
-from pipeline.mapped import MappedFile
 from pipeline.one_pass import encoded_samples, one_pass
 from pipeline.order import OrderConfig
+from pipeline.store.memory_map import MappedFile
 from pipeline.stream import Batch, LoaderConfig, Stream
 from pipeline.view import View
 from tests.conftest import pack

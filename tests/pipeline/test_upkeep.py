@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.gc import garbage, remove
-from pipeline.lease import Lease
+from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
 from pipeline.verify import sampled_shards, verify
 from pipeline.work.pools import InProcess

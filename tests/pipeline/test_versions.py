@@ -20,7 +20,6 @@ from pipeline.augment import EvaluationView
 from pipeline.base.errors import ConfigError, Conflict, NotFound
 from pipeline.commit import read_plan, record_key, shard_rows
 from pipeline.dataset import Address, Dataset, open_dataset
-from pipeline.lease import Lease
 from pipeline.manifest import BLOCK_SCHEMA, SHARD_SCHEMA
 from pipeline.order import OrderConfig
 from pipeline.plan import ShardConfig
@@ -29,6 +28,7 @@ from pipeline.publish import Addition, publish, published_version
 from pipeline.shard import Job, Reporting, _pack_and_publish, plan_sources
 from pipeline.sources.open import open_sources
 from pipeline.sources.table import Columns
+from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
 from pipeline.stream import Stream
 from pipeline.verify import verify

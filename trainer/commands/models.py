@@ -123,7 +123,7 @@ def import_file(
     resolution_px: int,
 ) -> None:
     """Make a run at OUT of a FILE of weights: official BiT .npz, timm, big_transfer, big_vision or transformers."""
-    from pipeline.sources.files import read_file  # noqa: PLC0415
+    from pipeline.store.any_url import read_file  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
     from trainer.exchange import import_weights  # noqa: PLC0415
 

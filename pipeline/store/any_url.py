@@ -11,8 +11,8 @@ from functools import lru_cache
 from typing import Any, BinaryIO
 
 from pipeline.base.errors import ConfigError, Denied, NotFound, Unreachable
-from pipeline.retry import retried
 from pipeline.store.base import Entry, Store
+from pipeline.store.retry import retried
 from pipeline.store.url import open_store
 
 _OWN_SCHEMES = ("", "file", "s3")
