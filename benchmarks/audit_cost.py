@@ -20,8 +20,8 @@ from cluster.audit.fingerprints import pixel_digest
 from cluster.audit.join import DEFAULT_RADIUS, candidates, index_downstream
 from cluster.audit.variants import variant_codes
 from cluster.audit.verify import verify_pair
-from pipeline.fingerprint import fingerprint_of_image
-from pipeline.image import decode
+from pipeline.image.decode import decode
+from pipeline.image.fingerprint import fingerprint_of_image
 
 _ROUNDS = 5
 _UPSTREAM, _DOWNSTREAM = 300_000_000, 60_000

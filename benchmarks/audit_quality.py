@@ -28,8 +28,8 @@ from cluster.audit.embedding import COSINE_FROM, embedding_candidates, load, sig
 from cluster.audit.join import DEFAULT_RADIUS, candidates
 from cluster.audit.rivals import settle_rivals
 from cluster.audit.verify import MIN_QUALITY, Evidence, judge, verify_pair
-from pipeline.fingerprint import fingerprint
-from pipeline.image import decode, encode_jpeg
+from pipeline.image.decode import decode, encode_jpeg
+from pipeline.image.fingerprint import fingerprint
 
 ORIGINALS = {"photos-200": ("all", 200), "clothing": ("test", 110), "grocery": ("test", 90), "flowers12": ("test", 60),
              "tiny-imagenet-100": ("test", 40)}  # fmt: skip

@@ -23,8 +23,8 @@ from peers import peer_python
 from PIL import Image
 from side_by_side import compare
 
-from pipeline.fingerprint import fingerprint_of_image, fingerprint_of_jpeg
-from pipeline.image import read_jpeg_header
+from pipeline.image.decode import read_jpeg_header
+from pipeline.image.fingerprint import fingerprint_of_image, fingerprint_of_jpeg
 
 REPEATS = 3  # of the photos, in a round
 PEER = """

@@ -1,8 +1,8 @@
-"""Decodes photos with our Huffman decoder (pipeline/huffman.h), beside libjpeg's.
+"""Decodes photos with our Huffman decoder (pipeline/image/jpeg_region/huffman.h), beside libjpeg's.
 
     python benchmarks/huffman.py FOLDER [--rounds N]
 
-FOLDER holds JPEG files; they are read into memory first. The other contender is pipeline/region.c, built again without
+FOLDER holds JPEG files; they are read into memory first. The other contender is pipeline/image/jpeg_region/region.c, built again without
 huffman.h. Compared first: every pixel that is timed.
 
 Physical limit: each bit of a picture decides how many the next code has, so a picture's codes are read one by one.
@@ -20,10 +20,10 @@ from random import Random
 import numpy as np
 from side_by_side import Contender, compare
 
-from pipeline import region
-from pipeline.augment import PretrainView
-from pipeline.image import read_jpeg_header
-from pipeline.render import render
+from pipeline.image.decode import read_jpeg_header
+from pipeline.image.jpeg_region import region
+from pipeline.image.render import render
+from pipeline.image.transforms import PretrainView
 
 SIDE_PX = 224
 Decode = Callable[[list[bytes]], Iterator[np.ndarray]]

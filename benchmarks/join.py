@@ -22,8 +22,8 @@ import numpy as np
 from side_by_side import environment, peak_bytes
 
 from cluster.audit.hamming import build_index, distances, parity_words, plain_words, search
-from pipeline.fingerprint import dihedral_codes, fingerprint_of_luma, luma64
-from pipeline.image import decode_luma
+from pipeline.image.decode import decode_luma
+from pipeline.image.fingerprint import dihedral_codes, fingerprint_of_luma, luma64
 
 NUM_INDEXED = 60_000
 BLOCK = 500_000  # codes a round

@@ -40,10 +40,10 @@ from peers import peer_python
 from side_by_side import Contender, compare, environment, peak_bytes
 
 from pipeline.commit import PackTask, pack_and_commit
+from pipeline.image.policy import ImagePolicy
 from pipeline.manifest import image_digest
 from pipeline.plan import ShardConfig
 from pipeline.planner import store_plan
-from pipeline.prepare import ImagePolicy
 from pipeline.shard import Job, plan_sources, shard
 from pipeline.sources.open import open_sources
 from pipeline.sources.table import Columns

@@ -53,8 +53,8 @@ from stream_settings import Settings, tar_samples
 
 from cluster.services import start_stack, stop_stack
 from pipeline.dataset import open_dataset
+from pipeline.image.policy import ImagePolicy
 from pipeline.plan import ShardConfig
-from pipeline.prepare import ImagePolicy
 from pipeline.shard import Job, shard
 from pipeline.sources.open import open_sources
 from pipeline.sources.table import Columns

@@ -42,8 +42,8 @@ _MIN_AREA, _ASPECTS = 0.05, (3 / 4, 4 / 3)
 
 def our_stream(settings: Settings) -> Any:
     """Gives our stream over the dataset."""
-    from pipeline.augment import PretrainView  # noqa: PLC0415 - not in peers' environments
     from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.image.transforms import PretrainView  # noqa: PLC0415 - not in peers' environments
     from pipeline.order import OrderConfig  # noqa: PLC0415
     from pipeline.stream import LoaderConfig, Source, Stream  # noqa: PLC0415
     from pipeline.view import View  # noqa: PLC0415
@@ -246,7 +246,7 @@ BYTES: dict[str, Callable[[Settings], Iterator[tuple[bytes | memoryview, Any]]]]
     "litdata": litdata_bytes,
 }  # fmt: skip
 _IMPORTS = {
-    "bare": (), "reading": ("crc32c",), "ours": ("pipeline.stream", "pipeline.augment"),
+    "bare": (), "reading": ("crc32c",), "ours": ("pipeline.stream", "pipeline.image.transforms"),
     "mapped": ("pipeline.one_pass",), "litdata": ("litdata",),
     "webdataset": ("webdataset", "torch.utils.data"), "ray": ("ray.data",),
 }  # fmt: skip

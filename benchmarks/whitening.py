@@ -18,7 +18,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from cluster.audit import lite0
 from cluster.audit.embedding import PROJECTION_PATH, Session, model_input
-from pipeline.image import decode
+from pipeline.image.decode import decode
 
 PICTURES = {
     "tiny-imagenet-100": 1200,

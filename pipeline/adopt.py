@@ -14,6 +14,7 @@ from crc32c import crc32c
 
 from pipeline.base.errors import BadImage, ConfigError, EmptySource, StorageFull
 from pipeline.commit import commit_shard
+from pipeline.image.policy import ImagePolicy, prepare
 from pipeline.manifest import (
     INDEX_FOLDER,
     REJECT_SCHEMA,
@@ -26,7 +27,6 @@ from pipeline.manifest import (
 )
 from pipeline.pack import PackedShard, sidecar_table
 from pipeline.plan import cut
-from pipeline.prepare import ImagePolicy, prepare
 from pipeline.publish import Addition, publish, published_version
 from pipeline.run import Packed, committed_records
 from pipeline.sources.rows import NO_EXTRA, TAR

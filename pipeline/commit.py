@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 
 from pipeline.base.errors import Conflict, NotFound
 from pipeline.fetch import fetch
-from pipeline.isolated import Isolated, prepare_or_die
+from pipeline.image.guarded import Isolated, prepare_or_die
+from pipeline.image.policy import prepare
 from pipeline.manifest import CommitRecord, sha256_hex, to_parquet
 from pipeline.pack import PackedShard, Prepare, pack_shard
 from pipeline.plan import SHARDS_PER_PART, Plan, plan_key
-from pipeline.prepare import prepare
 from pipeline.store.any_url import open_file
 from pipeline.store.base import ObjectWriter, Store, commit, commit_written
 from pipeline.store.url import open_store

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.records import FORMAT, Record
-from pipeline.fingerprint import CODE_BYTES
+from pipeline.image.fingerprint import CODE_BYTES
 
 POINTER_KEY = "MANIFEST.json"
 INDEX_FOLDER = "index/"  # of the sidecars of adopted tars

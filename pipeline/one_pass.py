@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.augment import Transform
 from pipeline.base.errors import BadImage, CorruptShard
+from pipeline.image.render import render
+from pipeline.image.transforms import Transform
 from pipeline.loader.blocks import BlockReader, Damaged, Loaded
 from pipeline.order import even_pieces
-from pipeline.render import render
 from pipeline.store.hedged_reads import RangeReader
 from pipeline.stream import Batch
 from pipeline.view import Span, View

@@ -17,9 +17,9 @@ from crc32c import crc32c
 
 from pipeline.base.errors import BadImage
 from pipeline.fetch import Fetched, Row
+from pipeline.image.policy import ImagePolicy, Prepared
 from pipeline.manifest import REJECT_SCHEMA, SAMPLE_SCHEMA, Blocks, image_digest, table_of
 from pipeline.plan import ShardConfig
-from pipeline.prepare import ImagePolicy, Prepared
 from pipeline.sources.rows import NO_EXTRA
 from pipeline.store.base import ObjectWriter
 from pipeline.tar import BLOCK_BYTES, END, padded, sample_parts

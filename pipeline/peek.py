@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.augment import EvaluationView, FinetuneView, PretrainView, Transform
 from pipeline.base.html import render
 from pipeline.dataset import Dataset
-from pipeline.image import Pixels
+from pipeline.image.decode import Pixels
+from pipeline.image.transforms import EvaluationView, FinetuneView, PretrainView, Transform
 from pipeline.order import OrderConfig
 from pipeline.stream import Batch, Stream
 from pipeline.view import View

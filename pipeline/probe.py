@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from pipeline.base.errors import BadImage
 from pipeline.fetch import fetch
+from pipeline.image.policy import ImagePolicy, prepare
 from pipeline.plan import UNKNOWN_IMAGE_BYTES
-from pipeline.prepare import ImagePolicy, prepare
 from pipeline.sources.rows import Source
 
 

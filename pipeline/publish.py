@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from pipeline.base.errors import ConfigError, Conflict, NoBucket, NotFound
 from pipeline.base.records import FORMAT
-from pipeline.fingerprint import DESCRIPTOR_VERSION
+from pipeline.image.fingerprint import DESCRIPTOR_VERSION
 from pipeline.manifest import (
     POINTER_KEY,
     REJECT_SCHEMA,

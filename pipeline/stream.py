@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from pipeline.augment import Transform
 from pipeline.base.errors import ConfigError, CorruptShard, ResumeMismatch
 from pipeline.base.records import Record
 from pipeline.base.seeds import key128
 from pipeline.dataset import SIDECAR_CACHE_BYTES, Address
+from pipeline.image.transforms import Transform
 from pipeline.loader.desk import Desk
 from pipeline.loader.messages import AskWindow, BadSample, Counts, Done, WindowSpec, Work
 from pipeline.mixture import Mixture

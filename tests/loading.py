@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from pipeline.augment import PretrainView
 from pipeline.dataset import SIDECAR_CACHE_BYTES, Dataset
+from pipeline.image.transforms import PretrainView
 from pipeline.order import OrderConfig
 from pipeline.stream import Batch, LoaderConfig, Source, Stream
 from pipeline.view import View

@@ -10,9 +10,9 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
-from pipeline.augment import EvaluationView
 from pipeline.base.errors import ConfigError, Conflict, NotFound
 from pipeline.base.records import Record
+from pipeline.image.transforms import EvaluationView
 from pipeline.manifest import table_of, to_parquet
 from pipeline.one_pass import one_pass
 from pipeline.store.base import Store

@@ -8,9 +8,9 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import AfterValidator, PositiveInt
 from torch import nn
 
-from pipeline.augment import PretrainView
 from pipeline.base.errors import ConfigError, NonFinite, StorageError
 from pipeline.dataset import Address, Dataset
+from pipeline.image.transforms import PretrainView
 from pipeline.order import OrderConfig, lanes_of_rank
 from pipeline.store.base import Store
 from pipeline.store.url import absolute_url, open_store

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.fingerprint import DIHEDRAL
-from pipeline.image import Pixels
+from pipeline.image.decode import Pixels
+from pipeline.image.fingerprint import DIHEDRAL
 
 Grey = npt.NDArray[np.float32]
 Affine = npt.NDArray[np.float32]  # (2, 3): from pixels of the one picture to pixels of the other

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.audit.affine import Affine, Grey, chain, opencv, stretch, turn_back, warp
-from pipeline.fingerprint import DIHEDRAL, apply_dihedral
-from pipeline.image import Pixels
+from pipeline.image.decode import Pixels
+from pipeline.image.fingerprint import DIHEDRAL, apply_dihedral
 
 _WORKING_SIDE = 256  # pixels of the longer side
 _SMALL_SIDE = 48

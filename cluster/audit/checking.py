@@ -14,10 +14,10 @@ from cluster.audit.sets import Sides, content_digest, read_picture
 from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
 from cluster.audit.tables import PAIR_SCHEMA, UNREADABLE, unread_row
 from cluster.audit.verify import verify_pair
-from pipeline import fingerprint
 from pipeline.base.errors import BadImage
 from pipeline.dataset import Address, Dataset
-from pipeline.image import decode
+from pipeline.image import fingerprint
+from pipeline.image.decode import decode
 from pipeline.store.url import open_store
 
 _PAIRS_PER_TASK = 64

@@ -18,8 +18,8 @@ from cluster.audit.stored import AuditJob, code_digest, key_of, remembered
 from cluster.audit.tables import AuditConfig, AuditTables, split_refused, states, unchecked_addresses
 from cluster.audit.verify import verify_pair
 from pipeline.dataset import Address
-from pipeline.fingerprint import fingerprint_of_image
-from pipeline.image import Pixels, decode
+from pipeline.image.decode import Pixels, decode
+from pipeline.image.fingerprint import fingerprint_of_image
 
 _CANARY_SHARD = -1
 _CANARY_SCHEMA = pa.schema(

@@ -19,7 +19,7 @@ from cluster.audit import lite0
 from cluster.audit.hamming import build_index, plain_words, search
 from cluster.audit.join import ADDRESS_COLUMNS, codes_of
 from pipeline.base.errors import ConfigError
-from pipeline.image import Pixels
+from pipeline.image.decode import Pixels
 
 DIMENSIONS = 256
 DEFAULT_MODEL = "efficientnet-lite0"

@@ -18,11 +18,11 @@ from cluster.audit.join import VARIANTS_COLUMN
 from cluster.audit.sets import Pinned, opened, read_picture
 from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
 from cluster.audit.variants import variant_codes
-from pipeline import fingerprint
 from pipeline.base.errors import BadImage
 from pipeline.dataset import Address
-from pipeline.fingerprint import CODE_BYTES
-from pipeline.image import Pixels, decode
+from pipeline.image import fingerprint
+from pipeline.image.decode import Pixels, decode
+from pipeline.image.fingerprint import CODE_BYTES
 from pipeline.store.url import open_store
 
 VARIANTS = "variants"  # the kind of feature that is no embedding

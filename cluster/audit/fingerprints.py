@@ -16,9 +16,9 @@ from cluster.audit.stored import AuditJob, Poisoned, settled
 from pipeline.adopt import described_tar, opened_tar, whole_tar
 from pipeline.base.errors import EmptySource, NotFound, ServiceError
 from pipeline.dataset import open_dataset
-from pipeline.fingerprint import DESCRIPTOR_VERSION
 from pipeline.foreign import is_published, tars_of
-from pipeline.image import decode
+from pipeline.image.decode import decode
+from pipeline.image.fingerprint import DESCRIPTOR_VERSION
 from pipeline.manifest import (
     DIGEST_BYTES,
     PIXELS_COLUMN,

@@ -8,7 +8,7 @@ import pyarrow as pa
 from cluster.audit.sets import Sides
 from cluster.audit.tables import AuditTables, is_duplicate
 from pipeline.dataset import Address
-from pipeline.fingerprint import DIHEDRAL
+from pipeline.image.fingerprint import DIHEDRAL
 
 _ID_DIGITS = 16
 _ADDRESS_SCHEMA = pa.schema([("shard", pa.int32()), ("row", pa.int32())])

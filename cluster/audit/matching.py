@@ -29,9 +29,9 @@ from cluster.audit.sets import Pinned, Sides, check_tar, content_digest, index_o
 from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
 from cluster.audit.tables import HUB_SCHEMA, AuditConfig, unread_row
 from cluster.audit.verify import Evidence
-from pipeline import fingerprint
 from pipeline.base.errors import ServiceError
-from pipeline.fingerprint import dihedral_codes
+from pipeline.image import fingerprint
+from pipeline.image.fingerprint import dihedral_codes
 from pipeline.manifest import PIXELS_COLUMN, from_parquet
 from pipeline.store.url import open_store
 

@@ -6,8 +6,8 @@ pair found by them is verified like any other.
 
 import numpy as np
 
-from pipeline.fingerprint import fingerprint
-from pipeline.image import Pixels
+from pipeline.image.decode import Pixels
+from pipeline.image.fingerprint import fingerprint
 
 _BORDERS = (0.05, 0.1, 0.15)  # of the side, on each edge
 _FILLS = (0, 255)

@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from cluster.audit.align import PLAIN_DETAIL, Agreement, Alignment, align
-from pipeline.image import Pixels
+from pipeline.image.decode import Pixels
 
 # Below this gradient score a code says little: a plain sky of CIFAR-10 scores 6, an ellipse on white 18. Of CIFAR-10
 # 2.2 % are below, of six other sets of real pictures 0 to 0.2 %.

@@ -53,7 +53,7 @@ def _search_options(command: Command) -> Command:
 def _job(work: str, workers: int | None, on_ray: bool, log_jsonl: str | None) -> Iterator["AuditJob"]:
     """Gives where an audit works. Without --workers and --ray that is this process."""
     from cluster.audit.stored import AuditJob  # noqa: PLC0415
-    from pipeline.image import check_pillow  # noqa: PLC0415
+    from pipeline.image.decode import check_pillow  # noqa: PLC0415
     from pipeline.shard import Reporting  # noqa: PLC0415
     from pipeline.store.url import open_store  # noqa: PLC0415
     from pipeline.work.pools import InProcess  # noqa: PLC0415
@@ -253,8 +253,8 @@ def fingerprint(url: str, out: str, log_jsonl: str | None, workers: int | None, 
     """
     from cluster.audit.fingerprints import fingerprint_set  # noqa: PLC0415
     from pipeline.dataset import open_dataset  # noqa: PLC0415
-    from pipeline.fingerprint import DESCRIPTOR_VERSION  # noqa: PLC0415
     from pipeline.foreign import absolute_pattern, is_published  # noqa: PLC0415
+    from pipeline.image.fingerprint import DESCRIPTOR_VERSION  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
     url, out = absolute_pattern(url), absolute_url(out)

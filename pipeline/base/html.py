@@ -7,7 +7,7 @@ import numpy as np
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.image import Pixels
+from pipeline.image.decode import Pixels
 
 _THUMBNAIL_PX = 160
 _THUMBNAIL_QUALITY = 85

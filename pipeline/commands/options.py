@@ -102,7 +102,7 @@ def job_of(
     dest: str, workers: int | None, on_ray: bool, max_reject_fraction: float, scratch: str | None, log_jsonl: str | None
 ) -> Iterator["Job"]:
     """Gives what `job_options` ask for."""
-    from pipeline.image import check_pillow  # noqa: PLC0415
+    from pipeline.image.decode import check_pillow  # noqa: PLC0415
     from pipeline.shard import Job, Reporting  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 

@@ -59,8 +59,8 @@ def shard(sources: tuple[str, ...], dest: str, **options: Any) -> None:
     tars; or a dataset made by this command. Tables and tars may be patterns, at any URL that fsspec reads. Of several
     sources, NAME=URL names one. Interrupted, the same command goes on; finished, it does nothing.
     """
+    from pipeline.image.policy import ImagePolicy  # noqa: PLC0415
     from pipeline.plan import ShardConfig  # noqa: PLC0415
-    from pipeline.prepare import ImagePolicy  # noqa: PLC0415
     from pipeline.shard import plan_sources  # noqa: PLC0415
     from pipeline.shard import shard as run_shard  # noqa: PLC0415
     from pipeline.sources.open import open_sources  # noqa: PLC0415

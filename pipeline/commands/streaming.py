@@ -53,7 +53,7 @@ def bench(url: str, as_json: bool, log: str | None, **options: Any) -> None:
 
     Ctrl-C ends it with what was measured so far.
     """
-    from pipeline.augment import PretrainView  # noqa: PLC0415
+    from pipeline.image.transforms import PretrainView  # noqa: PLC0415
     from pipeline.order import OrderConfig  # noqa: PLC0415
     from pipeline.stream import LoaderConfig, Stream  # noqa: PLC0415
     from pipeline.view import View  # noqa: PLC0415

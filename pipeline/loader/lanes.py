@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from pipeline.base.errors import BadImage, CorruptShard
 from pipeline.base.seeds import sample_uniform
+from pipeline.image.render import render
 from pipeline.loader.blocks import Damaged, Entry, Loaded
 from pipeline.loader.messages import AskWindow, BadSample, Counts, WindowSpec, Work
 from pipeline.loader.prefetch import Lane, Prefetcher
-from pipeline.render import render
 from pipeline.view import Span
 
 

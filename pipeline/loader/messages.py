@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.augment import Transform
 from pipeline.dataset import Dataset
+from pipeline.image.transforms import Transform
 from pipeline.mixture import Mixture
 from pipeline.view import Span
 

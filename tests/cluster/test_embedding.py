@@ -24,7 +24,7 @@ from cluster.audit.embedding import (
 )
 from cluster.audit.join import CANDIDATE_SCHEMA as HASH_SCHEMA
 from pipeline.base.errors import ConfigError
-from pipeline.image import decode
+from pipeline.image.decode import decode
 from tests.cluster.test_verify import scene
 from tests.conftest import picture
 

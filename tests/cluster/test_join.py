@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cluster.audit.join import candidates, cap_hubs, hamming_pairs, index_downstream
 from cluster.audit.rivals import settle_rivals
 from cluster.audit.verify import Evidence
-from pipeline.fingerprint import CODE_BYTES, dihedral_codes
+from pipeline.image.fingerprint import CODE_BYTES, dihedral_codes
 
 
 def random_codes(count: int, seed: int) -> np.ndarray:

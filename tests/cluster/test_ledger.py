@@ -23,8 +23,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.augment import PretrainView
 from pipeline.dataset import Dataset, open_dataset
+from pipeline.image.transforms import PretrainView
 from pipeline.order import OrderConfig
 from pipeline.stream import LoaderConfig, Stream
 from pipeline.view import View

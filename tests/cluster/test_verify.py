@@ -8,8 +8,8 @@ from cluster.audit.align import align
 from cluster.audit.pictures import difference
 from cluster.audit.variants import variant_codes
 from cluster.audit.verify import Evidence, Verdict, verify_pair
-from pipeline.fingerprint import apply_dihedral, fingerprint
-from pipeline.image import Pixels, decode
+from pipeline.image.decode import Pixels, decode
+from pipeline.image.fingerprint import apply_dihedral, fingerprint
 from tests.conftest import jpeg
 
 

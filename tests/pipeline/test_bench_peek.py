@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.augment import EvaluationView, PretrainView
 from pipeline.bench import Laps, Limit, limiting_stage, measure
 from pipeline.dataset import Dataset
+from pipeline.image.transforms import EvaluationView, PretrainView
 from pipeline.loader.messages import BadSample, Counts
 from pipeline.order import OrderConfig
 from pipeline.peek import Tile, batches_of, page, sheet, tiles

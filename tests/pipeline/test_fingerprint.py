@@ -7,9 +7,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.base.errors import BadImage
-from pipeline.fingerprint import CODE_BYTES, DIHEDRAL, apply_dihedral, dihedral_codes, fingerprint, fingerprint_of_image
-from pipeline.image import decode
-from pipeline.prepare import ImagePolicy, prepare
+from pipeline.image.decode import decode
+from pipeline.image.fingerprint import (
+    CODE_BYTES,
+    DIHEDRAL,
+    apply_dihedral,
+    dihedral_codes,
+    fingerprint,
+    fingerprint_of_image,
+)
+from pipeline.image.policy import ImagePolicy, prepare
 from tests.conftest import jpeg, picture
 
 CODES = st.binary(min_size=CODE_BYTES, max_size=CODE_BYTES).map(lambda code: bytes([code[0] & 0x7F]) + code[1:])

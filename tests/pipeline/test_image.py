@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipeline.base.errors import BadImage
-from pipeline.image import decode, encode_jpeg, read_jpeg_header
+from pipeline.image.decode import decode, encode_jpeg, read_jpeg_header
 from tests.conftest import jpeg, picture
 
 

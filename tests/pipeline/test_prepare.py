@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from pipeline.base.errors import BadImage
-from pipeline.fingerprint import fingerprint
-from pipeline.image import MAX_SCANS, decode, read_jpeg_header
-from pipeline.isolated import Isolated
-from pipeline.prepare import ImagePolicy, Prepared, prepare
+from pipeline.image.decode import MAX_SCANS, decode, read_jpeg_header
+from pipeline.image.fingerprint import fingerprint
+from pipeline.image.guarded import Isolated
+from pipeline.image.policy import ImagePolicy, Prepared, prepare
 from tests.conftest import jpeg, picture
 
 KEEP = ImagePolicy()

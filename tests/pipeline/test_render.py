@@ -11,11 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.augment import EvaluationView, FinetuneView, Placement, PretrainView, inception_box
 from pipeline.base.errors import BadImage, ConfigError
-from pipeline.image import decode, encode_jpeg
-from pipeline.region import Box, decode_region, pack_rgb
-from pipeline.render import render
+from pipeline.image.decode import decode, encode_jpeg
+from pipeline.image.jpeg_region.region import Box, decode_region, pack_rgb
+from pipeline.image.render import render
+from pipeline.image.transforms import EvaluationView, FinetuneView, Placement, PretrainView, inception_box
 from tests.conftest import jpeg, picture
 
 SIZES = st.integers(1, 150)

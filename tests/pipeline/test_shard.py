@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline.base.errors import ConfigError, TooManyRejects
 from pipeline.dataset import Address, Dataset, open_dataset
-from pipeline.image import is_jpeg
+from pipeline.image.decode import is_jpeg
 from pipeline.statistics import class_counts
 from pipeline.store.url import open_store
 from pipeline.verify import LEVELS, Fault

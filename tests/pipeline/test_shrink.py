@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.shrink import MOST_PX, SIDE, UNITS, average64
+from pipeline.image.average64 import MOST_PX, SIDE, UNITS, average64
 
 SIDES = st.integers(SIDE, 150)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.augment import EvaluationView, PretrainView, inception_box
 from pipeline.base.errors import ConfigError, CorruptShard, ResumeMismatch
 from pipeline.base.seeds import rng
 from pipeline.dataset import Address, Dataset, open_dataset
+from pipeline.image.transforms import EvaluationView, PretrainView, inception_box
 from pipeline.one_pass import encoded_samples, one_pass
 from pipeline.order import OrderConfig
 from pipeline.store.memory_map import MappedFile

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.augment import EvaluationView
 from pipeline.base.errors import ConfigError, Conflict, NotFound
 from pipeline.commit import read_plan, record_key, shard_rows
 from pipeline.dataset import Address, Dataset, open_dataset
+from pipeline.image.transforms import EvaluationView
 from pipeline.manifest import BLOCK_SCHEMA, SHARD_SCHEMA
 from pipeline.order import OrderConfig
 from pipeline.plan import ShardConfig

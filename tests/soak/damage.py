@@ -25,8 +25,8 @@ import numpy.typing as npt
 import webdataset
 
 from cluster.services import start_stack, stop_stack
-from pipeline.augment import PretrainView
 from pipeline.dataset import Dataset, open_dataset
+from pipeline.image.transforms import PretrainView
 from pipeline.loader.messages import BadSample, Counts
 from pipeline.order import OrderConfig
 from pipeline.store.url import open_store

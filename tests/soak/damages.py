@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dataset import Dataset, open_dataset
-from pipeline.prepare import ImagePolicy
+from pipeline.image.policy import ImagePolicy
 from pipeline.tar import END, member
 from tests.conftest import class_folders, jpeg, pack, picture
 

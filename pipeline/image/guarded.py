@@ -10,7 +10,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from pipeline.base.errors import BadImage
-from pipeline.prepare import ImagePolicy, Prepared, prepare
+from pipeline.image.policy import ImagePolicy, Prepared, prepare
 
 PICTURE_SECONDS = 60.0  # 88 MP in ten scans take 1.1 s on one core of docs/benchmarks.md; limits allow 100 scans
 _START_SECONDS = 60.0  # of a child on a busy machine

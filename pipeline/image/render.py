@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.augment import Placement, Randomness, Transform
 from pipeline.base.errors import BadImage, ConfigError
-from pipeline.image import check_scans, decode, is_jpeg, read_jpeg_header
-from pipeline.region import Box, Region, decode_region, pack_rgb
+from pipeline.image.decode import check_scans, decode, is_jpeg, read_jpeg_header
+from pipeline.image.jpeg_region.region import Box, Region, decode_region, pack_rgb
+from pipeline.image.transforms import Placement, Randomness, Transform
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -37,7 +37,7 @@ def render(data: bytes, transform: Transform, random: Randomness, out: npt.NDArr
     """Draws a view of a picture with `transform`, and writes its pixels to `out`.
 
     Args:
-        data: The encoded picture, of any format that `pipeline.image.decode` reads.
+        data: The encoded picture, of any format that `pipeline.image.decode.decode` reads.
         transform: Draws where the view lies on the upright picture.
         random: What it draws from.
         out: uint8 RGB, shape (side, side, 3), contiguous.

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from pipeline.region import Box
+from pipeline.image.jpeg_region.region import Box
 
 # Inception crop as the released pipeline configures it (spec: big_vision ops_image).
 MIN_AREA_FRACTION = 0.05

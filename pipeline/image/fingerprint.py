@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.image import JpegHeader, decode, decode_luma, is_jpeg, read_jpeg_header, upright
-from pipeline.shrink import SIDE, UNITS, average64
+from pipeline.image.average64 import SIDE, UNITS, average64
+from pipeline.image.decode import JpegHeader, decode, decode_luma, is_jpeg, read_jpeg_header, upright
 
 DESCRIPTOR_VERSION = "dct256-sign/3"
 CODE_BYTES = 32

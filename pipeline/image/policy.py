@@ -8,8 +8,8 @@ from pydantic import Field, PositiveInt
 
 from pipeline.base.errors import BadImage
 from pipeline.base.records import Record
-from pipeline.fingerprint import fingerprint, fingerprint_of_jpeg
-from pipeline.image import Pixels, decode, encode_jpeg, is_jpeg, read_jpeg_header
+from pipeline.image.decode import Pixels, decode, encode_jpeg, is_jpeg, read_jpeg_header
+from pipeline.image.fingerprint import fingerprint, fingerprint_of_jpeg
 
 
 class ImagePolicy(Record):
