@@ -24,12 +24,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from side_by_side import environment, peak_bytes
 
-from pipeline.dataset import open_dataset
-from pipeline.manifest import BLOCK_SCHEMA, SHARD_SCHEMA
+from pipeline.dataset.dataset import open_dataset
+from pipeline.dataset.publish import Addition, publish
+from pipeline.dataset.schema import BLOCK_SCHEMA, SHARD_SCHEMA
 from pipeline.plan import ShardConfig
 from pipeline.planner import make_plan
 from pipeline.probe import Probe
-from pipeline.publish import Addition, publish
 from pipeline.shard import Job, shard
 from pipeline.sources.open import open_sources
 from pipeline.sources.rows import FILE, Source, batch_of

@@ -40,8 +40,8 @@ from peers import peer_python
 from side_by_side import Contender, compare, environment, peak_bytes
 
 from pipeline.commit import PackTask, pack_and_commit
+from pipeline.dataset.schema import image_digest
 from pipeline.image.policy import ImagePolicy
-from pipeline.manifest import image_digest
 from pipeline.plan import ShardConfig
 from pipeline.planner import store_plan
 from pipeline.shard import Job, plan_sources, shard

@@ -52,7 +52,7 @@ from side_by_side import Contender, compare, environment
 from stream_settings import Settings, tar_samples
 
 from cluster.services import start_stack, stop_stack
-from pipeline.dataset import open_dataset
+from pipeline.dataset.dataset import open_dataset
 from pipeline.image.policy import ImagePolicy
 from pipeline.plan import ShardConfig
 from pipeline.shard import Job, shard

@@ -42,7 +42,7 @@ _MIN_AREA, _ASPECTS = 0.05, (3 / 4, 4 / 3)
 
 def our_stream(settings: Settings) -> Any:
     """Gives our stream over the dataset."""
-    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415
     from pipeline.image.transforms import PretrainView  # noqa: PLC0415 - not in peers' environments
     from pipeline.order import OrderConfig  # noqa: PLC0415
     from pipeline.stream import LoaderConfig, Source, Stream  # noqa: PLC0415
@@ -73,14 +73,14 @@ def ours(settings: Settings) -> Iterator[Batch]:
 
 
 def _samples_of(settings: Settings) -> int:
-    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415
 
     return int(open_dataset(settings.url).version.num_samples)
 
 
 def our_bytes(settings: Settings, *, mapped: bool = False) -> Iterator[tuple[memoryview, Any]]:
     """Our blocks, checked, cut into samples, in dataset order."""
-    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415
     from pipeline.one_pass import encoded_samples  # noqa: PLC0415
     from pipeline.view import View  # noqa: PLC0415
 

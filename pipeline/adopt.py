@@ -14,8 +14,8 @@ from crc32c import crc32c
 
 from pipeline.base.errors import BadImage, ConfigError, EmptySource, StorageFull
 from pipeline.commit import commit_shard
-from pipeline.image.policy import ImagePolicy, prepare
-from pipeline.manifest import (
+from pipeline.dataset.publish import Addition, publish, published_version
+from pipeline.dataset.schema import (
     INDEX_FOLDER,
     REJECT_SCHEMA,
     Blocks,
@@ -25,9 +25,9 @@ from pipeline.manifest import (
     image_digest,
     table_of,
 )
+from pipeline.image.policy import ImagePolicy, prepare
 from pipeline.pack import PackedShard, sidecar_table
 from pipeline.plan import cut
-from pipeline.publish import Addition, publish, published_version
 from pipeline.run import Packed, committed_records
 from pipeline.sources.rows import NO_EXTRA, TAR
 from pipeline.sources.tars import TarSample, labels_of, scan_tar

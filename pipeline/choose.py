@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import ConfigError
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.store.any_url import read_file
 
 Rows = dict[int, npt.NDArray[np.int64]]  # of each shard

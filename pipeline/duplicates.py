@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from pipeline.base.errors import BadImage, ConfigError, NotFound
 from pipeline.commit import open_plan, read_plan, shard_rows
+from pipeline.dataset.schema import DIGEST_BYTES, image_digest
 from pipeline.fetch import fetch
-from pipeline.manifest import DIGEST_BYTES, image_digest
 from pipeline.plan import Plan, plan_digest
 from pipeline.plan_writer import PlanWriter
 from pipeline.planner import Planned, store_plan

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.commit import read_plan
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.publish import published_version
 from pipeline.plan import plan_key
-from pipeline.publish import published_version
 from pipeline.store.base import Entry, Store, Unfinished, exists
 from pipeline.store.lease import PREFIX as LEASES
 

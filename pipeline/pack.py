@@ -16,13 +16,13 @@ import pyarrow as pa
 from crc32c import crc32c
 
 from pipeline.base.errors import BadImage
+from pipeline.dataset.schema import REJECT_SCHEMA, SAMPLE_SCHEMA, Blocks, image_digest, table_of
+from pipeline.dataset.tar_format import BLOCK_BYTES, END, padded, sample_parts
 from pipeline.fetch import Fetched, Row
 from pipeline.image.policy import ImagePolicy, Prepared
-from pipeline.manifest import REJECT_SCHEMA, SAMPLE_SCHEMA, Blocks, image_digest, table_of
 from pipeline.plan import ShardConfig
 from pipeline.sources.rows import NO_EXTRA
 from pipeline.store.base import ObjectWriter
-from pipeline.tar import BLOCK_BYTES, END, padded, sample_parts
 
 _quoted = json.encoder.encode_basestring_ascii
 _BLOCKS_AHEAD = 2  # one being written, one waiting

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.base.html import render
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.image.decode import Pixels
 from pipeline.image.transforms import EvaluationView, FinetuneView, PretrainView, Transform
 from pipeline.order import OrderConfig

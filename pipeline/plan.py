@@ -16,8 +16,8 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from pipeline.base.records import FORMAT, Record
 from pipeline.base.seeds import key128
+from pipeline.dataset.tar_format import BLOCK_BYTES
 from pipeline.image.policy import ImagePolicy
-from pipeline.tar import BLOCK_BYTES
 
 # Headers and padded small members of one sample: two are about 100 bytes, so three headers and two content blocks.
 OVERHEAD_BYTES = 5 * BLOCK_BYTES

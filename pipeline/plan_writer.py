@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.manifest import PLAN_SCHEMA
+from pipeline.dataset.schema import PLAN_SCHEMA
 from pipeline.plan import SHARDS_PER_PART, ShardConfig, cut, sample_bytes
 from pipeline.probe import Probe
 from pipeline.spill import scratch_errors

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.base.errors import ConfigError, EmptySource
+from pipeline.dataset.schema import PLAN_SCHEMA, sha256_hex
 from pipeline.labels import Labels
-from pipeline.manifest import PLAN_SCHEMA, sha256_hex
 from pipeline.plan import (
     OVERHEAD_BYTES,
     Hashes,

@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from pipeline.base.errors import CorruptShard, NotFound
 from pipeline.commit import prepare_shard, read_plan, read_record, shard_rows
-from pipeline.dataset import Dataset
-from pipeline.manifest import INDEX_FOLDER, from_parquet, sha256_hex, to_parquet
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.schema import INDEX_FOLDER, from_parquet, sha256_hex, to_parquet
 from pipeline.plan import Plan
 from pipeline.store.base import Store, blake3_of
 from pipeline.store.local import LocalStore

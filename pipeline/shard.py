@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 from pipeline.base.console import silent
 from pipeline.base.errors import ConfigError, Conflict, EmptySource, NotFound
 from pipeline.commit import read_plan
+from pipeline.dataset.publish import Addition, Published, outstanding_rejects, publish, published_version
+from pipeline.dataset.schema import ManifestVersion, from_parquet
 from pipeline.duplicates import leave_out_duplicates
-from pipeline.manifest import ManifestVersion, from_parquet
 from pipeline.plan import Plan, ShardConfig, duplicates_key
 from pipeline.planner import Planned, make_plan, store_plan
 from pipeline.probe import prober
-from pipeline.publish import Addition, Published, outstanding_rejects, publish, published_version
 from pipeline.run import Packed, pack_plan
 from pipeline.sources.rows import COLUMNS, Source
 from pipeline.store.any_url import open_file

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pipeline.base.charts import histogram
 from pipeline.base.html import render
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 
 _BINS = 40
 _SHOWN_CLASSES = 200

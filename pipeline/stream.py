@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from pipeline.base.errors import ConfigError, CorruptShard, ResumeMismatch
 from pipeline.base.records import Record
 from pipeline.base.seeds import key128
-from pipeline.dataset import SIDECAR_CACHE_BYTES, Address
+from pipeline.dataset.dataset import SIDECAR_CACHE_BYTES, Address
 from pipeline.image.transforms import Transform
 from pipeline.loader.desk import Desk
 from pipeline.loader.messages import AskWindow, BadSample, Counts, Done, WindowSpec, Work

@@ -9,9 +9,9 @@ import numpy as np
 
 from pipeline.base.errors import BadImage, CorruptShard, NotFound
 from pipeline.base.seeds import rng
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.schema import INDEX_FOLDER, from_parquet, image_digest
 from pipeline.image.decode import decode
-from pipeline.manifest import INDEX_FOLDER, from_parquet, image_digest
 from pipeline.sources.tars import scan_tar
 from pipeline.store.base import Store, blake3_of, read_checked
 from pipeline.work.pools import Pool

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from pipeline.base.errors import ConfigError
-from pipeline.dataset import Dataset
-from pipeline.manifest import INDEX_FOLDER
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.schema import INDEX_FOLDER
 from pipeline.order import Piece
 
 Ints = npt.NDArray[np.int64]

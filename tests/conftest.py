@@ -16,7 +16,7 @@ from hypothesis import settings
 from PIL import Image
 
 from cluster.services import Stack, start_stack, stop_stack
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.plan import ShardConfig
 from pipeline.shard import Job, shard
 from pipeline.sources.open import open_sources

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from pipeline.dataset import SIDECAR_CACHE_BYTES, Dataset
+from pipeline.dataset.dataset import SIDECAR_CACHE_BYTES, Dataset
 from pipeline.image.transforms import PretrainView
 from pipeline.order import OrderConfig
 from pipeline.stream import Batch, LoaderConfig, Source, Stream

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.dataset import label_matrix
+from pipeline.dataset.dataset import label_matrix
 from pipeline.stream import Batch
 
 

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from pipeline.base.errors import CorruptShard, NotFound
 from pipeline.base.records import Record
-from pipeline.manifest import sha256_hex
+from pipeline.dataset.schema import sha256_hex
 from pipeline.store.base import Store
 from trainer.parallel import World, broadcast, gather
 

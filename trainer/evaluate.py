@@ -12,8 +12,8 @@ from torch import nn
 
 from pipeline.base.errors import ConfigError, Conflict, NotFound
 from pipeline.base.records import Record
+from pipeline.dataset.schema import table_of, to_parquet
 from pipeline.image.transforms import EvaluationView
-from pipeline.manifest import table_of, to_parquet
 from pipeline.one_pass import one_pass
 from pipeline.store.base import Store
 from pipeline.store.url import open_store

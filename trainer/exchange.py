@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.base.errors import ConfigError, NotFound
-from pipeline.manifest import sha256_hex
+from pipeline.dataset.schema import sha256_hex
 from pipeline.store.any_url import read_file
 from pipeline.store.base import Store, commit, exists
 from pipeline.store.url import open_store

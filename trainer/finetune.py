@@ -14,10 +14,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from pipeline.base.errors import ConfigError
 from pipeline.base.records import Record
 from pipeline.base.seeds import rng
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.schema import table_of, to_parquet
 from pipeline.foreign import open_any
 from pipeline.image.transforms import FinetuneView
-from pipeline.manifest import table_of, to_parquet
 from pipeline.order import OrderConfig, lanes_of_rank
 from pipeline.store.base import Store, exists
 from pipeline.store.url import open_store

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, PositiveInt
 from torch import nn
 
 from pipeline.base.errors import ConfigError, NonFinite, StorageError
-from pipeline.dataset import Address, Dataset
+from pipeline.dataset.dataset import Address, Dataset
 from pipeline.image.transforms import PretrainView
 from pipeline.order import OrderConfig, lanes_of_rank
 from pipeline.store.base import Store

@@ -9,7 +9,7 @@ import numpy as np
 
 from cluster.audit.verify import MIN_QUALITY
 from pipeline.base.seeds import rng
-from pipeline.dataset import Address, Dataset
+from pipeline.dataset.dataset import Address, Dataset
 from pipeline.image.decode import decode
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, rememb
 from cluster.audit.tables import PAIR_SCHEMA, UNREADABLE, unread_row
 from cluster.audit.verify import verify_pair
 from pipeline.base.errors import BadImage
-from pipeline.dataset import Address, Dataset
+from pipeline.dataset.dataset import Address, Dataset
 from pipeline.image import fingerprint
 from pipeline.image.decode import decode
 from pipeline.store.url import open_store

@@ -17,7 +17,7 @@ from cluster.audit.sets import Sides, content_digest, index_of, pinned
 from cluster.audit.stored import AuditJob, code_digest, key_of, remembered
 from cluster.audit.tables import AuditConfig, AuditTables, split_refused, states, unchecked_addresses
 from cluster.audit.verify import verify_pair
-from pipeline.dataset import Address
+from pipeline.dataset.dataset import Address
 from pipeline.image.decode import Pixels, decode
 from pipeline.image.fingerprint import fingerprint_of_image
 

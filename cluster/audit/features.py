@@ -19,7 +19,7 @@ from cluster.audit.sets import Pinned, opened, read_picture
 from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
 from cluster.audit.variants import variant_codes
 from pipeline.base.errors import BadImage
-from pipeline.dataset import Address
+from pipeline.dataset.dataset import Address
 from pipeline.image import fingerprint
 from pipeline.image.decode import Pixels, decode
 from pipeline.image.fingerprint import CODE_BYTES

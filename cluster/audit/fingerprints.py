@@ -15,11 +15,9 @@ import pyarrow as pa
 from cluster.audit.stored import AuditJob, Poisoned, settled
 from pipeline.adopt import described_tar, opened_tar, whole_tar
 from pipeline.base.errors import EmptySource, NotFound, ServiceError
-from pipeline.dataset import open_dataset
-from pipeline.foreign import is_published, tars_of
-from pipeline.image.decode import decode
-from pipeline.image.fingerprint import DESCRIPTOR_VERSION
-from pipeline.manifest import (
+from pipeline.dataset.dataset import open_dataset
+from pipeline.dataset.publish import Addition, publish, published_version
+from pipeline.dataset.schema import (
     DIGEST_BYTES,
     PIXELS_COLUMN,
     CommitRecord,
@@ -28,8 +26,10 @@ from pipeline.manifest import (
     sha256_hex,
     to_parquet,
 )
+from pipeline.foreign import is_published, tars_of
+from pipeline.image.decode import decode
+from pipeline.image.fingerprint import DESCRIPTOR_VERSION
 from pipeline.plan import ShardConfig
-from pipeline.publish import Addition, publish, published_version
 from pipeline.run import Packed
 from pipeline.store.any_url import size_of
 from pipeline.store.base import Entry, Store, commit

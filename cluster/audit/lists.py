@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from cluster.audit.sets import Sides
 from cluster.audit.tables import AuditTables, is_duplicate
-from pipeline.dataset import Address
+from pipeline.dataset.dataset import Address
 from pipeline.image.fingerprint import DIHEDRAL
 
 _ID_DIGITS = 16

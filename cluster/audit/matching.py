@@ -30,9 +30,9 @@ from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, rememb
 from cluster.audit.tables import HUB_SCHEMA, AuditConfig, unread_row
 from cluster.audit.verify import Evidence
 from pipeline.base.errors import ServiceError
+from pipeline.dataset.schema import PIXELS_COLUMN, from_parquet
 from pipeline.image import fingerprint
 from pipeline.image.fingerprint import dihedral_codes
-from pipeline.manifest import PIXELS_COLUMN, from_parquet
 from pipeline.store.url import open_store
 
 _DOWN_ADDRESS = ["down_shard", "down_row"]

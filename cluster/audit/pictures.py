@@ -14,7 +14,7 @@ from cluster.audit.tables import is_duplicate
 from cluster.audit.verify import Evidence, align_pair
 from pipeline.base.errors import BadImage, ServiceError
 from pipeline.base.html import render, thumbnail
-from pipeline.dataset import Address, Dataset
+from pipeline.dataset.dataset import Address, Dataset
 from pipeline.image.decode import Pixels, decode
 from pipeline.store.base import Store, put
 from pipeline.store.url import open_store

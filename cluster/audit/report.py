@@ -17,7 +17,7 @@ from cluster.audit.tables import AuditConfig, AuditTables
 from pipeline.base.charts import Layer, layered_histogram
 from pipeline.base.errors import ConfigError, Conflict, NotFound
 from pipeline.base.html import render
-from pipeline.manifest import from_parquet, sha256_hex, to_parquet
+from pipeline.dataset.schema import from_parquet, sha256_hex, to_parquet
 from pipeline.store.base import Store, put
 
 _GALLERY = 12  # pairs on the first page

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from cluster.audit.verify import Evidence
 from pipeline.base.errors import ConfigError
-from pipeline.manifest import from_parquet
+from pipeline.dataset.schema import from_parquet
 from pipeline.store.any_url import read_file
 from trainer.evaluate import PREDICTION_SCHEMA
 from trainer.statistics import paired_bootstrap, wilson_interval

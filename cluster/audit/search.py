@@ -12,7 +12,7 @@ from cluster.audit.rivals import settle_rivals
 from cluster.audit.sets import Sides, check_comparable, check_tar
 from cluster.audit.stored import AuditJob
 from cluster.audit.tables import SHARD_STATE_SCHEMA, UNCHECKED_SCHEMA, AuditConfig, Found
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 
 
 def find_pairs(config: AuditConfig, sides: Sides, job: AuditJob) -> Found:

@@ -6,10 +6,10 @@ from functools import lru_cache
 import pyarrow as pa
 
 from pipeline.base.errors import ConfigError, CorruptShard, NotFound
-from pipeline.dataset import Address, Dataset
+from pipeline.dataset.dataset import Address, Dataset
+from pipeline.dataset.schema import PIXELS_COLUMN, image_digest, sha256_hex
 from pipeline.foreign import open_any
 from pipeline.image import fingerprint
-from pipeline.manifest import PIXELS_COLUMN, image_digest, sha256_hex
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 import pyarrow as pa
 
 from pipeline.base.errors import BitError
-from pipeline.manifest import from_parquet, to_parquet
+from pipeline.dataset.schema import from_parquet, to_parquet
 from pipeline.shard import Reporting
 from pipeline.store.base import Store, commit, exists
 from pipeline.work.pools import Pool

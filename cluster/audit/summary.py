@@ -11,7 +11,7 @@ from cluster.audit.scores import cuts, radii, score
 from cluster.audit.sets import Sides, content_digest
 from cluster.audit.tables import STATES, AuditConfig, AuditTables
 from cluster.audit.verify import MIN_QUALITY, Evidence
-from pipeline.dataset import Address, Dataset
+from pipeline.dataset.dataset import Address, Dataset
 from trainer.statistics import wilson_interval
 
 _MOST_LISTED = 20  # classes and hubs on the page; all are in the tables

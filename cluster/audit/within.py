@@ -17,8 +17,8 @@ from cluster.audit.stars import stars
 from cluster.audit.stored import AuditJob
 from cluster.audit.tables import AuditConfig, is_duplicate, split_refused
 from pipeline.base.html import render
-from pipeline.dataset import Address
-from pipeline.manifest import sha256_hex, to_parquet
+from pipeline.dataset.dataset import Address
+from pipeline.dataset.schema import sha256_hex, to_parquet
 from pipeline.store.base import Store, put
 
 _MOST_LISTED = 100  # stars on the page; all are in the table

@@ -252,7 +252,7 @@ def fingerprint(url: str, out: str, log_jsonl: str | None, workers: int | None, 
     OUT. Datasets that `pipeline shard` packed have their fingerprints already.
     """
     from cluster.audit.fingerprints import fingerprint_set  # noqa: PLC0415
-    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415
     from pipeline.foreign import absolute_pattern, is_published  # noqa: PLC0415
     from pipeline.image.fingerprint import DESCRIPTOR_VERSION  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415

@@ -15,7 +15,7 @@ from cluster.demo.stages import Stage
 from pipeline.base.charts import Series, line_chart, point_chart
 from pipeline.base.console import human_bytes
 from pipeline.base.html import render
-from pipeline.dataset import open_dataset
+from pipeline.dataset.dataset import open_dataset
 from pipeline.store.local import LocalStore
 from pipeline.store.url import open_store
 from trainer.finetune import read_results

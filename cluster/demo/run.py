@@ -19,7 +19,7 @@ from cluster.processes import end_by_signals
 from cluster.services import Stack, start_stack, stop_leftover, stop_stack
 from pipeline.base.console import human_bytes
 from pipeline.base.errors import ConfigError, EmptySource, StorageFull
-from pipeline.dataset import open_dataset
+from pipeline.dataset.dataset import open_dataset
 from trainer.finetune import SCRATCH
 
 _BUCKET = "bit-demo"

@@ -65,7 +65,7 @@ def repair(url: str, level: str, scratch: str | None, workers: int | None, on_ra
 
     Only the same bytes are put back. Exit 1 if a shard could not be repaired.
     """
-    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415
     from pipeline.repair import repair_shards  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
     from pipeline.verify import verify as faults_of  # noqa: PLC0415

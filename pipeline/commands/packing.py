@@ -9,7 +9,7 @@ from pipeline.base.errors import ConfigError
 from pipeline.commands.options import checked_split, columns_of, job_of, job_options, source_options
 
 if TYPE_CHECKING:
-    from pipeline.manifest import ManifestVersion
+    from pipeline.dataset.schema import ManifestVersion
     from pipeline.planner import Planned
 
 # Amazon S3 Standard list prices, USD (docs/format.md).

@@ -85,7 +85,7 @@ def stats(url: str, version_number: int | None, html_path: str | None, as_json: 
 @click.option("--format", "formats", multiple=True, type=click.Choice(EXPORTS), help="May be repeated; all by default.")
 def export(url: str, formats: tuple[str, ...]) -> None:
     """Write the index files that other tools want beside the shards of the dataset at URL."""
-    from pipeline.dataset import open_dataset  # noqa: PLC0415
+    from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415
     from pipeline.exports.write import export as write_exports  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
 

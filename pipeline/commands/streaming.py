@@ -10,7 +10,7 @@ from pipeline.base.console import EventLog, examples, human_bytes, progress
 
 if TYPE_CHECKING:
     from pipeline.bench import Lap
-    from pipeline.dataset import Dataset
+    from pipeline.dataset.dataset import Dataset
     from pipeline.stream import Stream
 
 _VIEWS = ("pretrain", "finetune", "evaluate")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.base.errors import Conflict, NotFound
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.exports.shard_tar import ShardTar
 from pipeline.store.base import Store
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.exports.base import Export, Written
 from pipeline.exports.layout import Layout
 from pipeline.exports.shard_tar import ShardTar

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.exports.base import Export, Written
 from pipeline.exports.energon_files import dataset_yaml, split_yaml, tar_index
 from pipeline.exports.energon_sqlite import SampleIndex

@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.exports.base import MARK, Export, Written, folder_of
 from pipeline.exports.shard_tar import ShardTar
 from pipeline.store.base import put

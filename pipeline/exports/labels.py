@@ -1,6 +1,6 @@
 """Where the samples of a dataset hold their label: `.cls` in shards of ours, anywhere in tars that were taken over."""
 
-from pipeline.dataset import Address, Dataset
+from pipeline.dataset.dataset import Address, Dataset
 from pipeline.exports.shard_tar import ShardTar
 
 CLS = ".cls"

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 
 from pipeline.base.errors import CorruptShard
-from pipeline.tar import BLOCK_BYTES, padded
+from pipeline.dataset.tar_format import BLOCK_BYTES, padded
 
 # As webdataset and Energon split names and skip members; unlike sources.tars it keeps the extension's case, by which
 # DALI and Energon look members up.

@@ -7,7 +7,7 @@ folder of our shards lists all of them: their names are different in the whole d
 import json
 from collections import defaultdict
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.exports.base import Export, Written, folder_of
 from pipeline.exports.shard_tar import ShardTar
 from pipeline.store.base import put

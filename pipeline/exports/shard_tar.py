@@ -3,7 +3,7 @@
 from functools import cached_property
 from typing import Any
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.exports.layout import Layout, layout_by_rule, scanned_layout
 from pipeline.store.any_url import open_file
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.exports.base import MARK, Export, Written
 from pipeline.exports.labels import CLS, label_place
 from pipeline.exports.shard_tar import ShardTar

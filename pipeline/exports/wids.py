@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.exports.base import MARK, Export, Written
 from pipeline.exports.shard_tar import ShardTar
 from pipeline.store.base import put

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from pipeline.base.errors import ConfigError
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.exports.base import Export, Written, check_ours
 from pipeline.exports.dali import Dali
 from pipeline.exports.energon import Energon

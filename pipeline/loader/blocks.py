@@ -9,12 +9,12 @@ import pyarrow as pa
 from crc32c import crc32c
 
 from pipeline.base.errors import CorruptShard, NotFound, StorageError
-from pipeline.dataset import Dataset
-from pipeline.manifest import INDEX_FOLDER, image_digest
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.schema import INDEX_FOLDER, image_digest
+from pipeline.dataset.tar_format import contents
 from pipeline.store.block_cache import BlockCache
 from pipeline.store.hedged_reads import RangeReader
 from pipeline.store.memory_map import MappedFile
-from pipeline.tar import contents
 from pipeline.view import Span
 
 _READS_BEFORE_DAMAGE = 3  # what is wrong once may be the network; what is wrong three times is the object

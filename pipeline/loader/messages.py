@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.image.transforms import Transform
 from pipeline.mixture import Mixture
 from pipeline.view import Span

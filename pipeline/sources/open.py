@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 
 from pipeline.base.errors import ConfigError, NotFound
-from pipeline.manifest import POINTER_KEY, ManifestVersion
+from pipeline.dataset.schema import POINTER_KEY, ManifestVersion
 from pipeline.sources.folder import folder_source, is_image_name
 from pipeline.sources.rows import Source
 from pipeline.sources.table import TABLE_SUFFIXES, Columns, table_source
@@ -74,7 +74,7 @@ def _published(url: str, columns: Columns) -> Source | None:
         version = ManifestVersion.model_validate_json(read_file(join(url, POINTER_KEY)))
     except (NotFound, ValueError):
         return None
-    from pipeline.dataset import open_dataset  # noqa: PLC0415 - only here are datasets sources
+    from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415 - only here are datasets sources
 
     dataset = open_dataset(url, version.version)
     # An object named in a manifest never changes: its digest tells as much as a time would.

@@ -13,7 +13,7 @@ from cluster.audit.tables import AuditConfig, AuditTables
 from cluster.audit.verify import Evidence
 from cluster.services import Stack
 from pipeline.base.errors import ConfigError, CorruptShard, NotFound
-from pipeline.dataset import Address, Dataset, open_dataset
+from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.store.base import put
 from pipeline.store.url import open_store
 from tests.cluster.audits import LEAKS, contents, here, leaky_sets

@@ -23,7 +23,7 @@ from cluster.audit.stored import Poisoned, settled
 from cluster.audit.tables import AuditConfig, AuditTables
 from cluster.audit.verify import Evidence
 from pipeline.base.errors import CorruptShard
-from pipeline.dataset import open_dataset
+from pipeline.dataset.dataset import open_dataset
 from pipeline.store.url import open_store
 from pipeline.work.pools import Processes
 from tests.cluster.audits import here, leaky_sets

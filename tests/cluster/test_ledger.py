@@ -23,7 +23,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.image.transforms import PretrainView
 from pipeline.order import OrderConfig
 from pipeline.stream import LoaderConfig, Stream

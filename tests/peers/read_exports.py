@@ -191,7 +191,7 @@ def main() -> None:
     if given.read:
         tell(given.read, given.folder)
         return
-    from pipeline.dataset import open_dataset  # noqa: PLC0415 - not in a peer's environment
+    from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415 - not in a peer's environment
 
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch, "set")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset.dataset import Dataset, open_dataset
 from tests.conftest import pack
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pipeline.bench import Laps, Limit, limiting_stage, measure
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.image.transforms import EvaluationView, PretrainView
 from pipeline.loader.messages import BadSample, Counts
 from pipeline.order import OrderConfig

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pipeline.dataset
+import pipeline.dataset.dataset
 from cluster.services import Stack
 from pipeline.base.errors import ConfigError
-from pipeline.dataset import SIDECAR_CACHE_BYTES, Dataset, open_dataset
+from pipeline.dataset.dataset import SIDECAR_CACHE_BYTES, Dataset, open_dataset
 from pipeline.loader.prefetch import Prefetcher
 from pipeline.order import OrderConfig
 from pipeline.stream import WORKER_BYTES, Batch, Source, Stream
@@ -178,14 +178,14 @@ def test_sidecars_that_are_kept_stay_within_their_share_and_are_the_ones_used_la
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = [open_dataset(dataset.store.url).samples(shard).nbytes for shard in range(4)]
-    monkeypatch.setattr(pipeline.dataset, "SIDECAR_CACHE_BYTES", sum(each[:3]) + 100)
+    monkeypatch.setattr(pipeline.dataset.dataset, "SIDECAR_CACHE_BYTES", sum(each[:3]) + 100)
     opened = open_dataset(dataset.store.url)
     first = [opened.samples(shard) for shard in range(3)]
     assert opened.samples(0) is first[0]
     opened.samples(3)
     assert opened.samples(0) is first[0]
     assert opened.samples(1) is not first[1]
-    monkeypatch.setattr(pipeline.dataset, "SIDECAR_CACHE_BYTES", 10)
+    monkeypatch.setattr(pipeline.dataset.dataset, "SIDECAR_CACHE_BYTES", 10)
     assert opened.samples(2).equals(first[2])  # larger than its share: read anew each time
     assert opened.samples(2) is not opened.samples(2)
 

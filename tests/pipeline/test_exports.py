@@ -16,7 +16,7 @@ import webdataset
 import yaml
 
 from pipeline.base.errors import ConfigError, Conflict
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.exports.base import Written
 from pipeline.exports.huggingface import patterns, size_category
 from pipeline.exports.layout import layout_by_rule, scanned_layout

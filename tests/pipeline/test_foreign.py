@@ -19,7 +19,7 @@ import webdataset
 from crc32c import crc32c
 
 from pipeline.base.errors import ConfigError, CorruptShard, Denied, EmptySource, NotFound
-from pipeline.dataset import Address, Dataset
+from pipeline.dataset.dataset import Address, Dataset
 from pipeline.foreign import open_any
 from pipeline.statistics import statistics
 from pipeline.store.url import open_store

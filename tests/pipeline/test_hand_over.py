@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.stream import Stream
 from tests.loading import (
     stream_of,

@@ -17,7 +17,7 @@ import pytest
 
 from cluster.services import Stack
 from pipeline.base.errors import ConfigError, ServiceError
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.image.transforms import PretrainView
 from pipeline.stream import LoaderConfig, Stream
 from pipeline.view import View
@@ -92,7 +92,7 @@ def test_a_worker_that_dies_again_and_again_ends_in_an_error_that_says_so(datase
 RANK = """
 import json, sys, time
 from pipeline.image.transforms import PretrainView
-from pipeline.dataset import open_dataset
+from pipeline.dataset.dataset import open_dataset
 from pipeline.order import OrderConfig
 from pipeline.stream import LoaderConfig, Stream
 from pipeline.view import View
@@ -220,7 +220,7 @@ def test_a_transform_of_a_script_is_refused_by_workers_with_the_remedy(dataset: 
     script.write_text(
         "import sys\n"
         "from pipeline.image.transforms import Placement\n"
-        "from pipeline.dataset import open_dataset\n"
+        "from pipeline.dataset.dataset import open_dataset\n"
         "from pipeline.order import OrderConfig\n"
         "from pipeline.stream import LoaderConfig, Stream\n"
         "from pipeline.view import View\n"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.errors import ConfigError, ResumeMismatch
-from pipeline.dataset import SIDECAR_CACHE_BYTES, Dataset, open_dataset
+from pipeline.dataset.dataset import SIDECAR_CACHE_BYTES, Dataset, open_dataset
 from pipeline.image.transforms import PretrainView
 from pipeline.order import OrderConfig
 from pipeline.stream import Batch, LoaderConfig, Source, Stream

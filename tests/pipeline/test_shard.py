@@ -20,7 +20,7 @@ import webdataset
 from PIL import Image
 
 from pipeline.base.errors import ConfigError, TooManyRejects
-from pipeline.dataset import Address, Dataset, open_dataset
+from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.image.decode import is_jpeg
 from pipeline.statistics import class_counts
 from pipeline.store.url import open_store

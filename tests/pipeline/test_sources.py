@@ -18,9 +18,9 @@ import pytest
 import webdataset
 
 from pipeline.base.errors import BadImage, BitError, ConfigError, CorruptShard, Unreachable
-from pipeline.dataset import Address, Dataset, open_dataset
+from pipeline.dataset.dataset import Address, Dataset, open_dataset
+from pipeline.dataset.schema import PLAN_SCHEMA, table_of
 from pipeline.fetch import fetch
-from pipeline.manifest import PLAN_SCHEMA, table_of
 from pipeline.sources.open import open_sources
 from pipeline.sources.table import Columns
 from pipeline.store.any_url import read_file

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.base.errors import ConfigError, CorruptShard, ResumeMismatch
 from pipeline.base.seeds import rng
-from pipeline.dataset import Address, Dataset, open_dataset
+from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.image.transforms import EvaluationView, PretrainView, inception_box
 from pipeline.one_pass import encoded_samples, one_pass
 from pipeline.order import OrderConfig

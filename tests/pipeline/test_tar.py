@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.tar import END, contents, header, member, sample_parts
+from pipeline.dataset.tar_format import END, contents, header, member, sample_parts
 
 NAMES = st.from_regex(r"[0-9]{1,6}-[0-9a-z_]{1,30}\.(jpg|cls|json)", fullmatch=True)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.gc import garbage, remove
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store

@@ -18,13 +18,13 @@ import pytest
 
 from pipeline.base.errors import ConfigError, Conflict, NotFound
 from pipeline.commit import read_plan, record_key, shard_rows
-from pipeline.dataset import Address, Dataset, open_dataset
+from pipeline.dataset.dataset import Address, Dataset, open_dataset
+from pipeline.dataset.publish import Addition, publish, published_version
+from pipeline.dataset.schema import BLOCK_SCHEMA, SHARD_SCHEMA
 from pipeline.image.transforms import EvaluationView
-from pipeline.manifest import BLOCK_SCHEMA, SHARD_SCHEMA
 from pipeline.order import OrderConfig
 from pipeline.plan import ShardConfig
 from pipeline.planner import store_plan
-from pipeline.publish import Addition, publish, published_version
 from pipeline.shard import Job, Reporting, _pack_and_publish, plan_sources
 from pipeline.sources.open import open_sources
 from pipeline.sources.table import Columns
@@ -175,7 +175,7 @@ def test_append_leaves_out_pictures_that_the_dataset_has_under_other_names(tmp_p
 
 def test_an_addition_does_not_make_older_fingerprints_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as earlier:
-        earlier.setattr("pipeline.publish.DESCRIPTOR_VERSION", "dct256-sign/1")
+        earlier.setattr("pipeline.dataset.publish.DESCRIPTOR_VERSION", "dct256-sign/1")
         pack(class_folders(tmp_path / "old", each=2), str(tmp_path / "set"))
     new = tmp_path / "new" / "class0"
     new.mkdir(parents=True)

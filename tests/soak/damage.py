@@ -25,7 +25,7 @@ import numpy.typing as npt
 import webdataset
 
 from cluster.services import start_stack, stop_stack
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.image.transforms import PretrainView
 from pipeline.loader.messages import BadSample, Counts
 from pipeline.order import OrderConfig

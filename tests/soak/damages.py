@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset.dataset import Dataset, open_dataset
+from pipeline.dataset.tar_format import END, member
 from pipeline.image.policy import ImagePolicy
-from pipeline.tar import END, member
 from tests.conftest import class_folders, jpeg, pack, picture
 
 Key = tuple[int, int]  # shard, row

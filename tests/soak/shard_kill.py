@@ -26,7 +26,7 @@ import psutil
 
 from cluster.services import Stack, start_stack, stop_stack
 from pipeline.base.errors import Unreachable
-from pipeline.dataset import Address, open_dataset
+from pipeline.dataset.dataset import Address, open_dataset
 from pipeline.gc import garbage
 from pipeline.store.url import open_store
 from tests.conftest import class_folders

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import ConfigError, Conflict
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from tests.conftest import run_cli
 from tests.trainer.test_golden import golden_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from tests.trainer.test_training import Stopped, batch_of, config, final_state
 from trainer.architecture import parse_architecture

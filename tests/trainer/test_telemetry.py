@@ -10,7 +10,7 @@ import pytest
 
 from cluster.services import Stack
 from pipeline.base.errors import CorruptShard
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from pipeline.stream import LoaderConfig
 from tests.conftest import pack, run_cli

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import ConfigError, CorruptShard, NonFinite, NotFound, ResumeMismatch
-from pipeline.dataset import Dataset
-from pipeline.manifest import from_parquet, table_of, to_parquet
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.schema import from_parquet, table_of, to_parquet
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack, run_cli
 from trainer.architecture import parse_architecture

@@ -13,8 +13,7 @@ from pydantic import ValidationError
 
 from pipeline.base.errors import ConfigError, Conflict, NoBucket, NotFound
 from pipeline.base.records import FORMAT
-from pipeline.image.fingerprint import DESCRIPTOR_VERSION
-from pipeline.manifest import (
+from pipeline.dataset.schema import (
     POINTER_KEY,
     REJECT_SCHEMA,
     ManifestVersion,
@@ -23,6 +22,7 @@ from pipeline.manifest import (
     to_parquet,
     version_key,
 )
+from pipeline.image.fingerprint import DESCRIPTOR_VERSION
 from pipeline.store.base import Store, commit, read_checked
 
 
