@@ -28,7 +28,7 @@ import numpy.typing as npt
 from side_by_side import environment, peak_bytes
 from webdataset import filters
 
-from pipeline.order import Order, OrderConfig, lanes_of_rank, samples_of
+from pipeline.streaming.order import Order, OrderConfig, lanes_of_rank, samples_of
 
 _NUM_BLOCKS, _BATCH, _LANES, _RANKS = 4_100_000, 4096, 256, 8
 _NUM_CLASSES, _PER_CLASS, _CLASSES_PER_SOURCE = 1000, 1300, 10

@@ -44,9 +44,9 @@ def our_stream(settings: Settings) -> Any:
     """Gives our stream over the dataset."""
     from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415
     from pipeline.image.transforms import PretrainView  # noqa: PLC0415 - not in peers' environments
-    from pipeline.order import OrderConfig  # noqa: PLC0415
-    from pipeline.stream import LoaderConfig, Source, Stream  # noqa: PLC0415
-    from pipeline.view import View  # noqa: PLC0415
+    from pipeline.streaming.order import OrderConfig  # noqa: PLC0415
+    from pipeline.streaming.selection import View  # noqa: PLC0415
+    from pipeline.streaming.stream import LoaderConfig, Source, Stream  # noqa: PLC0415
 
     order = OrderConfig(batch_size=settings.batch, num_lanes=16, window_blocks=4)
     budget = {} if settings.budget_bytes is None else {"budget_bytes": settings.budget_bytes}
@@ -81,8 +81,8 @@ def _samples_of(settings: Settings) -> int:
 def our_bytes(settings: Settings, *, mapped: bool = False) -> Iterator[tuple[memoryview, Any]]:
     """Our blocks, checked, cut into samples, in dataset order."""
     from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415
-    from pipeline.one_pass import encoded_samples  # noqa: PLC0415
-    from pipeline.view import View  # noqa: PLC0415
+    from pipeline.streaming.one_pass import encoded_samples  # noqa: PLC0415
+    from pipeline.streaming.selection import View  # noqa: PLC0415
 
     view = View(open_dataset(settings.url))
     while True:
@@ -246,8 +246,8 @@ BYTES: dict[str, Callable[[Settings], Iterator[tuple[bytes | memoryview, Any]]]]
     "litdata": litdata_bytes,
 }  # fmt: skip
 _IMPORTS = {
-    "bare": (), "reading": ("crc32c",), "ours": ("pipeline.stream", "pipeline.image.transforms"),
-    "mapped": ("pipeline.one_pass",), "litdata": ("litdata",),
+    "bare": (), "reading": ("crc32c",), "ours": ("pipeline.streaming.stream", "pipeline.image.transforms"),
+    "mapped": ("pipeline.streaming.one_pass",), "litdata": ("litdata",),
     "webdataset": ("webdataset", "torch.utils.data"), "ray": ("ray.data",),
 }  # fmt: skip
 

@@ -15,9 +15,9 @@ from pipeline.base.html import render
 from pipeline.dataset.dataset import Dataset
 from pipeline.image.decode import Pixels
 from pipeline.image.transforms import EvaluationView, FinetuneView, PretrainView, Transform
-from pipeline.order import OrderConfig
-from pipeline.stream import Batch, Stream
-from pipeline.view import View
+from pipeline.streaming.order import OrderConfig
+from pipeline.streaming.selection import View
+from pipeline.streaming.stream import Batch, Stream
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage

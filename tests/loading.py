@@ -10,9 +10,9 @@ import psutil
 
 from pipeline.dataset.dataset import SIDECAR_CACHE_BYTES, Dataset
 from pipeline.image.transforms import PretrainView
-from pipeline.order import OrderConfig
-from pipeline.stream import Batch, LoaderConfig, Source, Stream
-from pipeline.view import View
+from pipeline.streaming.order import OrderConfig
+from pipeline.streaming.selection import View
+from pipeline.streaming.stream import Batch, LoaderConfig, Source, Stream
 
 ORDER = OrderConfig(seed=11, batch_size=18, num_lanes=6, window_blocks=2)  # five steps an epoch of 90
 FEW_SECONDS = 60.0  # on a busy machine
@@ -55,7 +55,7 @@ def worker_pids(of: int | None = None) -> list[int]:
     found = []
     for child in psutil.Process(of).children():
         with suppress(psutil.Error):
-            if "pipeline.loader.worker" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+            if "pipeline.streaming.loader.worker" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
                 found.append(child.pid)
     return found
 

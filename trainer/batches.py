@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dataset.dataset import label_matrix
-from pipeline.stream import Batch
+from pipeline.streaming.stream import Batch
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from pydantic import PositiveFloat
 
 from pipeline.base.errors import ConfigError
 from pipeline.base.records import Record
-from pipeline.choose import listed_rows
 from pipeline.foreign import open_any
-from pipeline.stream import Source
-from pipeline.view import View
+from pipeline.streaming.choose import listed_rows
+from pipeline.streaming.selection import View
+from pipeline.streaming.stream import Source
 
 
 class MixedData(Record):

@@ -14,10 +14,10 @@ from pipeline.base.errors import ConfigError, Conflict, NotFound
 from pipeline.base.records import Record
 from pipeline.dataset.schema import table_of, to_parquet
 from pipeline.image.transforms import EvaluationView
-from pipeline.one_pass import one_pass
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
-from pipeline.view import View
+from pipeline.streaming.one_pass import one_pass
+from pipeline.streaming.selection import View
 from trainer.batches import to_device
 from trainer.build import new_model
 from trainer.checkpoint import CheckpointRecord, load, require_latest

@@ -18,11 +18,11 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import table_of, to_parquet
 from pipeline.foreign import open_any
 from pipeline.image.transforms import FinetuneView
-from pipeline.order import OrderConfig, lanes_of_rank
 from pipeline.store.base import Store, exists
 from pipeline.store.url import open_store
-from pipeline.stream import LoaderConfig, Stream
-from pipeline.view import View
+from pipeline.streaming.order import OrderConfig, lanes_of_rank
+from pipeline.streaming.selection import View
+from pipeline.streaming.stream import LoaderConfig, Stream
 from trainer.architecture import parse_architecture
 from trainer.batches import TensorBatch, to_device
 from trainer.build import new_model
@@ -70,7 +70,7 @@ class FinetuneConfig(Record):
         seed: Key of subsets, initial weights, order and augmentation.
         flip: False for tasks whose label depends on direction.
         crop: False for tasks whose label depends on position.
-        num_lanes: See pipeline.order; at least the number of workers.
+        num_lanes: See pipeline.streaming.order; at least the number of workers.
         microbatch_size: Most samples of a rank in one forward pass.
         precision: Of convolutions and activations.
         recomputes: Whether only the input of each unit is kept for the backward pass.

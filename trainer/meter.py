@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from pipeline.bench import Lap
+from pipeline.streaming.throughput import Lap
 
 
 class Meter:

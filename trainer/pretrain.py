@@ -11,10 +11,10 @@ from torch import nn
 from pipeline.base.errors import ConfigError, NonFinite, StorageError
 from pipeline.dataset.dataset import Address, Dataset
 from pipeline.image.transforms import PretrainView
-from pipeline.order import OrderConfig, lanes_of_rank
 from pipeline.store.base import Store
 from pipeline.store.url import absolute_url, open_store
-from pipeline.stream import Batch, LoaderConfig, Source, Stream
+from pipeline.streaming.order import OrderConfig, lanes_of_rank
+from pipeline.streaming.stream import Batch, LoaderConfig, Source, Stream
 from trainer.architecture import parse_architecture
 from trainer.batches import to_device
 from trainer.build import new_model
@@ -41,8 +41,8 @@ class PretrainConfig(TrainingData):
         model: Such as R50x1.
         recipe: Schedule and augmentation.
         seed: Key of initial weights, order and augmentation.
-        num_lanes: See pipeline.order; at least the number of workers.
-        window_blocks: See pipeline.order.
+        num_lanes: See pipeline.streaming.order; at least the number of workers.
+        window_blocks: See pipeline.streaming.order.
         microbatch_size: Most samples of a rank in one forward pass.
         precision: Of convolutions and activations.
         recomputes: Whether only the input of each unit is kept for the backward pass.

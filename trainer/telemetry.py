@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import StorageError
-from pipeline.bench import Lap, Laps
-from pipeline.loader.messages import BadSample
 from pipeline.store.url import open_store
-from pipeline.stream import Batch, Stream, warn_of
+from pipeline.streaming.loader.messages import BadSample
+from pipeline.streaming.stream import Batch, Stream, warn_of
+from pipeline.streaming.throughput import Lap, Laps
 
 logger = logging.getLogger(__name__)
 

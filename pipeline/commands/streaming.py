@@ -9,9 +9,9 @@ import click
 from pipeline.base.console import EventLog, examples, human_bytes, progress
 
 if TYPE_CHECKING:
-    from pipeline.bench import Lap
     from pipeline.dataset.dataset import Dataset
-    from pipeline.stream import Stream
+    from pipeline.streaming.stream import Stream
+    from pipeline.streaming.throughput import Lap
 
 _VIEWS = ("pretrain", "finetune", "evaluate")
 
@@ -54,9 +54,9 @@ def bench(url: str, as_json: bool, log: str | None, **options: Any) -> None:
     Ctrl-C ends it with what was measured so far.
     """
     from pipeline.image.transforms import PretrainView  # noqa: PLC0415
-    from pipeline.order import OrderConfig  # noqa: PLC0415
-    from pipeline.stream import LoaderConfig, Stream  # noqa: PLC0415
-    from pipeline.view import View  # noqa: PLC0415
+    from pipeline.streaming.order import OrderConfig  # noqa: PLC0415
+    from pipeline.streaming.selection import View  # noqa: PLC0415
+    from pipeline.streaming.stream import LoaderConfig, Stream  # noqa: PLC0415
 
     dataset = _opened(url)
     num_workers, batch, px, lanes = (options[name] for name in ("workers", "batch", "px", "lanes"))
@@ -82,7 +82,7 @@ def bench(url: str, as_json: bool, log: str | None, **options: Any) -> None:
 
 
 def _measured(stream: "Stream", num_workers: int, seconds: float, events: EventLog) -> "Lap":
-    from pipeline.bench import measure  # noqa: PLC0415
+    from pipeline.streaming.throughput import measure  # noqa: PLC0415
 
     with progress("measuring", None, "images") as advance:
 

@@ -16,9 +16,9 @@ from cluster.audit.report import import_verdicts, publish_audit, read_summary
 from cluster.audit.scores import cuts, score
 from cluster.audit.tables import AuditConfig, AuditTables
 from pipeline.base.errors import ConfigError, Conflict
-from pipeline.choose import listed_rows
 from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.store.url import open_store
+from pipeline.streaming.choose import listed_rows
 from tests.cluster.audits import contents, here, leaky_sets
 from tests.conftest import class_folders, pack, run_cli
 from trainer.evaluate import PREDICTION_SCHEMA

@@ -25,9 +25,9 @@ import torch.distributed as dist
 
 from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.image.transforms import PretrainView
-from pipeline.order import OrderConfig
-from pipeline.stream import LoaderConfig, Stream
-from pipeline.view import View
+from pipeline.streaming.order import OrderConfig
+from pipeline.streaming.selection import View
+from pipeline.streaming.stream import LoaderConfig, Stream
 from trainer.batches import to_device
 from trainer.build import new_model
 from trainer.loop import train_step

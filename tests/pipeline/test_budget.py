@@ -17,10 +17,10 @@ import pipeline.dataset.dataset
 from cluster.services import Stack
 from pipeline.base.errors import ConfigError
 from pipeline.dataset.dataset import SIDECAR_CACHE_BYTES, Dataset, open_dataset
-from pipeline.loader.prefetch import Prefetcher
-from pipeline.order import OrderConfig
-from pipeline.stream import WORKER_BYTES, Batch, Source, Stream
-from pipeline.view import View
+from pipeline.streaming.loader.read_ahead import Prefetcher
+from pipeline.streaming.order import OrderConfig
+from pipeline.streaming.selection import View
+from pipeline.streaming.stream import WORKER_BYTES, Batch, Source, Stream
 from tests.faults import FaultProxy
 from tests.loading import (
     ORDER,

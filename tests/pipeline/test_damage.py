@@ -11,7 +11,7 @@ import pytest
 from cluster.services import Stack
 from pipeline.base.errors import CorruptShard, Unreachable
 from pipeline.store.local import LocalStore
-from pipeline.stream import LoaderConfig
+from pipeline.streaming.stream import LoaderConfig
 from tests.soak.damage import (
     NETWORK_KINDS,
     ROOMY,

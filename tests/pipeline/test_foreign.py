@@ -23,8 +23,8 @@ from pipeline.dataset.dataset import Address, Dataset
 from pipeline.foreign import open_any
 from pipeline.statistics import statistics
 from pipeline.store.url import open_store
+from pipeline.streaming.selection import View
 from pipeline.verify import verify
-from pipeline.view import View
 from pipeline.work.pools import InProcess
 from tests.conftest import jpeg, picture
 
@@ -251,7 +251,7 @@ def test_processes_that_open_at_once_index_once(tmp_path: Path, index_folder: Pa
     program = (
         "import sys\n"
         "from pipeline.foreign import open_any\n"
-        "from pipeline.view import View\n"
+        "from pipeline.streaming.selection import View\n"
         "told = []\n"
         "dataset = open_any(sys.argv[1], on_tar=lambda *_: told.append(1))\n"
         "print(View(dataset).identity, len(told))\n"

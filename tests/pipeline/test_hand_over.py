@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.dataset.dataset import Dataset
-from pipeline.stream import Stream
+from pipeline.streaming.stream import Stream
 from tests.loading import (
     stream_of,
     taken,

@@ -19,8 +19,8 @@ from cluster.services import Stack
 from pipeline.base.errors import ConfigError, ServiceError
 from pipeline.dataset.dataset import Dataset
 from pipeline.image.transforms import PretrainView
-from pipeline.stream import LoaderConfig, Stream
-from pipeline.view import View
+from pipeline.streaming.selection import View
+from pipeline.streaming.stream import LoaderConfig, Stream
 from tests.faults import FaultProxy
 from tests.loading import (
     ORDER,
@@ -93,9 +93,9 @@ RANK = """
 import json, sys, time
 from pipeline.image.transforms import PretrainView
 from pipeline.dataset.dataset import open_dataset
-from pipeline.order import OrderConfig
-from pipeline.stream import LoaderConfig, Stream
-from pipeline.view import View
+from pipeline.streaming.order import OrderConfig
+from pipeline.streaming.stream import LoaderConfig, Stream
+from pipeline.streaming.selection import View
 order = OrderConfig(seed=1, batch_size=12, num_lanes=6, window_blocks=2)
 dataset = open_dataset(sys.argv[1])
 dataset.shards, dataset.blocks
@@ -221,9 +221,9 @@ def test_a_transform_of_a_script_is_refused_by_workers_with_the_remedy(dataset: 
         "import sys\n"
         "from pipeline.image.transforms import Placement\n"
         "from pipeline.dataset.dataset import open_dataset\n"
-        "from pipeline.order import OrderConfig\n"
-        "from pipeline.stream import LoaderConfig, Stream\n"
-        "from pipeline.view import View\n"
+        "from pipeline.streaming.order import OrderConfig\n"
+        "from pipeline.streaming.stream import LoaderConfig, Stream\n"
+        "from pipeline.streaming.selection import View\n"
         "def corner(height, width, random):\n"
         "    return Placement((0, 0, 8, 8), 8)\n"
         "view, order = View(open_dataset(sys.argv[1])), OrderConfig(batch_size=4, num_lanes=2)\n"

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pipeline.base.errors import ConfigError, ResumeMismatch
 from pipeline.dataset.dataset import SIDECAR_CACHE_BYTES, Dataset, open_dataset
 from pipeline.image.transforms import PretrainView
-from pipeline.order import OrderConfig
-from pipeline.stream import Batch, LoaderConfig, Source, Stream
-from pipeline.view import View
+from pipeline.streaming.order import OrderConfig
+from pipeline.streaming.selection import View
+from pipeline.streaming.stream import Batch, LoaderConfig, Source, Stream
 from tests.conftest import class_folders, pack
 
 ORDER = OrderConfig(seed=8, batch_size=16, num_lanes=4, window_blocks=2)

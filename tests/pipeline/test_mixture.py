@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.errors import ConfigError
-from pipeline.mixture import SLOTS, Draw, Mixture
-from pipeline.order import lanes_of_rank
+from pipeline.streaming.mixture import SLOTS, Draw, Mixture
+from pipeline.streaming.order import lanes_of_rank
 
 WEIGHTS = st.lists(st.floats(0.05, 20), min_size=1, max_size=6).map(tuple)
 FAR = st.integers(0, 10**12)

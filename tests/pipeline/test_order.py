@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.errors import ConfigError
-from pipeline.order import Order, OrderConfig, even_pieces, lanes_of_rank, samples_of
+from pipeline.streaming.order import Order, OrderConfig, even_pieces, lanes_of_rank, samples_of
 
 COUNTS = (
     st.lists(st.integers(0, 40), min_size=1, max_size=25).filter(any).map(lambda counts: np.array(counts, np.int64))

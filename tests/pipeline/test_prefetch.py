@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.errors import ConfigError
-from pipeline.loader.blocks import Loaded
-from pipeline.loader.prefetch import Prefetcher
-from pipeline.view import Span
+from pipeline.streaming.loader.blocks import Loaded
+from pipeline.streaming.loader.read_ahead import Prefetcher
+from pipeline.streaming.selection import Span
 from tests.loading import FEW_SECONDS, wait_until
 
 

@@ -12,11 +12,11 @@ from pipeline.base.errors import ConfigError, CorruptShard, ResumeMismatch
 from pipeline.base.seeds import rng
 from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.image.transforms import EvaluationView, PretrainView, inception_box
-from pipeline.one_pass import encoded_samples, one_pass
-from pipeline.order import OrderConfig
 from pipeline.store.memory_map import MappedFile
-from pipeline.stream import Batch, LoaderConfig, Stream
-from pipeline.view import View
+from pipeline.streaming.one_pass import encoded_samples, one_pass
+from pipeline.streaming.order import OrderConfig
+from pipeline.streaming.selection import View
+from pipeline.streaming.stream import Batch, LoaderConfig, Stream
 from tests.conftest import pack
 
 CONFIG = OrderConfig(seed=5, batch_size=24, num_lanes=12, window_blocks=2)

@@ -22,7 +22,6 @@ from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.dataset.publish import Addition, publish, published_version
 from pipeline.dataset.schema import BLOCK_SCHEMA, SHARD_SCHEMA
 from pipeline.image.transforms import EvaluationView
-from pipeline.order import OrderConfig
 from pipeline.plan import ShardConfig
 from pipeline.planner import store_plan
 from pipeline.shard import Job, Reporting, _pack_and_publish, plan_sources
@@ -30,9 +29,10 @@ from pipeline.sources.open import open_sources
 from pipeline.sources.table import Columns
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
-from pipeline.stream import Stream
+from pipeline.streaming.order import OrderConfig
+from pipeline.streaming.selection import View
+from pipeline.streaming.stream import Stream
 from pipeline.verify import verify
-from pipeline.view import View
 from pipeline.work.pools import InProcess
 from tests.conftest import class_folders, cli, jpeg, pack, picture
 

@@ -27,11 +27,11 @@ import webdataset
 from cluster.services import start_stack, stop_stack
 from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.image.transforms import PretrainView
-from pipeline.loader.messages import BadSample, Counts
-from pipeline.order import OrderConfig
 from pipeline.store.url import open_store
-from pipeline.stream import WORKER_BYTES, LoaderConfig, Stream
-from pipeline.view import View
+from pipeline.streaming.loader.messages import BadSample, Counts
+from pipeline.streaming.order import OrderConfig
+from pipeline.streaming.selection import View
+from pipeline.streaming.stream import WORKER_BYTES, LoaderConfig, Stream
 from tests.faults import FaultProxy
 from tests.soak.damages import DAMAGES, NUM_SAMPLES, Damage, Expected, Key, damaged_copy, flipped, make, rewrite, tar_of
 

@@ -12,7 +12,7 @@ from cluster.services import Stack
 from pipeline.base.errors import CorruptShard
 from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
-from pipeline.stream import LoaderConfig
+from pipeline.streaming.stream import LoaderConfig
 from tests.conftest import pack, run_cli
 from tests.trainer.test_training import config
 from trainer.meter import as_line

@@ -1,6 +1,6 @@
 """A loader worker: renders its lanes of every batch into memory that it shares with the rank.
 
-Runs as `python -m pipeline.loader.worker SOCKET MEMORY` with two inherited file descriptors, so that neither the
+Runs as `python -m pipeline.streaming.loader.worker SOCKET MEMORY` with two inherited file descriptors, so that neither the
 rank's main module is imported again nor anything outlives the rank: the kernel frees both when their last holder dies.
 """
 
@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.base.errors import ConfigError, ServiceError
-from pipeline.loader.blocks import BlockReader
-from pipeline.loader.lanes import Lanes, Taken
-from pipeline.loader.messages import Counts, Done, Failed, Granted, Message, WindowSpec, Work
-from pipeline.loader.prefetch import Prefetcher
 from pipeline.store.block_cache import BlockCache
 from pipeline.store.hedged_reads import RangeReader
+from pipeline.streaming.loader.blocks import BlockReader
+from pipeline.streaming.loader.lanes import Lanes, Taken
+from pipeline.streaming.loader.messages import Counts, Done, Failed, Granted, Message, WindowSpec, Work
+from pipeline.streaming.loader.read_ahead import Prefetcher
 
 IMPORTABLE = "define a transform of your own in a module, not in a notebook or script, or use no loader processes"
 

@@ -12,11 +12,11 @@ import numpy as np
 from pipeline.base.errors import BadImage, CorruptShard
 from pipeline.image.render import render
 from pipeline.image.transforms import Transform
-from pipeline.loader.blocks import BlockReader, Damaged, Loaded
-from pipeline.order import even_pieces
 from pipeline.store.hedged_reads import RangeReader
-from pipeline.stream import Batch
-from pipeline.view import Span, View
+from pipeline.streaming.loader.blocks import BlockReader, Damaged, Loaded
+from pipeline.streaming.order import even_pieces
+from pipeline.streaming.selection import Span, View
+from pipeline.streaming.stream import Batch
 
 # While one block is worked on the next are on their way, for 80 MB at most; with four, readers waited for sidecars.
 _READERS = 2

@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.image.transforms import Transform
-from pipeline.mixture import Mixture
-from pipeline.view import Span
+from pipeline.streaming.mixture import Mixture
+from pipeline.streaming.selection import Span
 
 Ints = npt.NDArray[np.int64]
 

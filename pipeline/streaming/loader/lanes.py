@@ -12,10 +12,10 @@ import numpy.typing as npt
 from pipeline.base.errors import BadImage, CorruptShard
 from pipeline.base.seeds import sample_uniform
 from pipeline.image.render import render
-from pipeline.loader.blocks import Damaged, Entry, Loaded
-from pipeline.loader.messages import AskWindow, BadSample, Counts, WindowSpec, Work
-from pipeline.loader.prefetch import Lane, Prefetcher
-from pipeline.view import Span
+from pipeline.streaming.loader.blocks import Damaged, Entry, Loaded
+from pipeline.streaming.loader.messages import AskWindow, BadSample, Counts, WindowSpec, Work
+from pipeline.streaming.loader.read_ahead import Lane, Prefetcher
+from pipeline.streaming.selection import Span
 
 
 @dataclass

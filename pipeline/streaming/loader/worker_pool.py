@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.base.errors import ConfigError, ServiceError
-from pipeline.loader.messages import AskWindow, Done, Failed, Granted, Message, WindowSpec, Work
-from pipeline.loader.worker import IMPORTABLE, hang_up, serve, slots_of
+from pipeline.streaming.loader.messages import AskWindow, Done, Failed, Granted, Message, WindowSpec, Work
+from pipeline.streaming.loader.worker import IMPORTABLE, hang_up, serve, slots_of
 
 # glibc keeps freed blocks of 8 MiB for itself, 17 % beyond a budget of 750 MB after 10,000 photos; so they are mapped
 # one by one (5 % beyond), while the small buffers of pictures stay on a heap that is not given back each time. They are
@@ -166,7 +166,7 @@ class Desk:
             threading.Thread(target=serve, args=arguments, name="loader", daemon=True).start()
             return _Worker(work, connection, None, work.first_step)
         # -P: the current folder may hold modules of the same names; what the rank imports from it is on its path.
-        command = [sys.executable, "-P", "-m", "pipeline.loader.worker", str(theirs.fileno()), str(self._descriptor)]
+        command = [sys.executable, "-P", "-m", "pipeline.streaming.loader.worker", str(theirs.fileno()), str(self._descriptor)]
         # Ray and notebooks extend the path of a running process: workers import what the rank imports.
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         tunables = filter(None, [_LARGE_PAGES, os.environ.get(_TUNABLES)])  # of two the last counts: the caller's

@@ -17,11 +17,11 @@ from pipeline.base.records import Record
 from pipeline.base.seeds import key128
 from pipeline.dataset.dataset import SIDECAR_CACHE_BYTES, Address
 from pipeline.image.transforms import Transform
-from pipeline.loader.desk import Desk
-from pipeline.loader.messages import AskWindow, BadSample, Counts, Done, WindowSpec, Work
-from pipeline.mixture import Mixture
-from pipeline.order import ORDER_VERSION, Order, OrderConfig, Piece, lanes_of_rank, samples_of
-from pipeline.view import View
+from pipeline.streaming.loader.messages import AskWindow, BadSample, Counts, Done, WindowSpec, Work
+from pipeline.streaming.loader.worker_pool import Desk
+from pipeline.streaming.mixture import Mixture
+from pipeline.streaming.order import ORDER_VERSION, Order, OrderConfig, Piece, lanes_of_rank, samples_of
+from pipeline.streaming.selection import View
 
 logger = logging.getLogger(__name__)
 

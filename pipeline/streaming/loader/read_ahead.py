@@ -8,8 +8,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
 
-from pipeline.loader.blocks import Loaded
-from pipeline.view import Span
+from pipeline.streaming.loader.blocks import Loaded
+from pipeline.streaming.selection import Span
 
 NEEDED_NOW = float("-inf")
 Lane = tuple[int, int]  # source, lane

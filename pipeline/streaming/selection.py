@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipeline.base.errors import ConfigError
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import INDEX_FOLDER
-from pipeline.order import Piece
+from pipeline.streaming.order import Piece
 
 Ints = npt.NDArray[np.int64]
 _WHOLE_BLOCK_FRACTION = 0.5

@@ -15,7 +15,7 @@ from pipeline.dataset.tar_format import contents
 from pipeline.store.block_cache import BlockCache
 from pipeline.store.hedged_reads import RangeReader
 from pipeline.store.memory_map import MappedFile
-from pipeline.view import Span
+from pipeline.streaming.selection import Span
 
 _READS_BEFORE_DAMAGE = 3  # what is wrong once may be the network; what is wrong three times is the object
 _LARGEST_GAP_BYTES = 1 << 20  # a choice: unwanted bytes that cost less than a request of their own

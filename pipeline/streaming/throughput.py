@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pipeline.loader.messages import Counts
-from pipeline.stream import Batch, Stream
+from pipeline.streaming.loader.messages import Counts
+from pipeline.streaming.stream import Batch, Stream
 
 Stage = Literal["reading", "decoding", "the consumer"]
 
