@@ -27,13 +27,13 @@ from side_by_side import environment, peak_bytes
 from pipeline.dataset.dataset import open_dataset
 from pipeline.dataset.publish import Addition, publish
 from pipeline.dataset.schema import BLOCK_SCHEMA, SHARD_SCHEMA
-from pipeline.plan import ShardConfig
-from pipeline.planner import make_plan
-from pipeline.probe import Probe
-from pipeline.shard import Job, shard
-from pipeline.sources.open import open_sources
-from pipeline.sources.rows import FILE, Source, batch_of
-from pipeline.sources.table import Columns
+from pipeline.packing.jobs import Job, shard
+from pipeline.packing.make_plan import make_plan
+from pipeline.packing.plan import ShardConfig
+from pipeline.packing.probe import Probe
+from pipeline.packing.sources.open import open_sources
+from pipeline.packing.sources.rows import FILE, Source, batch_of
+from pipeline.packing.sources.table import Columns
 from pipeline.store.url import open_store
 from pipeline.work.pools import InProcess
 

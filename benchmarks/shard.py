@@ -39,14 +39,14 @@ from crc32c import crc32c
 from peers import peer_python
 from side_by_side import Contender, compare, environment, peak_bytes
 
-from pipeline.commit import PackTask, pack_and_commit
 from pipeline.dataset.schema import image_digest
 from pipeline.image.policy import ImagePolicy
-from pipeline.plan import ShardConfig
-from pipeline.planner import store_plan
-from pipeline.shard import Job, plan_sources, shard
-from pipeline.sources.open import open_sources
-from pipeline.sources.table import Columns
+from pipeline.packing.commit import PackTask, pack_and_commit
+from pipeline.packing.jobs import Job, plan_sources, shard
+from pipeline.packing.make_plan import store_plan
+from pipeline.packing.plan import ShardConfig
+from pipeline.packing.sources.open import open_sources
+from pipeline.packing.sources.table import Columns
 from pipeline.store.any_url import read_file
 from pipeline.store.url import open_store
 from pipeline.work.pools import InProcess, Pool, Processes

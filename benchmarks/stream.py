@@ -54,10 +54,10 @@ from stream_settings import Settings, tar_samples
 from cluster.services import start_stack, stop_stack
 from pipeline.dataset.dataset import open_dataset
 from pipeline.image.policy import ImagePolicy
-from pipeline.plan import ShardConfig
-from pipeline.shard import Job, shard
-from pipeline.sources.open import open_sources
-from pipeline.sources.table import Columns
+from pipeline.packing.jobs import Job, shard
+from pipeline.packing.plan import ShardConfig
+from pipeline.packing.sources.open import open_sources
+from pipeline.packing.sources.table import Columns
 from pipeline.store.url import open_store
 from pipeline.work.pools import InProcess
 

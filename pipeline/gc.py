@@ -4,10 +4,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.commit import read_plan
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.publish import published_version
-from pipeline.plan import plan_key
+from pipeline.packing.commit import read_plan
+from pipeline.packing.plan import plan_key
 from pipeline.store.base import Entry, Store, Unfinished, exists
 from pipeline.store.lease import PREFIX as LEASES
 

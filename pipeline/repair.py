@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.base.errors import CorruptShard, NotFound
-from pipeline.commit import prepare_shard, read_plan, read_record, shard_rows
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import INDEX_FOLDER, from_parquet, sha256_hex, to_parquet
-from pipeline.plan import Plan
+from pipeline.packing.commit import prepare_shard, read_plan, read_record, shard_rows
+from pipeline.packing.plan import Plan
 from pipeline.store.base import Store, blake3_of
 from pipeline.store.local import LocalStore
 

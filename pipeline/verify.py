@@ -12,7 +12,7 @@ from pipeline.base.seeds import rng
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import INDEX_FOLDER, from_parquet, image_digest
 from pipeline.image.decode import decode
-from pipeline.sources.tars import scan_tar
+from pipeline.packing.sources.tars import scan_tar
 from pipeline.store.base import Store, blake3_of, read_checked
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls

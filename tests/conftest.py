@@ -17,10 +17,10 @@ from PIL import Image
 
 from cluster.services import Stack, start_stack, stop_stack
 from pipeline.dataset.dataset import Dataset, open_dataset
-from pipeline.plan import ShardConfig
-from pipeline.shard import Job, shard
-from pipeline.sources.open import open_sources
-from pipeline.sources.table import Columns
+from pipeline.packing.jobs import Job, shard
+from pipeline.packing.plan import ShardConfig
+from pipeline.packing.sources.open import open_sources
+from pipeline.packing.sources.table import Columns
 from pipeline.store.url import open_store
 from pipeline.work.pools import InProcess
 

@@ -4,7 +4,7 @@ from pydantic import PositiveFloat
 
 from pipeline.base.errors import ConfigError
 from pipeline.base.records import Record
-from pipeline.foreign import open_any
+from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.streaming.choose import listed_rows
 from pipeline.streaming.selection import View
 from pipeline.streaming.stream import Source

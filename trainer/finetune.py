@@ -16,8 +16,8 @@ from pipeline.base.records import Record
 from pipeline.base.seeds import rng
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import table_of, to_parquet
-from pipeline.foreign import open_any
 from pipeline.image.transforms import FinetuneView
+from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.base import Store, exists
 from pipeline.store.url import open_store
 from pipeline.streaming.order import OrderConfig, lanes_of_rank

@@ -29,7 +29,7 @@ _CANARY_SCHEMA = pa.schema(
 
 
 def sides_of(config: AuditConfig) -> Sides:
-    """Pins the versions of both sets. Raises BitError as pipeline.foreign.open_any."""
+    """Pins the versions of both sets. Raises BitError as pipeline.packing.foreign_tars.open_any.open_any."""
     return Sides(pinned(config.upstream), pinned(config.downstream))
 
 

@@ -13,7 +13,6 @@ import blake3
 import pyarrow as pa
 
 from cluster.audit.stored import AuditJob, Poisoned, settled
-from pipeline.adopt import described_tar, opened_tar, whole_tar
 from pipeline.base.errors import EmptySource, NotFound, ServiceError
 from pipeline.dataset.dataset import open_dataset
 from pipeline.dataset.publish import Addition, publish, published_version
@@ -26,11 +25,12 @@ from pipeline.dataset.schema import (
     sha256_hex,
     to_parquet,
 )
-from pipeline.foreign import is_published, tars_of
 from pipeline.image.decode import decode
 from pipeline.image.fingerprint import DESCRIPTOR_VERSION
-from pipeline.plan import ShardConfig
-from pipeline.run import Packed
+from pipeline.packing.foreign_tars.index_tars import described_tar, opened_tar, whole_tar
+from pipeline.packing.foreign_tars.open_any import is_published, tars_of
+from pipeline.packing.pack_run import Packed
+from pipeline.packing.plan import ShardConfig
 from pipeline.store.any_url import size_of
 from pipeline.store.base import Entry, Store, commit
 from pipeline.store.url import absolute_url, open_store

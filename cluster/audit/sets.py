@@ -8,8 +8,8 @@ import pyarrow as pa
 from pipeline.base.errors import ConfigError, CorruptShard, NotFound
 from pipeline.dataset.dataset import Address, Dataset
 from pipeline.dataset.schema import PIXELS_COLUMN, image_digest, sha256_hex
-from pipeline.foreign import open_any
 from pipeline.image import fingerprint
+from pipeline.packing.foreign_tars.open_any import open_any
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def pinned(url: str) -> Pinned:
     """Gives the latest version of a dataset, or of WebDataset tars that are indexed on first use.
 
     Raises:
-        BitError: As pipeline.foreign.open_any.
+        BitError: As pipeline.packing.foreign_tars.open_any.open_any.
     """
     version = open_any(url).version
     return Pinned(url, version.version, version.shards_sha256)

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.base.errors import BitError
 from pipeline.dataset.schema import from_parquet, to_parquet
-from pipeline.shard import Reporting
+from pipeline.packing.jobs import Reporting
 from pipeline.store.base import Store, commit, exists
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls

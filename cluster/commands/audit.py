@@ -54,7 +54,7 @@ def _job(work: str, workers: int | None, on_ray: bool, log_jsonl: str | None) ->
     """Gives where an audit works. Without --workers and --ray that is this process."""
     from cluster.audit.stored import AuditJob  # noqa: PLC0415
     from pipeline.image.decode import check_pillow  # noqa: PLC0415
-    from pipeline.shard import Reporting  # noqa: PLC0415
+    from pipeline.packing.jobs import Reporting  # noqa: PLC0415
     from pipeline.store.url import open_store  # noqa: PLC0415
     from pipeline.work.pools import InProcess  # noqa: PLC0415
 
@@ -113,7 +113,7 @@ def audit(upstream: str, downstream: str, out: str, against_many: bool, **option
     folder, URL or pattern. Interrupted, the same command goes on; run again on changed data, it does what changed.
     """
     from cluster.audit.many import publish_overview, read_test_sets  # noqa: PLC0415
-    from pipeline.foreign import absolute_pattern  # noqa: PLC0415
+    from pipeline.packing.foreign_tars.open_any import absolute_pattern  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
     upstream, out = absolute_pattern(upstream), absolute_url(out)
@@ -202,7 +202,7 @@ def audit_within(url: str, out: str, **options: Any) -> None:
     """Find near-duplicates within the set at URL; stars of copies, and a list of what to leave out, at OUT."""
     from cluster.audit.coordinator import sides_of  # noqa: PLC0415
     from cluster.audit.within import audit_within as run_within  # noqa: PLC0415
-    from pipeline.foreign import absolute_pattern  # noqa: PLC0415
+    from pipeline.packing.foreign_tars.open_any import absolute_pattern  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
     url, out = absolute_pattern(url), absolute_url(out)
@@ -253,8 +253,8 @@ def fingerprint(url: str, out: str, log_jsonl: str | None, workers: int | None, 
     """
     from cluster.audit.fingerprints import fingerprint_set  # noqa: PLC0415
     from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415
-    from pipeline.foreign import absolute_pattern, is_published  # noqa: PLC0415
     from pipeline.image.fingerprint import DESCRIPTOR_VERSION  # noqa: PLC0415
+    from pipeline.packing.foreign_tars.open_any import absolute_pattern, is_published  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
     url, out = absolute_pattern(url), absolute_url(out)

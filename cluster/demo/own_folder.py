@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.demo.digits import Folders
 from pipeline.base.errors import EmptySource, NotFound
 from pipeline.base.seeds import key128
-from pipeline.sources.folder import SPLIT_NAMES, is_image_name
+from pipeline.packing.sources.folder import SPLIT_NAMES, is_image_name
 
 _MOST_PICTURES = 6000  # of all classes together: keeps the demonstration within minutes
 _LEAST_A_CLASS = 5

@@ -34,7 +34,7 @@ LEVELS = ("exists", "size", "checksum", "tar", "decode")
 @pool_options
 def verify(url: str, level: str, fraction: float, seed: int, as_json: bool, workers: int | None, on_ray: bool) -> None:
     """Check the dataset at URL against its manifest; exit 1 if anything differs."""
-    from pipeline.foreign import absolute_pattern, open_any  # noqa: PLC0415
+    from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.verify import sampled_shards  # noqa: PLC0415
     from pipeline.verify import verify as faults_of  # noqa: PLC0415
 

@@ -12,8 +12,8 @@ from pipeline.base.console import EventLog, progress
 from pipeline.base.errors import ConfigError, EmptySource
 
 if TYPE_CHECKING:
-    from pipeline.shard import Job
-    from pipeline.sources.table import Columns
+    from pipeline.packing.jobs import Job
+    from pipeline.packing.sources.table import Columns
     from pipeline.work.pools import Pool
 
 Command = Callable[..., Any]
@@ -74,7 +74,7 @@ def columns_of(
     image_column: str, label_column: str, no_labels: bool, bytes_column: str | None, classes_file: str | None
 ) -> "Columns":
     """Gives what `source_options` ask for."""
-    from pipeline.sources.table import Columns  # noqa: PLC0415
+    from pipeline.packing.sources.table import Columns  # noqa: PLC0415
 
     return Columns(
         image=image_column,
@@ -103,7 +103,7 @@ def job_of(
 ) -> Iterator["Job"]:
     """Gives what `job_options` ask for."""
     from pipeline.image.decode import check_pillow  # noqa: PLC0415
-    from pipeline.shard import Job, Reporting  # noqa: PLC0415
+    from pipeline.packing.jobs import Job, Reporting  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
     check_pillow()

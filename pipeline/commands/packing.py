@@ -10,7 +10,7 @@ from pipeline.commands.options import checked_split, columns_of, job_of, job_opt
 
 if TYPE_CHECKING:
     from pipeline.dataset.schema import ManifestVersion
-    from pipeline.planner import Planned
+    from pipeline.packing.make_plan import Planned
 
 # Amazon S3 Standard list prices, USD (docs/format.md).
 _USD_PER_1000_PUTS = 0.005
@@ -60,10 +60,10 @@ def shard(sources: tuple[str, ...], dest: str, **options: Any) -> None:
     sources, NAME=URL names one. Interrupted, the same command goes on; finished, it does nothing.
     """
     from pipeline.image.policy import ImagePolicy  # noqa: PLC0415
-    from pipeline.plan import ShardConfig  # noqa: PLC0415
-    from pipeline.shard import plan_sources  # noqa: PLC0415
-    from pipeline.shard import shard as run_shard  # noqa: PLC0415
-    from pipeline.sources.open import open_sources  # noqa: PLC0415
+    from pipeline.packing.jobs import plan_sources  # noqa: PLC0415
+    from pipeline.packing.jobs import shard as run_shard  # noqa: PLC0415
+    from pipeline.packing.plan import ShardConfig  # noqa: PLC0415
+    from pipeline.packing.sources.open import open_sources  # noqa: PLC0415
 
     shard_bytes = _bytes("--shard-mb", options.pop("shard_mb"), 1_000_000)
     block_bytes = _bytes("--block-mib", options.pop("block_mib"), 1 << 20)
@@ -105,8 +105,8 @@ def append(sources: tuple[str, ...], dest: str, **options: Any) -> None:
 
     Pictures are known by their names in the source. Running readers keep the version they opened.
     """
-    from pipeline.shard import append as run_append  # noqa: PLC0415
-    from pipeline.sources.open import open_sources  # noqa: PLC0415
+    from pipeline.packing.jobs import append as run_append  # noqa: PLC0415
+    from pipeline.packing.sources.open import open_sources  # noqa: PLC0415
 
     columns = _columns(options)
     with job_of(dest, **options) as job:
@@ -118,7 +118,7 @@ def append(sources: tuple[str, ...], dest: str, **options: Any) -> None:
 @job_options
 def retry_rejects(dest: str, **options: Any) -> None:
     """Pack the rejected pictures of the dataset at DEST that can be used now into a new version of it."""
-    from pipeline.shard import retry_rejects as run_retry  # noqa: PLC0415
+    from pipeline.packing.jobs import retry_rejects as run_retry  # noqa: PLC0415
 
     options["max_reject_fraction"] = options["max_reject_fraction"] or 1.0  # all of them were rejected before
     with job_of(dest, **options) as job:

@@ -19,7 +19,7 @@ _SHOWN_CLASSES = 20
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest record as JSON.")
 def inspect(url: str, version_number: int | None, as_json: bool) -> None:
     """Show what the dataset at URL is: version, sizes and rejects. Reads no sidecar; see `pipeline stats`."""
-    from pipeline.foreign import open_any  # noqa: PLC0415
+    from pipeline.packing.foreign_tars.open_any import open_any  # noqa: PLC0415
     from pipeline.statistics import reject_lines  # noqa: PLC0415
 
     dataset = open_any(url, version_number)
@@ -46,7 +46,7 @@ def inspect(url: str, version_number: int | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print all counts as JSON.")
 def stats(url: str, version_number: int | None, html_path: str | None, as_json: bool) -> None:
     """Show classes, label counts, and sizes of the dataset at URL, from its sidecars."""
-    from pipeline.foreign import open_any  # noqa: PLC0415
+    from pipeline.packing.foreign_tars.open_any import open_any  # noqa: PLC0415
     from pipeline.statistics import page, percentile, statistics  # noqa: PLC0415
 
     dataset = open_any(url, version_number)
@@ -105,7 +105,7 @@ def export(url: str, formats: tuple[str, ...]) -> None:
 @pool_options
 def index(url: str, split: str, classes_file: str | None, block_mib: float, workers: int | None, on_ray: bool) -> None:
     """Make the WebDataset tars below URL a dataset, without touching them: sidecars and a manifest beside them."""
-    from pipeline.adopt import adopt  # noqa: PLC0415
+    from pipeline.packing.foreign_tars.index_tars import adopt  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
     if block_mib <= 0:

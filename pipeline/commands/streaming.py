@@ -17,7 +17,7 @@ _VIEWS = ("pretrain", "finetune", "evaluate")
 
 
 def _opened(url: str) -> "Dataset":
-    from pipeline.foreign import absolute_pattern, open_any  # noqa: PLC0415
+    from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
 
     with progress("indexing", None, "tars") as advance:
         return open_any(absolute_pattern(url), on_tar=advance)

@@ -13,7 +13,7 @@ from pipeline.exports.energon_files import dataset_yaml, split_yaml, tar_index
 from pipeline.exports.energon_sqlite import SampleIndex
 from pipeline.exports.labels import label_place
 from pipeline.exports.shard_tar import ShardTar
-from pipeline.sources.tars import IMAGE_EXTENSIONS
+from pipeline.packing.sources.tars import IMAGE_EXTENSIONS
 from pipeline.store.base import exists, put
 
 _VERSION = "7.4.1"

@@ -6,7 +6,7 @@ from PIL import Image
 
 from cluster.audit.canaries import TRANSFORMS
 from cluster.audit.stored import AuditJob
-from pipeline.shard import Reporting
+from pipeline.packing.jobs import Reporting
 from pipeline.store.url import open_store
 from pipeline.work.pools import InProcess
 from tests.conftest import class_folders, pack

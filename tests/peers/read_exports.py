@@ -80,7 +80,7 @@ def read_dali(root: Path, scratch: Path) -> Iterator[Sample]:
     pipeline = pictures()
     pipeline.build()
     for _ in range(pipeline.epoch_size("reader")):
-        _, label = pipeline.run()
+        _, label = pipeline.packing.pack_run()
         yield None, int(bytes(label.at(0)))
 
 

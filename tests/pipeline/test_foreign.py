@@ -20,7 +20,7 @@ from crc32c import crc32c
 
 from pipeline.base.errors import ConfigError, CorruptShard, Denied, EmptySource, NotFound
 from pipeline.dataset.dataset import Address, Dataset
-from pipeline.foreign import open_any
+from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.statistics import statistics
 from pipeline.store.url import open_store
 from pipeline.streaming.selection import View
@@ -250,7 +250,7 @@ def test_processes_that_open_at_once_index_once(tmp_path: Path, index_folder: Pa
     by_webdataset(tmp_path / "in", count=60)
     program = (
         "import sys\n"
-        "from pipeline.foreign import open_any\n"
+        "from pipeline.packing.foreign_tars.open_any import open_any\n"
         "from pipeline.streaming.selection import View\n"
         "told = []\n"
         "dataset = open_any(sys.argv[1], on_tar=lambda *_: told.append(1))\n"

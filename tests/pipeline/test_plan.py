@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pipeline.spill
+import pipeline.packing.external_sort
 from pipeline.base.errors import ConfigError, StorageFull
-from pipeline.plan import ShardConfig, cut, hash_names, num_windows, window_of
-from pipeline.planner import Planned, make_plan
-from pipeline.probe import Probe
-from pipeline.sources.rows import FILE, PARQUET, Source, batch_of
-from pipeline.spill import Spill
+from pipeline.packing.external_sort import Spill
+from pipeline.packing.make_plan import Planned, make_plan
+from pipeline.packing.plan import ShardConfig, cut, hash_names, num_windows, window_of
+from pipeline.packing.probe import Probe
+from pipeline.packing.sources.rows import FILE, PARQUET, Source, batch_of
 
 
 def source_of(names: list[str], url: str = "/x", labels: list[Any] | None = None, batch_rows: int = 7) -> Source:
@@ -91,7 +91,7 @@ def test_spilled_rows_come_in_the_order_of_rows_in_memory(
         return pa.concat_tables(spill.sorted_tables(windows)).combine_chunks()
 
     in_memory = in_order()
-    monkeypatch.setattr(pipeline.spill, "_MOST_ROWS", 500)
+    monkeypatch.setattr(pipeline.packing.external_sort, "_MOST_ROWS", 500)
     spilled = in_order()
     assert spilled.equals(in_memory)
     assert sorted(spilled["value"].to_pylist()) == list(range(3000))
@@ -216,7 +216,7 @@ def test_a_known_name_with_another_size_is_refused() -> None:
 
 
 def test_a_full_scratch_folder_is_named(tiny_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.spill, "_MOST_ROWS", 500)
+    monkeypatch.setattr(pipeline.packing.external_sort, "_MOST_ROWS", 500)
     spill = Spill(tiny_disk)
     names = [f"{number:04d}" for number in range(4000)]
     noise = np.random.default_rng(0).bytes(200 * len(names))

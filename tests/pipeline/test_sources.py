@@ -20,9 +20,9 @@ import webdataset
 from pipeline.base.errors import BadImage, BitError, ConfigError, CorruptShard, Unreachable
 from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.dataset.schema import PLAN_SCHEMA, table_of
-from pipeline.fetch import fetch
-from pipeline.sources.open import open_sources
-from pipeline.sources.table import Columns
+from pipeline.packing.fetch import fetch
+from pipeline.packing.sources.open import open_sources
+from pipeline.packing.sources.table import Columns
 from pipeline.store.any_url import read_file
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, jpeg, pack, picture, run_cli

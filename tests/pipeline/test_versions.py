@@ -17,16 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.base.errors import ConfigError, Conflict, NotFound
-from pipeline.commit import read_plan, record_key, shard_rows
 from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.dataset.publish import Addition, publish, published_version
 from pipeline.dataset.schema import BLOCK_SCHEMA, SHARD_SCHEMA
 from pipeline.image.transforms import EvaluationView
-from pipeline.plan import ShardConfig
-from pipeline.planner import store_plan
-from pipeline.shard import Job, Reporting, _pack_and_publish, plan_sources
-from pipeline.sources.open import open_sources
-from pipeline.sources.table import Columns
+from pipeline.packing.commit import read_plan, record_key, shard_rows
+from pipeline.packing.jobs import Job, Reporting, _pack_and_publish, plan_sources
+from pipeline.packing.make_plan import store_plan
+from pipeline.packing.plan import ShardConfig
+from pipeline.packing.sources.open import open_sources
+from pipeline.packing.sources.table import Columns
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
 from pipeline.streaming.order import OrderConfig

@@ -56,7 +56,7 @@ def pretrain(
     settings: tuple[str, ...],
 ) -> None:
     """Pretrain MODEL on the dataset DATA, with checkpoints and metrics at OUT. Run again, it goes on."""
-    from pipeline.foreign import absolute_pattern, open_any  # noqa: PLC0415
+    from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
     from trainer import launch  # noqa: PLC0415
     from trainer.meter import as_line  # noqa: PLC0415
@@ -110,7 +110,7 @@ def finetune(
     settings: tuple[str, ...],
 ) -> None:
     """Fine-tune the run INIT (or `scratch`) on TRAIN by the HyperRule, and test on TEST; results at OUT."""
-    from pipeline.foreign import absolute_pattern, open_any  # noqa: PLC0415
+    from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
     from trainer import launch  # noqa: PLC0415
     from trainer.checkpoint import require_latest  # noqa: PLC0415
@@ -162,7 +162,7 @@ def evaluate(
     settings: tuple[str, ...],
 ) -> None:
     """Classify the dataset DATA with the newest checkpoint of RUN; accuracy and predictions at OUT."""
-    from pipeline.foreign import absolute_pattern, open_any  # noqa: PLC0415
+    from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
     from trainer import launch  # noqa: PLC0415
     from trainer.evaluate import EvaluateConfig  # noqa: PLC0415
@@ -187,7 +187,7 @@ def evaluate(
 
 
 def _mixed(text: str) -> dict[str, Any]:
-    from pipeline.foreign import absolute_pattern, open_any  # noqa: PLC0415
+    from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
 
     url, _, weight = text.rpartition("=")
     try:

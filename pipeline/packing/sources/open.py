@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from pipeline.base.errors import ConfigError, NotFound
 from pipeline.dataset.schema import POINTER_KEY, ManifestVersion
-from pipeline.sources.folder import folder_source, is_image_name
-from pipeline.sources.rows import Source
-from pipeline.sources.table import TABLE_SUFFIXES, Columns, table_source
-from pipeline.sources.tars import source_of_tars, tar_source
+from pipeline.packing.sources.folder import folder_source, is_image_name
+from pipeline.packing.sources.rows import Source
+from pipeline.packing.sources.table import TABLE_SUFFIXES, Columns, table_source
+from pipeline.packing.sources.tars import source_of_tars, tar_source
 from pipeline.store.any_url import join, read_file, walk_files
 from pipeline.store.base import Entry
 from pipeline.store.url import absolute_url

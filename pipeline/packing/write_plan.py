@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.dataset.schema import PLAN_SCHEMA
-from pipeline.plan import SHARDS_PER_PART, ShardConfig, cut, sample_bytes
-from pipeline.probe import Probe
-from pipeline.spill import scratch_errors
+from pipeline.packing.external_sort import scratch_errors
+from pipeline.packing.plan import SHARDS_PER_PART, ShardConfig, cut, sample_bytes
+from pipeline.packing.probe import Probe
 
 # What makes a row what it is; not where it lies.
 _IDENTITY = ("source", "container", "offset", "num_bytes", "labels", "extra")

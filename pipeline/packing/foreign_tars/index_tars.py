@@ -13,7 +13,6 @@ import numpy as np
 from crc32c import crc32c
 
 from pipeline.base.errors import BadImage, ConfigError, EmptySource, StorageFull
-from pipeline.commit import commit_shard
 from pipeline.dataset.publish import Addition, publish, published_version
 from pipeline.dataset.schema import (
     INDEX_FOLDER,
@@ -26,11 +25,12 @@ from pipeline.dataset.schema import (
     table_of,
 )
 from pipeline.image.policy import ImagePolicy, prepare
-from pipeline.pack import PackedShard, sidecar_table
-from pipeline.plan import cut
-from pipeline.run import Packed, committed_records
-from pipeline.sources.rows import NO_EXTRA, TAR
-from pipeline.sources.tars import TarSample, labels_of, scan_tar
+from pipeline.packing.build_shard import PackedShard, sidecar_table
+from pipeline.packing.commit import commit_shard
+from pipeline.packing.pack_run import Packed, committed_records
+from pipeline.packing.plan import cut
+from pipeline.packing.sources.rows import NO_EXTRA, TAR
+from pipeline.packing.sources.tars import TarSample, labels_of, scan_tar
 from pipeline.store.any_url import is_remote, join, open_file
 from pipeline.store.base import Entry, Store
 from pipeline.store.lease import Lease

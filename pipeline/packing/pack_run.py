@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.base.errors import TooManyRejects
-from pipeline.commit import PackTask, pack_and_commit, record_key
 from pipeline.dataset.schema import BLOCK_SCHEMA, SHARD_SCHEMA, CommitRecord, from_parquet, table_of
-from pipeline.plan import Plan
+from pipeline.packing.commit import PackTask, pack_and_commit, record_key
+from pipeline.packing.plan import Plan
 from pipeline.store.base import Store
 from pipeline.store.lease import Lease
 from pipeline.work.pools import Pool

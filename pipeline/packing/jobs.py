@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 
 from pipeline.base.console import silent
 from pipeline.base.errors import ConfigError, Conflict, EmptySource, NotFound
-from pipeline.commit import read_plan
 from pipeline.dataset.publish import Addition, Published, outstanding_rejects, publish, published_version
 from pipeline.dataset.schema import ManifestVersion, from_parquet
-from pipeline.duplicates import leave_out_duplicates
-from pipeline.plan import Plan, ShardConfig, duplicates_key
-from pipeline.planner import Planned, make_plan, store_plan
-from pipeline.probe import prober
-from pipeline.run import Packed, pack_plan
-from pipeline.sources.rows import COLUMNS, Source
+from pipeline.packing.commit import read_plan
+from pipeline.packing.duplicates import leave_out_duplicates
+from pipeline.packing.make_plan import Planned, make_plan, store_plan
+from pipeline.packing.pack_run import Packed, pack_plan
+from pipeline.packing.plan import Plan, ShardConfig, duplicates_key
+from pipeline.packing.probe import prober
+from pipeline.packing.sources.rows import COLUMNS, Source
 from pipeline.store.any_url import open_file
 from pipeline.store.base import Store
 from pipeline.store.lease import Lease

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 
 from pipeline.base.errors import Conflict, NotFound
 from pipeline.dataset.schema import CommitRecord, sha256_hex, to_parquet
-from pipeline.fetch import fetch
 from pipeline.image.guarded import Isolated, prepare_or_die
 from pipeline.image.policy import prepare
-from pipeline.pack import PackedShard, Prepare, pack_shard
-from pipeline.plan import SHARDS_PER_PART, Plan, plan_key
+from pipeline.packing.build_shard import PackedShard, Prepare, pack_shard
+from pipeline.packing.fetch import fetch
+from pipeline.packing.plan import SHARDS_PER_PART, Plan, plan_key
 from pipeline.store.any_url import open_file
 from pipeline.store.base import ObjectWriter, Store, commit, commit_written
 from pipeline.store.url import open_store

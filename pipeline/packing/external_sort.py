@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.base.errors import StorageFull
-from pipeline.plan import Hashes, window_of
+from pipeline.packing.plan import Hashes, window_of
 
 _NUM_BUCKETS = 256
 _BUCKET_BITS = 8

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import ConfigError, CorruptShard, EmptySource, NotFound
-from pipeline.sources.folder import check_name
-from pipeline.sources.rows import RESERVED, TAR, Mapping, Source, batch_of, extra_of
+from pipeline.packing.sources.folder import check_name
+from pipeline.packing.sources.rows import RESERVED, TAR, Mapping, Source, batch_of, extra_of
 from pipeline.store.any_url import common_folder, expand, identity_of, open_file
 from pipeline.store.base import Entry
 

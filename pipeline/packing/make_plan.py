@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 
 from pipeline.base.errors import ConfigError, EmptySource
 from pipeline.dataset.schema import PLAN_SCHEMA, sha256_hex
-from pipeline.labels import Labels
-from pipeline.plan import (
+from pipeline.packing.external_sort import NAME_HASH, Spill
+from pipeline.packing.labels import Labels
+from pipeline.packing.plan import (
     OVERHEAD_BYTES,
     Hashes,
     Plan,
@@ -27,10 +28,9 @@ from pipeline.plan import (
     plan_digest,
     plan_key,
 )
-from pipeline.plan_writer import PlanWriter
-from pipeline.probe import Probe
-from pipeline.sources.rows import Mapping, Source
-from pipeline.spill import NAME_HASH, Spill
+from pipeline.packing.probe import Probe
+from pipeline.packing.sources.rows import Mapping, Source
+from pipeline.packing.write_plan import PlanWriter
 from pipeline.store.base import Store, commit
 
 _PROBED_ROWS = 64  # tell mean sizes within about 10 % and take 0.1 s on a local disk

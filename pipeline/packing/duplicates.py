@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import BadImage, ConfigError, NotFound
-from pipeline.commit import open_plan, read_plan, shard_rows
 from pipeline.dataset.schema import DIGEST_BYTES, image_digest
-from pipeline.fetch import fetch
-from pipeline.plan import Plan, plan_digest
-from pipeline.plan_writer import PlanWriter
-from pipeline.planner import Planned, store_plan
-from pipeline.spill import scratch_errors
+from pipeline.packing.commit import open_plan, read_plan, shard_rows
+from pipeline.packing.external_sort import scratch_errors
+from pipeline.packing.fetch import fetch
+from pipeline.packing.make_plan import Planned, store_plan
+from pipeline.packing.plan import Plan, plan_digest
+from pipeline.packing.write_plan import PlanWriter
 from pipeline.store.base import Store, exists
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import BadImage, CorruptShard, Denied, NotFound, Unreachable
-from pipeline.sources.rows import PARQUET, TAR
-from pipeline.spill import scratch_errors
+from pipeline.packing.external_sort import scratch_errors
+from pipeline.packing.sources.rows import PARQUET, TAR
 from pipeline.store.any_url import is_remote, join, open_file, read_file, read_span, scheme_of
 
 _READS_AHEAD = 32  # at 50 ms a read: 640 pictures a second, more than one core decodes

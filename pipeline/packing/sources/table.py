@@ -17,7 +17,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import ConfigError, EmptySource
-from pipeline.sources.rows import FILE, PARQUET, RESERVED, Mapping, Source, batch_of, extra_of
+from pipeline.packing.sources.rows import FILE, PARQUET, RESERVED, Mapping, Source, batch_of, extra_of
 from pipeline.store.any_url import common_folder, expand, identity_of, join, open_file, parent, scheme_of
 from pipeline.store.base import Entry
 

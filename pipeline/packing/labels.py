@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.base.errors import ConfigError
-from pipeline.sources.rows import Source
+from pipeline.packing.sources.rows import Source
 
 
 class Labels:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.base.errors import BadImage
-from pipeline.fetch import fetch
 from pipeline.image.policy import ImagePolicy, prepare
-from pipeline.plan import UNKNOWN_IMAGE_BYTES
-from pipeline.sources.rows import Source
+from pipeline.packing.fetch import fetch
+from pipeline.packing.plan import UNKNOWN_IMAGE_BYTES
+from pipeline.packing.sources.rows import Source
 
 
 @dataclass(frozen=True)

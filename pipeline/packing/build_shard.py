@@ -18,10 +18,10 @@ from crc32c import crc32c
 from pipeline.base.errors import BadImage
 from pipeline.dataset.schema import REJECT_SCHEMA, SAMPLE_SCHEMA, Blocks, image_digest, table_of
 from pipeline.dataset.tar_format import BLOCK_BYTES, END, padded, sample_parts
-from pipeline.fetch import Fetched, Row
 from pipeline.image.policy import ImagePolicy, Prepared
-from pipeline.plan import ShardConfig
-from pipeline.sources.rows import NO_EXTRA
+from pipeline.packing.fetch import Fetched, Row
+from pipeline.packing.plan import ShardConfig
+from pipeline.packing.sources.rows import NO_EXTRA
 from pipeline.store.base import ObjectWriter
 
 _quoted = json.encoder.encode_basestring_ascii

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.base.errors import ConfigError, EmptySource
-from pipeline.sources.rows import FILE, Mapping, Source, batch_of
+from pipeline.packing.sources.rows import FILE, Mapping, Source, batch_of
 from pipeline.store.any_url import walk_files
 from pipeline.store.base import Entry
 

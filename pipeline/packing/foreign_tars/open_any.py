@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 from braceexpand import braceexpand
 
-from pipeline.adopt import adopt
 from pipeline.base.errors import ConfigError, Denied, NoBucket, NotFound
 from pipeline.base.records import FORMAT
 from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.dataset.schema import POINTER_KEY
-from pipeline.plan import ShardConfig
+from pipeline.packing.foreign_tars.index_tars import adopt
+from pipeline.packing.plan import ShardConfig
 from pipeline.store.any_url import expand, join, parent, read_file, read_span, scheme_of, size_of, walk_files
 from pipeline.store.base import Entry, exists
 from pipeline.store.local import LocalStore

@@ -1,1 +1,0 @@
-"""Where images and labels come from: class folders, tables, tars, and datasets of ours."""
