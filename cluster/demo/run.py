@@ -151,7 +151,7 @@ def _run_stages(folder: Path, folders: Folders, stack: Stack, *, is_digits: bool
 
 def _scale(train: str, *, is_digits: bool, short: bool) -> Scale:
     """Gives the scale that keeps two cores busy for a few minutes; numbers of shots that every class can fill."""
-    from pipeline.statistics import class_counts  # noqa: PLC0415
+    from pipeline.upkeep.statistics import class_counts  # noqa: PLC0415
 
     dataset = open_dataset(train)
     counts = class_counts(dataset)

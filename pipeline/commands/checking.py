@@ -35,8 +35,8 @@ LEVELS = ("exists", "size", "checksum", "tar", "decode")
 def verify(url: str, level: str, fraction: float, seed: int, as_json: bool, workers: int | None, on_ray: bool) -> None:
     """Check the dataset at URL against its manifest; exit 1 if anything differs."""
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
-    from pipeline.verify import sampled_shards  # noqa: PLC0415
-    from pipeline.verify import verify as faults_of  # noqa: PLC0415
+    from pipeline.upkeep.verify import sampled_shards  # noqa: PLC0415
+    from pipeline.upkeep.verify import verify as faults_of  # noqa: PLC0415
 
     dataset = open_any(absolute_pattern(url))
     shards = sampled_shards(len(dataset.shards), fraction, seed)
@@ -66,9 +66,9 @@ def repair(url: str, level: str, scratch: str | None, workers: int | None, on_ra
     Only the same bytes are put back. Exit 1 if a shard could not be repaired.
     """
     from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415
-    from pipeline.repair import repair_shards  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
-    from pipeline.verify import verify as faults_of  # noqa: PLC0415
+    from pipeline.upkeep.repair import repair_shards  # noqa: PLC0415
+    from pipeline.upkeep.verify import verify as faults_of  # noqa: PLC0415
 
     dataset = open_dataset(absolute_url(url))
     with pool_of(workers, on_ray) as pool, progress("looking for damage", len(dataset.shards), "shards") as advance:
@@ -97,8 +97,8 @@ def repair(url: str, level: str, scratch: str | None, workers: int | None, on_ra
 @click.option("--delete", is_flag=True, help="Remove what is listed; without it nothing is removed.")
 def gc(url: str, older_than_hours: float, abandoned_runs: bool, delete: bool) -> None:
     """List, or remove, what dead writers and abandoned runs left at URL. No version of the dataset needs any of it."""
-    from pipeline.gc import garbage, remove  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
+    from pipeline.upkeep.gc import garbage, remove  # noqa: PLC0415
 
     store = open_store(absolute_url(url))
     count = num_bytes = 0

@@ -20,7 +20,7 @@ _SHOWN_CLASSES = 20
 def inspect(url: str, version_number: int | None, as_json: bool) -> None:
     """Show what the dataset at URL is: version, sizes and rejects. Reads no sidecar; see `pipeline stats`."""
     from pipeline.packing.foreign_tars.open_any import open_any  # noqa: PLC0415
-    from pipeline.statistics import reject_lines  # noqa: PLC0415
+    from pipeline.upkeep.statistics import reject_lines  # noqa: PLC0415
 
     dataset = open_any(url, version_number)
     if as_json:
@@ -47,7 +47,7 @@ def inspect(url: str, version_number: int | None, as_json: bool) -> None:
 def stats(url: str, version_number: int | None, html_path: str | None, as_json: bool) -> None:
     """Show classes, label counts, and sizes of the dataset at URL, from its sidecars."""
     from pipeline.packing.foreign_tars.open_any import open_any  # noqa: PLC0415
-    from pipeline.statistics import page, percentile, statistics  # noqa: PLC0415
+    from pipeline.upkeep.statistics import page, percentile, statistics  # noqa: PLC0415
 
     dataset = open_any(url, version_number)
     with progress("reading sidecars", len(dataset.shards), "shards") as advance:

@@ -125,7 +125,7 @@ def _lines(lap: "Lap") -> list[str]:
 @click.option("--seed", default=0, show_default=True, help="Of order and augmentation.")
 def peek(url: str, out: str, batches: int, batch: int, px: int, view: str, seed: int) -> None:
     """Show decoded, augmented batches of the dataset or WebDataset tars at URL on one offline page."""
-    from pipeline.peek import VIEWS, batches_of, page, sheet, tiles  # noqa: PLC0415
+    from pipeline.upkeep.contact_sheet import VIEWS, batches_of, page, sheet, tiles  # noqa: PLC0415
 
     dataset = _opened(url)
     drawn = batches_of(dataset, VIEWS[view](px), seed=seed, batch_size=batch, count=batches)

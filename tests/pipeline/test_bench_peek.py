@@ -16,12 +16,12 @@ from PIL import Image
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.image.transforms import EvaluationView, PretrainView
-from pipeline.peek import Tile, batches_of, page, sheet, tiles
 from pipeline.streaming.loader.messages import BadSample, Counts
 from pipeline.streaming.order import OrderConfig
 from pipeline.streaming.selection import View
 from pipeline.streaming.stream import Batch, Stream
 from pipeline.streaming.throughput import Laps, Limit, limiting_stage, measure
+from pipeline.upkeep.contact_sheet import Tile, batches_of, page, sheet, tiles
 from tests.conftest import picture, run_cli
 
 ORDER = OrderConfig(seed=1, batch_size=24, num_lanes=12, window_blocks=1)

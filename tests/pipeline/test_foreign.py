@@ -21,10 +21,10 @@ from crc32c import crc32c
 from pipeline.base.errors import ConfigError, CorruptShard, Denied, EmptySource, NotFound
 from pipeline.dataset.dataset import Address, Dataset
 from pipeline.packing.foreign_tars.open_any import open_any
-from pipeline.statistics import statistics
 from pipeline.store.url import open_store
 from pipeline.streaming.selection import View
-from pipeline.verify import verify
+from pipeline.upkeep.statistics import statistics
+from pipeline.upkeep.verify import verify
 from pipeline.work.pools import InProcess
 from tests.conftest import jpeg, picture
 

@@ -22,10 +22,10 @@ from PIL import Image
 from pipeline.base.errors import ConfigError, TooManyRejects
 from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.image.decode import is_jpeg
-from pipeline.statistics import class_counts
 from pipeline.store.url import open_store
-from pipeline.verify import LEVELS, Fault
-from pipeline.verify import verify as verify_on
+from pipeline.upkeep.statistics import class_counts
+from pipeline.upkeep.verify import LEVELS, Fault
+from pipeline.upkeep.verify import verify as verify_on
 from pipeline.work.pools import InProcess
 from tests.conftest import class_folders, jpeg, pack, picture, run_cli, shared_data
 

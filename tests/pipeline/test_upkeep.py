@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.dataset.dataset import Dataset, open_dataset
-from pipeline.gc import garbage, remove
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
-from pipeline.verify import sampled_shards, verify
+from pipeline.upkeep.gc import garbage, remove
+from pipeline.upkeep.verify import sampled_shards, verify
 from pipeline.work.pools import InProcess
 from tests.conftest import class_folders, cli, jpeg, pack, picture
 

@@ -32,7 +32,7 @@ from pipeline.store.url import open_store
 from pipeline.streaming.order import OrderConfig
 from pipeline.streaming.selection import View
 from pipeline.streaming.stream import Stream
-from pipeline.verify import verify
+from pipeline.upkeep.verify import verify
 from pipeline.work.pools import InProcess
 from tests.conftest import class_folders, cli, jpeg, pack, picture
 

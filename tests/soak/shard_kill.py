@@ -27,8 +27,8 @@ import psutil
 from cluster.services import Stack, start_stack, stop_stack
 from pipeline.base.errors import Unreachable
 from pipeline.dataset.dataset import Address, open_dataset
-from pipeline.gc import garbage
 from pipeline.store.url import open_store
+from pipeline.upkeep.gc import garbage
 from tests.conftest import class_folders
 
 T = TypeVar("T")
