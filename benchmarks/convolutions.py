@@ -3,7 +3,7 @@
 Usage: python benchmarks/convolutions.py
 
 Prints forward and backward seconds of both, sorted by the pairs of channels for each output position, the figure that
-trainer/kernels.py decides by.
+trainer/model/conv.py decides by.
 """
 
 import json
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from side_by_side import environment
 from torch import Tensor
 
-from trainer.kernels import product_of_patches
+from trainer.model.conv import product_of_patches
 
 _ROUNDS = 9
 # Pictures; in and out channels, kernel, stride, input pixels.

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from side_by_side import environment
 
-from trainer.architecture import parse_architecture
-from trainer.cost import layers, step_memory
+from trainer.model.architecture import parse_architecture
+from trainer.model.cost import layers, step_memory
 
 _CASES = ("R50x1:224:256", "R101x3:224:64")
 _ROLES = ("timm", "timm, compiled", "ours", "ours, compiled")
@@ -54,7 +54,7 @@ def contend(role: str, name: str, px: int, batch: int, rounds: int, *, recompute
     import torchvision  # noqa: F401, PLC0415 - a whole one; model_contender makes do without
     from model_contender import our_step, plain_step, timm_model  # noqa: PLC0415
 
-    from trainer.build import new_model  # noqa: PLC0415
+    from trainer.model.build import new_model  # noqa: PLC0415
 
     task = {"model": name, "recomputes": recomputes, "precision": "bfloat16", "micro": batch, "num_micro": 1}
     device = torch.device("cuda")

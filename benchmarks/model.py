@@ -118,7 +118,7 @@ def make_weights(model: str, folder: str) -> str:
     import torch  # noqa: PLC0415
     from safetensors.torch import save_file  # noqa: PLC0415
 
-    from trainer.build import new_model  # noqa: PLC0415
+    from trainer.model.build import new_model  # noqa: PLC0415
 
     network = new_model(model, 1000, seed=0)
     torch.nn.init.normal_(network.head.fc.weight, std=0.1, generator=torch.Generator().manual_seed(1))

@@ -70,7 +70,7 @@ def contender(task: dict[str, Any]) -> tuple[nn.Module, Callable[[Tensor, Tensor
     if task["role"] == "timm":
         model = timm_model(task)
     else:
-        from trainer.build import new_model  # noqa: PLC0415 - timm's environment has none of it
+        from trainer.model.build import new_model  # noqa: PLC0415 - timm's environment has none of it
 
         model = new_model(task["model"], 1000, seed=0, recomputes=task["recomputes"])
     if task["weights"]:
@@ -126,7 +126,7 @@ def plain_step(model: nn.Module, task: dict[str, Any]) -> Callable[[Tensor, Tens
 
 def as_released(model: nn.Module) -> None:
     """Standardises each kernel by its mean and variance in every forward pass."""
-    from trainer.kernels import Conv2d  # noqa: PLC0415
+    from trainer.model.conv import Conv2d  # noqa: PLC0415
 
     class PerForward(Conv2d):
         def forward(self, x: Tensor) -> Tensor:

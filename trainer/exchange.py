@@ -16,14 +16,14 @@ from pipeline.dataset.schema import sha256_hex
 from pipeline.store.any_url import read_file
 from pipeline.store.base import Store, commit, exists
 from pipeline.store.url import open_store
-from trainer.architecture import parse_architecture
-from trainer.build import new_model
 from trainer.checkpoint import CheckpointRecord, load, require_latest, save
 from trainer.formats.card import model_card
 from trainer.formats.convert import Head, from_ours, infer_architecture, to_ours
 from trainer.formats.files import Format, check_suffix, files_of, read_weights
 from trainer.formats.layouts import LAYOUTS, layout_of
-from trainer.model import ResNetV2
+from trainer.model.architecture import parse_architecture
+from trainer.model.build import new_model
+from trainer.model.network import ResNetV2
 from trainer.optimizer import model_state
 from trainer.parallel import World
 from trainer.run_folder import read_config, read_metrics

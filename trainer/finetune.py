@@ -23,9 +23,7 @@ from pipeline.store.url import open_store
 from pipeline.streaming.order import OrderConfig, lanes_of_rank
 from pipeline.streaming.selection import View
 from pipeline.streaming.stream import LoaderConfig, Stream
-from trainer.architecture import parse_architecture
 from trainer.batches import TensorBatch, to_device
-from trainer.build import new_model
 from trainer.checkpoint import load, require_latest, save
 from trainer.data import view_without
 from trainer.evaluate import check_classes, predict, summary
@@ -33,7 +31,9 @@ from trainer.fewshot import few_shot_rows
 from trainer.hyperrule import TransferRecipe, hyperrule, learning_rate, shortened
 from trainer.loop import Precision, train_step
 from trainer.losses import LOSSES
-from trainer.model import ResNetV2
+from trainer.model.architecture import parse_architecture
+from trainer.model.build import new_model
+from trainer.model.network import ResNetV2
 from trainer.optimizer import MasterSGD, model_state
 from trainer.parallel import World, average_buffers, broadcast, distributed
 from trainer.pretrain import Report, sized

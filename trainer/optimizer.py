@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from trainer.kernels import Conv2d, RowStatistics, standardize_gradient, standardize_once
+from trainer.model.conv import Conv2d, RowStatistics, standardize_gradient, standardize_once
 
 
 class MasterSGD:

@@ -15,15 +15,15 @@ from pipeline.store.base import Store
 from pipeline.store.url import absolute_url, open_store
 from pipeline.streaming.order import OrderConfig, lanes_of_rank
 from pipeline.streaming.stream import Batch, LoaderConfig, Source, Stream
-from trainer.architecture import parse_architecture
 from trainer.batches import to_device
-from trainer.build import new_model
 from trainer.checkpoint import discard_old, latest, load, save
 from trainer.data import TrainingData, training_sources
 from trainer.loop import Precision, QueuedStep, StepResult, train_step
 from trainer.losses import LOSSES
 from trainer.meter import Meter
-from trainer.model import ResNetV2
+from trainer.model.architecture import parse_architecture
+from trainer.model.build import new_model
+from trainer.model.network import ResNetV2
 from trainer.optimizer import MasterSGD
 from trainer.parallel import World, average_buffers, cores_per_rank, distributed
 from trainer.recipes import PretrainRecipe, learning_rate, total_steps

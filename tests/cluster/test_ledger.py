@@ -29,9 +29,9 @@ from pipeline.streaming.order import OrderConfig
 from pipeline.streaming.selection import View
 from pipeline.streaming.stream import LoaderConfig, Stream
 from trainer.batches import to_device
-from trainer.build import new_model
 from trainer.loop import train_step
 from trainer.losses import LOSSES
+from trainer.model.build import new_model
 from trainer.optimizer import MasterSGD
 from trainer.parallel import World, distributed, gather
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.conftest import run_cli
-from trainer.architecture import PAPER_MODELS, parse_architecture
-from trainer.cost import largest_batch, layers, step_memory
-from trainer.model import ResNetV2
+from trainer.model.architecture import PAPER_MODELS, parse_architecture
+from trainer.model.cost import largest_batch, layers, step_memory
+from trainer.model.network import ResNetV2
 
 # GMAC of convolutions and head with 1,000 classes, at 32, 128, 224 and 480 px [spec bit 1.5].
 GIGA_MACS = {
@@ -24,7 +24,7 @@ STEP = """
 import sys, torch
 from pathlib import Path
 from trainer.batches import TensorBatch
-from trainer.build import new_model
+from trainer.model.build import new_model
 from trainer.loop import train_step
 from trainer.losses import softmax_loss
 from trainer.optimizer import MasterSGD

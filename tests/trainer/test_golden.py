@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import ConfigError
-from trainer.architecture import PAPER_MODELS, parse_architecture
 from trainer.losses import sigmoid_loss, softmax_loss
-from trainer.model import ResNetV2
+from trainer.model.architecture import PAPER_MODELS, parse_architecture
+from trainer.model.network import ResNetV2
 
 A_LOGITS = {
     "R50x1": """

@@ -10,13 +10,13 @@ import torch.distributed as dist
 from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from tests.trainer.test_training import Stopped, batch_of, config, final_state
-from trainer.architecture import parse_architecture
 from trainer.batches import TensorBatch
-from trainer.build import new_model
 from trainer.checkpoint import latest, load, save
-from trainer.cost import layers, step_memory
 from trainer.loop import QueuedStep, StepResult, train_step
 from trainer.losses import softmax_loss
+from trainer.model.architecture import parse_architecture
+from trainer.model.build import new_model
+from trainer.model.cost import layers, step_memory
 from trainer.optimizer import MasterSGD
 from trainer.parallel import World, alone
 from trainer.pretrain import pretrain

@@ -15,13 +15,13 @@ from pipeline.base.errors import ConfigError, NonFinite
 from pipeline.store.local import LocalStore
 from tests.trainer.test_golden import A_LOGITS, INPUT_A, golden_model, numbers
 from trainer.batches import TensorBatch
-from trainer.build import new_model
 from trainer.checkpoint import latest, load, save
-from trainer.kernels import Conv2d, standardize
 from trainer.loop import Precision, in_precision, train_step
 from trainer.losses import softmax_loss
-from trainer.model import Bottleneck, ResNetV2
-from trainer.norm import GroupNorm
+from trainer.model.build import new_model
+from trainer.model.conv import Conv2d, standardize
+from trainer.model.group_norm import GroupNorm
+from trainer.model.network import Bottleneck, ResNetV2
 from trainer.optimizer import MasterSGD, model_state
 from trainer.parallel import World, average_buffers, distributed
 

@@ -13,16 +13,16 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import from_parquet, table_of, to_parquet
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack, run_cli
-from trainer.architecture import parse_architecture
 from trainer.batches import TensorBatch
-from trainer.build import new_model
 from trainer.checkpoint import committed, latest, load, require_latest
 from trainer.data import MixedData, training_sources
 from trainer.evaluate import EvaluateConfig, evaluate
 from trainer.finetune import FinetuneConfig, Shortened, finetune, initial_model, mixup, read_results
 from trainer.loop import train_step
 from trainer.losses import softmax_loss
-from trainer.model import ResNetV2
+from trainer.model.architecture import parse_architecture
+from trainer.model.build import new_model
+from trainer.model.network import ResNetV2
 from trainer.optimizer import MasterSGD
 from trainer.parallel import alone
 from trainer.pretrain import PretrainConfig, check_pretrain, pretrain

@@ -43,8 +43,8 @@ def describe(
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    from trainer.architecture import parse_architecture  # noqa: PLC0415
-    from trainer.cost import Layer, largest_batch, layers, step_memory  # noqa: PLC0415
+    from trainer.model.architecture import parse_architecture  # noqa: PLC0415
+    from trainer.model.cost import Layer, largest_batch, layers, step_memory  # noqa: PLC0415
 
     architecture = parse_architecture(model)
     found = layers(architecture, num_classes, resolution_px)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from trainer.cost import layers
 from trainer.formats.files import Format
+from trainer.model.cost import layers
 
 _LIBRARY: dict[Format, str] = {"timm": "timm", "transformers": "transformers", "onnx": "onnx"}
 _LOADING: dict[Format, str] = {

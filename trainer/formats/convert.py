@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import ConfigError
-from trainer.architecture import UNITS, Architecture, parse_architecture
 from trainer.formats.layouts import LAYOUTS, Layout, layout_of, place_of
-from trainer.model import ResNetV2
+from trainer.model.architecture import UNITS, Architecture, parse_architecture
+from trainer.model.network import ResNetV2
 
 Head = Literal["keep", "drop"]
 _MOST_TOLD = 12

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.base.errors import ConfigError
-from trainer.architecture import Architecture
+from trainer.model.architecture import Architecture
 
 Format = Literal["official", "timm", "big_transfer", "big_vision", "transformers", "onnx"]
 # The first suffix is what a new file must have.

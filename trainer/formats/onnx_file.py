@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from pipeline.base.errors import ConfigError
-from trainer.kernels import Conv2d, standardize
-from trainer.model import ResNetV2
+from trainer.model.conv import Conv2d, standardize
+from trainer.model.network import ResNetV2
 
 
 def write_onnx(network: ResNetV2, path: Path, resolution_px: int) -> None:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainer.architecture import NUM_GROUPS
-from trainer.layout import layout_of
+from trainer.model.architecture import NUM_GROUPS
+from trainer.model.memory_format import layout_of
 
 _EPS = 1e-5  # inside the root [released code]
 # In half precision torch's loops on CPUs fill their vectors with the channels of one group: with fewer than these, the

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.architecture import Architecture
-from trainer.kernels import Conv2d
-from trainer.norm import GroupNorm
+from trainer.model.architecture import Architecture
+from trainer.model.conv import Conv2d
+from trainer.model.group_norm import GroupNorm
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": GroupNorm,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 
 from pipeline.base.records import Record
-from trainer.architecture import Architecture
+from trainer.model.architecture import Architecture
 
 _FLOAT_BYTES = 4
 _POOL_INDEX_BYTES = 8  # max_pool2d keeps int64 indices for its backward pass

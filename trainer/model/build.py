@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pipeline.base.seeds import key128
-from trainer.architecture import parse_architecture
-from trainer.kernels import Conv2d
-from trainer.model import Bottleneck, ResNetV2
+from trainer.model.architecture import parse_architecture
+from trainer.model.conv import Conv2d
+from trainer.model.network import Bottleneck, ResNetV2
 from trainer.parallel import shard
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainer.layout import layout_of
+from trainer.model.memory_format import layout_of
 
 _WS_EPS = 1e-10  # inside the root [released code]; below fp16's smallest number, so statistics are in fp32
 # On CPUs a convolution whose kernel is large against its output is faster as one product of matrices, because the
