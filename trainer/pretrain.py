@@ -17,7 +17,6 @@ from pipeline.streaming.order import OrderConfig, lanes_of_rank
 from pipeline.streaming.stream import Batch, LoaderConfig, Source, Stream
 from trainer.batches import to_device
 from trainer.checkpoint import discard_old, latest, load, save
-from trainer.data import TrainingData, training_sources
 from trainer.loop import Precision, QueuedStep, StepResult, train_step
 from trainer.losses import LOSSES
 from trainer.meter import Meter
@@ -26,7 +25,8 @@ from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
 from trainer.optimizer import MasterSGD
 from trainer.parallel import World, average_buffers, cores_per_rank, distributed
-from trainer.recipes import PretrainRecipe, learning_rate, total_steps
+from trainer.recipes.data import TrainingData, training_sources
+from trainer.recipes.pretrain import PretrainRecipe, learning_rate, total_steps
 from trainer.run_folder import begin_attempt, settle_config, write_metrics, write_quarantine
 from trainer.telemetry import Quarantine, Telemetry
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.base.errors import ConfigError
-from trainer.hyperrule import hyperrule, learning_rate, shortened
+from trainer.recipes.hyperrule import hyperrule, learning_rate, shortened
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack, run_cli
 from trainer.batches import TensorBatch
 from trainer.checkpoint import committed, latest, load, require_latest
-from trainer.data import MixedData, training_sources
 from trainer.evaluate import EvaluateConfig, evaluate
 from trainer.finetune import FinetuneConfig, Shortened, finetune, initial_model, mixup, read_results
 from trainer.loop import train_step
@@ -26,7 +25,8 @@ from trainer.model.network import ResNetV2
 from trainer.optimizer import MasterSGD
 from trainer.parallel import alone
 from trainer.pretrain import PretrainConfig, check_pretrain, pretrain
-from trainer.recipes import PretrainRecipe
+from trainer.recipes.data import MixedData, training_sources
+from trainer.recipes.pretrain import PretrainRecipe
 from trainer.run_folder import read_metrics
 
 RECIPE = PretrainRecipe(

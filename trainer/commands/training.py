@@ -61,7 +61,7 @@ def pretrain(
     from trainer import launch  # noqa: PLC0415
     from trainer.meter import as_line  # noqa: PLC0415
     from trainer.pretrain import PretrainConfig, check_pretrain  # noqa: PLC0415
-    from trainer.recipes import named_recipe  # noqa: PLC0415
+    from trainer.recipes.pretrain import named_recipe  # noqa: PLC0415
 
     data, out = absolute_pattern(data), absolute_url(out)
     fields = {
