@@ -33,7 +33,7 @@ def main() -> None:
     if task["role"] == "timm":
         import_timm()
     else:
-        import trainer.loop  # noqa: F401, PLC0415 - timm's environment has none of it
+        import trainer.step.step  # noqa: F401, PLC0415 - timm's environment has none of it
     imported_bytes = status_bytes("VmRSS")
     model, step = contender(task)
     generator = torch.Generator().manual_seed(0)
@@ -85,11 +85,11 @@ def contender(task: dict[str, Any]) -> tuple[nn.Module, Callable[[Tensor, Tensor
 
 
 def our_step(model: nn.Module, task: dict[str, Any]) -> Callable[[Tensor, Tensor], None]:
-    """Gives the step of `trainer.loop`."""
-    from trainer.batches import TensorBatch  # noqa: PLC0415
-    from trainer.loop import QueuedStep, train_step  # noqa: PLC0415
-    from trainer.losses import softmax_loss  # noqa: PLC0415
-    from trainer.optimizer import MasterSGD  # noqa: PLC0415
+    """Gives the step of `trainer.step.step`."""
+    from trainer.step.losses import softmax_loss  # noqa: PLC0415
+    from trainer.step.optimizer import MasterSGD  # noqa: PLC0415
+    from trainer.step.step import QueuedStep, train_step  # noqa: PLC0415
+    from trainer.step.tensors import TensorBatch  # noqa: PLC0415
 
     optimizer = MasterSGD(model, 0.9, 1e-4)
 

@@ -22,7 +22,7 @@ from pipeline.base.errors import CorruptShard, NotFound
 from pipeline.base.records import Record
 from pipeline.dataset.schema import sha256_hex
 from pipeline.store.base import Store
-from trainer.parallel import World, broadcast, gather
+from trainer.step.ranks import World, broadcast, gather
 
 _FOLDER = "checkpoints"
 

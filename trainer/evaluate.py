@@ -18,15 +18,15 @@ from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from pipeline.streaming.one_pass import one_pass
 from pipeline.streaming.selection import View
-from trainer.batches import to_device
 from trainer.checkpoint import CheckpointRecord, load, require_latest
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
-from trainer.optimizer import model_state
-from trainer.parallel import World, broadcast, gather
 from trainer.pretrain import Report
 from trainer.recipes.data import view_without
 from trainer.statistics import wilson_interval
+from trainer.step.optimizer import model_state
+from trainer.step.ranks import World, broadcast, gather
+from trainer.step.tensors import to_device
 
 PREDICTION_SCHEMA = pa.schema(
     [

@@ -23,21 +23,21 @@ from pipeline.store.url import open_store
 from pipeline.streaming.order import OrderConfig, lanes_of_rank
 from pipeline.streaming.selection import View
 from pipeline.streaming.stream import LoaderConfig, Stream
-from trainer.batches import TensorBatch, to_device
 from trainer.checkpoint import load, require_latest, save
 from trainer.evaluate import check_classes, predict, summary
 from trainer.fewshot import few_shot_rows
-from trainer.loop import Precision, train_step
-from trainer.losses import LOSSES
 from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
-from trainer.optimizer import MasterSGD, model_state
-from trainer.parallel import World, average_buffers, broadcast, distributed
 from trainer.pretrain import Report, sized
 from trainer.recipes.data import view_without
 from trainer.recipes.hyperrule import TransferRecipe, hyperrule, learning_rate, shortened
 from trainer.run_folder import begin_attempt, settle_config
+from trainer.step.losses import LOSSES
+from trainer.step.optimizer import MasterSGD, model_state
+from trainer.step.ranks import World, average_buffers, broadcast, distributed
+from trainer.step.step import Precision, train_step
+from trainer.step.tensors import TensorBatch, to_device
 
 SCRATCH = "scratch"
 

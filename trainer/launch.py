@@ -18,7 +18,7 @@ from pipeline.base.records import Record
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from trainer.checkpoint import latest
-from trainer.parallel import World, alone
+from trainer.step.ranks import World, alone
 
 logger = logging.getLogger(__name__)
 

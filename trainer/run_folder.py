@@ -14,7 +14,7 @@ import torch
 from pipeline.base.errors import Conflict, NotFound, ResumeMismatch
 from pipeline.base.records import Record
 from pipeline.store.base import Store, commit
-from trainer.parallel import World, broadcast, gather
+from trainer.step.ranks import World, broadcast, gather
 
 _CONFIG_KEY = "run.json"
 _MAY_CHANGE = {"loader", "loader_log"}  # decide how fast batches come and what is told of it, not what is in them

@@ -28,12 +28,12 @@ from pipeline.image.transforms import PretrainView
 from pipeline.streaming.order import OrderConfig
 from pipeline.streaming.selection import View
 from pipeline.streaming.stream import LoaderConfig, Stream
-from trainer.batches import to_device
-from trainer.loop import train_step
-from trainer.losses import LOSSES
 from trainer.model.build import new_model
-from trainer.optimizer import MasterSGD
-from trainer.parallel import World, distributed, gather
+from trainer.step.losses import LOSSES
+from trainer.step.optimizer import MasterSGD
+from trainer.step.ranks import World, distributed, gather
+from trainer.step.step import train_step
+from trainer.step.tensors import to_device
 
 ORDER = OrderConfig(seed=4, batch_size=12, num_lanes=4, window_blocks=2)
 NUM_STEPS = 24  # of 90 samples: three epochs and a bit

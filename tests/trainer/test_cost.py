@@ -23,11 +23,11 @@ GIGA_MACS = {
 STEP = """
 import sys, torch
 from pathlib import Path
-from trainer.batches import TensorBatch
+from trainer.step.tensors import TensorBatch
 from trainer.model.build import new_model
-from trainer.loop import train_step
-from trainer.losses import softmax_loss
-from trainer.optimizer import MasterSGD
+from trainer.step.step import train_step
+from trainer.step.losses import softmax_loss
+from trainer.step.optimizer import MasterSGD
 
 def resident(kind):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -24,8 +24,8 @@ from trainer.finetune import FinetuneConfig, initial_model
 from trainer.formats.layouts import LAYOUTS, place_of
 from trainer.model.architecture import parse_architecture
 from trainer.model.network import ResNetV2
-from trainer.optimizer import model_state
-from trainer.parallel import alone
+from trainer.step.optimizer import model_state
+from trainer.step.ranks import alone
 
 FILES = {
     "official": "w.npz",

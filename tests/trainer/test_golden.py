@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import ConfigError
-from trainer.losses import sigmoid_loss, softmax_loss
 from trainer.model.architecture import PAPER_MODELS, parse_architecture
 from trainer.model.network import ResNetV2
+from trainer.step.losses import sigmoid_loss, softmax_loss
 
 A_LOGITS = {
     "R50x1": """

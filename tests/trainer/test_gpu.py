@@ -10,17 +10,17 @@ import torch.distributed as dist
 from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from tests.trainer.test_training import Stopped, batch_of, config, final_state
-from trainer.batches import TensorBatch
 from trainer.checkpoint import latest, load, save
-from trainer.loop import QueuedStep, StepResult, train_step
-from trainer.losses import softmax_loss
 from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
 from trainer.model.cost import layers, step_memory
-from trainer.optimizer import MasterSGD
-from trainer.parallel import World, alone
 from trainer.pretrain import pretrain
 from trainer.run_folder import read_metrics
+from trainer.step.losses import softmax_loss
+from trainer.step.optimizer import MasterSGD
+from trainer.step.ranks import World, alone
+from trainer.step.step import QueuedStep, StepResult, train_step
+from trainer.step.tensors import TensorBatch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 CPU = World(0, 1, torch.device("cpu"))

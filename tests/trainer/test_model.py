@@ -14,16 +14,16 @@ from torch.distributed.tensor import DTensor
 from pipeline.base.errors import ConfigError, NonFinite
 from pipeline.store.local import LocalStore
 from tests.trainer.test_golden import A_LOGITS, INPUT_A, golden_model, numbers
-from trainer.batches import TensorBatch
 from trainer.checkpoint import latest, load, save
-from trainer.loop import Precision, in_precision, train_step
-from trainer.losses import softmax_loss
 from trainer.model.build import new_model
 from trainer.model.conv import Conv2d, standardize
 from trainer.model.group_norm import GroupNorm
 from trainer.model.network import Bottleneck, ResNetV2
-from trainer.optimizer import MasterSGD, model_state
-from trainer.parallel import World, average_buffers, distributed
+from trainer.step.losses import softmax_loss
+from trainer.step.optimizer import MasterSGD, model_state
+from trainer.step.ranks import World, average_buffers, distributed
+from trainer.step.step import Precision, in_precision, train_step
+from trainer.step.tensors import TensorBatch
 
 SMALL = "R14x0.5"
 

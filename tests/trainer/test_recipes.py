@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from pipeline.base.errors import ConfigError
-from trainer.losses import sigmoid_loss, softmax_loss
 from trainer.model.build import new_model
-from trainer.optimizer import MasterSGD
 from trainer.recipes.pretrain import bit_l, bit_m, bit_s, learning_rate, named_recipe, steps_at, total_steps
+from trainer.step.losses import sigmoid_loss, softmax_loss
+from trainer.step.optimizer import MasterSGD
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from pipeline.streaming.stream import LoaderConfig
 from tests.conftest import pack, run_cli
 from tests.trainer.test_training import config
 from trainer.meter import as_line
-from trainer.parallel import alone
 from trainer.pretrain import pretrain
 from trainer.run_folder import read_metrics, write_quarantine
+from trainer.step.ranks import alone
 from trainer.telemetry import COUNTERS, GAUGES, _LoaderLog
 
 
@@ -141,7 +141,7 @@ ON_RAY = """
 import sys, time, urllib.request
 import ray
 from pathlib import Path
-from trainer.parallel import alone
+from trainer.step.ranks import alone
 from trainer.pretrain import PretrainConfig, pretrain
 
 ray.init()

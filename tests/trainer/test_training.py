@@ -13,21 +13,21 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import from_parquet, table_of, to_parquet
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack, run_cli
-from trainer.batches import TensorBatch
 from trainer.checkpoint import committed, latest, load, require_latest
 from trainer.evaluate import EvaluateConfig, evaluate
 from trainer.finetune import FinetuneConfig, Shortened, finetune, initial_model, mixup, read_results
-from trainer.loop import train_step
-from trainer.losses import softmax_loss
 from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
-from trainer.optimizer import MasterSGD
-from trainer.parallel import alone
 from trainer.pretrain import PretrainConfig, check_pretrain, pretrain
 from trainer.recipes.data import MixedData, training_sources
 from trainer.recipes.pretrain import PretrainRecipe
 from trainer.run_folder import read_metrics
+from trainer.step.losses import softmax_loss
+from trainer.step.optimizer import MasterSGD
+from trainer.step.ranks import alone
+from trainer.step.step import train_step
+from trainer.step.tensors import TensorBatch
 
 RECIPE = PretrainRecipe(
     loss="softmax", epochs=2.0, decay_epochs=(1.5,), batch_size=24, warmup_steps=2, resolution_px=32

@@ -11,7 +11,7 @@ from pipeline.base.seeds import key128
 from trainer.model.architecture import parse_architecture
 from trainer.model.conv import Conv2d
 from trainer.model.network import Bottleneck, ResNetV2
-from trainer.parallel import shard
+from trainer.step.ranks import shard
 
 
 def new_model(
@@ -33,7 +33,7 @@ def new_model(
         device: Where it lives; the CPU by default.
         dropout: See ResNetV2.
         recomputes: See ResNetV2.
-        sharded: Whether all ranks of the process group share it, see `trainer.parallel.shard`; every rank must call.
+        sharded: Whether all ranks of the process group share it, see `trainer.step.ranks.shard`; every rank must call.
     """
     with torch.device("meta"):
         model = ResNetV2(parse_architecture(name), num_classes, dropout=dropout, recomputes=recomputes)

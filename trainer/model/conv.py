@@ -93,7 +93,7 @@ class Conv2d(nn.Conv2d):
     Attributes:
         standardized: Whether the kernel is standardised.
         weight_is_raw: Whether that happens on use; not while `weight` itself holds the standardised kernel.
-        kernel: What takes the place of the weight, ready for use, while a step lasts (trainer.optimizer).
+        kernel: What takes the place of the weight, ready for use, while a step lasts (trainer.step.optimizer).
     """
 
     def __init__(

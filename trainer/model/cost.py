@@ -1,6 +1,6 @@
 """What a network costs, by arithmetic alone: parameters, multiply-accumulates, and the memory of a training step.
 
-The memory is that of `trainer.loop` with `trainer.optimizer`; tests hold it against measured peaks.
+The memory is that of `trainer.step.step` with `trainer.step.optimizer`; tests hold it against measured peaks.
 """
 
 import itertools

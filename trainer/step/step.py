@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.base.errors import NonFinite
-from trainer.batches import TensorBatch
-from trainer.losses import Loss
-from trainer.optimizer import MasterSGD
-from trainer.parallel import gradient_sync
+from trainer.step.losses import Loss
+from trainer.step.optimizer import MasterSGD
+from trainer.step.ranks import gradient_sync
+from trainer.step.tensors import TensorBatch
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -77,7 +77,7 @@ def train_step(
         model: The module to call; where it is spread over ranks, it averages on the last micro-batch only.
         optimizer: Of the model that is called.
         batch: This rank's samples.
-        loss: Of `trainer.losses`; a mean over samples.
+        loss: Of `trainer.step.losses`; a mean over samples.
         learning_rate: Of this step.
         microbatch_size: Most samples in one forward pass.
         share: This rank's samples against the mean over ranks. Gradients are averaged over ranks as if they held
