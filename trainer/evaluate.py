@@ -18,7 +18,7 @@ from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from pipeline.streaming.one_pass import one_pass
 from pipeline.streaming.selection import View
-from trainer.checkpoint import CheckpointRecord, load, require_latest
+from trainer.checkpoint.sharded import CheckpointRecord, load, require_latest
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
 from trainer.pretrain import Report

@@ -23,7 +23,7 @@ from pipeline.store.url import open_store
 from pipeline.streaming.order import OrderConfig, lanes_of_rank
 from pipeline.streaming.selection import View
 from pipeline.streaming.stream import LoaderConfig, Stream
-from trainer.checkpoint import load, require_latest, save
+from trainer.checkpoint.sharded import load, require_latest, save
 from trainer.evaluate import check_classes, predict, summary
 from trainer.fewshot import few_shot_rows
 from trainer.model.architecture import parse_architecture

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pipeline.store.url import open_store
-from trainer.checkpoint import require_latest
+from trainer.checkpoint.sharded import require_latest
 from trainer.exchange import export_weights, import_weights, load_weights
 from trainer.formats.convert import from_ours
 from trainer.formats.files import files_of

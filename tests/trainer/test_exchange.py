@@ -17,7 +17,7 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from tests.conftest import run_cli
 from tests.trainer.test_golden import golden_model
-from trainer.checkpoint import require_latest, save
+from trainer.checkpoint.sharded import require_latest, save
 from trainer.evaluate import EvaluateConfig, evaluate
 from trainer.exchange import export_weights, import_weights, load_weights
 from trainer.finetune import FinetuneConfig, initial_model

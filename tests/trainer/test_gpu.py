@@ -10,7 +10,7 @@ import torch.distributed as dist
 from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from tests.trainer.test_training import Stopped, batch_of, config, final_state
-from trainer.checkpoint import latest, load, save
+from trainer.checkpoint.sharded import latest, load, save
 from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
 from trainer.model.cost import layers, step_memory

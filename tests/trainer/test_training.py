@@ -13,7 +13,7 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import from_parquet, table_of, to_parquet
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack, run_cli
-from trainer.checkpoint import committed, latest, load, require_latest
+from trainer.checkpoint.sharded import committed, latest, load, require_latest
 from trainer.evaluate import EvaluateConfig, evaluate
 from trainer.finetune import FinetuneConfig, Shortened, finetune, initial_model, mixup, read_results
 from trainer.model.architecture import parse_architecture

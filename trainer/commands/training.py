@@ -113,7 +113,7 @@ def finetune(
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
     from trainer import launch  # noqa: PLC0415
-    from trainer.checkpoint import require_latest  # noqa: PLC0415
+    from trainer.checkpoint.sharded import require_latest  # noqa: PLC0415
     from trainer.finetune import SCRATCH, FinetuneConfig, as_line, check_finetune  # noqa: PLC0415
 
     train, test, out = absolute_pattern(train), absolute_pattern(test), absolute_url(out)
