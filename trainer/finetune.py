@@ -32,7 +32,7 @@ from trainer.model.network import ResNetV2
 from trainer.pretrain import Report, sized
 from trainer.recipes.data import view_without
 from trainer.recipes.hyperrule import TransferRecipe, hyperrule, learning_rate, shortened
-from trainer.run_folder import begin_attempt, settle_config
+from trainer.run.folder import begin_attempt, settle_config
 from trainer.step.losses import LOSSES
 from trainer.step.optimizer import MasterSGD, model_state
 from trainer.step.ranks import World, average_buffers, broadcast, distributed

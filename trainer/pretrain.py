@@ -16,19 +16,19 @@ from pipeline.store.url import absolute_url, open_store
 from pipeline.streaming.order import OrderConfig, lanes_of_rank
 from pipeline.streaming.stream import Batch, LoaderConfig, Source, Stream
 from trainer.checkpoint.sharded import discard_old, latest, load, save
-from trainer.meter import Meter
 from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
 from trainer.recipes.data import TrainingData, training_sources
 from trainer.recipes.pretrain import PretrainRecipe, learning_rate, total_steps
-from trainer.run_folder import begin_attempt, settle_config, write_metrics, write_quarantine
+from trainer.run.folder import begin_attempt, settle_config, write_metrics, write_quarantine
+from trainer.run.progress import Meter
+from trainer.run.telemetry import Quarantine, Telemetry
 from trainer.step.losses import LOSSES
 from trainer.step.optimizer import MasterSGD
 from trainer.step.ranks import World, average_buffers, cores_per_rank, distributed
 from trainer.step.step import Precision, QueuedStep, StepResult, train_step
 from trainer.step.tensors import to_device
-from trainer.telemetry import Quarantine, Telemetry
 
 Report = Callable[[dict[str, Any]], None]
 

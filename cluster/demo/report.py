@@ -19,7 +19,7 @@ from pipeline.dataset.dataset import open_dataset
 from pipeline.store.local import LocalStore
 from pipeline.store.url import open_store
 from trainer.finetune import read_results
-from trainer.run_folder import attempts, read_config, read_metrics
+from trainer.run.folder import attempts, read_config, read_metrics
 
 _INITS = ("pretrained", "scratch")
 

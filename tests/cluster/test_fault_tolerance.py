@@ -18,7 +18,7 @@ from pipeline.store.url import open_store
 from tests.conftest import pack, run_cli
 from tests.trainer.test_training import assert_equal, final_state
 from trainer.checkpoint.sharded import committed
-from trainer.run_folder import attempts, read_metrics
+from trainer.run.folder import attempts, read_metrics
 
 SETTINGS = {
     "recipe.epochs": 8,

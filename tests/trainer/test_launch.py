@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.base.errors import ConfigError, Unreachable
 from pipeline.store.url import open_store
-from trainer.launch import _final_failure, _write_failure
+from trainer.run.launch import _final_failure, _write_failure
 
 FOLDER = "failures/abc/"
 

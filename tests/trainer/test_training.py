@@ -22,7 +22,7 @@ from trainer.model.network import ResNetV2
 from trainer.pretrain import PretrainConfig, check_pretrain, pretrain
 from trainer.recipes.data import MixedData, training_sources
 from trainer.recipes.pretrain import PretrainRecipe
-from trainer.run_folder import read_metrics
+from trainer.run.folder import read_metrics
 from trainer.step.losses import softmax_loss
 from trainer.step.optimizer import MasterSGD
 from trainer.step.ranks import alone
