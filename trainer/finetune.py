@@ -25,7 +25,6 @@ from pipeline.streaming.selection import View
 from pipeline.streaming.stream import LoaderConfig, Stream
 from trainer.checkpoint.sharded import load, require_latest, save
 from trainer.evaluate import check_classes, predict, summary
-from trainer.fewshot import few_shot_rows
 from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
@@ -38,6 +37,7 @@ from trainer.step.optimizer import MasterSGD, model_state
 from trainer.step.ranks import World, average_buffers, broadcast, distributed
 from trainer.step.step import Precision, train_step
 from trainer.step.tensors import TensorBatch, to_device
+from trainer.tasks.few_shot import few_shot_rows
 
 SCRATCH = "scratch"
 

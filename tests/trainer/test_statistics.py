@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.base.errors import ConfigError
-from trainer.fewshot import few_shot_rows
 from trainer.statistics import paired_bootstrap, wilson_interval
+from trainer.tasks.few_shot import few_shot_rows
 
 
 def test_wilson_interval_of_known_cases() -> None:
