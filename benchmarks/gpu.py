@@ -72,7 +72,7 @@ def contend(role: str, name: str, px: int, batch: int, rounds: int, *, recompute
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         logits = model.eval()(images[:8])[0].float().tolist()
     if role.endswith("compiled"):
-        model.compile(dynamic=False)  # as trainer.pretrain does it
+        model.compile(dynamic=False)  # as trainer.jobs.pretrain does it
     for _ in range(_WARM_UP):
         step(images, labels)
     torch.cuda.reset_peak_memory_stats()

@@ -101,7 +101,7 @@ def our_step(model: nn.Module, task: dict[str, Any]) -> Callable[[Tensor, Tensor
         queued.append(
             train_step(model.train(), optimizer, batch, softmax_loss, 1e-3, task["micro"], precision=precision)
         )
-        if len(queued) > 1:  # the step before is checked while a GPU is at this one, as trainer.pretrain does it
+        if len(queued) > 1:  # the step before is checked while a GPU is at this one, as trainer.jobs.pretrain does it
             queued.pop(0).result()
 
     return step

@@ -11,7 +11,7 @@ from cluster.audit.verify import Evidence
 from pipeline.base.errors import ConfigError
 from pipeline.dataset.schema import from_parquet
 from pipeline.store.any_url import read_file
-from trainer.evaluate import PREDICTION_SCHEMA
+from trainer.jobs.evaluate import PREDICTION_SCHEMA
 from trainer.statistics import paired_bootstrap, wilson_interval
 
 
@@ -76,7 +76,7 @@ def score(predictions: pa.Table, downstream: pa.Table, cut: Cut) -> dict[str, An
     """Compares the accuracy with and without duplicates.
 
     Args:
-        predictions: Table of trainer.evaluate.PREDICTION_SCHEMA for the whole test set.
+        predictions: Table of trainer.jobs.evaluate.PREDICTION_SCHEMA for the whole test set.
         downstream: AuditTables.downstream.
         cut: Which duplicates count.
 

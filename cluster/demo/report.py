@@ -18,7 +18,7 @@ from pipeline.base.html import render
 from pipeline.dataset.dataset import open_dataset
 from pipeline.store.local import LocalStore
 from pipeline.store.url import open_store
-from trainer.finetune import read_results
+from trainer.jobs.finetune import read_results
 from trainer.run.folder import attempts, read_config, read_metrics
 
 _INITS = ("pretrained", "scratch")

@@ -21,7 +21,7 @@ from pipeline.store.url import open_store
 from pipeline.streaming.choose import listed_rows
 from tests.cluster.audits import contents, here, leaky_sets
 from tests.conftest import class_folders, pack, run_cli
-from trainer.evaluate import PREDICTION_SCHEMA
+from trainer.jobs.evaluate import PREDICTION_SCHEMA
 
 
 @pytest.fixture(scope="module")

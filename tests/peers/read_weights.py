@@ -17,10 +17,10 @@ import torch
 
 from pipeline.store.url import open_store
 from trainer.checkpoint.sharded import require_latest
-from trainer.exchange import export_weights, import_weights, load_weights
 from trainer.formats.convert import from_ours
 from trainer.formats.files import files_of
 from trainer.formats.layouts import LAYOUTS
+from trainer.jobs.exchange import export_weights, import_weights, load_weights
 from trainer.model.build import new_model
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -18,10 +18,10 @@ from pipeline.store.url import open_store
 from tests.conftest import run_cli
 from tests.trainer.test_golden import golden_model
 from trainer.checkpoint.sharded import require_latest, save
-from trainer.evaluate import EvaluateConfig, evaluate
-from trainer.exchange import export_weights, import_weights, load_weights
-from trainer.finetune import FinetuneConfig, initial_model
 from trainer.formats.layouts import LAYOUTS, place_of
+from trainer.jobs.evaluate import EvaluateConfig, evaluate
+from trainer.jobs.exchange import export_weights, import_weights, load_weights
+from trainer.jobs.finetune import FinetuneConfig, initial_model
 from trainer.model.architecture import parse_architecture
 from trainer.model.network import ResNetV2
 from trainer.step.optimizer import model_state

@@ -11,10 +11,10 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from tests.trainer.test_training import Stopped, batch_of, config, final_state
 from trainer.checkpoint.sharded import latest, load, save
+from trainer.jobs.pretrain import pretrain
 from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
 from trainer.model.cost import layers, step_memory
-from trainer.pretrain import pretrain
 from trainer.run.folder import read_metrics
 from trainer.step.losses import softmax_loss
 from trainer.step.optimizer import MasterSGD

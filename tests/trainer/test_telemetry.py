@@ -15,7 +15,7 @@ from pipeline.store.url import open_store
 from pipeline.streaming.stream import LoaderConfig
 from tests.conftest import pack, run_cli
 from tests.trainer.test_training import config
-from trainer.pretrain import pretrain
+from trainer.jobs.pretrain import pretrain
 from trainer.run.folder import read_metrics, write_quarantine
 from trainer.run.progress import as_line
 from trainer.run.telemetry import COUNTERS, GAUGES, _LoaderLog
@@ -142,7 +142,7 @@ import sys, time, urllib.request
 import ray
 from pathlib import Path
 from trainer.step.ranks import alone
-from trainer.pretrain import PretrainConfig, pretrain
+from trainer.jobs.pretrain import PretrainConfig, pretrain
 
 ray.init()
 pretrain(PretrainConfig.model_validate_json(Path(sys.argv[1]).read_text()), alone(), lambda row: None)

@@ -14,12 +14,12 @@ from pipeline.dataset.schema import from_parquet, table_of, to_parquet
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack, run_cli
 from trainer.checkpoint.sharded import committed, latest, load, require_latest
-from trainer.evaluate import EvaluateConfig, evaluate
-from trainer.finetune import FinetuneConfig, Shortened, finetune, initial_model, mixup, read_results
+from trainer.jobs.evaluate import EvaluateConfig, evaluate
+from trainer.jobs.finetune import FinetuneConfig, Shortened, finetune, initial_model, mixup, read_results
+from trainer.jobs.pretrain import PretrainConfig, check_pretrain, pretrain
 from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
-from trainer.pretrain import PretrainConfig, check_pretrain, pretrain
 from trainer.recipes.data import MixedData, training_sources
 from trainer.recipes.pretrain import PretrainRecipe
 from trainer.run.folder import read_metrics

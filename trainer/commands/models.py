@@ -125,7 +125,7 @@ def import_file(
     """Make a run at OUT of a FILE of weights: official BiT .npz, timm, big_transfer, big_vision or transformers."""
     from pipeline.store.any_url import read_file  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
-    from trainer.exchange import import_weights  # noqa: PLC0415
+    from trainer.jobs.exchange import import_weights  # noqa: PLC0415
 
     classes = tuple(read_file(classes_file).decode().splitlines()) if classes_file else None
     done = import_weights(
@@ -161,7 +161,7 @@ def import_file(
 def export_file(run_url: str, out: str, file_format: str) -> None:
     """Write the newest checkpoint of RUN to OUT for another code base, with a model card beside it."""
     from pipeline.store.url import absolute_url  # noqa: PLC0415
-    from trainer.exchange import export_weights  # noqa: PLC0415
+    from trainer.jobs.exchange import export_weights  # noqa: PLC0415
 
     for url in export_weights(absolute_url(run_url), absolute_url(out), file_format):  # type: ignore[arg-type]
         click.echo(url)

@@ -58,7 +58,7 @@ def pretrain(
     """Pretrain MODEL on the dataset DATA, with checkpoints and metrics at OUT. Run again, it goes on."""
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
-    from trainer.pretrain import PretrainConfig, check_pretrain  # noqa: PLC0415
+    from trainer.jobs.pretrain import PretrainConfig, check_pretrain  # noqa: PLC0415
     from trainer.recipes.pretrain import named_recipe  # noqa: PLC0415
     from trainer.run import launch  # noqa: PLC0415
     from trainer.run.progress import as_line  # noqa: PLC0415
@@ -113,7 +113,7 @@ def finetune(
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
     from trainer.checkpoint.sharded import require_latest  # noqa: PLC0415
-    from trainer.finetune import SCRATCH, FinetuneConfig, as_line, check_finetune  # noqa: PLC0415
+    from trainer.jobs.finetune import SCRATCH, FinetuneConfig, as_line, check_finetune  # noqa: PLC0415
     from trainer.run import launch  # noqa: PLC0415
 
     train, test, out = absolute_pattern(train), absolute_pattern(test), absolute_url(out)
@@ -164,7 +164,7 @@ def evaluate(
     """Classify the dataset DATA with the newest checkpoint of RUN; accuracy and predictions at OUT."""
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
-    from trainer.evaluate import EvaluateConfig  # noqa: PLC0415
+    from trainer.jobs.evaluate import EvaluateConfig  # noqa: PLC0415
     from trainer.run import launch  # noqa: PLC0415
 
     run_url, data, out = absolute_url(run_url), absolute_pattern(data), absolute_url(out)

@@ -24,11 +24,11 @@ from pipeline.streaming.order import OrderConfig, lanes_of_rank
 from pipeline.streaming.selection import View
 from pipeline.streaming.stream import LoaderConfig, Stream
 from trainer.checkpoint.sharded import load, require_latest, save
-from trainer.evaluate import check_classes, predict, summary
+from trainer.jobs.evaluate import check_classes, predict, summary
+from trainer.jobs.pretrain import Report, sized
 from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
-from trainer.pretrain import Report, sized
 from trainer.recipes.data import view_without
 from trainer.recipes.hyperrule import TransferRecipe, hyperrule, learning_rate, shortened
 from trainer.run.folder import begin_attempt, settle_config

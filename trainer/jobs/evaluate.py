@@ -19,9 +19,9 @@ from pipeline.store.url import open_store
 from pipeline.streaming.one_pass import one_pass
 from pipeline.streaming.selection import View
 from trainer.checkpoint.sharded import CheckpointRecord, load, require_latest
+from trainer.jobs.pretrain import Report
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
-from trainer.pretrain import Report
 from trainer.recipes.data import view_without
 from trainer.statistics import wilson_interval
 from trainer.step.optimizer import model_state
