@@ -10,7 +10,7 @@ from typing import Any
 from cluster.audit.scores import radii
 from cluster.audit.verify import Evidence
 from pipeline.base.errors import ConfigError
-from trainer.statistics import wilson_interval
+from trainer.scores.intervals import wilson_interval
 
 # ciFAIR's scale: 0 the same picture, 1 a near-duplicate, 2 very similar, no: different pictures.
 VERDICTS = ("0", "1", "2", "no")

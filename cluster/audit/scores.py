@@ -12,7 +12,7 @@ from pipeline.base.errors import ConfigError
 from pipeline.dataset.schema import from_parquet
 from pipeline.store.any_url import read_file
 from trainer.jobs.evaluate import PREDICTION_SCHEMA
-from trainer.statistics import paired_bootstrap, wilson_interval
+from trainer.scores.intervals import paired_bootstrap, wilson_interval
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from cluster.audit.sets import Sides, content_digest
 from cluster.audit.tables import STATES, AuditConfig, AuditTables
 from cluster.audit.verify import MIN_QUALITY, Evidence
 from pipeline.dataset.dataset import Address, Dataset
-from trainer.statistics import wilson_interval
+from trainer.scores.intervals import wilson_interval
 
 _MOST_LISTED = 20  # classes and hubs on the page; all are in the tables
 _BITS_PER_BAR = 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.base.errors import ConfigError
-from trainer.statistics import paired_bootstrap, wilson_interval
+from trainer.scores.intervals import paired_bootstrap, wilson_interval
 from trainer.tasks.few_shot import few_shot_rows
 
 

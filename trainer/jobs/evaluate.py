@@ -23,7 +23,7 @@ from trainer.jobs.pretrain import Report
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
 from trainer.recipes.data import view_without
-from trainer.statistics import wilson_interval
+from trainer.scores.intervals import wilson_interval
 from trainer.step.optimizer import model_state
 from trainer.step.ranks import World, broadcast, gather
 from trainer.step.tensors import to_device
