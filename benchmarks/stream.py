@@ -51,7 +51,7 @@ from shard import linked
 from side_by_side import Contender, compare, environment
 from stream_settings import Settings, tar_samples
 
-from cluster.services import start_stack, stop_stack
+from cluster.stack.services import start_stack, stop_stack
 from pipeline.dataset.dataset import open_dataset
 from pipeline.image.policy import ImagePolicy
 from pipeline.packing.jobs import Job, shard

@@ -25,7 +25,7 @@ _RANGE_BYTES, _NUM_RANGES, _KEY, _BUCKET = 8 << 20, 48, "transport", "bench"
 
 def main(rounds: int) -> None:
     """Starts the server, and the clients in an environment of their own."""
-    from cluster.services import start_stack, stop_stack  # noqa: PLC0415 - not in the clients' environment
+    from cluster.stack.services import start_stack, stop_stack  # noqa: PLC0415 - not in the clients' environment
     from pipeline.store.s3 import S3Store  # noqa: PLC0415
 
     python = peer_python("transport", "boto3==1.43.117", "obstore==0.12.1")

@@ -43,8 +43,8 @@ _address = click.option("--address", help="Ray's job API, such as http://HEAD:82
 @click.option("--dashboard-port", default=0, help="Port of Ray's dashboard and job API; any free one by default.")
 def up(folder: Path, node_cpus: tuple[int, ...], bucket: str, s3_port: int, dashboard_port: int) -> None:
     """Start an S3 server and Ray on this machine, on the loopback interface; state, logs and objects in FOLDER."""
-    from cluster.processes import end_by_signals  # noqa: PLC0415
-    from cluster.services import STATE_NAME, start_stack  # noqa: PLC0415
+    from cluster.stack.processes import end_by_signals  # noqa: PLC0415
+    from cluster.stack.services import STATE_NAME, start_stack  # noqa: PLC0415
 
     if (folder / STATE_NAME).exists():
         raise ConfigError(f"a stack runs in {folder} already; stop it with `cluster down {folder}`")
@@ -59,7 +59,7 @@ def up(folder: Path, node_cpus: tuple[int, ...], bucket: str, s3_port: int, dash
 @click.argument("folder", type=click.Path(path_type=Path))
 def down(folder: Path) -> None:
     """Stop what `cluster up` started in FOLDER; objects and logs stay."""
-    from cluster.services import read_stack, stop_stack  # noqa: PLC0415
+    from cluster.stack.services import read_stack, stop_stack  # noqa: PLC0415
 
     stop_stack(read_stack(folder))
     click.echo(f"stopped the stack of {folder}")
@@ -81,7 +81,7 @@ def submit(
     address: str | None, settings: tuple[str, ...], job: str | None, wait: bool, command: tuple[str, ...]
 ) -> None:
     """Run COMMAND as a job on the cluster; exit 1 if it fails."""
-    from cluster import jobs  # noqa: PLC0415
+    from cluster.stack import jobs  # noqa: PLC0415
 
     environment = {}
     for setting in settings:
@@ -104,7 +104,7 @@ def submit(
 @click.argument("job", required=False)
 def status(address: str | None, job: str | None) -> None:
     """Print the status of JOB, or of all jobs."""
-    from cluster import jobs  # noqa: PLC0415
+    from cluster.stack import jobs  # noqa: PLC0415
 
     client = jobs.connect(address)
     if job:
@@ -120,7 +120,7 @@ def status(address: str | None, job: str | None) -> None:
 @click.option("--follow", is_flag=True, help="Go on until the job ends.")
 def logs(address: str | None, job: str, follow: bool) -> None:
     """Print the output of JOB."""
-    from cluster import jobs  # noqa: PLC0415
+    from cluster.stack import jobs  # noqa: PLC0415
 
     client = jobs.connect(address)
     jobs.status(client, job)
@@ -135,7 +135,7 @@ def logs(address: str | None, job: str, follow: bool) -> None:
 @click.argument("job")
 def stop(address: str | None, job: str) -> None:
     """Stop JOB; training goes on from its newest checkpoint when the same command is submitted again."""
-    from cluster import jobs  # noqa: PLC0415
+    from cluster.stack import jobs  # noqa: PLC0415
 
     jobs.stop(jobs.connect(address), job)
     click.echo(f"asked {job} to stop")

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from cluster.services import Stack, start_stack, stop_stack
+from cluster.stack.services import Stack, start_stack, stop_stack
 from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.packing.jobs import Job, shard
 from pipeline.packing.plan import ShardConfig

@@ -11,7 +11,7 @@ from cluster.audit.canaries import TRANSFORMS
 from cluster.audit.coordinator import audit, sides_of
 from cluster.audit.tables import AuditConfig, AuditTables
 from cluster.audit.verify import Evidence
-from cluster.services import Stack
+from cluster.stack.services import Stack
 from pipeline.base.errors import ConfigError, CorruptShard, NotFound
 from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.store.base import put

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.services import Stack
+from cluster.stack.services import Stack
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from tests.conftest import pack, run_cli

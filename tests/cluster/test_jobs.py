@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 
-from cluster.services import Stack
+from cluster.stack.services import Stack
 from tests.conftest import run_cli
 
 

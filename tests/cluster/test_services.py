@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from cluster.services import Stack, _is_free, _start_node, free_ports, read_stack
+from cluster.stack.services import Stack, _is_free, _start_node, free_ports, read_stack
 from tests.conftest import class_folders, run_cli
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.services import Stack
+from cluster.stack.services import Stack
 from tests.conftest import BUCKET, class_folders, jpeg, picture, run_cli
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import pipeline.dataset.dataset
-from cluster.services import Stack
+from cluster.stack.services import Stack
 from pipeline.base.errors import ConfigError
 from pipeline.dataset.dataset import SIDECAR_CACHE_BYTES, Dataset, open_dataset
 from pipeline.streaming.loader.read_ahead import Prefetcher

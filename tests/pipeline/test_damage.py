@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.services import Stack
+from cluster.stack.services import Stack
 from pipeline.base.errors import CorruptShard, Unreachable
 from pipeline.store.local import LocalStore
 from pipeline.streaming.stream import LoaderConfig

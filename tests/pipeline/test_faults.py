@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import pipeline.store.s3
-from cluster.services import Stack
+from cluster.stack.services import Stack
 from pipeline.base.errors import Conflict
 from pipeline.store.base import commit
 from pipeline.store.url import open_store

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.services import Stack
+from cluster.stack.services import Stack
 from pipeline.base.errors import ConfigError, ServiceError
 from pipeline.dataset.dataset import Dataset
 from pipeline.image.transforms import PretrainView

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.services import Stack, free_ports
+from cluster.stack.services import Stack, free_ports
 from pipeline.base.errors import ConfigError, Conflict, CorruptShard, Denied, NotFound, StorageFull, Unreachable
 from pipeline.store.base import Store, commit, exists
 from pipeline.store.url import open_store

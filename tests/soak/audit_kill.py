@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cluster.services import Stack, start_stack, stop_stack
+from cluster.stack.services import Stack, start_stack, stop_stack
 from pipeline.store.url import open_store
 from tests.cluster.audits import leaky_sets
 from tests.conftest import pack

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import webdataset
 
-from cluster.services import start_stack, stop_stack
+from cluster.stack.services import start_stack, stop_stack
 from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.image.transforms import PretrainView
 from pipeline.store.url import open_store

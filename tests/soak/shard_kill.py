@@ -24,7 +24,7 @@ from typing import TypeVar
 
 import psutil
 
-from cluster.services import Stack, start_stack, stop_stack
+from cluster.stack.services import Stack, start_stack, stop_stack
 from pipeline.base.errors import Unreachable
 from pipeline.dataset.dataset import Address, open_dataset
 from pipeline.store.url import open_store

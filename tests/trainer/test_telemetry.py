@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.services import Stack
+from cluster.stack.services import Stack
 from pipeline.base.errors import CorruptShard
 from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
-from cluster.processes import Identity, identities, stop_all, unstoppable
+from cluster.stack.processes import Identity, identities, stop_all, unstoppable
 from pipeline.base.errors import ConfigError, ServiceError
 from pipeline.base.records import Record
 
