@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 VENV ?= .venv
 BIN := $(VENV)/bin
-INPUTS := pyproject.toml constraints.txt scripts/setup.sh hatch_build.py pipeline/image/jpeg_region/region.c pipeline/image/jpeg_region/huffman.h pipeline/image/average64.c cluster/audit/hamming.c
+INPUTS := pyproject.toml constraints.txt scripts/setup.sh hatch_build.py pipeline/image/jpeg_region/region.c pipeline/image/jpeg_region/huffman.h pipeline/image/average64.c cluster/audit/search/hamming.c
 
 .PHONY: demo test check format clean
 demo: $(VENV)/run-ready  ## the whole product on this machine; DATA=FOLDER for your own class folders

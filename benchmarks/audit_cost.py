@@ -15,11 +15,11 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from cluster.audit.embedding import load
-from cluster.audit.fingerprints import pixel_digest
-from cluster.audit.join import DEFAULT_RADIUS, candidates, index_downstream
-from cluster.audit.variants import variant_codes
-from cluster.audit.verify import verify_pair
+from cluster.audit.search.embedding.embedding import load
+from cluster.audit.search.fingerprints import pixel_digest
+from cluster.audit.search.join import DEFAULT_RADIUS, candidates, index_downstream
+from cluster.audit.search.variants import variant_codes
+from cluster.audit.verify.evidence import verify_pair
 from pipeline.image.decode import decode
 from pipeline.image.fingerprint import fingerprint_of_image
 

@@ -23,11 +23,17 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 from transforms import TRANSFORMS, copy_of
 
-from cluster.audit.align import Agreement
-from cluster.audit.embedding import COSINE_FROM, embedding_candidates, load, sign_codes, union_candidates
-from cluster.audit.join import DEFAULT_RADIUS, candidates
-from cluster.audit.rivals import settle_rivals
-from cluster.audit.verify import MIN_QUALITY, Evidence, judge, verify_pair
+from cluster.audit.search.embedding.embedding import (
+    COSINE_FROM,
+    embedding_candidates,
+    load,
+    sign_codes,
+    union_candidates,
+)
+from cluster.audit.search.join import DEFAULT_RADIUS, candidates
+from cluster.audit.verify.align import Agreement
+from cluster.audit.verify.best_match import settle_rivals
+from cluster.audit.verify.evidence import MIN_QUALITY, Evidence, judge, verify_pair
 from pipeline.image.decode import decode, encode_jpeg
 from pipeline.image.fingerprint import fingerprint
 

@@ -21,7 +21,7 @@ import faiss
 import numpy as np
 from side_by_side import environment, peak_bytes
 
-from cluster.audit.hamming import build_index, distances, parity_words, plain_words, search
+from cluster.audit.search.hamming import build_index, distances, parity_words, plain_words, search
 from pipeline.image.decode import decode_luma
 from pipeline.image.fingerprint import dihedral_codes, fingerprint_of_luma, luma64
 

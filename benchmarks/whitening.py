@@ -1,4 +1,4 @@
-"""Fits the projection of the default embedding: cluster/audit/lite0_projection.npz.
+"""Fits the projection of the default embedding: cluster/audit/search/embedding/lite0_projection.npz.
 
     python benchmarks/whitening.py ../shared/data --scratch /dev/shm
 
@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from cluster.audit import lite0
-from cluster.audit.embedding import PROJECTION_PATH, Session, model_input
+from cluster.audit.search.embedding import lite0
+from cluster.audit.search.embedding.embedding import PROJECTION_PATH, Session, model_input
 from pipeline.image.decode import decode
 
 PICTURES = {

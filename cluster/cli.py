@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cluster.commands.audit import audit, audit_review, audit_within, fingerprint
+from cluster.audit.commands import audit, audit_review, audit_within, fingerprint
 from pipeline.base.console import examples, run
 from pipeline.base.errors import ConfigError
 

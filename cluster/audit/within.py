@@ -8,14 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from cluster.audit import lists
-from cluster.audit.pictures import card, write_pages
-from cluster.audit.report import claim, shown_order, spread
-from cluster.audit.search import find_pairs
+from cluster.audit.report.pair_pages import card, write_pages
+from cluster.audit.report.publish import claim, shown_order, spread
+from cluster.audit.result import exclusion_lists as lists
+from cluster.audit.result.groups import stars
+from cluster.audit.result.tables import AuditConfig, is_duplicate, split_refused
+from cluster.audit.search.find_pairs import find_pairs
 from cluster.audit.sets import Sides
-from cluster.audit.stars import stars
-from cluster.audit.stored import AuditJob
-from cluster.audit.tables import AuditConfig, is_duplicate, split_refused
+from cluster.audit.stored_tasks import AuditJob
 from pipeline.base.html import render
 from pipeline.dataset.dataset import Address
 from pipeline.dataset.schema import sha256_hex, to_parquet

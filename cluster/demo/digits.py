@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cluster.audit.canaries import TRANSFORMS
+from cluster.audit.result.canaries import TRANSFORMS
 from pipeline.base.errors import ServiceError
 from pipeline.base.seeds import rng
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cluster.audit.report import read_section
+from cluster.audit.report.publish import read_section
 from cluster.demo.stages import Stage
 from pipeline.base.charts import Series, line_chart, point_chart
 from pipeline.base.console import human_bytes

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.audit import review
 from cluster.audit.coordinator import audit, sides_of
-from cluster.audit.report import import_verdicts, publish_audit, read_summary
-from cluster.audit.scores import cuts, score
-from cluster.audit.tables import AuditConfig, AuditTables
+from cluster.audit.report.publish import import_verdicts, publish_audit, read_summary
+from cluster.audit.result import human_review as review
+from cluster.audit.result.scores import cuts, score
+from cluster.audit.result.tables import AuditConfig, AuditTables
 from pipeline.base.errors import ConfigError, Conflict
 from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.store.url import open_store

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from cluster.audit.coordinator import audit, sides_of
-from cluster.audit.fingerprints import fingerprint_set
+from cluster.audit.result.groups import stars
+from cluster.audit.result.tables import AuditConfig, AuditTables
+from cluster.audit.search.fingerprints import fingerprint_set
 from cluster.audit.sets import index_of, pinned
-from cluster.audit.stars import stars
-from cluster.audit.stored import Poisoned, settled
-from cluster.audit.tables import AuditConfig, AuditTables
-from cluster.audit.verify import Evidence
+from cluster.audit.stored_tasks import Poisoned, settled
+from cluster.audit.verify.evidence import Evidence
 from pipeline.base.errors import CorruptShard
 from pipeline.dataset.dataset import open_dataset
 from pipeline.store.url import open_store

@@ -10,8 +10,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from cluster.audit import lite0
-from cluster.audit.embedding import (
+from cluster.audit.search.embedding import lite0
+from cluster.audit.search.embedding.embedding import (
     COSINE_FROM,
     DIMENSIONS,
     Embedder,
@@ -22,7 +22,7 @@ from cluster.audit.embedding import (
     sign_codes,
     union_candidates,
 )
-from cluster.audit.join import CANDIDATE_SCHEMA as HASH_SCHEMA
+from cluster.audit.search.join import CANDIDATE_SCHEMA as HASH_SCHEMA
 from pipeline.base.errors import ConfigError
 from pipeline.image.decode import decode
 from tests.cluster.test_verify import scene

@@ -8,12 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from cluster.audit import lists, review
-from cluster.audit.pictures import PAIRS_PER_PAGE, card, page_name, write_pages
+from cluster.audit.report.pair_pages import PAIRS_PER_PAGE, card, page_name, write_pages
+from cluster.audit.result import exclusion_lists as lists
+from cluster.audit.result import human_review as review
+from cluster.audit.result.summary import class_counts, summarize
+from cluster.audit.result.tables import AuditConfig, AuditTables
 from cluster.audit.sets import Sides
-from cluster.audit.stored import AuditJob
-from cluster.audit.summary import class_counts, summarize
-from cluster.audit.tables import AuditConfig, AuditTables
+from cluster.audit.stored_tasks import AuditJob
 from pipeline.base.charts import Layer, layered_histogram
 from pipeline.base.errors import ConfigError, Conflict, NotFound
 from pipeline.base.html import render

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.audit.verify import Evidence
+from cluster.audit.verify.evidence import Evidence
 from pipeline.base.errors import ConfigError
 from pipeline.dataset.schema import from_parquet
 from pipeline.store.any_url import read_file

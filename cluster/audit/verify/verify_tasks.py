@@ -8,12 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit import affine, align, verify
-from cluster.audit.join import CANDIDATE_SCHEMA
+from cluster.audit.result.tables import PAIR_SCHEMA, UNREADABLE, unread_row
+from cluster.audit.search.join import CANDIDATE_SCHEMA
 from cluster.audit.sets import Sides, content_digest, read_picture
-from cluster.audit.stored import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
-from cluster.audit.tables import PAIR_SCHEMA, UNREADABLE, unread_row
-from cluster.audit.verify import verify_pair
+from cluster.audit.stored_tasks import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
+from cluster.audit.verify import affine, align
+from cluster.audit.verify import evidence as verify
+from cluster.audit.verify.evidence import verify_pair
 from pipeline.base.errors import BadImage
 from pipeline.dataset.dataset import Address, Dataset
 from pipeline.image import fingerprint

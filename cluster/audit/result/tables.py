@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit.join import CANDIDATE_SCHEMA, DEFAULT_RADIUS
-from cluster.audit.verify import MIN_QUALITY, Evidence
+from cluster.audit.search.join import CANDIDATE_SCHEMA, DEFAULT_RADIUS
+from cluster.audit.verify.evidence import MIN_QUALITY, Evidence
 from pipeline.base.records import Record
 
 Address = tuple[int, int]  # shard, row

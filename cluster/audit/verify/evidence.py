@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from cluster.audit.align import PLAIN_DETAIL, Agreement, Alignment, align
+from cluster.audit.verify.align import PLAIN_DETAIL, Agreement, Alignment, align
 from pipeline.image.decode import Pixels
 
 # Below this gradient score a code says little: a plain sky of CIFAR-10 scores 6, an ellipse on white 18. Of CIFAR-10

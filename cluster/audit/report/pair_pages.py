@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from cluster.audit.affine import laid_over
+from cluster.audit.result.tables import is_duplicate
 from cluster.audit.sets import Sides
-from cluster.audit.stored import AuditJob, Poisoned, settled
-from cluster.audit.tables import is_duplicate
-from cluster.audit.verify import Evidence, align_pair
+from cluster.audit.stored_tasks import AuditJob, Poisoned, settled
+from cluster.audit.verify.affine import laid_over
+from cluster.audit.verify.evidence import Evidence, align_pair
 from pipeline.base.errors import BadImage, ServiceError
 from pipeline.base.html import render, thumbnail
 from pipeline.dataset.dataset import Address, Dataset

@@ -12,8 +12,8 @@ from pipeline.base.errors import ConfigError
 from pipeline.commands.options import pool_of, pool_options
 
 if TYPE_CHECKING:
-    from cluster.audit.stored import AuditJob
-    from cluster.audit.tables import AuditConfig
+    from cluster.audit.result.tables import AuditConfig
+    from cluster.audit.stored_tasks import AuditJob
     from pipeline.store.base import Store
 
 Command = Callable[..., Any]
@@ -52,7 +52,7 @@ def _search_options(command: Command) -> Command:
 @contextmanager
 def _job(work: str, workers: int | None, on_ray: bool, log_jsonl: str | None) -> Iterator["AuditJob"]:
     """Gives where an audit works. Without --workers and --ray that is this process."""
-    from cluster.audit.stored import AuditJob  # noqa: PLC0415
+    from cluster.audit.stored_tasks import AuditJob  # noqa: PLC0415
     from pipeline.image.decode import check_pillow  # noqa: PLC0415
     from pipeline.packing.jobs import Reporting  # noqa: PLC0415
     from pipeline.store.url import open_store  # noqa: PLC0415
@@ -155,8 +155,8 @@ def _audit_one(
 ) -> dict[str, Any]:
     from cluster.audit.coordinator import audit as run_audit  # noqa: PLC0415
     from cluster.audit.coordinator import sides_of  # noqa: PLC0415
-    from cluster.audit.report import publish_audit  # noqa: PLC0415
-    from cluster.audit.scores import read_predictions  # noqa: PLC0415
+    from cluster.audit.report.publish import publish_audit  # noqa: PLC0415
+    from cluster.audit.result.scores import read_predictions  # noqa: PLC0415
 
     read = {name: read_predictions(url) for name, url in predictions.items()}
     config = _config(upstream, downstream, options)
@@ -165,7 +165,7 @@ def _audit_one(
 
 
 def _config(upstream: str, downstream: str, options: Mapping[str, Any]) -> "AuditConfig":
-    from cluster.audit.tables import AuditConfig  # noqa: PLC0415
+    from cluster.audit.result.tables import AuditConfig  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
 
     model = options["embedding"]
@@ -222,8 +222,8 @@ def audit_within(url: str, out: str, **options: Any) -> None:
 @click.argument("verdicts")
 def audit_review(out: str, verdicts: str) -> None:
     """Add VERDICTS, saved by the review sheet of the audit at OUT, to its report: the precision of each score band."""
-    from cluster.audit.report import import_verdicts  # noqa: PLC0415
-    from cluster.audit.review import parse_verdicts  # noqa: PLC0415
+    from cluster.audit.report.publish import import_verdicts  # noqa: PLC0415
+    from cluster.audit.result.human_review import parse_verdicts  # noqa: PLC0415
     from pipeline.store.any_url import read_file  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
@@ -251,7 +251,7 @@ def fingerprint(url: str, out: str, log_jsonl: str | None, workers: int | None, 
     The tars are only read. A tar that was fingerprinted before is not read again; a new pattern makes a new version of
     OUT. Datasets that `pipeline shard` packed have their fingerprints already.
     """
-    from cluster.audit.fingerprints import fingerprint_set  # noqa: PLC0415
+    from cluster.audit.search.fingerprints import fingerprint_set  # noqa: PLC0415
     from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415
     from pipeline.image.fingerprint import DESCRIPTOR_VERSION  # noqa: PLC0415
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, is_published  # noqa: PLC0415

@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit.scores import cuts, radii, score
+from cluster.audit.result.scores import cuts, radii, score
+from cluster.audit.result.tables import STATES, AuditConfig, AuditTables
 from cluster.audit.sets import Sides, content_digest
-from cluster.audit.tables import STATES, AuditConfig, AuditTables
-from cluster.audit.verify import MIN_QUALITY, Evidence
+from cluster.audit.verify.evidence import MIN_QUALITY, Evidence
 from pipeline.dataset.dataset import Address, Dataset
 from trainer.scores.intervals import wilson_interval
 

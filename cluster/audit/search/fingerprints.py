@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import blake3
 import pyarrow as pa
 
-from cluster.audit.stored import AuditJob, Poisoned, settled
+from cluster.audit.stored_tasks import AuditJob, Poisoned, settled
 from pipeline.base.errors import EmptySource, NotFound, ServiceError
 from pipeline.dataset.dataset import open_dataset
 from pipeline.dataset.publish import Addition, publish, published_version

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.audit.affine import Affine, Grey, chain, opencv, stretch, turn_back, warp
+from cluster.audit.verify.affine import Affine, Grey, chain, opencv, stretch, turn_back, warp
 from pipeline.image.decode import Pixels
 from pipeline.image.fingerprint import DIHEDRAL, apply_dihedral
 

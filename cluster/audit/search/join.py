@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.audit.hamming import HammingIndex, build_index, distances, parity_words, plain_words, search
+from cluster.audit.search.hamming import HammingIndex, build_index, distances, parity_words, plain_words, search
 from pipeline.image.fingerprint import CODE_BYTES, dihedral_codes
 
 # Of two hundred photos no two different ones are closer than 89 bits; crops to 95 % are up to 51 at the 95th percentile

@@ -1,1 +1,0 @@
-"""The subcommands of `cluster`. Heavy modules are imported inside the functions."""
