@@ -9,7 +9,11 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # Source -> flags. A shared library takes its source's name with an underscore in front.
-PARTS = {"pipeline/image/jpeg_region/region.c": ["-O2", "-ljpeg"], "pipeline/image/average64.c": ["-O3"], "cluster/audit/search/hamming.c": ["-O3"]}
+PARTS = {
+    "pipeline/image/jpeg_region/region.c": ["-O2", "-ljpeg"],
+    "pipeline/image/average64.c": ["-O3"],
+    "cluster/audit/search/hamming.c": ["-O3"],
+}
 
 
 class CParts(BuildHookInterface):

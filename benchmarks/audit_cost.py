@@ -15,9 +15,10 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
+from cluster.audit.base.tables import DEFAULT_RADIUS
 from cluster.audit.search.embedding.embedding import load
 from cluster.audit.search.fingerprints import pixel_digest
-from cluster.audit.search.join import DEFAULT_RADIUS, candidates, index_downstream
+from cluster.audit.search.join import candidates, index_downstream
 from cluster.audit.search.variants import variant_codes
 from cluster.audit.verify.evidence import verify_pair
 from pipeline.image.decode import decode

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 from transforms import TRANSFORMS, copy_of
 
+from cluster.audit.base.tables import DEFAULT_RADIUS, MIN_QUALITY, Evidence
 from cluster.audit.search.embedding.embedding import (
     COSINE_FROM,
     embedding_candidates,
@@ -30,10 +31,10 @@ from cluster.audit.search.embedding.embedding import (
     sign_codes,
     union_candidates,
 )
-from cluster.audit.search.join import DEFAULT_RADIUS, candidates
+from cluster.audit.search.join import candidates
 from cluster.audit.verify.align import Agreement
 from cluster.audit.verify.best_match import settle_rivals
-from cluster.audit.verify.evidence import MIN_QUALITY, Evidence, judge, verify_pair
+from cluster.audit.verify.evidence import judge, verify_pair
 from pipeline.image.decode import decode, encode_jpeg
 from pipeline.image.fingerprint import fingerprint
 

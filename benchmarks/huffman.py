@@ -2,8 +2,8 @@
 
     python benchmarks/huffman.py FOLDER [--rounds N]
 
-FOLDER holds JPEG files; they are read into memory first. The other contender is pipeline/image/jpeg_region/region.c, built again without
-huffman.h. Compared first: every pixel that is timed.
+FOLDER holds JPEG files; they are read into memory first. The other contender is
+pipeline/image/jpeg_region/region.c, built again without huffman.h. Compared first: every pixel that is timed.
 
 Physical limit: each bit of a picture decides how many the next code has, so a picture's codes are read one by one.
 - `whole photos`: all pixels, as colour.

@@ -62,4 +62,4 @@ def test_what_the_image_copies_is_enough_for_a_wheel_of_our_three_packages(tmp_p
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         names = wheel.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"pipeline", "trainer", "cluster"}
-    assert {"cluster/templates/demo.html.j2", "pipeline/_region.so"} <= set(names)
+    assert {"cluster/demo/templates/demo.html.j2", "pipeline/image/jpeg_region/_region.so"} <= set(names)

@@ -12,8 +12,8 @@ from pipeline.base.errors import ConfigError
 from pipeline.commands.options import pool_of, pool_options
 
 if TYPE_CHECKING:
-    from cluster.audit.result.tables import AuditConfig
-    from cluster.audit.stored_tasks import AuditJob
+    from cluster.audit.base.stored_tasks import AuditJob
+    from cluster.audit.base.tables import AuditConfig
     from pipeline.store.base import Store
 
 Command = Callable[..., Any]
@@ -52,7 +52,7 @@ def _search_options(command: Command) -> Command:
 @contextmanager
 def _job(work: str, workers: int | None, on_ray: bool, log_jsonl: str | None) -> Iterator["AuditJob"]:
     """Gives where an audit works. Without --workers and --ray that is this process."""
-    from cluster.audit.stored_tasks import AuditJob  # noqa: PLC0415
+    from cluster.audit.base.stored_tasks import AuditJob  # noqa: PLC0415
     from pipeline.image.decode import check_pillow  # noqa: PLC0415
     from pipeline.packing.jobs import Reporting  # noqa: PLC0415
     from pipeline.store.url import open_store  # noqa: PLC0415
@@ -165,7 +165,7 @@ def _audit_one(
 
 
 def _config(upstream: str, downstream: str, options: Mapping[str, Any]) -> "AuditConfig":
-    from cluster.audit.result.tables import AuditConfig  # noqa: PLC0415
+    from cluster.audit.base.tables import AuditConfig  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
 
     model = options["embedding"]

@@ -5,17 +5,18 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
+from cluster.audit.base.sets import Sides, content_digest, index_of, pinned
+from cluster.audit.base.stored_tasks import AuditJob, code_digest, key_of, remembered
+from cluster.audit.base.tables import AuditConfig, AuditTables, split_refused, unchecked_addresses
+from cluster.audit.find_pairs import find_pairs
 from cluster.audit.result import canaries as canary_source
 from cluster.audit.result.canaries import plant
-from cluster.audit.result.tables import AuditConfig, AuditTables, split_refused, states, unchecked_addresses
+from cluster.audit.result.states import states
 from cluster.audit.search import join, variants
 from cluster.audit.search.embedding.embedding import COSINE_FROM
 from cluster.audit.search.features import embedder_of
-from cluster.audit.search.find_pairs import find_pairs
 from cluster.audit.search.join import candidates
 from cluster.audit.search.join_tasks import codes_index, down_features
-from cluster.audit.sets import Sides, content_digest, index_of, pinned
-from cluster.audit.stored_tasks import AuditJob, code_digest, key_of, remembered
 from cluster.audit.verify import affine, align
 from cluster.audit.verify import evidence as verify
 from cluster.audit.verify.evidence import verify_pair

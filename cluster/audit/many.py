@@ -66,7 +66,7 @@ def publish_overview(out: Store, upstream: str, summaries: Mapping[str, dict[str
     writer.writerows(rows)
     put(out, "overview.csv", sink.getvalue().encode())
     page = render(
-        "cluster", "many.html.j2", title="Near-duplicate audit of many test sets", upstream=upstream,
+        "cluster.audit.report", "many.html.j2", title="Near-duplicate audit of many test sets", upstream=upstream,
         summaries=summaries, upstream_name=PurePosixPath(upstream).name,
         models=sorted({model for summary in summaries.values() for model in summary["accuracy"]}),
     )  # fmt: skip

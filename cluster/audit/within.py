@@ -8,14 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
+from cluster.audit.base.sets import Sides
+from cluster.audit.base.stored_tasks import AuditJob
+from cluster.audit.base.tables import AuditConfig, is_duplicate, split_refused
+from cluster.audit.find_pairs import find_pairs
 from cluster.audit.report.pair_pages import card, write_pages
 from cluster.audit.report.publish import claim, shown_order, spread
 from cluster.audit.result import exclusion_lists as lists
 from cluster.audit.result.groups import stars
-from cluster.audit.result.tables import AuditConfig, is_duplicate, split_refused
-from cluster.audit.search.find_pairs import find_pairs
-from cluster.audit.sets import Sides
-from cluster.audit.stored_tasks import AuditJob
 from pipeline.base.html import render
 from pipeline.dataset.dataset import Address
 from pipeline.dataset.schema import sha256_hex, to_parquet
@@ -86,7 +86,8 @@ def audit_within(out: Store, config: AuditConfig, sides: Sides, job: AuditJob) -
     largest = sorted(grouped.items(), key=lambda star: (-len(star[1]), star[0]))[:_MOST_LISTED]
     shown = [{"key": _key(sides, centre), "num_members": len(members)} for centre, members in largest]
     gallery = [card(sides, row) for row in spread(listed)]
-    page = render("cluster", "within.html.j2", title="Duplicates within a set", summary=summary, stars=shown,
+    page = render("cluster.audit.report", "within.html.j2",
+                  title="Duplicates within a set", summary=summary, stars=shown,
                   gallery=gallery)  # fmt: skip
     put(out, "index.html", page)
     put(out, "summary.json", (json.dumps(summary, indent=1) + "\n").encode())

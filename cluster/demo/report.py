@@ -113,7 +113,7 @@ def write_report(folder: Path, facts: DemoFacts) -> DemoFacts:
     """Writes index.html; gives the facts back."""
     folder.mkdir(parents=True, exist_ok=True)
     page = render(
-        "cluster",
+        "cluster.demo",
         "demo.html.j2",
         title="BiT Pretrain: the demonstration",
         facts=facts,

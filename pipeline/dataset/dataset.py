@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.base.errors import NotFound
-from pipeline.dataset.publish import outstanding_rejects, parsed_version, published_version
 from pipeline.dataset.schema import POINTER_KEY, ManifestVersion, from_parquet, sha256_hex, version_key
+from pipeline.dataset.versions import outstanding_rejects, parsed_version, published_version
 from pipeline.store.base import Store, read_checked
 from pipeline.store.url import open_store
 

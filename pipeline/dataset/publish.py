@@ -9,10 +9,8 @@ from importlib import metadata
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
-from pipeline.base.errors import ConfigError, Conflict, NoBucket, NotFound
-from pipeline.base.records import FORMAT
+from pipeline.base.errors import Conflict
 from pipeline.dataset.schema import (
     POINTER_KEY,
     REJECT_SCHEMA,
@@ -22,17 +20,9 @@ from pipeline.dataset.schema import (
     to_parquet,
     version_key,
 )
+from pipeline.dataset.versions import Published, outstanding_rejects, published_version
 from pipeline.image.fingerprint import DESCRIPTOR_VERSION
 from pipeline.store.base import Store, commit, read_checked
-
-
-@dataclass(frozen=True)
-class Published:
-    """The version that MANIFEST.json points to, with what a compare-and-swap needs."""
-
-    version: ManifestVersion
-    body: bytes
-    tag: str
 
 
 @dataclass(frozen=True)
@@ -62,42 +52,6 @@ class Addition:
     num_classes: int
     num_duplicates: int
     has_fingerprints: bool
-
-
-def published_version(store: Store) -> Published | None:
-    """Gives the version that MANIFEST.json points to, or None where nothing is published.
-
-    Raises:
-        ConfigError: There is a MANIFEST.json of another kind.
-    """
-    try:
-        body, tag = store.read_tagged(POINTER_KEY)
-    except NoBucket:
-        raise
-    except NotFound:
-        return None
-    try:
-        return Published(parsed_version(body, f"{store.url}/{POINTER_KEY}"), body, tag)
-    except ValidationError as error:
-        raise ConfigError(
-            f"{store.url}/{POINTER_KEY} is not of a dataset that this release wrote; choose another destination"
-        ) from error
-
-
-def parsed_version(body: bytes, url: str) -> ManifestVersion:
-    """Gives a version's record.
-
-    Raises:
-        ConfigError: It is of another format.
-        ValidationError: It is no such record.
-    """
-    try:
-        found = json.loads(body).get("format")
-    except (ValueError, AttributeError):
-        found = None
-    if isinstance(found, str) and found != FORMAT:
-        raise ConfigError(f"{url} is of format {found}, this release reads {FORMAT}; use the release that wrote it")
-    return ManifestVersion.model_validate_json(body)
 
 
 def publish(store: Store, before: Published | None, addition: Addition, *, replaces: bool = False) -> ManifestVersion:
@@ -178,13 +132,6 @@ def _table_key(name: str, body: bytes, ending: str) -> str:
 
 def _joined(store: Store, old: tuple[str, str] | None, added: pa.Table) -> pa.Table:
     return pa.concat_tables([from_parquet(read_checked(store, *old)), added]) if old else added
-
-
-def outstanding_rejects(store: Store, version: ManifestVersion) -> pa.Table:
-    """Gives the rows that could not be used and were not packed since, a table of manifest.REJECT_SCHEMA."""
-    if not version.rejects:
-        return REJECT_SCHEMA.empty_table()
-    return from_parquet(read_checked(store, version.rejects, str(version.rejects_sha256)))
 
 
 def _classes_body(classes: Sequence[str]) -> bytes | None:

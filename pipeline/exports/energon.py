@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.tar_reader import IMAGE_EXTENSIONS
 from pipeline.exports.base import Export, Written
 from pipeline.exports.energon_files import dataset_yaml, split_yaml, tar_index
 from pipeline.exports.energon_sqlite import SampleIndex
 from pipeline.exports.labels import label_place
 from pipeline.exports.shard_tar import ShardTar
-from pipeline.packing.sources.tars import IMAGE_EXTENSIONS
 from pipeline.store.base import exists, put
 
 _VERSION = "7.4.1"

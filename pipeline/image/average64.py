@@ -1,4 +1,4 @@
-"""The 64x64 averages of a grey picture: shrink.c, through ctypes.
+"""The 64x64 averages of a grey picture: average64.c, through ctypes.
 
 Pillow's box filter rounds to whole grey values after each of its two passes and takes five times as long (160 us for a
 photo of 500x375, `benchmarks/fingerprint.py`).
@@ -21,7 +21,7 @@ MOST_PX = 65_535  # a side
 
 @cache
 def _library() -> Any:
-    path = Path(__file__).with_name("_shrink.so")
+    path = Path(__file__).with_name("_average64.so")
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from pipeline.base.console import silent
 from pipeline.base.errors import ConfigError, Conflict, EmptySource, NotFound
-from pipeline.dataset.publish import Addition, Published, outstanding_rejects, publish, published_version
+from pipeline.dataset.publish import Addition, publish
 from pipeline.dataset.schema import ManifestVersion, from_parquet
+from pipeline.dataset.versions import Published, outstanding_rejects, published_version
 from pipeline.packing.commit import read_plan
 from pipeline.packing.duplicates import leave_out_duplicates
 from pipeline.packing.make_plan import Planned, make_plan, store_plan

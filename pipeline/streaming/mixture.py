@@ -6,10 +6,10 @@ times the source's share. Lane l begins l * samples_per_lane slots into the cycl
 global batch, laid end to end, one run of the cycle. So the composition of each global batch, and of each rank's part of
 it, is less than two samples a source away from exact, at every step, for any number of ranks.
 
-Each source has an order of its own with the same lanes (pipeline.streaming.order). A lane draws from the same lane of its
-sources, each from position 0 on without gap or repetition; how far it is in each is counted in O(1) from the rounds of
-the cycle. Lanes of one source are never more than three samples apart. A source smaller than its share asks for comes
-round again sooner: its epochs are its own.
+Each source has an order of its own with the same lanes (pipeline.streaming.order). A lane draws from the same lane of
+its sources, each from position 0 on without gap or repetition; how far it is in each is counted in O(1) from the rounds
+of the cycle. Lanes of one source are never more than three samples apart. A source smaller than its share asks for
+comes round again sooner: its epochs are its own.
 
 A source's share differs from its weight by less than 1 / SLOTS of the whole, because slots are whole.
 """

@@ -89,7 +89,7 @@ def tiles(dataset: Dataset, batch: Batch) -> Iterator[Tile]:
 def page(title: str, about: str, batches: Sequence[Sequence[Tile]]) -> bytes:
     """Gives batches as an HTML page that opens offline."""
     shown = [[(tile, _inlined(tile)) for tile in batch] for batch in batches]
-    return render("pipeline", "peek.html.j2", title=title, about=about, batches=shown)
+    return render("pipeline.upkeep", "peek.html.j2", title=title, about=about, batches=shown)
 
 
 def _inlined(tile: Tile) -> Markup:

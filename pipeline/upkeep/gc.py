@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.publish import published_version
+from pipeline.dataset.versions import published_version
 from pipeline.packing.commit import read_plan
 from pipeline.packing.plan import plan_key
 from pipeline.store.base import Entry, Store, Unfinished, exists

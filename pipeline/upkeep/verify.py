@@ -11,8 +11,8 @@ from pipeline.base.errors import BadImage, CorruptShard, NotFound
 from pipeline.base.seeds import rng
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import INDEX_FOLDER, from_parquet, image_digest
+from pipeline.dataset.tar_reader import scan_tar
 from pipeline.image.decode import decode
-from pipeline.packing.sources.tars import scan_tar
 from pipeline.store.base import Store, blake3_of, read_checked
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls

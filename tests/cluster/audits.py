@@ -4,8 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from cluster.audit.base.stored_tasks import AuditJob
 from cluster.audit.result.canaries import TRANSFORMS
-from cluster.audit.stored_tasks import AuditJob
 from pipeline.packing.jobs import Reporting
 from pipeline.store.url import open_store
 from pipeline.work.pools import InProcess

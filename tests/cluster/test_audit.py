@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from cluster.audit.base.tables import AuditConfig, AuditTables, Evidence
 from cluster.audit.coordinator import audit, sides_of
 from cluster.audit.result.canaries import TRANSFORMS
-from cluster.audit.result.tables import AuditConfig, AuditTables
-from cluster.audit.verify.evidence import Evidence
 from cluster.stack.services import Stack
 from pipeline.base.errors import ConfigError, CorruptShard, NotFound
 from pipeline.dataset.dataset import Address, Dataset, open_dataset

@@ -10,18 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.audit.base.tables import AuditConfig, AuditTables
 from cluster.audit.coordinator import audit, sides_of
 from cluster.audit.report.publish import import_verdicts, publish_audit, read_summary
 from cluster.audit.result import human_review as review
 from cluster.audit.result.scores import cuts, score
-from cluster.audit.result.tables import AuditConfig, AuditTables
 from pipeline.base.errors import ConfigError, Conflict
 from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.store.url import open_store
 from pipeline.streaming.choose import listed_rows
 from tests.cluster.audits import contents, here, leaky_sets
 from tests.conftest import class_folders, pack, run_cli
-from trainer.jobs.evaluate import PREDICTION_SCHEMA
+from trainer.scores.predictions import PREDICTION_SCHEMA
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from cluster.audit.base.sets import index_of, pinned
+from cluster.audit.base.stored_tasks import Poisoned, settled
+from cluster.audit.base.tables import AuditConfig, AuditTables, Evidence
 from cluster.audit.coordinator import audit, sides_of
 from cluster.audit.result.groups import stars
-from cluster.audit.result.tables import AuditConfig, AuditTables
 from cluster.audit.search.fingerprints import fingerprint_set
-from cluster.audit.sets import index_of, pinned
-from cluster.audit.stored_tasks import Poisoned, settled
-from cluster.audit.verify.evidence import Evidence
 from pipeline.base.errors import CorruptShard
 from pipeline.dataset.dataset import open_dataset
 from pipeline.store.url import open_store

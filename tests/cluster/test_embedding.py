@@ -10,6 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from cluster.audit.base.tables import CANDIDATE_SCHEMA as HASH_SCHEMA
 from cluster.audit.search.embedding import lite0
 from cluster.audit.search.embedding.embedding import (
     COSINE_FROM,
@@ -22,7 +23,6 @@ from cluster.audit.search.embedding.embedding import (
     sign_codes,
     union_candidates,
 )
-from cluster.audit.search.join import CANDIDATE_SCHEMA as HASH_SCHEMA
 from pipeline.base.errors import ConfigError
 from pipeline.image.decode import decode
 from tests.cluster.test_verify import scene

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.audit.base.tables import Evidence
 from cluster.audit.search.join import candidates, cap_hubs, hamming_pairs, index_downstream
 from cluster.audit.verify.best_match import settle_rivals
-from cluster.audit.verify.evidence import Evidence
 from pipeline.image.fingerprint import CODE_BYTES, dihedral_codes
 
 

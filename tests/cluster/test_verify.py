@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
+from cluster.audit.base.tables import Evidence
 from cluster.audit.report.pair_pages import difference
 from cluster.audit.search.variants import variant_codes
 from cluster.audit.verify.align import align
-from cluster.audit.verify.evidence import Evidence, Verdict, verify_pair
+from cluster.audit.verify.evidence import Verdict, verify_pair
 from pipeline.image.decode import Pixels, decode
 from pipeline.image.fingerprint import apply_dihedral, fingerprint
 from tests.conftest import jpeg

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pipeline.store.url import open_store
-from trainer.checkpoint.sharded import require_latest
+from trainer.checkpoint.record import require_latest
 from trainer.formats.convert import from_ours
 from trainer.formats.files import files_of
 from trainer.formats.layouts import LAYOUTS

@@ -194,7 +194,9 @@ def _die_in_put(folder: Path, moment: str) -> None:
         "rename": lambda: setattr(Path, "rename", die),
     }
     if moment == "utime":
-        pipeline.store.block_cache._is_touched = lambda path: False  # only the touch of the file being written is to be fatal
+        pipeline.store.block_cache._is_touched = lambda path: (
+            False
+        )  # only the touch of the file being written is to be fatal
     deaths[moment]()
     cache.put("torn", bytes(range(200)))
 

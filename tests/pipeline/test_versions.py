@@ -18,8 +18,9 @@ import pytest
 
 from pipeline.base.errors import ConfigError, Conflict, NotFound
 from pipeline.dataset.dataset import Address, Dataset, open_dataset
-from pipeline.dataset.publish import Addition, publish, published_version
+from pipeline.dataset.publish import Addition, publish
 from pipeline.dataset.schema import BLOCK_SCHEMA, SHARD_SCHEMA
+from pipeline.dataset.versions import published_version
 from pipeline.image.transforms import EvaluationView
 from pipeline.packing.commit import read_plan, record_key, shard_rows
 from pipeline.packing.jobs import Job, Reporting, _pack_and_publish, plan_sources

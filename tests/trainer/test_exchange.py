@@ -17,7 +17,8 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from tests.conftest import run_cli
 from tests.trainer.test_golden import golden_model
-from trainer.checkpoint.sharded import require_latest, save
+from trainer.checkpoint.record import require_latest
+from trainer.checkpoint.sharded import save
 from trainer.formats.layouts import LAYOUTS, place_of
 from trainer.jobs.evaluate import EvaluateConfig, evaluate
 from trainer.jobs.exchange import export_weights, import_weights, load_weights

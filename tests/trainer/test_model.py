@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor
 from pipeline.base.errors import ConfigError, NonFinite
 from pipeline.store.local import LocalStore
 from tests.trainer.test_golden import A_LOGITS, INPUT_A, golden_model, numbers
-from trainer.checkpoint.sharded import latest, load, save
+from trainer.checkpoint.record import latest
+from trainer.checkpoint.sharded import load, save
 from trainer.model.build import new_model
 from trainer.model.conv import Conv2d, standardize
 from trainer.model.group_norm import GroupNorm

@@ -13,7 +13,8 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import from_parquet, table_of, to_parquet
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack, run_cli
-from trainer.checkpoint.sharded import committed, latest, load, require_latest
+from trainer.checkpoint.record import committed, latest, require_latest
+from trainer.checkpoint.sharded import load
 from trainer.jobs.evaluate import EvaluateConfig, evaluate
 from trainer.jobs.finetune import FinetuneConfig, Shortened, finetune, initial_model, mixup, read_results
 from trainer.jobs.pretrain import PretrainConfig, check_pretrain, pretrain

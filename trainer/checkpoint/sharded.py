@@ -18,39 +18,11 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from pipeline.base.errors import CorruptShard, NotFound
-from pipeline.base.records import Record
+from pipeline.base.errors import CorruptShard
 from pipeline.dataset.schema import sha256_hex
 from pipeline.store.base import Store
+from trainer.checkpoint.record import FOLDER, CheckpointFile, CheckpointRecord
 from trainer.step.ranks import World, broadcast, gather
-
-_FOLDER = "checkpoints"
-
-
-class CheckpointFile(Record):
-    """One stored file of a checkpoint."""
-
-    name: str
-    num_bytes: int
-    sha256: str
-
-
-class CheckpointRecord(Record):
-    """Says that a checkpoint exists whole.
-
-    Attributes:
-        step: Optimizer steps done.
-        folder: Where its files are.
-        files: All of them.
-        stream: State of the data stream; empty where there is none.
-        about: What the weights are: model, classes, where they came from.
-    """
-
-    step: int
-    folder: str
-    files: tuple[CheckpointFile, ...]
-    stream: dict[str, Any]
-    about: dict[str, Any]
 
 
 def save(
@@ -74,7 +46,7 @@ def save(
         stream: State of the data stream.
         about: Facts for whoever loads the weights.
     """
-    folder = f"{_FOLDER}/{step:09d}-{attempt}"
+    folder = f"{FOLDER}/{step:09d}-{attempt}"
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as staging, _without_group_warning():
         writer = FileSystemWriter(staging, single_file_per_rank=True, sync_files=False)
         dcp_save(state, storage_writer=writer, no_dist=world.num_ranks == 1)
@@ -84,7 +56,7 @@ def save(
         record = CheckpointRecord(
             step=step, folder=folder, files=tuple(everyone), stream=dict(stream), about=dict(about)
         )
-        store.create(f"{_FOLDER}/{step:09d}.json", record.to_json())
+        store.create(f"{FOLDER}/{step:09d}.json", record.to_json())
     broadcast(world, step)  # no rank goes on before the record is there
 
 
@@ -102,36 +74,6 @@ def _upload(store: Store, folder: str, path: Path) -> CheckpointFile:
     return CheckpointFile(name=path.name, num_bytes=len(body), sha256=sha256_hex(body))
 
 
-def committed(store: Store) -> list[CheckpointRecord]:
-    """Gives all committed checkpoints, oldest first."""
-    keys = [entry.key for entry in store.list(f"{_FOLDER}/") if entry.key.count("/") == 1]
-    return [CheckpointRecord.model_validate_json(store.read(key)) for key in keys if key.endswith(".json")]
-
-
-def latest(store: Store) -> CheckpointRecord | None:
-    """Gives the newest committed checkpoint, or None."""
-    keys = [e.key for e in store.list(f"{_FOLDER}/") if e.key.count("/") == 1 and e.key.endswith(".json")]
-    return CheckpointRecord.model_validate_json(store.read(keys[-1])) if keys else None
-
-
-def require_latest(store: Store) -> CheckpointRecord:
-    """Gives the newest committed checkpoint.
-
-    Raises:
-        NotFound: There is none.
-    """
-    record = latest(store)
-    if record is None:
-        models = sorted({entry.key.split("/")[1] for entry in store.list("models/")})
-        told = (
-            f"it holds models/ with {', '.join(models)}: give one of them"
-            if models
-            else "give the OUT of `trainer pretrain`"
-        )
-        raise NotFound(f"{store.url} holds no checkpoint; {told}")
-    return record
-
-
 def load(store: Store, world: World, record: CheckpointRecord, state: dict[str, Tensor]) -> None:
     """Fills the tensors of `state` in place from a checkpoint; every rank must call.
 
@@ -145,15 +87,3 @@ def load(store: Store, world: World, record: CheckpointRecord, state: dict[str, 
                 raise CorruptShard(f"{store.url}/{record.folder}/{file.name}: digest differs from its commit record")
             (Path(staging) / file.name).write_bytes(body)
         dcp_load(state, storage_reader=FileSystemReader(staging), no_dist=world.num_ranks == 1)
-
-
-def discard_old(store: Store, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, and what starts that died left; a record goes before its files."""
-    records = committed(store)
-    for record in records[:-keep]:
-        store.delete(f"{_FOLDER}/{record.step:09d}.json")
-    kept = {record.folder for record in records[-keep:]}
-    for entry in list(store.list(f"{_FOLDER}/")):
-        folder = entry.key.rpartition("/")[0]
-        if folder != _FOLDER and folder not in kept:
-            store.delete(entry.key)

@@ -112,7 +112,7 @@ def finetune(
     """Fine-tune the run INIT (or `scratch`) on TRAIN by the HyperRule, and test on TEST; results at OUT."""
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
-    from trainer.checkpoint.sharded import require_latest  # noqa: PLC0415
+    from trainer.checkpoint.record import require_latest  # noqa: PLC0415
     from trainer.jobs.finetune import SCRATCH, FinetuneConfig, as_line, check_finetune  # noqa: PLC0415
     from trainer.run import launch  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
 """What other code bases call each parameter, and the axes they store it with; plain data, without torch.
 
-Names here are of module paths as in `trainer.model.network`, which are timm's. Keys and axes are those of the published files
-and code [spec: official npz, timm, big_transfer for PyTorch, big_vision, transformers].
+Names here are of module paths as in `trainer.model.network`, which are timm's. Keys and axes are those of the published
+files and code [spec: official npz, timm, big_transfer for PyTorch, big_vision, transformers].
 """
 
 import re

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import NonNegativeInt, PositiveInt
@@ -18,26 +17,16 @@ from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from pipeline.streaming.one_pass import one_pass
 from pipeline.streaming.selection import View
-from trainer.checkpoint.sharded import CheckpointRecord, load, require_latest
+from trainer.checkpoint.record import CheckpointRecord, require_latest
+from trainer.checkpoint.sharded import load
 from trainer.jobs.pretrain import Report
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
 from trainer.recipes.data import view_without
-from trainer.scores.intervals import wilson_interval
+from trainer.scores.predictions import PREDICTION_SCHEMA, summary
 from trainer.step.optimizer import model_state
 from trainer.step.ranks import World, broadcast, gather
 from trainer.step.tensors import to_device
-
-PREDICTION_SCHEMA = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("row", pa.int32()),
-        ("labels", pa.list_(pa.int32())),
-        ("prediction", pa.int32()),
-        ("probability", pa.float32()),
-        ("correct", pa.bool_()),
-    ]
-)
 
 
 class EvaluateConfig(Record):
@@ -98,19 +87,6 @@ def predict(model: nn.Module, view: View, world: World, resolution_px: int, batc
                     }
                 )
     return table_of([row for part in gather(world, rows) for row in part], PREDICTION_SCHEMA)
-
-
-def summary(predictions: pa.Table) -> dict[str, Any]:
-    """Gives accuracy, its 95 % Wilson interval and the counts behind it."""
-    num_correct = int(np.sum(predictions["correct"].to_numpy()))
-    low, high = wilson_interval(num_correct, predictions.num_rows)
-    return {
-        "accuracy": num_correct / max(1, predictions.num_rows),
-        "low": low,
-        "high": high,
-        "num_correct": num_correct,
-        "num_test": predictions.num_rows,
-    }
 
 
 def check_classes(first_url: str, first: Sequence[str], second_url: str, second: Sequence[str]) -> None:

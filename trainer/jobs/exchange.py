@@ -16,7 +16,8 @@ from pipeline.dataset.schema import sha256_hex
 from pipeline.store.any_url import read_file
 from pipeline.store.base import Store, commit, exists
 from pipeline.store.url import open_store
-from trainer.checkpoint.sharded import CheckpointRecord, load, require_latest, save
+from trainer.checkpoint.record import CheckpointRecord, require_latest
+from trainer.checkpoint.sharded import load, save
 from trainer.formats.card import model_card
 from trainer.formats.convert import Head, from_ours, infer_architecture, to_ours
 from trainer.formats.files import Format, check_suffix, files_of, read_weights

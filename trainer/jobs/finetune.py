@@ -23,8 +23,9 @@ from pipeline.store.url import open_store
 from pipeline.streaming.order import OrderConfig, lanes_of_rank
 from pipeline.streaming.selection import View
 from pipeline.streaming.stream import LoaderConfig, Stream
-from trainer.checkpoint.sharded import load, require_latest, save
-from trainer.jobs.evaluate import check_classes, predict, summary
+from trainer.checkpoint.record import require_latest
+from trainer.checkpoint.sharded import load, save
+from trainer.jobs.evaluate import check_classes, predict
 from trainer.jobs.pretrain import Report, sized
 from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
@@ -32,6 +33,7 @@ from trainer.model.network import ResNetV2
 from trainer.recipes.data import view_without
 from trainer.recipes.hyperrule import TransferRecipe, hyperrule, learning_rate, shortened
 from trainer.run.folder import begin_attempt, settle_config
+from trainer.scores.predictions import summary
 from trainer.step.losses import LOSSES
 from trainer.step.optimizer import MasterSGD, model_state
 from trainer.step.ranks import World, average_buffers, broadcast, distributed

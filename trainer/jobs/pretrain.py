@@ -15,7 +15,9 @@ from pipeline.store.base import Store
 from pipeline.store.url import absolute_url, open_store
 from pipeline.streaming.order import OrderConfig, lanes_of_rank
 from pipeline.streaming.stream import Batch, LoaderConfig, Source, Stream
-from trainer.checkpoint.sharded import discard_old, latest, load, save
+from trainer.checkpoint.record import latest
+from trainer.checkpoint.retention import discard_old
+from trainer.checkpoint.sharded import load, save
 from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2

@@ -11,7 +11,7 @@ from pipeline.base.seeds import key128
 from trainer.model.architecture import parse_architecture
 from trainer.model.conv import Conv2d
 from trainer.model.network import Bottleneck, ResNetV2
-from trainer.step.ranks import shard
+from trainer.model.sharding import shard
 
 
 def new_model(

@@ -17,7 +17,7 @@ from pipeline.base.errors import BitError, ServiceError, StorageError
 from pipeline.base.records import Record
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
-from trainer.checkpoint.sharded import latest
+from trainer.checkpoint.record import latest
 from trainer.step.ranks import World, alone
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.base.errors import ConfigError
@@ -58,21 +58,6 @@ def distributed(world: World, model: nn.Module) -> nn.Module:
         return model
     devices = [world.device] if world.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
-
-
-def shard(model: nn.Module, units: Iterable[nn.Module]) -> nn.Module:
-    """Spreads parameters, gradients and optimizer state over all ranks (FSDP2); each rank keeps its part of each.
-
-    Kernels are split by output channel, over which nothing is standardised, so each rank standardises its own.
-
-    Args:
-        model: Without weights yet (on the meta device), or with equal ones on all ranks.
-        units: Parts that are gathered one at a time; the rest is gathered as a whole.
-    """
-    for unit in units:
-        fully_shard(unit)
-    fully_shard(model)
-    return model
 
 
 @contextmanager

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from cluster.audit.result.tables import is_duplicate
-from cluster.audit.sets import Sides
-from cluster.audit.stored_tasks import AuditJob, Poisoned, settled
+from cluster.audit.base.sets import Sides
+from cluster.audit.base.stored_tasks import AuditJob, Poisoned, settled
+from cluster.audit.base.tables import Evidence, is_duplicate
 from cluster.audit.verify.affine import laid_over
-from cluster.audit.verify.evidence import Evidence, align_pair
+from cluster.audit.verify.evidence import align_pair
 from pipeline.base.errors import BadImage, ServiceError
-from pipeline.base.html import render, thumbnail
+from pipeline.base.html import render
 from pipeline.dataset.dataset import Address, Dataset
 from pipeline.image.decode import Pixels, decode
+from pipeline.image.thumbnail import thumbnail
 from pipeline.store.base import Store, put
 from pipeline.store.url import open_store
 
@@ -126,7 +127,7 @@ def write_page(task: PageTask) -> int:
     """Writes one page; gives the number of its pairs."""
     pairs = [card(task.sides, row) for row in json.loads(task.pairs)]
     page = render(
-        "cluster", "pairs.html.j2", title=f"Pairs, page {task.number} of {task.num_pages}", pairs=pairs,
+        "cluster.audit.report", "pairs.html.j2", title=f"Pairs, page {task.number} of {task.num_pages}", pairs=pairs,
         number=task.number, num_pages=task.num_pages, page_name=page_name,
     )  # fmt: skip
     put(open_store(task.out), page_name(task.number), page)

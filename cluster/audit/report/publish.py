@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
+from cluster.audit.base.sets import Sides
+from cluster.audit.base.stored_tasks import AuditJob
+from cluster.audit.base.tables import AuditConfig, AuditTables
 from cluster.audit.report.pair_pages import PAIRS_PER_PAGE, card, page_name, write_pages
 from cluster.audit.result import exclusion_lists as lists
 from cluster.audit.result import human_review as review
 from cluster.audit.result.summary import class_counts, summarize
-from cluster.audit.result.tables import AuditConfig, AuditTables
-from cluster.audit.sets import Sides
-from cluster.audit.stored_tasks import AuditJob
 from pipeline.base.charts import Layer, layered_histogram
 from pipeline.base.errors import ConfigError, Conflict, NotFound
 from pipeline.base.html import render
@@ -79,7 +79,9 @@ def publish_audit(
     for row in drawn:
         bands.setdefault(row["band"], []).append(card(sides, row))
     key = sha256_hex(config.to_json())[:16]  # of the browser's memory: verdicts outlive a rerun
-    put(out, "review.html", render("cluster", "review.html.j2", title="Review sheet", bands=bands, key=key))
+    put(
+        out, "review.html", render("cluster.audit.report", "review.html.j2", title="Review sheet", bands=bands, key=key)
+    )
     put(out, _DRAWN, _json([{name: row[name] for name in ("pair", "band", "band_size")} for row in drawn]))
     put(out, "gallery.json", _json([card(sides, row) for row in spread(listed)]))
     _write_pairs(out, listed, read_verdicts(out))
@@ -193,7 +195,7 @@ def _write_pairs(out: Store, rows: Sequence[dict[str, Any]], verdicts: Mapping[s
         [row[name] for name in columns] + [page_name(number // PAIRS_PER_PAGE + 1)]
         for number, row in enumerate(table.slice(0, _MOST_IN_TABLE).to_pylist())
     ]
-    page = render("cluster", "pair_table.html.j2", title="All pairs", rows=shown, num_pairs=table.num_rows)
+    page = render("cluster.audit.report", "pair_table.html.j2", title="All pairs", rows=shown, num_pairs=table.num_rows)
     put(out, "pairs.html", page)
 
 
@@ -203,7 +205,7 @@ def _finish(out: Store, summary: dict[str, Any]) -> dict[str, Any]:
     summary["review"] = review.precision(json.loads(out.read(_DRAWN)), verdicts)
     put(out, "verdicts.js", f"const importedVerdicts = {json.dumps(verdicts, sort_keys=True)};\n".encode())
     section = audit_section(summary, json.loads(out.read("gallery.json")))
-    put(out, "index.html", render("cluster", "audit.html.j2", title="Near-duplicate audit", **section))
+    put(out, "index.html", render("cluster.audit.report", "audit.html.j2", title="Near-duplicate audit", **section))
     put(out, _SUMMARY, _json(summary))
     return summary
 

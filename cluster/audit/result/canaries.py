@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cluster.audit.verify.evidence import MIN_QUALITY
+from cluster.audit.base.tables import MIN_QUALITY
 from pipeline.base.seeds import rng
 from pipeline.dataset.dataset import Address, Dataset
 from pipeline.image.decode import decode

@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit.result.tables import AuditTables, is_duplicate
-from cluster.audit.sets import Sides
+from cluster.audit.base.sets import Sides
+from cluster.audit.base.tables import AuditTables, is_duplicate
 from pipeline.dataset.dataset import Address
 from pipeline.image.fingerprint import DIHEDRAL
 

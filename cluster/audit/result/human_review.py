@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cluster.audit.base.tables import Evidence
 from cluster.audit.result.scores import radii
-from cluster.audit.verify.evidence import Evidence
 from pipeline.base.errors import ConfigError
 from trainer.scores.intervals import wilson_interval
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.audit.verify.evidence import Evidence
+from cluster.audit.base.tables import Evidence
 from pipeline.base.errors import ConfigError
 from pipeline.dataset.schema import from_parquet
 from pipeline.store.any_url import read_file
-from trainer.jobs.evaluate import PREDICTION_SCHEMA
 from trainer.scores.intervals import paired_bootstrap, wilson_interval
+from trainer.scores.predictions import PREDICTION_SCHEMA
 
 
 @dataclass(frozen=True)

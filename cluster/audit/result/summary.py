@@ -7,10 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.audit.base.sets import Sides, content_digest
+from cluster.audit.base.tables import MIN_QUALITY, STATES, AuditConfig, AuditTables, Evidence
 from cluster.audit.result.scores import cuts, radii, score
-from cluster.audit.result.tables import STATES, AuditConfig, AuditTables
-from cluster.audit.sets import Sides, content_digest
-from cluster.audit.verify.evidence import MIN_QUALITY, Evidence
 from pipeline.dataset.dataset import Address, Dataset
 from trainer.scores.intervals import wilson_interval
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cluster.audit.base.sets import Pinned, opened, read_picture
+from cluster.audit.base.stored_tasks import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
 from cluster.audit.search import variants
 from cluster.audit.search.embedding import embedding
 from cluster.audit.search.embedding.embedding import DIMENSIONS, Embedder, sign_codes
 from cluster.audit.search.join import VARIANTS_COLUMN
 from cluster.audit.search.variants import variant_codes
-from cluster.audit.sets import Pinned, opened, read_picture
-from cluster.audit.stored_tasks import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
 from pipeline.base.errors import BadImage
 from pipeline.dataset.dataset import Address
 from pipeline.image import fingerprint

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import blake3
 import pyarrow as pa
 
-from cluster.audit.stored_tasks import AuditJob, Poisoned, settled
+from cluster.audit.base.stored_tasks import AuditJob, Poisoned, settled
 from pipeline.base.errors import EmptySource, NotFound, ServiceError
 from pipeline.dataset.dataset import open_dataset
-from pipeline.dataset.publish import Addition, publish, published_version
+from pipeline.dataset.publish import Addition, publish
 from pipeline.dataset.schema import (
     DIGEST_BYTES,
     PIXELS_COLUMN,
@@ -25,6 +25,7 @@ from pipeline.dataset.schema import (
     sha256_hex,
     to_parquet,
 )
+from pipeline.dataset.versions import published_version
 from pipeline.image.decode import decode
 from pipeline.image.fingerprint import DESCRIPTOR_VERSION
 from pipeline.packing.foreign_tars.index_tars import described_tar, opened_tar, whole_tar

@@ -7,24 +7,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.audit.base.tables import ADDRESS_COLUMNS, CANDIDATE_SCHEMA
 from cluster.audit.search.hamming import HammingIndex, build_index, distances, parity_words, plain_words, search
 from pipeline.image.fingerprint import CODE_BYTES, dihedral_codes
 
-# Of two hundred photos no two different ones are closer than 89 bits; crops to 95 % are up to 51 at the 95th percentile
-# (docs/decisions/0003-sign-hash.md).
-DEFAULT_RADIUS = 62
 VARIANTS_COLUMN = "variant_codes"
 _TRANSPOSED = 4  # the element of DIHEDRAL that swaps rows and columns only
 _PAIRS_PER_STEP = 1 << 18
-
-ADDRESS_COLUMNS = ("up_shard", "up_row", "down_shard", "down_row")
-CANDIDATE_SCHEMA = pa.schema(
-    [
-        *((name, pa.int32()) for name in ADDRESS_COLUMNS),
-        ("distance", pa.int16()),
-        ("element", pa.int8()),
-    ]
-)
 
 Codes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]

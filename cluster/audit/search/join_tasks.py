@@ -12,24 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.audit.result.tables import HUB_SCHEMA, AuditConfig, unread_row
+from cluster.audit.base.sets import Pinned, Sides, check_tar, content_digest, index_of
+from cluster.audit.base.stored_tasks import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
+from cluster.audit.base.tables import ADDRESS_COLUMNS, CANDIDATE_SCHEMA, HUB_SCHEMA, AuditConfig, Evidence, unread_row
 from cluster.audit.search import hamming, join
 from cluster.audit.search.embedding import embedding
 from cluster.audit.search.embedding.embedding import COSINE_FROM, embedding_candidates
 from cluster.audit.search.features import VARIANTS, FeatureTask, feature_tasks, make_features, numbered
-from cluster.audit.search.join import (
-    ADDRESS_COLUMNS,
-    CANDIDATE_SCHEMA,
-    VARIANTS_COLUMN,
-    DownstreamIndex,
-    candidates,
-    cap_hubs,
-    codes_of,
-    index_downstream,
-)
-from cluster.audit.sets import Pinned, Sides, check_tar, content_digest, index_of
-from cluster.audit.stored_tasks import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
-from cluster.audit.verify.evidence import Evidence
+from cluster.audit.search.join import VARIANTS_COLUMN, DownstreamIndex, candidates, cap_hubs, codes_of, index_downstream
 from pipeline.base.errors import ServiceError
 from pipeline.dataset.schema import PIXELS_COLUMN, from_parquet
 from pipeline.image import fingerprint

@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit.verify.evidence import STRONG_BITS, Evidence
+from cluster.audit.base.tables import Evidence
+from cluster.audit.verify.evidence import STRONG_BITS
 
 _RESIDUAL_RATIO = 4.0
 # Different ellipses on white are 38 to 53 bits apart, correlate at 0.96 and score 20; one of 1,138 photos is below 30.

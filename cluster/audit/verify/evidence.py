@@ -4,16 +4,13 @@ Pictures are compared in an order of their own, so the verdict on A and B is tha
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 
+from cluster.audit.base.tables import MIN_QUALITY, Evidence
 from cluster.audit.verify.align import PLAIN_DETAIL, Agreement, Alignment, align
 from pipeline.image.decode import Pixels
 
-# Below this gradient score a code says little: a plain sky of CIFAR-10 scores 6, an ellipse on white 18. Of CIFAR-10
-# 2.2 % are below, of six other sets of real pictures 0 to 0.2 %.
-MIN_QUALITY = 20
 # Up to here a hash match needs little more: of 4.5 M pairs of MNIST with UCI digits, the closest were 76 bits apart,
 # and 5 of 3.1 M pairs within MNIST at most 31 (docs/decisions/0003-sign-hash.md).
 STRONG_BITS = 31
@@ -40,22 +37,6 @@ _PERFECT_FROM = 0.98
 _PLAIN_INLIERS_FROM = 8
 _VERY_PLAIN_DETAIL = 0.42
 _SIMILAR_FROM = 0.85
-
-
-class Evidence(StrEnum):
-    """Why a pair is in the report."""
-
-    SAME_BYTES = "same bytes"
-    SAME_PIXELS = "same pixels"
-    NEAR = "near-duplicate"
-    EMBEDDED = "verified embedding"
-    SIMILAR = "very similar"
-    REJECTED = "rejected"
-
-    @property
-    def is_duplicate(self) -> bool:
-        """Whether it counts as a duplicate in the accuracy table."""
-        return self not in (Evidence.SIMILAR, Evidence.REJECTED)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit.result.tables import PAIR_SCHEMA, UNREADABLE, unread_row
-from cluster.audit.search.join import CANDIDATE_SCHEMA
-from cluster.audit.sets import Sides, content_digest, read_picture
-from cluster.audit.stored_tasks import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
+from cluster.audit.base.sets import Sides, content_digest, read_picture
+from cluster.audit.base.stored_tasks import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
+from cluster.audit.base.tables import CANDIDATE_SCHEMA, PAIR_SCHEMA, UNREADABLE, unread_row
 from cluster.audit.verify import affine, align
 from cluster.audit.verify import evidence as verify
 from cluster.audit.verify.evidence import verify_pair

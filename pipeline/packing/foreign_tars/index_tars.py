@@ -13,7 +13,7 @@ import numpy as np
 from crc32c import crc32c
 
 from pipeline.base.errors import BadImage, ConfigError, EmptySource, StorageFull
-from pipeline.dataset.publish import Addition, publish, published_version
+from pipeline.dataset.publish import Addition, publish
 from pipeline.dataset.schema import (
     INDEX_FOLDER,
     REJECT_SCHEMA,
@@ -24,13 +24,14 @@ from pipeline.dataset.schema import (
     image_digest,
     table_of,
 )
+from pipeline.dataset.tar_reader import TarSample, labels_of, scan_tar
+from pipeline.dataset.versions import published_version
 from pipeline.image.policy import ImagePolicy, prepare
 from pipeline.packing.build_shard import PackedShard, sidecar_table
 from pipeline.packing.commit import commit_shard
 from pipeline.packing.pack_run import Packed, committed_records
 from pipeline.packing.plan import cut
 from pipeline.packing.sources.rows import NO_EXTRA, TAR
-from pipeline.packing.sources.tars import TarSample, labels_of, scan_tar
 from pipeline.store.any_url import is_remote, join, open_file
 from pipeline.store.base import Entry, Store
 from pipeline.store.lease import Lease

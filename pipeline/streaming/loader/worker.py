@@ -1,7 +1,8 @@
 """A loader worker: renders its lanes of every batch into memory that it shares with the rank.
 
-Runs as `python -m pipeline.streaming.loader.worker SOCKET MEMORY` with two inherited file descriptors, so that neither the
-rank's main module is imported again nor anything outlives the rank: the kernel frees both when their last holder dies.
+Runs as `python -m pipeline.streaming.loader.worker SOCKET MEMORY` with two inherited file descriptors, so that
+neither the rank's main module is imported again nor anything outlives the rank: the kernel frees both when their last
+holder dies.
 """
 
 import mmap

@@ -166,7 +166,14 @@ class Desk:
             threading.Thread(target=serve, args=arguments, name="loader", daemon=True).start()
             return _Worker(work, connection, None, work.first_step)
         # -P: the current folder may hold modules of the same names; what the rank imports from it is on its path.
-        command = [sys.executable, "-P", "-m", "pipeline.streaming.loader.worker", str(theirs.fileno()), str(self._descriptor)]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "pipeline.streaming.loader.worker",
+            str(theirs.fileno()),
+            str(self._descriptor),
+        ]
         # Ray and notebooks extend the path of a running process: workers import what the rank imports.
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         tunables = filter(None, [_LARGE_PAGES, os.environ.get(_TUNABLES)])  # of two the last counts: the caller's

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cluster.audit.base.tables import ADDRESS_COLUMNS
 from cluster.audit.search.embedding import lite0
 from cluster.audit.search.hamming import build_index, plain_words, search
-from cluster.audit.search.join import ADDRESS_COLUMNS, codes_of
+from cluster.audit.search.join import codes_of
 from pipeline.base.errors import ConfigError
 from pipeline.image.decode import Pixels
 

@@ -5,11 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit.result.tables import SHARD_STATE_SCHEMA, UNCHECKED_SCHEMA, AuditConfig, Found
-from cluster.audit.search.join import CANDIDATE_SCHEMA
+from cluster.audit.base.sets import Sides, check_comparable, check_tar
+from cluster.audit.base.stored_tasks import AuditJob
+from cluster.audit.base.tables import CANDIDATE_SCHEMA, SHARD_STATE_SCHEMA, UNCHECKED_SCHEMA, AuditConfig, Found
 from cluster.audit.search.join_tasks import cap_matches, join_shards
-from cluster.audit.sets import Sides, check_comparable, check_tar
-from cluster.audit.stored_tasks import AuditJob
 from cluster.audit.verify.best_match import settle_rivals
 from cluster.audit.verify.verify_tasks import compare
 from pipeline.dataset.dataset import Dataset
