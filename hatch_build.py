@@ -20,7 +20,7 @@ class CParts(BuildHookInterface):
     """Puts the shared libraries beside their Python doors, and into the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compiles before a wheel is put together, an editable one too."""
+        """Compile before a wheel is put together, an editable one too."""
         if self.target_name != "wheel":
             return
         compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")[0]

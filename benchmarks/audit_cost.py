@@ -31,7 +31,7 @@ _PAIRS = 20
 
 
 def seconds_each(work: Callable[[], object], count: int) -> tuple[float, float, float]:
-    """Gives median, least and most CPU seconds of one of `count` items."""
+    """Return median, least and most CPU seconds of one of `count` items."""
     taken = []
     for _ in range(_ROUNDS):
         started = time.process_time()
@@ -41,7 +41,7 @@ def seconds_each(work: Callable[[], object], count: int) -> tuple[float, float, 
 
 
 def codes(generator: np.random.Generator, count: int) -> pa.Table:
-    """Gives random codes: no worse for the search than real ones, which the join's own benchmark uses."""
+    """Return random codes: no worse for the search than real ones, which the join's own benchmark uses."""
     body = generator.integers(0, 256, (count, 32), dtype=np.uint8)
     rows = pa.array(np.arange(count, dtype=np.int32))
     return pa.table({"shard": pa.array(np.zeros(count, np.int32)), "row": rows,
@@ -49,7 +49,7 @@ def codes(generator: np.random.Generator, count: int) -> pa.Table:
 
 
 def time_parts(images: list[bytes]) -> None:
-    """Prints what each part takes a picture or a pair."""
+    """Print what each part takes a picture or a pair."""
     pixels = [decode(data) for data in images]
     print(f"  {len(images)} pictures, median longer side {np.median([max(each.shape) for each in pixels]):.0f} px")
     embedder, pairs = load(), list(pairwise(pixels[: _PAIRS + 1]))
@@ -67,7 +67,7 @@ def time_parts(images: list[bytes]) -> None:
 
 
 def main() -> None:
-    """Times the parts and prints the total."""
+    """Time the parts and print the total."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tars", nargs="+")
     parser.add_argument("--pictures", type=int, default=100)

@@ -33,7 +33,7 @@ from cluster.audit.search.embedding.embedding import (
 )
 from cluster.audit.search.join import candidates
 from cluster.audit.verify.align import Agreement
-from cluster.audit.verify.best_match import settle_rivals
+from cluster.audit.verify.best_match import keep_best_matches
 from cluster.audit.verify.evidence import judge, verify_pair
 from pipeline.image.decode import decode, encode_jpeg
 from pipeline.image.fingerprint import fingerprint
@@ -47,7 +47,7 @@ CHUNK = 20  # originals or 700 distractors a call
 
 @cache
 def pictures(folder: str) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
-    """Gives (name, bytes) of originals and distractors."""
+    """Return (name, bytes) of originals and distractors."""
     originals, distractors = [], []
     for path in sorted(Path(folder).glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -64,7 +64,7 @@ def pictures(folder: str) -> tuple[list[tuple[str, bytes]], list[tuple[str, byte
 
 
 def degenerate() -> list[tuple[str, bytes]]:
-    """Gives pictures that look alike without being copies: solid, gradient, product on white, sky, page of text."""
+    """Return pictures that look alike without being copies: solid, gradient, product on white, sky, page of text."""
     made = []
     generator = np.random.default_rng(5)
     for number in range(25):
@@ -103,7 +103,7 @@ def degenerate() -> list[tuple[str, bytes]]:
 
 
 def upstream(folder: str, number: int) -> list[tuple[str, str, bytes]]:
-    """Gives chunk `number` of the upstream side: (transform, name, bytes)."""
+    """Return chunk `number` of the upstream side: (transform, name, bytes)."""
     originals, distractors = pictures(folder)
     num_chunks = -(-len(originals) // CHUNK)
     if number < num_chunks:
@@ -117,7 +117,7 @@ def upstream(folder: str, number: int) -> list[tuple[str, str, bytes]]:
 
 
 def describe(names: list[tuple[str, str]], images: list[bytes], shard: int) -> pa.Table:
-    """Gives the fingerprints of pictures under their (transform, name)."""
+    """Return the fingerprints of pictures under their (transform, name)."""
     embedder = load()
     taken = [fingerprint(decode(data)) for data in images]
     vectors = np.concatenate([embedder.embed([decode(data)]) for data in images])
@@ -135,7 +135,7 @@ def describe(names: list[tuple[str, str]], images: list[bytes], shard: int) -> p
 
 
 def fingerprint_chunk(task: tuple[str, Path, int]) -> int:
-    """Writes the fingerprints of a chunk, unless they are there."""
+    """Write the fingerprints of a chunk, unless they are there."""
     folder, scratch, number = task
     path = scratch / f"up-{number:03d}.parquet"
     if not path.exists():
@@ -147,7 +147,7 @@ def fingerprint_chunk(task: tuple[str, Path, int]) -> int:
 
 
 def verify_chunk(task: tuple[str, Path, int, pa.Table]) -> int:
-    """Writes the verdicts on a chunk's pairs, unless they are there."""
+    """Write the verdicts on a chunk's pairs, unless they are there."""
     folder, scratch, number, pairs = task
     path = scratch / f"pairs-{number:03d}.parquet"
     if path.exists():
@@ -184,7 +184,7 @@ def verify_chunk(task: tuple[str, Path, int, pa.Table]) -> int:
 
 
 def downstream(folder: str, scratch: Path) -> pa.Table:
-    """Gives the fingerprints of the originals and of the pictures with nothing in them."""
+    """Return the fingerprints of the originals and of the pictures with nothing in them."""
     path = scratch / "down.parquet"
     if not path.exists():
         originals, distractors = pictures(folder)
@@ -194,7 +194,7 @@ def downstream(folder: str, scratch: Path) -> pa.Table:
 
 
 def judged(row: dict[str, object]) -> str:
-    """Gives the evidence by the rule as it is: the measures are kept, so a rule is tried without aligning again."""
+    """Return the evidence by the rule as it is: the measures are kept, so a rule is tried without aligning again."""
     if row["quality"] < MIN_QUALITY or row["local"] is None:
         return str(row["evidence"])
     measures = {field: row.get(field) for field in Agreement.__dataclass_fields__}
@@ -203,7 +203,7 @@ def judged(row: dict[str, object]) -> str:
 
 
 def table(scratch: Path, down: pa.Table, num_originals: int, chunks: range) -> None:
-    """Prints recall by transform, what look-alikes reach, and every accepted pair of different pictures."""
+    """Print recall by transform, what look-alikes reach, and every accepted pair of different pictures."""
     pairs = pa.concat_tables(
         [pq.read_table(path) for path in sorted(scratch.glob("pairs-*.parquet"))], promote_options="default"
     )
@@ -215,7 +215,7 @@ def table(scratch: Path, down: pa.Table, num_originals: int, chunks: range) -> N
     rows = [
         row
         for transform in ("", *TRANSFORMS)
-        for row in settle_rivals(pairs.filter(pc.equal(pairs["transform"], transform))).to_pylist()
+        for row in keep_best_matches(pairs.filter(pc.equal(pairs["transform"], transform))).to_pylist()
     ]
     names = down["name"].to_pylist()
     copies: dict[str, list[dict[str, Any]]] = {transform: [] for transform in TRANSFORMS}
@@ -248,7 +248,7 @@ def table(scratch: Path, down: pa.Table, num_originals: int, chunks: range) -> N
 
 
 def _shares(own: list[dict[str, Any]], num_done: int) -> list[float]:
-    """Gives the shares of found copies and of candidates by hash, embedding, either."""
+    """Return the shares of found copies and of candidates by hash, embedding, either."""
     counts = [
         sum(Evidence(row["evidence"]).is_duplicate for row in own),
         sum(row["distance"] is not None for row in own),
@@ -259,7 +259,7 @@ def _shares(own: list[dict[str, Any]], num_done: int) -> list[float]:
 
 
 def main() -> None:
-    """Runs one stage."""
+    """Run one stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder of tars")
     parser.add_argument("--scratch", type=Path, required=True)

@@ -34,7 +34,7 @@ _SHAPES = [
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Gives the median time of a call."""
+    """Return the median time of a call."""
     run()
     found = []
     for _ in range(_ROUNDS):
@@ -45,18 +45,18 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def both_passes(convolve: Callable[..., Tensor], x: Tensor, kernel: Tensor, stride: int) -> float:
-    """Gives the time of forward and backward pass."""
+    """Return the time of forward and backward pass."""
     gradient = torch.randn_like(convolve(x, kernel, stride))
     return seconds(lambda: torch.autograd.grad(convolve(x, kernel, stride), (x, kernel), gradient))
 
 
 def convolution(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
-    """Convolves as torch does."""
+    """Convolve as torch does."""
     return F.conv2d(x, kernel, None, stride, kernel.shape[2] // 2)
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows = []
     for precision in (torch.float32, torch.bfloat16):

@@ -31,27 +31,27 @@ class Link:
         self.num_bytes = 0
 
     def delivery(self, num_bytes: int) -> float:
-        """Gives the time at which a chunk that arrives now has been carried."""
+        """Return the time at which a chunk that arrives now has been carried."""
         now = asyncio.get_running_loop().time()
         self._free_at = max(self._free_at, now) + num_bytes / self._bytes_per_s
         self.num_bytes += num_bytes
         return max(self._free_at, now + self._delay_s)
 
     def note(self, head: bytes) -> None:
-        """Counts a request by method, path and range."""
+        """Count a request by method, path and range."""
         lines = head.decode("latin-1").split("\r\n")
         ranges = [line.partition(":")[2].strip() for line in lines if line.lower().startswith("range:")]
         self.requests[" ".join([*lines[0].split()[:2], *ranges])] += 1
 
     def taken(self) -> str:
-        """Gives what was counted, as JSON, and starts anew."""
+        """Return what was counted, as JSON, and start anew."""
         found = json.dumps({"requests": self.requests, "num_bytes": self.num_bytes})
         self.requests, self.num_bytes = Counter(), 0
         return found
 
 
 async def upward(link: Link, client: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
-    """Passes requests on and counts them."""
+    """Pass requests on and count them."""
     waiting = b""
     while chunk := await client.read(_CHUNK_BYTES):
         server.write(chunk)
@@ -62,7 +62,7 @@ async def upward(link: Link, client: asyncio.StreamReader, server: asyncio.Strea
 
 
 async def downward(link: Link, server: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
-    """Passes answers on, late."""
+    """Pass answers on, late."""
     line: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_CHUNKS_IN_FLIGHT)
 
     async def deliver() -> None:
@@ -80,7 +80,7 @@ async def downward(link: Link, server: asyncio.StreamReader, client: asyncio.Str
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Runs until the standard input ends."""
+    """Run until the standard input ends."""
     link = Link(arguments.ms / 1e3, arguments.mb_per_s * 1e6)
 
     async def connected(client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:

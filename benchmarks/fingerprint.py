@@ -40,7 +40,7 @@ for line in sys.stdin:
 
 
 def shrunk(data: bytes, side_px: int) -> bytes:
-    """Gives the JPEG with its longer side at `side_px`."""
+    """Return the JPEG with its longer side at `side_px`."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     factor = side_px / max(image.size)
     sink = io.BytesIO()
@@ -51,7 +51,7 @@ def shrunk(data: bytes, side_px: int) -> bytes:
 
 
 def ours(images: list[bytes], take: Callable[[bytes], object]) -> tuple[int, float]:
-    """Gives the number of fingerprints and the seconds they took."""
+    """Return the number of fingerprints and the seconds they took."""
     started = time.perf_counter()
     for _ in range(REPEATS):
         for data in images:
@@ -60,19 +60,19 @@ def ours(images: list[bytes], take: Callable[[bytes], object]) -> tuple[int, flo
 
 
 def whole(data: bytes) -> tuple[bytes, int]:
-    """Gives the fingerprint that packing takes."""
+    """Return the fingerprint that packing takes."""
     return fingerprint_of_jpeg(data, read_jpeg_header(data))
 
 
 def moved(images: list[bytes]) -> np.ndarray:
-    """Gives the bits by which decoding at a fraction of the size moves each code from the one that packing takes."""
+    """Return the bits by which decoding at a fraction of the size moves each code from the one that packing takes."""
     pairs = [(fingerprint_of_image(data)[0], whole(data)[0]) for data in images]
     codes = np.frombuffer(b"".join(code for pair in pairs for code in pair), np.uint8).reshape(-1, 2, 32)
     return np.bitwise_count(codes[:, 0] ^ codes[:, 1]).sum(axis=1)
 
 
 def main() -> None:
-    """Times both at two sizes."""
+    """Time both at two sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="tar of JPEG photos of about 500 px")
     parser.add_argument("--rounds", type=int, default=5)

@@ -32,7 +32,7 @@ _STEPS = 8
 
 
 def seconds(run: Callable[[], object], count: int) -> float:
-    """Gives the seconds of a call, over `count` of them."""
+    """Return the seconds of a call, over `count` of them."""
     torch.cuda.synchronize()
     started = time.perf_counter()
     for _ in range(count):
@@ -42,7 +42,7 @@ def seconds(run: Callable[[], object], count: int) -> float:
 
 
 def peak_flops() -> float:
-    """Gives the floating-point operations a second of a product of matrices in bfloat16."""
+    """Return the floating-point operations a second of a product of matrices in bfloat16."""
     size = 8192
     one = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
     seconds(lambda: one @ one, 3)
@@ -50,7 +50,7 @@ def peak_flops() -> float:
 
 
 def contend(role: str, name: str, px: int, batch: int, rounds: int, *, recomputes: bool) -> dict[str, Any]:
-    """Gives what one contender reaches: images a second of each round, bytes, and the logits of a picture."""
+    """Return what one contender reaches: images a second of each round, bytes, and the logits of a picture."""
     import torchvision  # noqa: F401, PLC0415 - a whole one; model_contender makes do without
     from model_contender import our_step, plain_step, timm_model  # noqa: PLC0415
 
@@ -81,7 +81,7 @@ def contend(role: str, name: str, px: int, batch: int, rounds: int, *, recompute
 
 
 def compare(case: str, roles: list[str], rounds: int, *, recomputes: bool) -> None:
-    """Prints what the contenders reach."""
+    """Print what the contenders reach."""
     name, px, batch = case.split(":")
     found = layers(parse_architecture(name), 1000, int(px))
     foretold = step_memory(found, int(batch), half=True, recomputes=recomputes).total
@@ -111,7 +111,7 @@ def compare(case: str, roles: list[str], rounds: int, *, recomputes: bool) -> No
 
 
 def main() -> None:
-    """Runs the cases."""
+    """Run the cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", metavar="MODEL:PX:BATCH")
     parser.add_argument("--recomputes", action="store_true")

@@ -30,7 +30,7 @@ Decode = Callable[[list[bytes]], Iterator[np.ndarray]]
 
 
 def whole(photos: list[bytes]) -> Iterator[np.ndarray]:
-    """Decodes every photo whole."""
+    """Decode every photo whole."""
     memory = np.empty(64 << 20, np.uint8)
     for data in photos:
         header = read_jpeg_header(data)
@@ -38,7 +38,7 @@ def whole(photos: list[bytes]) -> Iterator[np.ndarray]:
 
 
 def views(photos: list[bytes]) -> Iterator[np.ndarray]:
-    """Draws a view of every photo, the same ones each time."""
+    """Draw a view of every photo, the same ones each time."""
     transform, random, out = PretrainView(SIDE_PX), Random(0), np.empty((SIDE_PX, SIDE_PX, 3), np.uint8)
     for data in photos:
         render(data, transform, random, out)
@@ -46,7 +46,7 @@ def views(photos: list[bytes]) -> Iterator[np.ndarray]:
 
 
 def built_alone(folder: Path) -> Path:
-    """Builds region.c without our Huffman decoder."""
+    """Build region.c without our Huffman decoder."""
     library = folder / "alone.so"
     source = region.LIBRARY.with_name("region.c")
     options = ["-O2", "-shared", "-fPIC", "-DLIBJPEG_ALONE"]
@@ -55,19 +55,19 @@ def built_alone(folder: Path) -> Path:
 
 
 def with_library(library: Path, decode: Decode, photos: list[bytes]) -> Iterator[np.ndarray]:
-    """Decodes with a build of region.c."""
+    """Decode with a build of region.c."""
     region.LIBRARY = library
     region._library.cache_clear()
     return decode(photos)
 
 
 def timed(library: Path, decode: Decode, photos: list[bytes]) -> Contender:
-    """Gives a contender."""
+    """Return a contender."""
     return lambda: sum(1 for _ in with_library(library, decode, photos))
 
 
 def main() -> None:
-    """Compares, then times."""
+    """Compare, then times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=9)

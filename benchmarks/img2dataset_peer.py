@@ -10,7 +10,7 @@ import time
 
 
 def main(table: str, out: str) -> None:
-    """Runs it with the settings that do the least: no decoding, one process."""
+    """Run it with the settings that do the least: no decoding, one process."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     from img2dataset import download  # noqa: PLC0415 - its import is not timed
 

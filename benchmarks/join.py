@@ -32,7 +32,7 @@ RADII = (31, 62)
 
 
 def real_codes(folder: Path, scratch: Path) -> np.ndarray:
-    """Gives the distinct codes of all JPEGs in the folder's tars, shape (pictures, 32); computed once."""
+    """Return the distinct codes of all JPEGs in the folder's tars, shape (pictures, 32); computed once."""
     kept = scratch / "real-codes.npy"
     if not kept.exists():
         codes = []
@@ -47,7 +47,7 @@ def real_codes(folder: Path, scratch: Path) -> np.ndarray:
 
 
 def indexed_codes(real: np.ndarray) -> np.ndarray:
-    """Gives 60,000 of the codes and their mirrored ones."""
+    """Return 60,000 of the codes and their mirrored ones."""
     turned = np.concatenate(dihedral_codes(real)[[0, 2]])
     assert len(turned) >= NUM_INDEXED, "too few pictures"
     return np.ascontiguousarray(turned[:NUM_INDEXED])
@@ -71,7 +71,7 @@ class Source:
         self.indexed = indexed
 
     def block(self, number: int, size: int = BLOCK) -> np.ndarray:
-        """Gives `size` codes, shape (size, 32)."""
+        """Return `size` codes, shape (size, 32)."""
         generator = np.random.Generator(np.random.Philox(key=[number, 7]))
         normal = generator.standard_normal((size, 256), dtype=np.float32) @ self.root.T
         codes = np.packbits(normal > self.cut, axis=1)
@@ -83,7 +83,7 @@ class Source:
 
 
 def pairs_of_faiss(index: faiss.IndexBinaryFlat, codes: np.ndarray, radius: int) -> np.ndarray:
-    """Gives (query, index) of all pairs, by query and then by index."""
+    """Return (query, index) of all pairs, by query and then by index."""
     found = []
     for start in range(0, len(codes), 8192):
         limits, _, ids = index.range_search(codes[start : start + 8192], radius + 1)
@@ -94,14 +94,14 @@ def pairs_of_faiss(index: faiss.IndexBinaryFlat, codes: np.ndarray, radius: int)
 
 
 def timed(run: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    """Gives the seconds and the result of a call."""
+    """Return the seconds and the result of a call."""
     started = time.perf_counter()
     result = run(*arguments)
     return time.perf_counter() - started, result
 
 
 def compare(source: Source, blocks: range) -> None:
-    """Joins the same blocks in turn; FAISS does so at radius 62, its cost does not depend on the radius."""
+    """Join the same blocks in turn; FAISS does so at radius 62, its cost does not depend on the radius."""
     faiss.omp_set_num_threads(1)
     flat = faiss.IndexBinaryFlat(256)
     flat.add(source.indexed)
@@ -171,7 +171,7 @@ def large(source: Source, num_codes: int, radius: int) -> None:
 
 
 def main() -> None:
-    """Runs what is asked for."""
+    """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of tars of JPEG")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for the real codes")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def timed(units: Iterable[object], warm: int, count: int) -> float:
-    """Gives the seconds that `count` units take after `warm` ones."""
+    """Return the seconds that `count` units take after `warm` ones."""
     iterator = iter(units)
     for _ in itertools.islice(iterator, warm):
         pass
@@ -20,7 +20,7 @@ def timed(units: Iterable[object], warm: int, count: int) -> float:
 
 
 def proportional_bytes() -> int:
-    """Gives the proportional set size of this process and all below it."""
+    """Return the proportional set size of this process and all below it."""
     total, waiting = 0, [os.getpid()]
     while waiting:
         pid = waiting.pop()
@@ -44,7 +44,7 @@ class Peak(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Looks."""
+        """Look."""
         while True:
             self.growth = max(self.growth, proportional_bytes() - self._before)
             time.sleep(0.05)

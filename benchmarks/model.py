@@ -51,7 +51,7 @@ class Contender:
         )
 
     def answer(self) -> Any:
-        """Gives the next line."""
+        """Return the next line."""
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
@@ -59,20 +59,20 @@ class Contender:
         return json.loads(line)
 
     def ask(self, order: str) -> Any:
-        """Gives the answer to an order."""
+        """Return the answer to an order."""
         assert self._process.stdin
         self._process.stdin.write(f"{order}\n")
         self._process.stdin.flush()
         return self.answer()
 
     def close(self) -> None:
-        """Ends it."""
+        """End it."""
         self._process.communicate()
 
 
 @contextmanager
 def running(roles: tuple[str, ...], **task: Any) -> Iterator[dict[str, Contender]]:
-    """Runs contenders with one task."""
+    """Run contenders with one task."""
     contenders = {role: Contender(role, **task) for role in roles}
     try:
         for contender in contenders.values():
@@ -84,12 +84,12 @@ def running(roles: tuple[str, ...], **task: Any) -> Iterator[dict[str, Contender
 
 
 def spread(values: list[float]) -> str:
-    """Gives median and range."""
+    """Return median and range."""
     return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def compare(case: tuple[str, int, int, int], precision: str, weights: str, rounds: int) -> None:
-    """Prints one row: our seconds and the others' time against ours, after outputs were compared."""
+    """Print one row: our seconds and the others' time against ours, after outputs were compared."""
     model, px, micro, num_micro = case
     task = {"model": model, "px": px, "micro": micro, "num_micro": num_micro, "precision": precision}
     with running(_ROLES, **task, weights=weights) as contenders:
@@ -114,7 +114,7 @@ def compare(case: tuple[str, int, int, int], precision: str, weights: str, round
 
 
 def make_weights(model: str, folder: str) -> str:
-    """Writes weights with a head that tells pictures apart, in timm's names, which are ours."""
+    """Write weights with a head that tells pictures apart, in timm's names, which are ours."""
     import torch  # noqa: PLC0415
     from safetensors.torch import save_file  # noqa: PLC0415
 
@@ -128,7 +128,7 @@ def make_weights(model: str, folder: str) -> str:
 
 
 def memory() -> None:
-    """Prints the peak memory of a step."""
+    """Print the peak memory of a step."""
     print("\n| peak of a step, R50x1, 128 px, batch 16 | MB | against timm |\n| --- | --- | --- |")
     task = {"model": "R50x1", "px": 128, "micro": 16, "num_micro": 1, "tight": True}
     for precision in ("float32", "bfloat16"):
@@ -143,7 +143,7 @@ def memory() -> None:
 
 
 def large(rounds: int) -> None:
-    """Prints seconds and memory of R152x4 with recomputing in bfloat16."""
+    """Print seconds and memory of R152x4 with recomputing in bfloat16."""
     limit = Contender("peak", precision="bfloat16").answer()
     print(f"\nmatrix peak in bfloat16: {limit / 1e9:,.0f} GFLOP/s")
     print("| R152x4, 128 px, bfloat16, recomputing | s a step | share of matrix peak | peak GB |")
@@ -167,7 +167,7 @@ def large(rounds: int) -> None:
 
 
 def main() -> None:
-    """Runs what the command line asks for."""
+    """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=[*_CASES, "memory", "large"])
     parser.add_argument("--rounds", type=int, default=7)

@@ -21,7 +21,7 @@ _TORCHVISION: list[torch.library.Library] = []  # its definitions last as long a
 
 
 def main() -> None:
-    """Obeys until the input ends."""
+    """Obey until the input ends."""
     task = json.loads(sys.argv[1])
     torch.set_num_threads(task["num_threads"])
     if task["role"] == "peak":
@@ -53,20 +53,20 @@ def main() -> None:
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Gives the seconds of one call."""
+    """Return the seconds of one call."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
 def logits(model: nn.Module, images: Tensor, precision: str) -> list[float]:
-    """Gives the logits of the first picture in inference."""
+    """Return the logits of the first picture in inference."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
         return model.eval()(images)[0].float().tolist()
 
 
 def contender(task: dict[str, Any]) -> tuple[nn.Module, Callable[[Tensor, Tensor], None]]:
-    """Gives the model with the weights of the task, and its training step."""
+    """Return the model with the weights of the task, and its training step."""
     if task["role"] == "timm":
         model = timm_model(task)
     else:
@@ -85,7 +85,7 @@ def contender(task: dict[str, Any]) -> tuple[nn.Module, Callable[[Tensor, Tensor
 
 
 def our_step(model: nn.Module, task: dict[str, Any]) -> Callable[[Tensor, Tensor], None]:
-    """Gives the step of `trainer.step.step`."""
+    """Return the step of `trainer.step.step`."""
     from trainer.step.losses import softmax_loss  # noqa: PLC0415
     from trainer.step.optimizer import MasterSGD  # noqa: PLC0415
     from trainer.step.step import QueuedStep, train_step  # noqa: PLC0415
@@ -108,7 +108,7 @@ def our_step(model: nn.Module, task: dict[str, Any]) -> Callable[[Tensor, Tensor
 
 
 def plain_step(model: nn.Module, task: dict[str, Any]) -> Callable[[Tensor, Tensor], None]:
-    """Gives the usual step: autocast, accumulation, fused SGD."""
+    """Return the usual step: autocast, accumulation, fused SGD."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=True)
 
     def step(images: Tensor, labels: Tensor) -> None:
@@ -125,7 +125,7 @@ def plain_step(model: nn.Module, task: dict[str, Any]) -> Callable[[Tensor, Tens
 
 
 def as_released(model: nn.Module) -> None:
-    """Standardises each kernel by its mean and variance in every forward pass."""
+    """Standardise each kernel by its mean and variance in every forward pass."""
     from trainer.model.conv import Conv2d  # noqa: PLC0415
 
     class PerForward(Conv2d):
@@ -140,7 +140,7 @@ def as_released(model: nn.Module) -> None:
 
 
 def import_timm() -> Any:
-    """Gives timm; torchvision's packages from PyPI want CUDA for operators that timm's network does not use."""
+    """Return timm; torchvision's packages from PyPI want CUDA for operators that timm's network does not use."""
     if "torchvision" not in sys.modules:
         _TORCHVISION.append(torch.library.Library("torchvision", "DEF"))
         for name in ("nms", "qnms"):
@@ -151,7 +151,7 @@ def import_timm() -> Any:
 
 
 def timm_model(task: dict[str, Any]) -> nn.Module:
-    """Gives timm's network."""
+    """Return timm's network."""
     model = import_timm().create_model(f"resnetv2_{task['model'].removeprefix('R')}_bit", num_classes=1000)
     if task["recomputes"]:
         model.set_grad_checkpointing(True)
@@ -159,7 +159,7 @@ def timm_model(task: dict[str, Any]) -> nn.Module:
 
 
 def status_bytes(name: str) -> int:
-    """Gives a figure of this process: VmRSS, what is resident, or VmHWM, the most that was."""
+    """Return a figure of this process: VmRSS, what is resident, or VmHWM, the most that was."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 

@@ -24,13 +24,13 @@ _SHAPES = [
 
 
 def both_passes(norm: trainer.model.group_norm.GroupNorm, x: Tensor) -> float:
-    """Gives the time of forward and backward pass."""
+    """Return the time of forward and backward pass."""
     gradient = torch.randn_like(x)
     return seconds(lambda: torch.autograd.grad(norm(x), (x, *norm.parameters()), gradient))
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     print(
         "| pictures x channels, px | channels of a group | torch's, ms | in float32, picture by picture, ms | ratio |"

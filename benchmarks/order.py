@@ -38,18 +38,18 @@ Ints = npt.NDArray[np.int64]
 
 
 def block_counts(num_blocks: int) -> Ints:
-    """Gives 60 to 86 samples a block, 73 on average, shape (blocks,)."""
+    """Return 60 to 86 samples a block, 73 on average, shape (blocks,)."""
     return np.random.default_rng(0).integers(60, 87, num_blocks)
 
 
 def resident_bytes() -> int:
-    """Gives the memory this process has resident now."""
+    """Return the memory this process has resident now."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 def draw_batch(order: Order, step: int) -> int:
-    """Gives the number of samples drawn for all ranks' parts of a batch, every lane's window made anew."""
+    """Return the number of samples drawn for all ranks' parts of a batch, every lane's window made anew."""
     each = order.config.samples_per_lane()
     drawn = 0
     for rank in range(_RANKS):
@@ -64,14 +64,14 @@ def draw_batch(order: Order, step: int) -> int:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Times one call."""
+    """Time one call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def size() -> None:
-    """Lays out and jumps; prints JSON. To be run in a process of its own."""
+    """Lay out and jumps; print JSON. To be run in a process of its own."""
     counts = block_counts(_NUM_BLOCKS)
     before = resident_bytes()
     order = Order(counts, OrderConfig(batch_size=_BATCH, num_lanes=_LANES))
@@ -93,7 +93,7 @@ def size() -> None:
 
 
 def size_in_child() -> None:
-    """Runs `size` in a process of its own."""
+    """Run `size` in a process of its own."""
     done = subprocess.run([sys.executable, __file__, "--size"], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     print(
@@ -111,7 +111,7 @@ def size_in_child() -> None:
 
 
 def reads(num_steps: int = 1000) -> None:
-    """Prints how evenly reads are spread over steps."""
+    """Print how evenly reads are spread over steps."""
     order = Order(block_counts(_NUM_BLOCKS), OrderConfig(batch_size=_BATCH, num_lanes=_LANES))
     each = order.config.samples_per_lane()
     pieces = np.zeros(num_steps, np.int64)
@@ -129,14 +129,14 @@ def reads(num_steps: int = 1000) -> None:
 
 
 def in_batches(lines: list[Ints]) -> Ints:
-    """Cuts equally long parts of each line into batches, shape (batches, samples)."""
+    """Cut equally long parts of each line into batches, shape (batches, samples)."""
     each = _SMALL_BATCH // len(lines)
     steps = min(len(line) for line in lines) // each
     return np.concatenate([line[: steps * each].reshape(steps, each) for line in lines], axis=1)
 
 
 def ours(counts: Ints, num_lanes: int, window_blocks: int) -> Ints:
-    """Gives one epoch of our order in batches of sample numbers."""
+    """Yield one epoch of our order in batches of sample numbers."""
     config = OrderConfig(batch_size=_SMALL_BATCH, num_lanes=num_lanes, window_blocks=window_blocks)
     order = Order(counts, config)
     block_starts = np.cumsum(counts) - counts
@@ -153,7 +153,7 @@ def ours(counts: Ints, num_lanes: int, window_blocks: int) -> Ints:
 
 
 def webdataset(counts: Ints, num_readers: int, buffer: int) -> Ints:
-    """Gives one epoch of WebDataset's order in batches of sample numbers."""
+    """Yield one epoch of WebDataset's order in batches of sample numbers."""
     starts = (np.cumsum(counts) - counts)[::_BLOCKS_PER_SHARD].tolist()
     shards = list(zip(starts, [*starts[1:], int(counts.sum())], strict=True))
     shuffled = list(filters.detshuffle(bufsize=len(shards), initial=len(shards)).run(iter(shards)))
@@ -167,7 +167,7 @@ def webdataset(counts: Ints, num_readers: int, buffer: int) -> Ints:
 
 
 def lopsided(batches: Ints, num_values: int) -> tuple[float, float]:
-    """Gives the mean number of distinct values of a batch, and chi-square over its degrees of freedom.
+    """Return the mean number of distinct values of a batch, and chi-square over its degrees of freedom.
 
     Args:
         batches: Values in [0, num_values), all equally frequent in the dataset, shape (batches, samples).
@@ -180,7 +180,7 @@ def lopsided(batches: Ints, num_values: int) -> tuple[float, float]:
 
 
 def shuffle() -> None:
-    """Prints the table of shuffle quality."""
+    """Print the table of shuffle quality."""
     num_samples = _NUM_CLASSES * _PER_CLASS
     ends = np.cumsum(block_counts(num_samples // 60))
     ends = np.append(ends[ends < num_samples], num_samples)

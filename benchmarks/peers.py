@@ -9,7 +9,7 @@ _FOLDER = Path(__file__).parent / ".peers"
 
 
 def peer_python(name: str, *requirements: str) -> Path:
-    """Gives the Python of a peer's environment, with the requirements installed."""
+    """Return the Python of a peer's environment, with the requirements installed."""
     python = _FOLDER / name / "bin" / "python"
     done = _FOLDER / name / "installed.txt"
     wanted = "\n".join(requirements)

@@ -63,7 +63,7 @@ def synthetic(num_rows: int) -> Source:
 
 
 def plan_rows(num_rows: int, scratch: Path) -> None:
-    """Plans, and prints what it took."""
+    """Plan, and print what it took."""
     started = time.perf_counter()
     planned = make_plan([("", synthetic(num_rows))], ShardConfig(), scratch, probe=lambda rows, sources: Probe())
     found = {
@@ -77,7 +77,7 @@ def plan_rows(num_rows: int, scratch: Path) -> None:
 
 
 def plan_in_child(num_rows: int, scratch: str | None) -> None:
-    """Runs `plan_rows` in a process of its own."""
+    """Run `plan_rows` in a process of its own."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         command = [sys.executable, __file__, "--rows", str(num_rows), "--here", folder]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -92,7 +92,7 @@ def plan_in_child(num_rows: int, scratch: str | None) -> None:
 
 
 def open_large_manifest() -> None:
-    """Publishes a manifest of 131,072 shards, then opens it five times."""
+    """Publish a manifest of 131,072 shards, then opens it five times."""
     numbers = np.arange(_NUM_SHARDS)
     text = [f"{number:06d}" for number in numbers]
     columns: dict[str, Any] = {
@@ -127,7 +127,7 @@ def open_large_manifest() -> None:
 
 
 def weigh_sidecars(folder: str) -> None:
-    """Packs a folder and divides."""
+    """Pack a folder and divides."""
     with tempfile.TemporaryDirectory() as out, tempfile.TemporaryDirectory() as scratch:
         shard(Job(open_store(out), InProcess(), Path(scratch)), open_sources([folder], Columns()), ShardConfig())
         dataset = open_dataset(out)

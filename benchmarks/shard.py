@@ -55,7 +55,7 @@ BLOCK_BYTES = ShardConfig().block_bytes
 
 
 def linked(folder: Path, copies: int, target: Path) -> Path:
-    """Gives class folders with every file `copies` times, as hard links or copies."""
+    """Return class folders with every file `copies` times, as hard links or copy."""
     for path in sorted(folder.rglob("*.jp*g"), key=str):
         inner = target / path.parent.name
         inner.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def linked(folder: Path, copies: int, target: Path) -> Path:
 
 
 def pack(source: Path, out: Path, pool: Pool, check: str, shard_bytes: int = 256_000_000) -> int:
-    """Runs the whole of `pipeline shard`; gives the number of pictures."""
+    """Run the whole of `pipeline shard`; return the number of pictures."""
     shutil.rmtree(out, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(open_store(str(out)), pool, Path(scratch))
@@ -77,7 +77,7 @@ def pack(source: Path, out: Path, pool: Pool, check: str, shard_bytes: int = 256
 
 
 def pairs(tars: list[Path]) -> Counter[tuple[str, int]]:
-    """What webdataset reads from tars."""
+    """Return what webdataset reads from tars."""
     return Counter(
         (hashlib.sha256(sample["jpg"]).hexdigest(), int(sample["cls"]))
         for sample in webdataset.WebDataset([str(path) for path in tars], shardshuffle=False)
@@ -111,7 +111,7 @@ class Bench:
         return len(self.files)
 
     def img2dataset(self) -> Contender:
-        """Gives the contender; its own time is taken, without start and imports."""
+        """Return the contender; its own time is taken, without start and imports."""
         python = peer_python("img2dataset", "img2dataset==1.47.0")
         table = self.scratch / "list.parquet"
         rows = [{"url": path.as_uri(), "label": self.classes.index(path.parent.name)} for path in self.files]
@@ -137,13 +137,13 @@ class Bench:
         return run
 
     def tar(self) -> int:
-        """The anchor."""
+        """Time the anchor."""
         command = f"tar cf - -C {self.source} . | sha256sum"
         subprocess.run(["bash", "-c", command], check=True, capture_output=True)
         return len(self.files)
 
     def decode_only(self) -> int:
-        """Decoding alone."""
+        """Decode alone."""
         for path in self.files:
             simplejpeg.decode_jpeg(path.read_bytes(), colorspace="RGB")
         return len(self.files)
@@ -157,7 +157,7 @@ class Bench:
 
 
 def floor(files: list[Path], scratch: Path) -> None:
-    """Prints the least time of five for each step that packing bytes as they are cannot do without."""
+    """Print the least time of five for each step that packing bytes as they are cannot do without."""
     bodies = [path.read_bytes() for path in files]
     memory = memoryview(bytearray(sum(map(len, bodies))))
     blocks = [memory[start : start + BLOCK_BYTES] for start in range(0, len(memory), BLOCK_BYTES)]
@@ -190,7 +190,7 @@ def floor(files: list[Path], scratch: Path) -> None:
 
 
 def memory(source: str, scratch: Path, label: str) -> None:
-    """Packs the first shard of a source in a process of its own and prints its peak."""
+    """Pack the first shard of a source in a process of its own and print its peak."""
     done = subprocess.run(
         [sys.executable, __file__, source, "--one-shard", str(scratch / "memory")],
         capture_output=True, text=True, check=True,
@@ -202,7 +202,7 @@ def memory(source: str, scratch: Path, label: str) -> None:
 
 
 def one_shard(source: str, out: Path) -> None:
-    """What a worker does, without a pool."""
+    """Do what a worker does, without a pool."""
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(open_store(str(out)), InProcess(), Path(scratch))
         plan = store_plan(job.store, plan_sources(job, open_sources([source], Columns()), ShardConfig()))
@@ -211,7 +211,7 @@ def one_shard(source: str, out: Path) -> None:
 
 
 def memory_of_sources(bench: Bench) -> None:
-    """Prints the peak for class folders, tars and Parquet with image bytes."""
+    """Print the peak for class folders, tars and Parquet with image bytes."""
     print("\nmemory of a worker, 256 MB shards\n| source | shard | peak | ratio |\n| --- | --- | --- | --- |")
     memory(str(bench.source), bench.scratch, "class folders")
     tars, parquet = bench.scratch / "tars", bench.scratch / "parquet"
@@ -234,7 +234,7 @@ def memory_of_sources(bench: Bench) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Runs all comparisons."""
+    """Run all comparisons."""
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         bench = Bench(linked(Path(arguments.folder), arguments.copies, Path(folder) / "in"), Path(folder))
         place = arguments.scratch or "the temporary folder"

@@ -17,7 +17,7 @@ Contender = Callable[[], int | tuple[int, float]]
 
 
 def compare(title: str, contenders: dict[str, Contender], unit: str, rounds: int) -> None:
-    """Times each contender once a round.
+    """Time each contender once a round.
 
     A contender returns how many units it did; one that runs elsewhere, the seconds it took without its start, too.
 
@@ -41,13 +41,13 @@ def compare(title: str, contenders: dict[str, Contender], unit: str, rounds: int
 
 
 def peak_bytes() -> int:
-    """Gives the most memory this process has had resident; getrusage would count its parent's at the start."""
+    """Return the most memory this process has had resident; getrusage would count its parent's at the start."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def environment(peers: tuple[str, ...] = ()) -> dict[str, object]:
-    """Gives commit, versions (of these peers, too) and machine."""
+    """Return commit, versions (of these peers, too) and machine."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")

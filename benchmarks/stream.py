@@ -109,7 +109,7 @@ _LITDATA = (
 
 
 def run_peer(settings: Settings, **variables: str) -> dict[str, Any]:
-    """Runs a contender in a process of its own and gives what it printed."""
+    """Run a contender in a process of its own and return what it printed."""
     python = peer_python("litdata", *_LITDATA) if settings.contender == "litdata" else sys.executable
     done = subprocess.run(
         [python, _HERE / "stream_peers.py", json.dumps(asdict(settings))],
@@ -126,7 +126,7 @@ class Bench:
     """One packed set of pictures."""
 
     def __init__(self, source: Path, samples: int, folder: Path, url: str | None = None) -> None:
-        """Packs `source`, each file as often as it takes to have so many samples."""
+        """Pack `source`, each file as often as it takes to have so many samples."""
         self.folder, self.url = folder, url or str(folder / "dataset")
         files = len(list(source.rglob("*.jp*g")))
         links = linked(source, -(-samples // files), folder / "in")
@@ -143,7 +143,7 @@ class Bench:
         self.about = f"{self.num_samples:,} JPEG of {num_bytes / self.num_samples / 1e3:,.1f} kB"
 
     def settings(self, contender: str, **more: Any) -> Settings:
-        """Gives the settings of a contender on this set."""
+        """Return the settings of a contender on this set."""
         litdata = self.folder / "litdata"
         tars = [f"{self.url}/{row['path']}" for row in self.dataset.shards]
         if contender == "litdata" and not litdata.exists():
@@ -151,14 +151,14 @@ class Bench:
         return Settings(contender, self.url, tars, str(litdata), **more)
 
     def contender(self, name: str, workers: int, decoder: str = "pil") -> Contender:
-        """Gives a contender that is timed."""
+        """Return a contender that is timed."""
         count = _RAY_COUNT if name == "ray" else _COUNT * workers
         settings = self.settings(name, workers=workers, decoder=decoder, warm=_WARM * workers, count=count)
         return rate_of(lambda: run_peer(settings))
 
 
 def rate_of(run: Callable[[], dict[str, Any]]) -> Contender:
-    """Gives the contender of a run: count and seconds."""
+    """Return the contender of a run: count and seconds."""
 
     def contender() -> tuple[int, float]:
         found = run()
@@ -168,7 +168,7 @@ def rate_of(run: Callable[[], dict[str, Any]]) -> Contender:
 
 
 def compare_ours(title: str, contenders: dict[str, Contender], unit: str, rounds: int, mine: str = "ours") -> None:
-    """Compares with the first, and `mine` with each other one."""
+    """Compare with the first, and `mine` with each other one."""
     rates: dict[str, list[float]] = {name: [] for name in contenders}
 
     def kept(name: str) -> Contender:
@@ -202,14 +202,14 @@ def check_outputs(source: Path, folder: Path, names: tuple[str, ...]) -> None:
 def decoding(
     bench: Bench, title: str, names: tuple[str, ...], decoder: str, workers: tuple[int, ...], rounds: int
 ) -> None:
-    """Times decoded batches."""
+    """Time decoded batches."""
     for count in workers:
         contenders = {_TITLES[name]: bench.contender(name, count, decoder) for name in names}
         compare_ours(f"{title}, {count} worker(s): {bench.about}", contenders, "images", rounds)
 
 
 def bytes_only(bench: Bench, title: str, samples: int, rounds: int) -> None:
-    """Times samples as they are stored."""
+    """Time samples as they are stored."""
     names = ("webdataset", "ours", "mapped", "litdata", "reading")
     settings = {name: bench.settings(name, mode="bytes", warm=samples // 4, count=samples) for name in names}
     contenders = {_TITLES[name]: rate_of(lambda each=each: run_peer(each)) for name, each in settings.items()}
@@ -218,7 +218,7 @@ def bytes_only(bench: Bench, title: str, samples: int, rounds: int) -> None:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[str]:
-    """Runs SeaweedFS with this process's variables set to reach it; gives its port."""
+    """Run SeaweedFS with this process's variables set to reach it; return its port."""
     stack = start_stack(folder, cpus_per_node=[], bucket=_BUCKET)
     before = dict(os.environ)
     os.environ.update(stack.environment)
@@ -248,19 +248,19 @@ class Proxy:
         return self._process.stdout.readline().strip()
 
     def taken(self) -> dict[str, Any]:
-        """Gives the requests since the last call."""
+        """Return the requests since the last call."""
         assert self._process.stdin
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         return dict(json.loads(self._line()))
 
     def close(self) -> None:
-        """Ends it."""
+        """End it."""
         self._process.communicate()
 
 
 def slow_network(source: Path, samples: int, folder: Path, rounds: int) -> None:
-    """Times ours from S3 through the proxy against the local folder, and counts its requests."""
+    """Time ours from S3 through the proxy against the local folder, and count its requests."""
     local = Bench(source, samples, folder / "local")
     with s3_server(folder / "s3") as port:
         remote = Bench(source, samples, folder / "remote", f"s3://{_BUCKET}/photos")
@@ -288,7 +288,7 @@ def slow_network(source: Path, samples: int, folder: Path, rounds: int) -> None:
 
 
 def requests_of_runs(counted: list[dict[str, Any]], num_blocks: int, wanted: float) -> None:
-    """Prints the requests of each run through the proxy beside the least that could do."""
+    """Print the requests of each run through the proxy beside the least that could do."""
     print("| GETs of tars | distinct ranges | blocks of an epoch | share of it delivered | GETs / blocks delivered | "
           "other requests | MB |\n| --- | --- | --- | --- | --- | --- | --- |")  # fmt: skip
     for run in counted:
@@ -300,7 +300,7 @@ def requests_of_runs(counted: list[dict[str, Any]], num_blocks: int, wanted: flo
 
 
 def memory(bench: Bench) -> None:
-    """Prints the growth of the proportional set size of the rank and its workers after imports, beside the budget."""
+    """Print the growth of the proportional set size of the rank and its workers after imports, beside the budget."""
     print(f"\nmemory: {bench.about}")
     print("| contender | workers | budget | peak growth | ratio |\n| --- | --- | --- | --- | --- |")
     runs = [("ours", workers, budget) for budget in (None, *_BUDGETS) for workers in (1, 2)]
@@ -313,7 +313,7 @@ def memory(bench: Bench) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Runs the chosen sections."""
+    """Run the chosen sections."""
     chosen = lambda name: arguments.only in name  # noqa: E731
     photos, tiny, rounds = Path(arguments.photos), Path(arguments.tiny), arguments.rounds
     everyone = ("bare", "webdataset", "ours", "litdata", "ray")

@@ -41,17 +41,19 @@ _MIN_AREA, _ASPECTS = 0.05, (3 / 4, 4 / 3)
 
 
 def our_stream(settings: Settings) -> Any:
-    """Gives our stream over the dataset."""
+    """Return our stream over the dataset."""
     from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415
     from pipeline.image.transforms import PretrainView  # noqa: PLC0415 - not in peers' environments
     from pipeline.streaming.order import OrderConfig  # noqa: PLC0415
-    from pipeline.streaming.selection import View  # noqa: PLC0415
-    from pipeline.streaming.stream import LoaderConfig, Source, Stream  # noqa: PLC0415
+    from pipeline.streaming.selection import Selection  # noqa: PLC0415
+    from pipeline.streaming.stream import LoaderConfig, Stream, WeightedSelection  # noqa: PLC0415
 
     order = OrderConfig(batch_size=settings.batch, num_lanes=16, window_blocks=4)
     budget = {} if settings.budget_bytes is None else {"budget_bytes": settings.budget_bytes}
     loader = LoaderConfig(num_workers=settings.workers, **budget)
-    return Stream([Source(View(open_dataset(settings.url)))], order, PretrainView(settings.px), loader=loader)
+    return Stream(
+        [WeightedSelection(Selection(open_dataset(settings.url)))], order, PretrainView(settings.px), loader=loader
+    )
 
 
 def ours(settings: Settings) -> Iterator[Batch]:
@@ -82,18 +84,18 @@ def our_bytes(settings: Settings, *, mapped: bool = False) -> Iterator[tuple[mem
     """Our blocks, checked, cut into samples, in dataset order."""
     from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415
     from pipeline.streaming.one_pass import encoded_samples  # noqa: PLC0415
-    from pipeline.streaming.selection import View  # noqa: PLC0415
+    from pipeline.streaming.selection import Selection  # noqa: PLC0415
 
-    view = View(open_dataset(settings.url))
+    selection = Selection(open_dataset(settings.url))
     while True:
-        yield from ((sample.image, sample.labels) for sample in encoded_samples(view, mapped=mapped))
+        yield from ((sample.image, sample.labels) for sample in encoded_samples(selection, mapped=mapped))
 
 
 # ---- the others ----
 
 
 def augmented(image: Image.Image, px: int) -> np.ndarray:
-    """Crops 5-100 % of the area at aspect 3/4 to 4/3, resizes, flips every second one."""
+    """Crop 5-100 % of the area at aspect 3/4 to 4/3, resizes, flips every second one."""
     width, height = image.size
     box = (0, 0, width, height)
     for _ in range(100):
@@ -108,7 +110,7 @@ def augmented(image: Image.Image, px: int) -> np.ndarray:
 
 
 def decoded(data: bytes, decoder: str) -> Image.Image:
-    """Decodes a JPEG."""
+    """Decode a JPEG."""
     if decoder == "simplejpeg":
         return Image.fromarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
     return Image.open(io.BytesIO(data)).convert("RGB")
@@ -186,7 +188,7 @@ def ray_data(settings: Settings) -> Iterator[Batch]:
 
 
 def bare(settings: Settings) -> Iterator[Batch]:
-    """The loop: simplejpeg, PIL and np.stack over bytes in memory, in order."""
+    """Run the loop: simplejpeg, PIL and np.stack over bytes in memory, in order."""
     kept = list(itertools.islice(tar_samples(settings), _IN_MEMORY if settings.endless else None))
     numbers = itertools.cycle(range(len(kept))) if settings.endless else iter(range(len(kept)))
     while chosen := list(itertools.islice(numbers, settings.batch)):
@@ -195,7 +197,7 @@ def bare(settings: Settings) -> Iterator[Batch]:
 
 
 def pack_litdata(settings: Settings) -> None:
-    """Writes the samples of the tars as litdata's chunks."""
+    """Write the samples of the tars as litdata's chunks."""
     os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = f"{settings.litdata}-cache"
     from litdata import optimize  # noqa: PLC0415
 
@@ -223,7 +225,7 @@ def litdata_bytes(settings: Settings) -> Iterator[tuple[bytes, Any]]:
 
 
 def reading(settings: Settings) -> Iterator[tuple[bytes, Any]]:
-    """The anchor: reads the tars with crc32c, 8 MiB at a time into the same memory, as often as they have samples."""
+    """Read the tars with crc32c, 8 MiB at a time into the same memory, as often as they have samples: the anchor."""
     from crc32c import crc32c  # noqa: PLC0415
 
     per_tar = _samples_of(settings) / len(settings.tars)
@@ -253,7 +255,7 @@ _IMPORTS = {
 
 
 def bare_rate(settings: Settings) -> float:
-    """Gives the seconds of the bare loop: as many processes as workers, each with its share; the slowest counts."""
+    """Return the seconds of the bare loop: as many processes as workers, each with its share; the slowest counts."""
     if settings.workers == 1:
         return timed(bare(settings), settings.warm, settings.count)
     share = settings.count // settings.workers
@@ -276,7 +278,7 @@ def bare_rate(settings: Settings) -> float:
 
 
 def outcome(batches: Iterator[Batch], settings: Settings) -> dict[str, Any]:
-    """Gives how often each label came in one epoch, and the mean of all pixels."""
+    """Return how often each label came in one epoch, and the mean of all pixels."""
     labels: Counter[int] = Counter()
     total, number = 0.0, 0
     for batch, (images, found) in enumerate(batches):
@@ -290,7 +292,7 @@ def outcome(batches: Iterator[Batch], settings: Settings) -> dict[str, Any]:
 
 
 def main(settings: Settings) -> dict[str, Any]:
-    """Runs the contender."""
+    """Run the contender."""
     for name in _IMPORTS[settings.contender]:
         importlib.import_module(name)
     if settings.mode == "pack":

@@ -45,7 +45,7 @@ class Settings:
 
 
 def tar_samples(settings: Settings) -> Iterator[tuple[bytes, int]]:
-    """Gives the samples of the tars, once, with the standard library."""
+    """Yield the samples of the tars, once, with the standard library."""
     for path in settings.tars:
         with tarfile.open(path) as archive:
             image = b""

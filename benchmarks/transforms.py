@@ -185,7 +185,7 @@ TRANSFORMS: dict[str, Transform] = {
 
 
 def copy_of(image: Image.Image, name: str) -> bytes:
-    """Gives the altered copy as JPEG bytes."""
+    """Return the altered copy as JPEG bytes."""
     sink = io.BytesIO()
     TRANSFORMS[name](image).save(sink, "JPEG", quality=JPEG_QUALITY)
     return sink.getvalue()

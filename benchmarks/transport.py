@@ -24,7 +24,7 @@ _RANGE_BYTES, _NUM_RANGES, _KEY, _BUCKET = 8 << 20, 48, "transport", "bench"
 
 
 def main(rounds: int) -> None:
-    """Starts the server, and the clients in an environment of their own."""
+    """Start the server, and the clients in an environment of their own."""
     from cluster.stack.services import start_stack, stop_stack  # noqa: PLC0415 - not in the clients' environment
     from pipeline.store.s3 import S3Store  # noqa: PLC0415
 
@@ -40,7 +40,7 @@ def main(rounds: int) -> None:
 
 
 def client(rounds: int) -> None:
-    """Times both clients in turn."""
+    """Time both clients in turn."""
     import boto3  # noqa: PLC0415 - only in the clients' environment
     import obstore  # noqa: PLC0415
     from botocore.config import Config  # noqa: PLC0415
@@ -74,7 +74,7 @@ def client(rounds: int) -> None:
 
 
 def _timed(read: Callable[[int], int], threads: int) -> tuple[float, float]:
-    """Gives MB/s and CPU seconds of this process a GB."""
+    """Return MB/s and CPU seconds of this process a GB."""
     wall, cpu = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(threads) as pool:
         done = sum(pool.map(read, range(0, _RANGE_BYTES * _NUM_RANGES, _RANGE_BYTES)))

@@ -34,7 +34,7 @@ SHRINKAGE = 0.1  # share of the mean variance added to every direction
 
 
 def altered(image: Image.Image, generator: np.random.Generator) -> Image.Image:  # noqa: C901 - a list of chances
-    """Gives a randomly altered copy."""
+    """Return a randomly altered copy."""
     draw, chance = generator.uniform, lambda p: generator.random() < p
     if chance(0.5):
         kept = draw(0.6, 1.0, 2)
@@ -70,7 +70,7 @@ def altered(image: Image.Image, generator: np.random.Generator) -> Image.Image: 
 
 
 def features(folder: Path) -> np.ndarray:
-    """Gives features, shape (pictures, 1 + VIEWS, 1280)."""
+    """Return features, shape (pictures, 1 + VIEWS, 1280)."""
     session = Session(lite0.onnx_model(lite0.read_weights(lite0.weights_path())))
     found = []
     for name, most in PICTURES.items():
@@ -86,7 +86,7 @@ def features(folder: Path) -> np.ndarray:
 
 
 def fit(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gives mean, shape (1280,), and projection, shape (1280, 256)."""
+    """Return mean, shape (1280,), and projection, shape (1280, 256)."""
     centre = found.mean(axis=(0, 1))
     inside = (found - found.mean(axis=1, keepdims=True)).reshape(-1, lite0.NUM_FEATURES).astype(np.float64)
     within = inside.T @ inside / (len(found) * VIEWS)
@@ -100,7 +100,7 @@ def fit(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Fits and writes the projection."""
+    """Fit and write the projection."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of tars")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for the features")

@@ -8,7 +8,7 @@ from pipeline.store.block_cache import BlockCache
 
 
 def body_of(key: str, num_bytes: int) -> bytes:
-    """Gives a body that tells its key and is recognized when cut or mixed."""
+    """Return a body that tells its key and is recognized when cut or mixed."""
     return (hashlib.sha256(key.encode()).digest() * (num_bytes // 32 + 1))[:num_bytes]
 
 
@@ -17,7 +17,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def bytes_there(folder: Path) -> int:
-    """Sums what is there while others may remove it."""
+    """Sum what is there while others may remove it."""
     total = 0
     for path in files(folder):
         try:

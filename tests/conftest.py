@@ -33,7 +33,7 @@ settings.load_profile("shared machine")
 
 
 def shared_data(name: str) -> Path:
-    """Gives a tar of real photos, or skips where this checkout has none."""
+    """Return a tar of real photos, or skips where this checkout has none."""
     path = SHARED_DATA / name
     if not path.exists():
         pytest.skip(f"{path} is not there; it holds real photos that are not part of the repository")
@@ -43,7 +43,7 @@ def shared_data(name: str) -> Path:
 def run_cli(
     tool: str, *arguments: str, cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command of this environment as users do."""
+    """Run a command of this environment as users do."""
     command = [str(Path(sys.executable).parent / tool), *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment}, timeout=240, check=False
@@ -51,28 +51,28 @@ def run_cli(
 
 
 def cli(*arguments: object, code: int = 0) -> str:
-    """Runs `pipeline` and gives what it said."""
+    """Run `pipeline` and return what it said."""
     done = run_cli("pipeline", *map(str, arguments))
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 
 
 def picture(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """Gives a textured coloured picture, different for every seed."""
+    """Return a textured coloured picture, different for every seed."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def jpeg(pixels: np.ndarray, quality: int = 90, **options: object) -> bytes:
-    """Gives the picture as JPEG bytes."""
+    """Return the picture as JPEG bytes."""
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "JPEG", quality=quality, **options)
     return sink.getvalue()
 
 
 def class_folders(folder: Path, classes: int = 3, each: int = 10, seed: int = 0) -> Path:
-    """Writes CLASS/NAME.jpg pictures; the class decides a colour, so that models can learn it."""
+    """Write CLASS/NAME.jpg pictures; the class decides a colour, so that models can learn it."""
     for label in range(classes):
         (folder / f"class{label}").mkdir(parents=True)
         for number in range(each):
@@ -83,7 +83,7 @@ def class_folders(folder: Path, classes: int = 3, each: int = 10, seed: int = 0)
 
 
 def pack(source: Path, url: str, max_reject_fraction: float = 0.0, **config: Any) -> Dataset:
-    """Packs a source into a dataset, in this process."""
+    """Pack a source into a dataset, in this process."""
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(open_store(url), InProcess(), Path(scratch), max_reject_fraction)
         shard(job, open_sources([str(source)], Columns()), ShardConfig(**config))
@@ -105,7 +105,7 @@ def small_dataset(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @contextmanager
 def running_stack(folder: Path, cpus_per_node: list[int]) -> Iterator[Stack]:
-    """Runs real services, with their variables set in this process."""
+    """Run real services, with their variables set in this process."""
     stack = start_stack(folder, cpus_per_node=cpus_per_node, bucket=BUCKET)
     before = dict(os.environ)
     os.environ.update(stack.environment)
@@ -133,7 +133,7 @@ def cluster(s3: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sta
 
 @pytest.fixture
 def s3_url(s3: Stack, request: pytest.FixtureRequest) -> Callable[[str], str]:
-    """Gives URLs below a prefix of the test's own."""
+    """Return URLs below a prefix of the test's own."""
     prefix = "".join(c if c.isalnum() else "-" for c in request.node.name)
     return lambda name: f"s3://{BUCKET}/{prefix}/{name}"
 

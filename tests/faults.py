@@ -25,7 +25,7 @@ class FaultProxy:
     """
 
     def __init__(self, server_port: int, choose: Callable[[str, str], str | None], stall_seconds: float = 5.0) -> None:
-        """Starts the proxy. `choose` is called with the method and the path."""
+        """Start the proxy. `choose` is called with the method and the path."""
         self.faults: Counter[str] = Counter()
         self.server_port, self.stall_seconds = server_port, stall_seconds
         self._choose = choose
@@ -35,7 +35,7 @@ class FaultProxy:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def fault_of(self, method: str, path: str) -> str | None:
-        """Chooses and counts the fault of a request."""
+        """Choose and count the fault of a request."""
         with self._lock:
             kind = self._choose(method, path)
             if kind:
@@ -43,7 +43,7 @@ class FaultProxy:
             return kind
 
     def close(self) -> None:
-        """Stops it."""
+        """Stop it."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
     proxy: FaultProxy
 
     def log_message(self, *arguments: Any) -> None:
-        """Says nothing."""
+        """Return nothing."""
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -117,20 +117,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _reset(self) -> None:
-        """Ends the connection with RST instead of FIN."""
+        """End the connection with RST instead of FIN."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
 
 def sometimes(kind: str, share: float, seed: int = 0) -> Callable[[str, str], str | None]:
-    """Gives a chooser that breaks a share of all requests."""
+    """Return a chooser that breaks a share of all requests."""
     chance = random.Random(seed)
     return lambda method, path: kind if chance.random() < share else None
 
 
 def first(kind: str, count: int, method: str, within: str = "") -> Callable[[str, str], str | None]:
-    """Gives a chooser that breaks the first `count` requests of a method whose path holds `within`."""
+    """Return a chooser that breaks the first `count` requests of a method whose path holds `within`."""
     left = [count]
 
     def choose(asked: str, path: str) -> str | None:

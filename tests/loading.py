@@ -11,16 +11,18 @@ import psutil
 from pipeline.dataset.dataset import SIDECAR_CACHE_BYTES, Dataset
 from pipeline.image.transforms import PretrainView
 from pipeline.streaming.order import OrderConfig
-from pipeline.streaming.selection import View
-from pipeline.streaming.stream import Batch, LoaderConfig, Source, Stream
+from pipeline.streaming.selection import Selection
+from pipeline.streaming.stream import Batch, LoaderConfig, Stream, WeightedSelection
 
 ORDER = OrderConfig(seed=11, batch_size=18, num_lanes=6, window_blocks=2)  # five steps an epoch of 90
 FEW_SECONDS = 60.0  # on a busy machine
 
 
-def stream_of(source: Dataset | View | list[Source], *, order: OrderConfig = ORDER, **loader: Any) -> Stream:
-    view = View(source) if isinstance(source, Dataset) else source
-    return Stream(view, order, PretrainView(16), loader=LoaderConfig(**loader))
+def stream_of(
+    source: Dataset | Selection | list[WeightedSelection], *, order: OrderConfig = ORDER, **loader: Any
+) -> Stream:
+    selection = Selection(source) if isinstance(source, Dataset) else source
+    return Stream(selection, order, PretrainView(16), loader=LoaderConfig(**loader))
 
 
 def taken(stream: Stream, count: int) -> list[Batch]:
@@ -42,16 +44,16 @@ def keys_of(batches: list[Batch], epoch: int) -> list[tuple[int, int]]:
     return sorted((shard, row) for _, of_epoch, shard, row in rows if of_epoch == epoch)
 
 
-def least_bytes(view: View, order: OrderConfig = ORDER) -> int:
-    """Gives the smallest budget that is accepted, as the refusal tells it."""
+def least_bytes(selection: Selection, order: OrderConfig = ORDER) -> int:
+    """Return the smallest budget that is accepted, as the refusal tells it."""
     batches = 4 * order.batch_size * 16 * 16 * 3
-    windows = order.num_lanes * order.window_blocks * view.max_block_bytes
-    sidecars = SIDECAR_CACHE_BYTES if view.reads_sidecars else 0
-    return min(windows, view.num_bytes) + batches + sidecars
+    windows = order.num_lanes * order.window_blocks * selection.max_block_bytes
+    sidecars = SIDECAR_CACHE_BYTES if selection.reads_sidecars else 0
+    return min(windows, selection.num_bytes) + batches + sidecars
 
 
 def worker_pids(of: int | None = None) -> list[int]:
-    """Gives the loader processes that a process has started and that live."""
+    """Return the loader processes that a process has started and that live."""
     found = []
     for child in psutil.Process(of).children():
         with suppress(psutil.Error):

@@ -51,7 +51,7 @@ def _search_options(command: Command) -> Command:
 
 @contextmanager
 def _job(work: str, workers: int | None, on_ray: bool, log_jsonl: str | None) -> Iterator["AuditJob"]:
-    """Gives where an audit works. Without --workers and --ray that is this process."""
+    """Return where an audit works. Without --workers and --ray that is this process."""
     from cluster.audit.base.stored_tasks import AuditJob  # noqa: PLC0415
     from pipeline.image.decode import check_pillow  # noqa: PLC0415
     from pipeline.packing.jobs import Reporting  # noqa: PLC0415

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.audit.base.sets import Sides, content_digest, index_of, pinned
-from cluster.audit.base.stored_tasks import AuditJob, code_digest, key_of, remembered
+from cluster.audit.base.stored_tasks import AuditJob, code_digest, key_of, stored_or_made
 from cluster.audit.base.tables import AuditConfig, AuditTables, split_refused, unchecked_addresses
 from cluster.audit.find_pairs import find_pairs
 from cluster.audit.result import canaries as canary_source
@@ -32,12 +32,12 @@ _CANARY_SCHEMA = pa.schema(
 
 
 def sides_of(config: AuditConfig) -> Sides:
-    """Pins the versions of both sets. Raises BitError as pipeline.packing.foreign_tars.open_any.open_any."""
+    """Pin the versions of both sets. Raises BitError as pipeline.packing.foreign_tars.open_any.open_any."""
     return Sides(pinned(config.upstream), pinned(config.downstream))
 
 
 def audit(config: AuditConfig, sides: Sides, job: AuditJob) -> AuditTables:
-    """Finds the near-duplicates between two datasets; run again after any death, it goes on.
+    """Find the near-duplicates between two datasets; run again after any death, it goes on.
 
     Args:
         config: See AuditConfig.
@@ -59,12 +59,12 @@ def audit(config: AuditConfig, sides: Sides, job: AuditJob) -> AuditTables:
         pairs=pairs,
         refused=refused,
         downstream=states(index_of(sides.down), pairs, untold),
-        canaries=remembered(job.work, key, partial(_measure_canaries, sides, config, job)),
+        canaries=stored_or_made(job.work, key, partial(_measure_canaries, sides, config, job)),
     )
 
 
 def _measure_canaries(sides: Sides, config: AuditConfig, job: AuditJob) -> pa.Table:
-    """Sends the canaries through the searches and the verification of any upstream picture; they have no rivals."""
+    """Send the canaries through the searches and the verification of any upstream picture; they have no rivals."""
     canaries = plant(sides.downstream, config.canaries_each, config.seed)
     pictures = [decode(canary.image) for canary in canaries]
     prints = [fingerprint_of_image(canary.image) for canary in canaries]
@@ -95,7 +95,7 @@ def _measure_canaries(sides: Sides, config: AuditConfig, job: AuditJob) -> pa.Ta
 
 
 def _embedded_alike(model: str | None, one: Pixels, other: Pixels) -> bool:
-    """Tells whether the embedding, if there is one, makes two pictures candidates."""
+    """Return whether the embedding, if there is one, makes two pictures candidates."""
     if model is None:
         return False
     first, second = embedder_of(model).embed([one, other])

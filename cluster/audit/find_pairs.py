@@ -9,13 +9,13 @@ from cluster.audit.base.sets import Sides, check_comparable, check_tar
 from cluster.audit.base.stored_tasks import AuditJob
 from cluster.audit.base.tables import CANDIDATE_SCHEMA, SHARD_STATE_SCHEMA, UNCHECKED_SCHEMA, AuditConfig, Found
 from cluster.audit.search.join_tasks import cap_matches, join_shards
-from cluster.audit.verify.best_match import settle_rivals
+from cluster.audit.verify.best_match import keep_best_matches
 from cluster.audit.verify.verify_tasks import compare
 from pipeline.dataset.dataset import Dataset
 
 
 def find_pairs(config: AuditConfig, sides: Sides, job: AuditJob) -> Found:
-    """Gives every pair of an audit, compared picture by picture.
+    """Return every pair of an audit, compared picture by picture.
 
     Raises:
         ConfigError: The descriptors differ.
@@ -33,7 +33,7 @@ def find_pairs(config: AuditConfig, sides: Sides, job: AuditJob) -> Found:
     order = [(name, "ascending") for name in CANDIDATE_SCHEMA.names[:4]]
     unchecked = [*_rejected("downstream", downstream), *_rejected("upstream", upstream), *_lost(shards), *unread, *more]
     return Found(
-        pairs=settle_rivals(pairs.sort_by(order)),
+        pairs=keep_best_matches(pairs.sort_by(order)),
         hubs=hubs,
         shards=pa.Table.from_pylist(shards, schema=SHARD_STATE_SCHEMA),
         unchecked=pa.Table.from_pylist(unchecked, schema=UNCHECKED_SCHEMA),

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from pipeline.base.errors import ConfigError
-from pipeline.base.html import render
+from pipeline.base.html import render_page
 from pipeline.base.records import Record
 from pipeline.store.any_url import read_file
 from pipeline.store.base import Store, put
@@ -35,7 +35,7 @@ class TestSet(Record):
 
 
 def read_test_sets(url: str) -> dict[str, TestSet]:
-    """Reads a TOML file with a table for each test set: its `url`, and `predictions` by model.
+    """Read a TOML file with a table for each test set: its `url`, and `predictions` by model.
 
     Raises:
         NotFound: There is no such file.
@@ -58,14 +58,14 @@ def read_test_sets(url: str) -> dict[str, TestSet]:
 
 
 def publish_overview(out: Store, upstream: str, summaries: Mapping[str, dict[str, Any]]) -> None:
-    """Writes index.html and overview.csv over the reports of all test sets, which lie in folders of their names."""
+    """Write index.html and overview.csv over the reports of all test sets, which lie in folders of their names."""
     rows = [row for name, summary in summaries.items() for row in overview_rows(name, summary)]
     sink = io.StringIO()
     writer = csv.DictWriter(sink, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
     put(out, "overview.csv", sink.getvalue().encode())
-    page = render(
+    page = render_page(
         "cluster.audit.report", "many.html.j2", title="Near-duplicate audit of many test sets", upstream=upstream,
         summaries=summaries, upstream_name=PurePosixPath(upstream).name,
         models=sorted({model for summary in summaries.values() for model in summary["accuracy"]}),
@@ -74,7 +74,7 @@ def publish_overview(out: Store, upstream: str, summaries: Mapping[str, dict[str
 
 
 def overview_rows(name: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Gives a row for each model and cut of one test set; for each cut where there is no model."""
+    """Return a row for each model and cut of one test set; for each cut where there is no model."""
     canaries = summary["canaries"][-1]
     base = {
         "upstream": summary["upstream"]["url"],

@@ -16,7 +16,7 @@ from cluster.audit.report.pair_pages import card, write_pages
 from cluster.audit.report.publish import claim, shown_order, spread
 from cluster.audit.result import exclusion_lists as lists
 from cluster.audit.result.groups import stars
-from pipeline.base.html import render
+from pipeline.base.html import render_page
 from pipeline.dataset.dataset import Address
 from pipeline.dataset.schema import sha256_hex, to_parquet
 from pipeline.store.base import Store, put
@@ -29,7 +29,7 @@ _STAR_SCHEMA = pa.schema(
 
 
 def audit_within(out: Store, config: AuditConfig, sides: Sides, job: AuditJob) -> dict[str, Any]:
-    """Finds the duplicates within a set and publishes them.
+    """Find the duplicates within a set and publish them.
 
     Args:
         out: The report's folder: index.html, pairs, stars.parquet and .csv, exclude.parquet.
@@ -86,7 +86,7 @@ def audit_within(out: Store, config: AuditConfig, sides: Sides, job: AuditJob) -
     largest = sorted(grouped.items(), key=lambda star: (-len(star[1]), star[0]))[:_MOST_LISTED]
     shown = [{"key": _key(sides, centre), "num_members": len(members)} for centre, members in largest]
     gallery = [card(sides, row) for row in spread(listed)]
-    page = render("cluster.audit.report", "within.html.j2",
+    page = render_page("cluster.audit.report", "within.html.j2",
                   title="Duplicates within a set", summary=summary, stars=shown,
                   gallery=gallery)  # fmt: skip
     put(out, "index.html", page)
@@ -99,7 +99,7 @@ def _key(sides: Sides, address: tuple[int, int]) -> str:
 
 
 def _star_table(sides: Sides, grouped: dict[tuple[int, int], list[tuple[int, int]]]) -> pa.Table:
-    """Gives a row for each member of a star, with what finds its picture."""
+    """Return a row for each member of a star, with what finds its picture."""
     rows = []
     for centre, members in grouped.items():
         for member in members:

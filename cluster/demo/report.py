@@ -14,7 +14,7 @@ from cluster.audit.report.publish import read_section
 from cluster.demo.stages import Stage
 from pipeline.base.charts import Series, line_chart, point_chart
 from pipeline.base.console import human_bytes
-from pipeline.base.html import render
+from pipeline.base.html import render_page
 from pipeline.dataset.dataset import open_dataset
 from pipeline.store.local import LocalStore
 from pipeline.store.url import open_store
@@ -41,7 +41,7 @@ class DemoFacts:
 
     @staticmethod
     def collect(root: str, report: Path, about: tuple[str, ...], stages: list[Stage]) -> "DemoFacts":
-        """Reads the outcome of all stages."""
+        """Read the outcome of all stages."""
         run = open_store(f"{root}/runs/pretrain")
         return DemoFacts(
             about=about,
@@ -62,11 +62,11 @@ class DemoFacts:
         )
 
     def finished(self, seconds: float, peak_bytes: int) -> "DemoFacts":
-        """Adds the wall time and the peak memory."""
+        """Add the wall time and the peak memory."""
         return dataclasses.replace(self, seconds=seconds, peak_bytes=peak_bytes)
 
     def transfer_rows(self) -> list[dict[str, Any]]:
-        """Gives a row for each start and number of shots: median and range over subsets, interval of the median run."""
+        """Return a row for each start and number of shots: median and range over subsets, interval of the median run."""
         rows = []
         for shots in sorted({result["shots"] for result in self.results["scratch"]}):
             for name in _INITS:
@@ -88,7 +88,7 @@ class DemoFacts:
         return rows
 
     def summary_lines(self) -> list[str]:
-        """Gives the outcome in a few lines of text."""
+        """Return the outcome in a few lines of text."""
         last = self.metrics[-1]
         summary = self.audit["summary"]
         canaries = summary["canaries"][-1]
@@ -110,9 +110,9 @@ class DemoFacts:
 
 
 def write_report(folder: Path, facts: DemoFacts) -> DemoFacts:
-    """Writes index.html; gives the facts back."""
+    """Write index.html; return the facts back."""
     folder.mkdir(parents=True, exist_ok=True)
-    page = render(
+    page = render_page(
         "cluster.demo",
         "demo.html.j2",
         title="BiT Pretrain: the demonstration",
@@ -143,6 +143,6 @@ def _transfer_chart(results: dict[str, list[dict[str, Any]]]) -> Markup:
 
 
 def _rates(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Gives the median rate and data wait, without the first row, which holds the warm-up."""
+    """Return the median rate and data wait, without the first row, which holds the warm-up."""
     steady = metrics[1:] or metrics
     return {name: median(row[name] for row in steady) for name in ("images_per_second", "data_wait_fraction")}

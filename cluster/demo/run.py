@@ -50,7 +50,7 @@ class Scale:
 
 
 def demo(folder: Path, data: Path | None, *, short: bool, fresh: bool) -> None:
-    """Runs the demonstration and stops everything it started, also after Ctrl-C or an error.
+    """Run the demonstration and stop everything it started, also after Ctrl-C or an error.
 
     Args:
         folder: Where everything goes; an interrupted run goes on there.
@@ -85,7 +85,7 @@ def demo(folder: Path, data: Path | None, *, short: bool, fresh: bool) -> None:
 
 
 def demo_folder(out: Path, data: Path | None) -> Path:
-    """Gives the folder of a demonstration: of its own for every data folder, and never inside it or around it.
+    """Return the folder of a demonstration: of its own for every data folder, and never inside it or around it.
 
     Raises:
         ConfigError: The folder would hold the user's pictures, or lie among them.
@@ -102,7 +102,7 @@ def demo_folder(out: Path, data: Path | None) -> Path:
 
 @contextmanager
 def _stack(folder: Path) -> Iterator[Stack]:
-    """Runs the local services for the body; SIGTERM and a closed terminal end it like Ctrl-C."""
+    """Run the local services for the body; SIGTERM and a closed terminal end it like Ctrl-C."""
     end_by_signals()
     stop_leftover(folder / "stack")
     click.secho("\nstarting an S3 server (SeaweedFS) and Ray on this machine", bold=True)
@@ -150,7 +150,7 @@ def _run_stages(folder: Path, folders: Folders, stack: Stack, *, is_digits: bool
 
 
 def _scale(train: str, *, is_digits: bool, short: bool) -> Scale:
-    """Gives the scale that keeps two cores busy for a few minutes; numbers of shots that every class can fill."""
+    """Return the scale that keeps two cores busy for a few minutes; numbers of shots that every class can fill."""
     from pipeline.upkeep.statistics import class_counts  # noqa: PLC0415
 
     dataset = open_dataset(train)

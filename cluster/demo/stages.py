@@ -41,7 +41,7 @@ class Stage:
 
 
 def run_stage(name: str, command: Sequence[str], log: Path) -> Stage:
-    """Runs a command, shows its progress lines, and keeps all output in `log`.
+    """Run a command, shows its progress lines, and keep all output in `log`.
 
     Raises:
         ServiceError: It failed; carries its last line.
@@ -81,7 +81,7 @@ class MemoryWatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Samples while the body runs."""
+        """Sample while the body runs."""
         ended = threading.Event()
         thread = threading.Thread(target=self._sample, args=(ended,), daemon=True)
         thread.start()
@@ -98,7 +98,7 @@ class MemoryWatch:
 
 
 def _proportional_bytes(process: psutil.Process) -> int:
-    """Gives the process's proportional set size from its kernel summary; 0 if it has ended."""
+    """Return the process's proportional set size from its kernel summary; 0 if it has ended."""
     try:
         with open(f"/proc/{process.pid}/smaps_rollup", encoding="ascii") as summary:
             return next(int(line.split()[1]) * 1024 for line in summary if line.startswith("Pss:"))
@@ -107,5 +107,5 @@ def _proportional_bytes(process: psutil.Process) -> int:
 
 
 def num_cpus() -> int:
-    """Gives the CPUs this process may use."""
+    """Return the CPUs this process may use."""
     return len(os.sched_getaffinity(0))

@@ -18,7 +18,7 @@ _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def connect(address: str | None) -> "JobSubmissionClient":
-    """Gives a client of the job API at `address`, or at RAY_API_SERVER_ADDRESS.
+    """Return a client of the job API at `address`, or at RAY_API_SERVER_ADDRESS.
 
     Raises:
         ServiceError: No address is known, or nothing answers there.
@@ -42,7 +42,7 @@ def connect(address: str | None) -> "JobSubmissionClient":
 def submit(
     client: "JobSubmissionClient", command: Sequence[str], environment: Mapping[str, str], job: str | None
 ) -> str:
-    """Submits a command line; gives the job's id.
+    """Submit a command line; return the job's id.
 
     Raises:
         ServiceError: The cluster refused it.
@@ -57,7 +57,7 @@ def submit(
 
 
 def status(client: "JobSubmissionClient", job: str) -> str:
-    """Gives PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+    """Return PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
 
     Raises:
         NotFound: There is no such job.
@@ -69,7 +69,7 @@ def status(client: "JobSubmissionClient", job: str) -> str:
 
 
 def all_jobs(client: "JobSubmissionClient") -> list[dict[str, Any]]:
-    """Gives id, status, entry point and times of every submitted job, oldest first."""
+    """Return id, status, entry point and times of every submitted job, oldest first."""
     details = [job for job in client.list_jobs() if job.submission_id]
     return [
         {
@@ -82,7 +82,7 @@ def all_jobs(client: "JobSubmissionClient") -> list[dict[str, Any]]:
 
 
 def follow(client: "JobSubmissionClient", job: str) -> str:
-    """Copies the job's output to stdout until it ends; gives its final status."""
+    """Copy the job's output to stdout until it ends; return its final status."""
 
     async def copy() -> None:
         async for part in client.tail_job_logs(job):
@@ -94,7 +94,7 @@ def follow(client: "JobSubmissionClient", job: str) -> str:
 
 
 def logs(client: "JobSubmissionClient", job: str) -> str:
-    """Gives the job's output so far.
+    """Return the job's output so far.
 
     Raises:
         NotFound: There is no such job.
@@ -105,7 +105,7 @@ def logs(client: "JobSubmissionClient", job: str) -> str:
 
 
 def stop(client: "JobSubmissionClient", job: str) -> None:
-    """Asks the job to stop; no error if it has ended.
+    """Ask the job to stop; no error if it has ended.
 
     Raises:
         NotFound: There is no such job.

@@ -16,7 +16,7 @@ Identity = tuple[int, float]
 
 
 def end_by_signals() -> None:
-    """Makes SIGTERM and a closed terminal end this process like Ctrl-C, so that what it started is stopped."""
+    """Make SIGTERM and a closed terminal end this process like Ctrl-C, so that what it started is stopped."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -27,7 +27,7 @@ def end_by_signals() -> None:
 
 @contextmanager
 def unstoppable() -> Iterator[None]:
-    """Ignores further signals while services are stopped: a second Ctrl-C must leave nothing behind."""
+    """Ignore further signals while services are stopped: a second Ctrl-C must leave nothing behind."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -41,7 +41,7 @@ def unstoppable() -> Iterator[None]:
 
 
 def identities(started: Sequence[subprocess.Popen[bytes]]) -> tuple[Identity, ...]:
-    """Gives what names the processes for ever, the last started first."""
+    """Return what names the processes for ever, the last started first."""
     found = (_process(process.pid) for process in reversed(started))
     return tuple((process.pid, process.create_time()) for process in found if process)
 
@@ -54,7 +54,7 @@ def _process(pid: int) -> psutil.Process | None:
 
 
 def stop_all(processes: Sequence[Identity], belongs: Callable[[psutil.Process], bool]) -> None:
-    """Stops the processes in order, politely, then kills their descendants and whatever else belongs to them.
+    """Stop the processes in order, politely, then kills their descendants and whatever else belongs to them.
 
     Args:
         processes: First process of each service. One whose pid was given to another process is left alone.

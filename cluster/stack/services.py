@@ -53,7 +53,7 @@ class Stack(Record):
 def start_stack(
     folder: Path, *, cpus_per_node: Sequence[int], bucket: str, s3_port: int = 0, dashboard_port: int = 0
 ) -> Stack:
-    """Starts the S3 server, one Ray node for each entry of `cpus_per_node`, and creates the bucket.
+    """Start the S3 server, one Ray node for each entry of `cpus_per_node`, and create the bucket.
 
     Args:
         folder: For state, logs and objects.
@@ -106,7 +106,7 @@ def start_stack(
 
 
 def stop_stack(stack: Stack) -> None:
-    """Stops every process of the stack and removes Ray's scratch folder; objects and logs stay."""
+    """Stop every process of the stack and remove Ray's scratch folder; objects and logs stay."""
     with unstoppable():
         name = "RAY_AUTH_TOKEN_PATH"
         stop_all(stack.processes, _carries(name, stack.environment[name]))
@@ -115,13 +115,13 @@ def stop_stack(stack: Stack) -> None:
 
 
 def stop_leftover(folder: Path) -> None:
-    """Stops a stack that an earlier process left running in the folder, if there is one."""
+    """Stop a stack that an earlier process left running in the folder, if there is one."""
     if (folder / STATE_NAME).exists():
         stop_stack(read_stack(folder))
 
 
 def read_stack(folder: Path) -> Stack:
-    """Gives the stack that was started in a folder.
+    """Return the stack that was started in a folder.
 
     Raises:
         ServiceError: None runs there.
@@ -133,7 +133,7 @@ def read_stack(folder: Path) -> Stack:
 
 
 def free_ports(count: int) -> list[int]:
-    """Gives distinct ports that are free on the loopback interface.
+    """Return distinct ports that are free on the loopback interface.
 
     Below the range from which the kernel serves outgoing connections: a port of that range that is free now may be
     taken by one of Ray's own processes before the service it was meant for binds it.
@@ -189,7 +189,7 @@ def _start_s3(folder: Path, s3_port: int) -> tuple[subprocess.Popen[bytes], dict
 
 
 def create_bucket(environment: Mapping[str, str], bucket: str) -> None:
-    """Creates the bucket, waiting until the server takes a signed write.
+    """Create the bucket, waiting until the server takes a signed write.
 
     Raises:
         ConfigError: The name is not one of a bucket.
@@ -226,7 +226,7 @@ def _start_ray(
     started: list[subprocess.Popen[bytes]],
     dashboard_port: int,
 ) -> str | None:
-    """Starts the nodes; gives the address of the cluster, None without nodes."""
+    """Start the nodes; return the address of the cluster, None without nodes."""
     head_port, client_port = free_ports(2)
     settings = {
         **os.environ,
@@ -257,7 +257,7 @@ def _start_ray(
 
 @retry(retry=retry_if_exception_type(ServiceError), stop=stop_after_attempt(_NODE_STARTS), reraise=True)
 def _start_node(command: list[str], log: Path, settings: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Starts one node and waits until it has registered; one that did not is stopped whole and started again."""
+    """Start one node and wait until it has registered; one that did not is stopped whole and started again."""
     agent_port, agent_grpc_port, metrics_port = free_ports(3)
     ports = [f"--dashboard-agent-listen-port={agent_port}", f"--dashboard-agent-grpc-port={agent_grpc_port}",
              f"--metrics-export-port={metrics_port}"]  # fmt: skip
@@ -301,7 +301,7 @@ def _beside_python(name: str) -> str:
 
 
 def _carries(name: str, value: str) -> Callable[[psutil.Process], bool]:
-    """Gives the test whether a process has inherited a variable with that value; this process never has."""
+    """Return the test whether a process has inherited a variable with that value; this process never has."""
 
     def carries(process: psutil.Process) -> bool:
         try:

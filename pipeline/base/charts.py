@@ -44,7 +44,7 @@ class _Frame:
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Gives round numbers within [low, high]."""
+    """Return round numbers within [low, high]."""
     span = (high - low) or 1.0
     step = 10 ** math.floor(math.log10(span / count))
     for factor in (1, 2, 5, 10):
@@ -88,7 +88,7 @@ def _svg(parts: Sequence[str], title: str) -> Markup:
 
 
 def line_chart(series: Sequence[Series], title: str, x_label: str, y_label: str) -> Markup:
-    """Draws lines over a common frame, with a legend."""
+    """Draw lines over a common frame, with a legend."""
     points = [point for each in series for point in each.points]
     if not points:
         return Markup("")
@@ -106,7 +106,7 @@ def line_chart(series: Sequence[Series], title: str, x_label: str, y_label: str)
 
 
 def point_chart(series: Sequence[Series], title: str, x_label: str, y_label: str) -> Markup:
-    """Draws every run as a point over categories, and a line through the medians. Accuracies in percent, 0 to 100."""
+    """Draw every run as a point over categories, and a line through the medians. Accuracies in percent, 0 to 100."""
     names = sorted({x for each in series for x, _ in each.points})
     if not names:
         return Markup("")
@@ -151,7 +151,7 @@ class Layer:
 def layered_histogram(
     layers: Sequence[Layer], bar_width: float, title: str, x_label: str, marks: Sequence[float] = ()
 ) -> Markup:
-    """Draws bars stacked in the order of the layers, with a legend, and dashed lines at `marks` (thresholds)."""
+    """Draw bars stacked in the order of the layers, with a legend, and dashed lines at `marks` (thresholds)."""
     edges = sorted({edge for layer in layers for edge in layer.counts})
     if not edges:
         return Markup("")
@@ -187,7 +187,7 @@ def layered_histogram(
 def histogram(
     counts: Sequence[tuple[float, int]], title: str, x_label: str, bar_width: float, y_label: str = "pairs"
 ) -> Markup:
-    """Draws bars of (left edge, count)."""
+    """Draw bars of (left edge, count)."""
     if not counts:
         return Markup("")
     frame = _Frame(0.0, max(x for x, _ in counts) + bar_width, 0.0, max(count for _, count in counts) * 1.05)

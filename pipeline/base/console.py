@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_LINES = 5.0  # progress where no terminal redraws a bar
 
 
 def run(group: click.Group) -> None:
-    """Runs a command group: a user's error is one sentence on stderr; `--debug` anywhere adds the traceback."""
+    """Run a command group: a user's error is one sentence on stderr; `--debug` anywhere adds the traceback."""
     arguments = sys.argv[1:]
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments  # the rest is a job's command line
     debug = "--debug" in own
@@ -53,7 +53,7 @@ def run(group: click.Group) -> None:
 
 
 def examples(*lines: str) -> str:
-    """Gives an epilog of example commands that click leaves as they are."""
+    """Return an epilog of example commands that click leaves as they are."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
@@ -64,7 +64,7 @@ class EventLog:
         self._file = Path(path).open("a", encoding="utf-8") if path else None  # noqa: SIM115 - open for the run
 
     def write(self, event: str, **values: Any) -> None:
-        """Appends {"time", "event", **values}."""
+        """Append {"time", "event", **values}."""
         if self._file:
             line = {"time": round(time.time(), 3), "event": event} | values
             self._file.write(json.dumps(line) + "\n")
@@ -82,7 +82,7 @@ def silent(what: str, total: int | None, unit: str) -> Iterator[Advance]:
 
 @contextmanager
 def progress(what: str, total: int | None, unit: str) -> Iterator[Advance]:
-    """Shows done/total, rate, MB/s where bytes are told, and ETA on stderr; gives the function that advances it.
+    """Show done/total, rate, MB/s where bytes are told, and ETA on stderr; return the function that advances it.
 
     A terminal gets a bar, anything else a line every few seconds. `total` is None where it is not known.
     """
@@ -153,7 +153,7 @@ def _bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
 
 
 def human_bytes(num_bytes: float) -> str:
-    """Gives 1536 as '1.5 kB', in powers of 1000."""
+    """Return 1536 as '1.5 kB', in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
@@ -162,7 +162,7 @@ def human_bytes(num_bytes: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """Gives 5400 as '1.5 hours'."""
+    """Return 5400 as '1.5 hours'."""
     for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= length:
             return f"{seconds / length:,.1f} {unit}"

@@ -3,8 +3,8 @@
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 
-def render(package: str, template: str, **values: object) -> bytes:
-    """Gives the page of a template of the package; a missing value is an error, text is escaped."""
+def render_page(package: str, template: str, **values: object) -> bytes:
+    """Return the page of a template of the package; a missing value is an error, text is escaped."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("pipeline.base")]),
         autoescape=True,

@@ -11,5 +11,5 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def to_json(self) -> bytes:
-        """Gives the record as JSON bytes; equal records give equal bytes."""
+        """Return the record as JSON bytes; equal records give equal bytes."""
         return (self.model_dump_json(indent=1) + "\n").encode()

@@ -13,13 +13,13 @@ from xxhash import xxh3_64_intdigest
 
 
 def key128(seed: int, *parts: str | int) -> int:
-    """Gives the 128-bit key of (seed, parts): equal keys only for equal arguments, types included."""
+    """Return the 128-bit key of (seed, parts): equal keys only for equal arguments, types included."""
     text = "\x1f".join([f"i{seed}", *(f"{'i' if isinstance(part, int) else 's'}{part}" for part in parts)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 
 def rng(seed: int, *parts: str | int) -> np.random.Generator:
-    """Gives an independent Philox generator for (seed, parts)."""
+    """Return an independent Philox generator for (seed, parts)."""
     return np.random.Generator(np.random.Philox(key=key128(seed, *parts)))
 
 
@@ -36,13 +36,13 @@ class Uniform:
         self._drawn = 0
 
     def random(self) -> float:
-        """Gives the next number, of 53 random bits."""
+        """Return the next number, of 53 random bits."""
         self._drawn += 1
         return (xxh3_64_intdigest(self._key, self._drawn) >> 11) * 2.0**-53
 
 
 def sample_uniform(seed: int, purpose: str, source: int, epoch: int, shard: int, row: int) -> Uniform:
-    """Gives the randomness of one sample in one epoch of its source."""
+    """Return the randomness of one sample in one epoch of its source."""
     return Uniform(_epoch_key(seed, purpose, source, epoch) + struct.pack("<qq", shard, row))
 
 

@@ -73,7 +73,7 @@ def job_options(command: Command) -> Command:
 def columns_of(
     image_column: str, label_column: str, no_labels: bool, bytes_column: str | None, classes_file: str | None
 ) -> "Columns":
-    """Gives what `source_options` ask for."""
+    """Return what `source_options` ask for."""
     from pipeline.packing.sources.table import Columns  # noqa: PLC0415
 
     return Columns(
@@ -86,7 +86,7 @@ def columns_of(
 
 @contextmanager
 def pool_of(workers: int | None, on_ray: bool) -> Iterator["Pool"]:
-    """Gives what `pool_options` ask for."""
+    """Return what `pool_options` ask for."""
     from pipeline.work.on_ray import OnRay  # noqa: PLC0415
     from pipeline.work.pools import Processes  # noqa: PLC0415
 
@@ -101,7 +101,7 @@ def pool_of(workers: int | None, on_ray: bool) -> Iterator["Pool"]:
 def job_of(
     dest: str, workers: int | None, on_ray: bool, max_reject_fraction: float, scratch: str | None, log_jsonl: str | None
 ) -> Iterator["Job"]:
-    """Gives what `job_options` ask for."""
+    """Return what `job_options` ask for."""
     from pipeline.image.decode import check_pillow  # noqa: PLC0415
     from pipeline.packing.jobs import Job, Reporting  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
@@ -123,7 +123,7 @@ def job_of(
 
 
 def class_list(path: str | None) -> list[str]:
-    """Gives the names of a class file.
+    """Return the names of a class file.
 
     Raises:
         ConfigError: It does not exist, or a line is no name or stands twice.
@@ -149,7 +149,7 @@ def class_list(path: str | None) -> list[str]:
 
 
 def checked_split(split: str) -> str:
-    """Gives the split's name. Raises ConfigError if it cannot be part of a file name."""
+    """Return the split's name. Raises ConfigError if it cannot be part of a file name."""
     if not split or not all(c.isascii() and (c.isalnum() or c in "-_") for c in split):
         raise ConfigError(f"--split {split!r}: use letters, digits, '-' and '_'")
     return split

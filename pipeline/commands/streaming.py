@@ -55,7 +55,7 @@ def bench(url: str, as_json: bool, log: str | None, **options: Any) -> None:
     """
     from pipeline.image.transforms import PretrainView  # noqa: PLC0415
     from pipeline.streaming.order import OrderConfig  # noqa: PLC0415
-    from pipeline.streaming.selection import View  # noqa: PLC0415
+    from pipeline.streaming.selection import Selection  # noqa: PLC0415
     from pipeline.streaming.stream import LoaderConfig, Stream  # noqa: PLC0415
 
     dataset = _opened(url)
@@ -67,7 +67,7 @@ def bench(url: str, as_json: bool, log: str | None, **options: Any) -> None:
         read_threads=options["read_threads"],
         cache_folder=options["cache"],
     )
-    stream = Stream(View(dataset), order, PretrainView(px), loader=loader)
+    stream = Stream(Selection(dataset), order, PretrainView(px), loader=loader)
     events = EventLog(log)
     if not as_json:
         how = f"{num_workers} loader process{'es' if num_workers > 1 else ''}" if num_workers else "a loader thread"

@@ -65,7 +65,7 @@ class Dataset:
         return tuple(json.loads(read_checked(self.store, self.version.classes, str(self.version.classes_sha256))))
 
     def class_name(self, label: int) -> str:
-        """Gives the name of a label, or its number where it has none."""
+        """Return the name of a label, or its number where it has none."""
         return self.classes[label] if label < len(self.classes) else str(label)
 
     @property
@@ -74,7 +74,7 @@ class Dataset:
         return sha256_hex("\n".join(self.classes).encode())
 
     def samples(self, shard: int) -> pa.Table:
-        """Gives a shard's sidecar, a table of manifest.SAMPLE_SCHEMA.
+        """Return a shard's sidecar, a table of manifest.SAMPLE_SCHEMA.
 
         Those used last are kept, up to SIDECAR_CACHE_BYTES together.
 
@@ -95,14 +95,14 @@ class Dataset:
         return table
 
     def held_samples(self, shard: int) -> pa.Table | None:
-        """Gives a shard's sidecar if it is one of those that are kept."""
+        """Return a shard's sidecar if it is one of those that are kept."""
         with self._lock:
             if shard in self._sidecars:
                 self._sidecars.move_to_end(shard)
             return self._sidecars.get(shard)
 
     def all_samples(self, columns: list[str]) -> pa.Table:
-        """Gives the named sidecar columns of all samples, with `shard` and `row` in front."""
+        """Return the named sidecar columns of all samples, with `shard` and `row` in front."""
         parts = []
         for row in self.shards:
             table = self.samples(row["shard"]).select(columns)
@@ -114,7 +114,7 @@ class Dataset:
         return pa.concat_tables(parts)
 
     def shard_path(self, shard: int) -> str:
-        """Gives the key of a shard's tar, or its absolute URL where it lies elsewhere."""
+        """Return the key of a shard's tar, or its absolute URL where it lies elsewhere."""
         return self._paths[shard]
 
     @cached_property
@@ -123,21 +123,21 @@ class Dataset:
         return paths
 
     def shard_url(self, shard: int) -> str:
-        """Gives the absolute URL of a shard's tar."""
+        """Return the absolute URL of a shard's tar."""
         path = self.shard_path(shard)
         return path if "://" in path or path.startswith("/") else f"{self.store.url}/{path}"
 
     def read_span(self, shard: int, offset: int, num_bytes: int) -> bytes:
-        """Gives a byte range of a shard's tar."""
+        """Return a byte range of a shard's tar."""
         return self.store.read_range(self.shard_path(shard), offset, num_bytes)
 
     def read_image(self, address: Address) -> bytes:
-        """Gives the encoded image of one sample."""
+        """Return the encoded image of one sample."""
         sample = self.sample(address)
         return self.read_span(address.shard, sample["image_offset"], sample["image_bytes"])
 
     def read_about(self, address: Address) -> dict[str, Any]:
-        """Gives the JSON member of one sample: source, labels, size and extra columns; empty where it has none."""
+        """Return the JSON member of one sample: source, labels, size and extra columns; empty where it has none."""
         sample = self.sample(address)
         if not sample["json_bytes"]:
             return {}
@@ -147,7 +147,7 @@ class Dataset:
         return described
 
     def sample(self, address: Address) -> dict[str, Any]:
-        """Gives one row of a sidecar."""
+        """Return one row of a sidecar."""
         row: dict[str, Any] = self.samples(address.shard).slice(address.row, 1).to_pylist()[0]
         return row
 
@@ -182,7 +182,7 @@ class Shards(Sequence[dict[str, Any]]):
 
 
 def open_dataset(url: str, version: int | None = None) -> Dataset:
-    """Opens a dataset at its latest version, or pinned to one.
+    """Open a dataset at its latest version, or pinned to one.
 
     Raises:
         NotFound: Nothing is published there, or no such version.
@@ -202,7 +202,7 @@ def open_dataset(url: str, version: int | None = None) -> Dataset:
 
 
 def label_matrix(labels: list[list[int]], num_classes: int) -> npt.NDArray[np.float32]:
-    """Gives multi-hot targets, shape (samples, classes), from lists of labels."""
+    """Return multi-hot targets, shape (samples, classes), from lists of labels."""
     targets = np.zeros((len(labels), num_classes), np.float32)
     for row, sample_labels in enumerate(labels):
         targets[row, sample_labels] = 1.0

@@ -55,7 +55,7 @@ class Addition:
 
 
 def publish(store: Store, before: Published | None, addition: Addition, *, replaces: bool = False) -> ManifestVersion:
-    """Writes the next version, then swings the pointer to it. With `replaces` it holds nothing of the one before.
+    """Write the next version, then swings the pointer to it. With `replaces` it holds nothing of the one before.
 
     All objects but the pointer are created if absent, under names that hold version and content; the pointer is swung
     by compare-and-swap. So a crash anywhere leaves the old version or the new one, and a second writer of the same
@@ -139,7 +139,7 @@ def _classes_body(classes: Sequence[str]) -> bytes | None:
 
 
 def _rejects(store: Store, old: ManifestVersion | None, addition: Addition) -> tuple[bytes | None, int, dict[str, int]]:
-    """Gives the outstanding rejects as Parquet, their number and their reasons."""
+    """Return the outstanding rejects as Parquet, their number and their reasons."""
     sink, count = io.BytesIO(), 0
     reasons: dict[str, int] = {}
     kept = [outstanding_rejects(store, old)] if old and not addition.retries else []

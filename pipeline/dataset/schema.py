@@ -145,22 +145,22 @@ class ManifestVersion(Record):
 
 
 def version_key(version: int) -> str:
-    """Gives the key of a manifest version's record."""
+    """Return the key of a manifest version's record."""
     return f"manifests/v{version:06d}.json"
 
 
 def sha256_hex(body: bytes) -> str:
-    """Gives the sha256 as 64 hexadecimal digits."""
+    """Return the sha256 as 64 hexadecimal digits."""
     return hashlib.sha256(body).hexdigest()
 
 
 def image_digest(data: bytes | memoryview) -> bytes:
-    """Gives the digest of an image's bytes as a sidecar holds it."""
+    """Return the digest of an image's bytes as a sidecar holds it."""
     return blake3.blake3(data).digest(length=DIGEST_BYTES)
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """Gives the table as Parquet; equal tables give equal bytes with the same pyarrow.
+    """Return the table as Parquet; equal tables give equal bytes with the same pyarrow.
 
     Hashes do not compress, so they are stored plain; offsets and sizes are delta-packed before zstd.
     """
@@ -186,7 +186,7 @@ def _leaf_names(schema: pa.Schema) -> list[str]:
 
 
 def from_parquet(body: bytes) -> pa.Table:
-    """Gives the table of Parquet bytes.
+    """Return the table of Parquet bytes.
 
     Without threads: the tables are small, and a process that ends while Arrow starts its threads is aborted.
     """
@@ -194,5 +194,5 @@ def from_parquet(body: bytes) -> pa.Table:
 
 
 def table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Gives rows of plain values as a table of exactly `schema`."""
+    """Return rows of plain values as a table of exactly `schema`."""
     return pa.Table.from_pylist(rows, schema=schema)

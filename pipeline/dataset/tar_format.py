@@ -7,9 +7,9 @@ webdataset and Hugging Face datasets.
 
 from functools import lru_cache
 
-BLOCK_BYTES = 512
+TAR_BLOCK_BYTES = 512
 # A tar ends with two zero blocks.
-END = bytes(2 * BLOCK_BYTES)
+END = bytes(2 * TAR_BLOCK_BYTES)
 _MAX_NAME_BYTES = 100
 _SIZE_START, _SIZE_STOP = 124, 135  # of the size in a header
 _MAX_MEMBER_BYTES = 8**11 - 1  # eleven octal digits
@@ -31,12 +31,12 @@ _JPG, _CLS, _JSON = ((suffix, _FIXED_SUM + sum(suffix)) for suffix in (b".jpg", 
 
 
 def padded(num_bytes: int) -> int:
-    """Gives `num_bytes` rounded up to whole tar blocks."""
-    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+    """Return `num_bytes` rounded up to whole tar blocks."""
+    return -(-num_bytes // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
 
 
 def header(name: str, num_bytes: int) -> bytes:
-    """Gives the 512-byte header of a regular file: mode 0444, owner 0, time 0.
+    """Return the 512-byte header of a regular file: mode 0444, owner 0, time 0.
 
     Args:
         name: ASCII, at most 100 bytes.
@@ -53,7 +53,7 @@ def header(name: str, num_bytes: int) -> bytes:
 
 
 def sample_parts(key: bytes, image_bytes: int, cls: bytes, about: bytes) -> tuple[bytes, bytes]:
-    """Gives what stands before and after the picture of a sample: `KEY.jpg` without content, and two whole members.
+    """Return what stands before and after the picture of a sample: `KEY.jpg` without content, and two whole members.
 
     As `header` and `member` would, in a third of the time.
 
@@ -66,13 +66,13 @@ def sample_parts(key: bytes, image_bytes: int, cls: bytes, about: bytes) -> tupl
     key_sum = sum(key)
     before = _sample_header(key, _JPG, key_sum, image_bytes)
     after = (
-        bytes(-image_bytes % BLOCK_BYTES),
+        bytes(-image_bytes % TAR_BLOCK_BYTES),
         _sample_header(key, _CLS, key_sum, len(cls)),
         cls,
-        bytes(-len(cls) % BLOCK_BYTES),
+        bytes(-len(cls) % TAR_BLOCK_BYTES),
         _sample_header(key, _JSON, key_sum, len(about)),
         about,
-        bytes(-len(about) % BLOCK_BYTES),
+        bytes(-len(about) % TAR_BLOCK_BYTES),
     )
     return before, b"".join(after)
 
@@ -89,12 +89,12 @@ def _size_field(num_bytes: int) -> tuple[bytes, int]:
 
 
 def member(name: str, content: bytes) -> bytes:
-    """Gives header, content and padding of one file."""
-    return b"".join((header(name, len(content)), content, bytes(-len(content) % BLOCK_BYTES)))
+    """Return header, content and padding of one file."""
+    return b"".join((header(name, len(content)), content, bytes(-len(content) % TAR_BLOCK_BYTES)))
 
 
 def contents(body: bytes) -> list[tuple[int, int]]:
-    """Gives first byte and byte after the content of each file in a run of members that this module wrote.
+    """Return first byte and byte after the content of each file in a run of members that this module wrote.
 
     Raises:
         ValueError: It is no such run.
@@ -102,8 +102,8 @@ def contents(body: bytes) -> list[tuple[int, int]]:
     found = []
     position = 0
     while position < len(body):
-        start = position + BLOCK_BYTES
+        start = position + TAR_BLOCK_BYTES
         stop = start + int(body[position + _SIZE_START : position + _SIZE_STOP], 8)
         found.append((start, stop))
-        position = -(-stop // BLOCK_BYTES) * BLOCK_BYTES
+        position = -(-stop // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
     return found

@@ -37,7 +37,7 @@ class TarSample:
 
 
 def scan_tar(file: BinaryIO, url: str) -> tuple[list[TarSample], int]:
-    """Reads the members of a tar.
+    """Read the members of a tar.
 
     Args:
         file: The open tar; seekable.
@@ -62,14 +62,14 @@ def scan_tar(file: BinaryIO, url: str) -> tuple[list[TarSample], int]:
 
 
 def _check_end(url: str, file: BinaryIO, end: int) -> None:
-    """A tar cut between two members looks whole to every reader; only its end mark tells."""
+    """Refuse a tar without an end mark: one that was cut between two members looks whole to every reader."""
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise CorruptShard(f"{url} has no end mark and may have been cut; restore it or leave it out")
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Gives (key, extension) of a member, by the WebDataset rule; the extension is empty where there is none."""
+    """Return (key, extension) of a member, by the WebDataset rule; the extension is empty where there is none."""
     folder, slash, last = name.rpartition("/")
     stem, _, extension = last.partition(".")
     return (f"{folder}{slash}{stem}", extension.lower()) if stem else ("", "")
@@ -112,7 +112,7 @@ def _numbers(values: Any) -> list[int] | None:
 
 
 def labels_of(sample: TarSample) -> list[int]:
-    """Gives all labels of a sample: the list in its JSON before the one number of its `.cls`."""
+    """Return all labels of a sample: the list in its JSON before the one number of its `.cls`."""
     for found in (sample.about.get("labels"), sample.labels, sample.about.get("label"), sample.about.get("cls")):
         numbers = _numbers(found) if found is not None else None
         if numbers:

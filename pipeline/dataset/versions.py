@@ -22,7 +22,7 @@ class Published:
 
 
 def published_version(store: Store) -> Published | None:
-    """Gives the version that MANIFEST.json points to, or None where nothing is published.
+    """Return the version that MANIFEST.json points to, or None where nothing is published.
 
     Raises:
         ConfigError: There is a MANIFEST.json of another kind.
@@ -42,7 +42,7 @@ def published_version(store: Store) -> Published | None:
 
 
 def parsed_version(body: bytes, url: str) -> ManifestVersion:
-    """Gives a version's record.
+    """Return a version's record.
 
     Raises:
         ConfigError: It is of another format.
@@ -58,7 +58,7 @@ def parsed_version(body: bytes, url: str) -> ManifestVersion:
 
 
 def outstanding_rejects(store: Store, version: ManifestVersion) -> pa.Table:
-    """Gives the rows that could not be used and were not packed since, a table of manifest.REJECT_SCHEMA."""
+    """Return the rows that could not be used and were not packed since, a table of manifest.REJECT_SCHEMA."""
     if not version.rejects:
         return REJECT_SCHEMA.empty_table()
     return from_parquet(read_checked(store, version.rejects, str(version.rejects_sha256)))

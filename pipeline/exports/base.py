@@ -42,23 +42,23 @@ class Export(ABC):
         self._url = dataset.store.url
 
     def of_shard(self, shard: ShardTar) -> Iterator[tuple[str, bytes]]:
-        """Gives keys and bodies of the files that belong to this shard alone."""
+        """Return keys and bodies of the files that belong to this shard alone."""
         return iter(())
 
     @abstractmethod
     def add(self, shard: ShardTar) -> None:
-        """Takes a shard in; they come in the order of the manifest."""
+        """Take a shard in; they come in the order of the manifest."""
 
     @abstractmethod
     def finish(self) -> Written:
-        """Writes the files about the whole dataset."""
+        """Write the files about the whole dataset."""
 
     def close(self) -> None:  # noqa: B027 - most formats hold nothing
-        """Lets go of what it holds, finished or not."""
+        """Let go of what it holds, finished or not."""
 
 
 def check_ours(store: Store, key: str) -> None:
-    """Makes sure that a file may be written or replaced.
+    """Make sure that a file may be written or replaced.
 
     Raises:
         Conflict: It exists and was not written here: it is somebody's work.
@@ -75,5 +75,5 @@ def check_ours(store: Store, key: str) -> None:
 
 
 def folder_of(path: str) -> str:
-    """Gives the part of a key up to and with its last slash; empty at the root."""
+    """Return the part of a key up to and with its last slash; empty at the root."""
     return path[: path.rfind("/") + 1]

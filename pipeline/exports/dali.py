@@ -12,7 +12,7 @@ _FOLDER = "exports/dali/"
 
 
 def index(layout: Layout) -> bytes:
-    """Gives `v1.2 SAMPLES`, then a line a sample: extension, offset, bytes and name of each member.
+    """Return `v1.2 SAMPLES`, then a line a sample: extension, offset, bytes and name of each member.
 
     Samples that the manifest does not list are left out, so that DALI does not meet them.
     """

@@ -41,7 +41,7 @@ class Energon(Export):
         self._index = self._begun_index()
 
     def _begun_index(self) -> SampleIndex | None:
-        """Gives the index to fill, unless the one that is there is of these shards, or it would be too large."""
+        """Return the index to fill, unless the one that is there is of these shards, or it would be too large."""
         if self._dataset.version.num_samples > _MOST_INDEXED_SAMPLES or self._has_index():
             return None
         return SampleIndex(Path(self._scratch.name, "index.sqlite"))
@@ -88,7 +88,7 @@ class Energon(Export):
         self._scratch.cleanup()
 
     def _finish_index(self) -> bool:
-        """Puts the index in its place, or takes that of another version away. Tells whether there is one."""
+        """Put the index in its place, or take that of another version away. Tells whether there is one."""
         store = self._dataset.store
         if self._index is None and self._has_index():
             return True

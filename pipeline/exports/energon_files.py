@@ -12,13 +12,13 @@ _PARTS = {"validation": "val", "valid": "val", "eval": "val"}
 
 
 def tar_index(layout: Layout) -> bytes:
-    """Gives the first byte of each sample, and the end of the last, as 64-bit numbers."""
+    """Return the first byte of each sample, and the end of the last, as 64-bit numbers."""
     offsets = [*(sample.start for sample in layout.samples), layout.end]
     return struct.pack(f"={len(offsets)}Q", *offsets)
 
 
 def split_yaml(shards_by_split: dict[str, list[str]], excluded: list[str]) -> bytes:
-    """Gives the shards of each part; parts that there are none of are listed too, or Energon's tools stop."""
+    """Return the shards of each part; parts that there are none of are listed too, or Energon's tools stop."""
     parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for split, paths in shards_by_split.items():
         parts.setdefault(_PARTS.get(split, split), []).extend(paths)
@@ -34,7 +34,7 @@ def _listed(texts: list[str], indent: str) -> list[str]:
 
 
 def dataset_yaml(image_extensions: set[str], place: str) -> bytes:
-    """Gives what a sample is: an image, from the first of the extensions that it has, and its label.
+    """Return what a sample is: an image, from the first of the extensions that it has, and its label.
 
     Args:
         image_extensions: Those that occur.

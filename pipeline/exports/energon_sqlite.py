@@ -35,7 +35,7 @@ class SampleIndex:
         self._database.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {_TABLES}")
 
     def add(self, tar_number: int, layout: Layout) -> None:
-        """Adds the samples of a tar; none from the first key on that occurs twice, which Energon does not allow."""
+        """Add the samples of a tar; none from the first key on that occurs twice, which Energon does not allow."""
         if self.has_repeated_keys:
             return
         ends = [sample.start for sample in layout.samples[1:]] + [layout.end]
@@ -60,11 +60,11 @@ class SampleIndex:
         )
 
     def finish(self) -> None:
-        """Adds the indexes; the file is complete then."""
+        """Add the indexes; the file is complete then."""
         self._database.executescript(_INDEXES)
         self._database.commit()
         self.close()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._database.close()

@@ -14,7 +14,7 @@ _BOUNDS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
 
 def size_category(num_samples: int) -> str:
-    """Gives the Hub's word for the number of samples."""
+    """Return the Hub's word for the number of samples."""
     digits = len(str(num_samples))  # 1K has four: below that is the first class
     place = max(0, digits - 3)
     if place == 0:
@@ -23,7 +23,7 @@ def size_category(num_samples: int) -> str:
 
 
 def patterns(paths: list[str], present: dict[str, list[str]]) -> list[str]:
-    """Gives what names exactly these tars: `FOLDER/*.tar` where it does, and the names themselves where not.
+    """Return what names exactly these tars: `FOLDER/*.tar` where it does, and the names themselves where not.
 
     Patterns keep the card of 131 k shards short; the Hub refuses front matter of megabytes.
 
@@ -41,7 +41,7 @@ def patterns(paths: list[str], present: dict[str, list[str]]) -> list[str]:
 
 
 def card(dataset: Dataset, patterns_by_split: dict[str, list[str]]) -> bytes:
-    """Gives the card. Strings of the front matter are quoted as JSON, which is YAML too."""
+    """Return the card. Strings of the front matter are quoted as JSON, which is YAML too."""
     version, name = dataset.version, dataset.store.url.rpartition("/")[2]
     front = [
         f"# {MARK}",

@@ -8,7 +8,7 @@ _FIELDS = ("label", "cls", "labels")
 
 
 def label_place(dataset: Dataset, shard: ShardTar) -> str:
-    """Gives CLS, or the field of the JSON member that holds a label or a list of them, or "" where there is none.
+    """Return CLS, or the field of the JSON member that holds a label or a list of them, or "" where there is none.
 
     Decided by the first sample of the shard: the samples of a dataset are alike, or no such tool can read it.
     """

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 
 from pipeline.base.errors import CorruptShard
-from pipeline.dataset.tar_format import BLOCK_BYTES, padded
+from pipeline.dataset.tar_format import TAR_BLOCK_BYTES, padded
 
 # As webdataset and Energon split names and skip members; unlike sources.tars it keeps the extension's case, by which
 # DALI and Energon look members up.
@@ -63,7 +63,7 @@ class Layout:
 
 
 def layout_by_rule(table: pa.Table) -> Layout:
-    """Gives the layout of a shard of ours from its sidecar, a table of manifest.SAMPLE_SCHEMA."""
+    """Return the layout of a shard of ours from its sidecar, a table of manifest.SAMPLE_SCHEMA."""
     names = ("key", "image_offset", "image_bytes", "json_offset", "json_bytes", "labels")
     samples, end = [], 0
     for key, image, image_bytes, about, about_bytes, labels in zip(
@@ -72,17 +72,20 @@ def layout_by_rule(table: pa.Table) -> Layout:
         members = (
             Member("jpg", image, image_bytes, f"{key}.jpg"),
             Member(
-                "cls", image + padded(image_bytes) + BLOCK_BYTES, len(str(labels[0] if labels else -1)), f"{key}.cls"
+                "cls",
+                image + padded(image_bytes) + TAR_BLOCK_BYTES,
+                len(str(labels[0] if labels else -1)),
+                f"{key}.cls",
             ),
             Member("json", about, about_bytes, f"{key}.json"),
         )
-        samples.append(Sample(key, image - BLOCK_BYTES, members))
+        samples.append(Sample(key, image - TAR_BLOCK_BYTES, members))
         end = about + padded(about_bytes)
     return Layout(tuple(samples), end)
 
 
 def scanned_layout(file: BinaryIO, url: str, image_offsets: frozenset[int]) -> Layout:
-    """Gives the layout of any tar from its headers.
+    """Return the layout of any tar from its headers.
 
     Args:
         file: The open tar; seekable.

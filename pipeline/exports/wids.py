@@ -46,7 +46,7 @@ class Wids(Export):
 
 
 def _count(shard: ShardTar) -> int:
-    """Gives the samples that wids meets: it goes by their number in the tar, so what others leave out counts too."""
+    """Return the samples that wids meets: it goes by their number in the tar, so what others leave out counts too."""
     if shard.is_ours:
         return shard.num_samples
     return len(shard.layout.samples) + shard.layout.num_skipped

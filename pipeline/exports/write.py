@@ -29,7 +29,7 @@ _THREADS = 8
 
 
 def export(dataset: Dataset, formats: Sequence[str], on_shard: Callable[[int], None]) -> Iterator[Written]:
-    """Writes the files of each format, replacing those of an earlier export; gives the formats as they are done.
+    """Write the files of each format, replacing those of an earlier export; return the formats as they are done.
 
     The shards are gone through once for all formats. The files describe this version of the dataset: after `append`,
     export again.
@@ -65,7 +65,7 @@ def export(dataset: Dataset, formats: Sequence[str], on_shard: Callable[[int], N
 
 
 def _with_own_files(dataset: Dataset, exports: Sequence[Export]) -> Iterator[ShardTar]:
-    """Gives the shards in order, each after the files that belong to it alone are written."""
+    """Yield the shards in order, each after the files that belong to it alone are written."""
     threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="export")
     running: deque[Future[ShardTar]] = deque()
 

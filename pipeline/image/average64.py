@@ -33,7 +33,7 @@ def _library() -> Any:
 
 
 def average64(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
-    """Gives the averages of 64x64 equal parts, which may cut through pixels. Releases the GIL.
+    """Return the averages of 64x64 equal parts, which may cut through pixels. Releases the GIL.
 
     Args:
         grey: Shape (height, width), sides of 64 to MOST_PX pixels.

@@ -43,7 +43,7 @@ _FIRST_TRANSPOSED = 5
 
 
 def check_pillow() -> None:
-    """Refuses an environment with both pillow and pillow-simd: they overwrite each other's files.
+    """Refuse an environment with both pillow and pillow-simd: they overwrite each other's files.
 
     Raises:
         ConfigError: Both are installed, or neither.
@@ -67,7 +67,7 @@ def _is_installed(name: str) -> bool:
 
 
 def is_jpeg(data: bytes) -> bool:
-    """Tells whether the bytes begin like a JPEG."""
+    """Return whether the bytes begin like a JPEG."""
     return data.startswith(_JPEG_MAGIC)
 
 
@@ -93,7 +93,7 @@ class JpegHeader(NamedTuple):
 
 
 def read_jpeg_header(data: bytes, *, check_end: bool = False) -> JpegHeader:
-    """Checks a JPEG as far as its header tells.
+    """Check a JPEG as far as its header tells.
 
     Args:
         data: The file.
@@ -117,7 +117,7 @@ def read_jpeg_header(data: bytes, *, check_end: bool = False) -> JpegHeader:
 
 
 def decode(data: bytes) -> Pixels:
-    """Gives the picture upright (EXIF orientation applied), as uint8 RGB of shape (height, width, 3).
+    """Return the picture upright (EXIF orientation applied), as uint8 RGB of shape (height, width, 3).
 
     Raises:
         BadImage: With reason `empty`, `not-an-image`, `truncated`, `too-large` or `too-slow`.
@@ -133,7 +133,7 @@ def decode(data: bytes) -> Pixels:
 
 
 def decode_luma(data: bytes, least_side_px: int = _WHOLE) -> npt.NDArray[np.uint8]:
-    """Gives the Y channel of a plain JPEG as it is stored (not turned upright), uint8 of shape (height, width).
+    """Return the Y channel of a plain JPEG as it is stored (not turned upright), uint8 of shape (height, width).
 
     All compressed data is read and checked, that of the colour channels too; only their transformation is saved.
 
@@ -148,7 +148,7 @@ def decode_luma(data: bytes, least_side_px: int = _WHOLE) -> npt.NDArray[np.uint
 
 
 def check_scans(data: bytes) -> None:
-    """Refuses what would be decoded a thousand times. Raises BadImage with reason `too-slow`."""
+    """Refuse what would be decoded a thousand times. Raises BadImage with reason `too-slow`."""
     if _has_one_scan(data):
         return
     values = np.frombuffer(data, np.uint8)
@@ -158,7 +158,7 @@ def check_scans(data: bytes) -> None:
 
 
 def _has_one_scan(data: bytes) -> bool:
-    """Tells whether the first scan of a baseline JPEG holds all channels: decoders refuse a second one then."""
+    """Return whether the first scan of a baseline JPEG holds all channels: decoders refuse a second one then."""
     position, num_channels = 2, -1
     try:
         while data[position] == _MARKER:
@@ -207,7 +207,7 @@ def _orientation(data: bytes) -> int:
 
 
 def _exif(data: bytes) -> bytes:
-    """Gives the first EXIF segment, or none.
+    """Return the first EXIF segment, or none.
 
     Walks the application segments at the start: searching 64 kB for the mark takes longer than all else here.
     """
@@ -223,7 +223,7 @@ def _exif(data: bytes) -> bytes:
 
 
 def upright(pixels: npt.NDArray[T], orientation: int) -> npt.NDArray[T]:
-    """Gives pixels (height and width first) turned as an EXIF orientation of 1..8 says."""
+    """Return pixels (height and width first) turned as an EXIF orientation of 1..8 says."""
     if orientation == 1:
         return pixels
     mirrored, upended = _TURNS[orientation]
@@ -250,7 +250,7 @@ def _decode_with_pillow(data: bytes) -> Pixels:
 
 
 def _rgb(image: "PilImage") -> "PilImage":
-    """Gives the picture in RGB: 16 bit scaled to 8, transparency on white."""
+    """Return the picture in RGB: 16 bit scaled to 8, transparency on white."""
     from PIL import Image  # noqa: PLC0415 - see _orientation
 
     if image.mode.startswith("I") or image.mode == "F":
@@ -265,7 +265,7 @@ def _rgb(image: "PilImage") -> "PilImage":
 
 
 def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
-    """Gives a JPEG without chroma subsampling; the same pixels give the same bytes.
+    """Return a JPEG without chroma subsampling; the same pixels give the same bytes.
 
     Raises:
         BadImage: A side is longer than JPEG allows.

@@ -33,14 +33,14 @@ DIHEDRAL: tuple[tuple[bool, bool, bool], ...] = tuple(
 
 @lru_cache
 def _cosines() -> npt.NDArray[np.float64]:
-    """The first 16 rows of the 64-point DCT-II matrix in whole numbers, shape (16, 64)."""
+    """Return the first 16 rows of the 64-point DCT-II matrix in whole numbers, shape (16, 64)."""
     frequency = np.arange(_FREQUENCIES)[:, None]
     position = np.arange(SIDE)[None, :] + 0.5
     return np.round(_COSINE_UNITS * np.cos(np.pi * frequency * position / SIDE))
 
 
 def luma64(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
-    """Gives the picture's luma, shape (64, 64), in 256ths: averages when shrinking, bilinear when enlarging.
+    """Return the picture's luma, shape (64, 64), in 256ths: averages when shrinking, bilinear when enlarging.
 
     Args:
         pixels: RGB of shape (height, width, 3), or luma of shape (height, width): the Y channel of a JPEG gives the
@@ -56,7 +56,7 @@ def luma64(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
 
 
 def fingerprint(pixels: npt.NDArray[np.uint8]) -> tuple[bytes, int]:
-    """Gives (code, quality) of an upright picture.
+    """Return (code, quality) of an upright picture.
 
     Args:
         pixels: As of `luma64`.
@@ -68,7 +68,7 @@ def fingerprint(pixels: npt.NDArray[np.uint8]) -> tuple[bytes, int]:
 
 
 def fingerprint_of_image(data: bytes) -> tuple[bytes, int]:
-    """Gives (code, quality) of an encoded picture that is fingerprinted only, and not packed.
+    """Return (code, quality) of an encoded picture that is fingerprinted only, and not packed.
 
     Packing decodes a JPEG whole, since it checks the picture. Here it is decoded at the smallest fraction whose sides
     have at least 128 pixels: a sixteenth less time at 500 px, more for larger ones. The code is that of packing within
@@ -89,7 +89,7 @@ def fingerprint_of_image(data: bytes) -> tuple[bytes, int]:
 
 
 def fingerprint_of_jpeg(data: bytes, header: JpegHeader, least_side_px: int = 0) -> tuple[bytes, int]:
-    """Gives (code, quality) of a plain JPEG from its Y channel, turned upright when it is small.
+    """Return (code, quality) of a plain JPEG from its Y channel, turned upright when it is small.
 
     Args:
         data: The file.
@@ -103,7 +103,7 @@ def fingerprint_of_jpeg(data: bytes, header: JpegHeader, least_side_px: int = 0)
 
 
 def fingerprint_of_luma(luma: npt.NDArray[np.uint16]) -> tuple[bytes, int]:
-    """Gives (code, quality) of an upright 64x64 luma picture.
+    """Return (code, quality) of an upright 64x64 luma picture.
 
     Args:
         luma: As of `luma64`.
@@ -122,7 +122,7 @@ def fingerprint_of_luma(luma: npt.NDArray[np.uint16]) -> tuple[bytes, int]:
 
 
 def dihedral_codes(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Gives the codes of all eight flips and turns.
+    """Return the codes of all eight flips and turn.
 
     Args:
         codes: Shape (pictures, 32).
@@ -142,7 +142,7 @@ def dihedral_codes(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def apply_dihedral(pixels: npt.NDArray[np.generic], element: int) -> npt.NDArray[np.generic]:
-    """Gives the picture (height and width first) after element `element` of DIHEDRAL."""
+    """Return the picture (height and width first) after element `element` of DIHEDRAL."""
     transposed, mirrored, upended = DIHEDRAL[element]
     turned = pixels.swapaxes(0, 1) if transposed else pixels
     return turned[:: -1 if upended else 1, :: -1 if mirrored else 1]

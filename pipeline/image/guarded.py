@@ -61,7 +61,7 @@ class Isolated:
         raise BadImage(*answer)
 
     def close(self) -> None:
-        """Ends the child."""
+        """End the child."""
         if self._child:
             process, connection = self._child
             process.kill()

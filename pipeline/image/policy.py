@@ -51,7 +51,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(data: bytes, policy: ImagePolicy) -> Prepared:
-    """Checks a picture and gives what is stored of it: a function of the bytes and the policy.
+    """Check a picture and return what is stored of it: a function of the bytes and the policy.
 
     Raises:
         BadImage: With reason `empty`, `not-an-image`, `truncated`, `too-large` or `too-slow`.

@@ -34,7 +34,7 @@ _memory = _Memory()
 
 
 def render(data: bytes, transform: Transform, random: Randomness, out: npt.NDArray[np.uint8]) -> None:
-    """Draws a view of a picture with `transform`, and writes its pixels to `out`.
+    """Draw a view of a picture with `transform`, and write its pixels to `out`.
 
     Args:
         data: The encoded picture, of any format that `pipeline.image.decode.decode` reads.
@@ -65,7 +65,7 @@ def render(data: bytes, transform: Transform, random: Randomness, out: npt.NDArr
 
 
 def _shrunk(placement: Placement, height: int, width: int) -> tuple[int, Box, tuple[float, ...] | None]:
-    """Gives the scale to decode at, the box there, and the exact part of that box where it is no whole pixels."""
+    """Return the scale to decode at, the box there, and the exact part of that box where it is no whole pixels."""
     left, top, right, bottom = placement.box
     shrink = 1
     while shrink < _LARGEST_SHRINK and min(right - left, bottom - top) >= shrink * 2 * _KEPT_FACTOR * placement.side_px:
@@ -85,7 +85,7 @@ def _shrunk(placement: Placement, height: int, width: int) -> tuple[int, Box, tu
 
 
 def _mapped(region: Region) -> "PilImage":
-    """Gives decoded pixels as an image that shares their memory."""
+    """Return decoded pixels as an image that shares their memory."""
     from PIL import Image  # noqa: PLC0415 - see render
 
     # Pillow holds RGB in four bytes, too: only as RGBX it takes them as they are.
@@ -98,7 +98,7 @@ def _mapped(region: Region) -> "PilImage":
 def _finish(
     image: "PilImage", part: tuple[float, ...] | None, placement: Placement, out: npt.NDArray[np.uint8]
 ) -> None:
-    """Resizes bilinearly, with support scaled to the shrinkage, then crops and flips."""
+    """Resize bilinearly, with support scaled to the shrinkage, then crops and flips."""
     from PIL import Image  # noqa: PLC0415 - see render
 
     side = placement.side_px

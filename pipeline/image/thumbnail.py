@@ -13,7 +13,7 @@ _THUMBNAIL_QUALITY = 85
 
 
 def thumbnail(pixels: Pixels, alt: str) -> Markup:
-    """Gives an <img> with the picture inlined, at most 160 px a side; small pictures are enlarged without smoothing."""
+    """Return an <img> of the picture inlined, at most 160 px a side; small ones are enlarged without smoothing."""
     from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
 
     image = Image.fromarray(np.ascontiguousarray(pixels))

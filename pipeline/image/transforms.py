@@ -32,7 +32,7 @@ class Randomness(Protocol):
     """What a view is drawn from: pipeline.base.seeds.Uniform, or Python's random.Random."""
 
     def random(self) -> float:
-        """Gives the next number in [0, 1)."""
+        """Return the next number in [0, 1)."""
 
 
 Transform = Callable[[int, int, Randomness], Placement]  # height, width -> where the view lies
@@ -43,7 +43,7 @@ def _below(count: int, random: Randomness) -> int:
 
 
 def inception_box(height: int, width: int, random: Randomness) -> Box:
-    """Draws a crop of 5-100 % of the area and aspect 0.75-1.33; the whole picture after 100 misses."""
+    """Draw a crop of 5-100 % of the area and aspect 0.75-1.33; the whole picture after 100 misses."""
     for _ in range(_MAX_ATTEMPTS):
         area = height * width * (MIN_AREA_FRACTION + (1.0 - MIN_AREA_FRACTION) * random.random())
         aspect = MIN_ASPECT + (MAX_ASPECT - MIN_ASPECT) * random.random()

@@ -17,7 +17,7 @@ from crc32c import crc32c
 
 from pipeline.base.errors import BadImage
 from pipeline.dataset.schema import REJECT_SCHEMA, SAMPLE_SCHEMA, Blocks, image_digest, table_of
-from pipeline.dataset.tar_format import BLOCK_BYTES, END, padded, sample_parts
+from pipeline.dataset.tar_format import END, TAR_BLOCK_BYTES, padded, sample_parts
 from pipeline.image.policy import ImagePolicy, Prepared
 from pipeline.packing.fetch import Fetched, Row
 from pipeline.packing.plan import ShardConfig
@@ -56,7 +56,7 @@ class TarSink:
     """
 
     def __init__(self, writer: ObjectWriter, block_bytes: int) -> None:
-        """Opens a sink.
+        """Open a sink.
 
         Args:
             writer: Receives the tar.
@@ -82,7 +82,7 @@ class TarSink:
         self._thread.shutdown(cancel_futures=True)
 
     def add(self, before: bytes, image: bytes, after: bytes) -> int:
-        """Takes a sample: its picture, and what stands before and after it. Gives where it begins in the tar.
+        """Take a sample: its picture, and what stands before and after it. Gives where it begins in the tar.
 
         Raises what writing an earlier block raised.
         """
@@ -101,7 +101,7 @@ class TarSink:
         return start
 
     def end(self) -> tuple[Blocks, str]:
-        """Writes the end mark; gives the blocks and the BLAKE3 of the tar once all is written."""
+        """Write the end mark; return the blocks and the BLAKE3 of the tar once all is written."""
         if self._used:
             self._end_block()
         while self._running:
@@ -118,7 +118,7 @@ class TarSink:
         return blocks, self._digest.hexdigest()
 
     def _end_block(self) -> None:
-        """Has the open block written; waits while two are under way, and takes the memory of one of them."""
+        """Have the open block written; wait while two are under way, and take the memory of one of them."""
         self._counts.append(self._num_samples)
         self._offsets.append(self.num_bytes - self._used)
         self._sizes.append(self._used)
@@ -144,7 +144,7 @@ def _memory(num_bytes: int) -> memoryview:
 
 
 def sidecar_table(samples: list[tuple[Any, ...]]) -> pa.Table:
-    """Gives rows, each in the order of manifest.SAMPLE_SCHEMA, as a table."""
+    """Return rows, each in the order of manifest.SAMPLE_SCHEMA, as a table."""
     columns = zip(*samples, strict=True) if samples else ([] for _ in SAMPLE_SCHEMA)
     return pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, SAMPLE_SCHEMA, strict=True)],
@@ -161,7 +161,7 @@ def pack_shard(
     plan_id: str = "",
     on_image: Callable[[int], None] = lambda num_bytes: None,
 ) -> PackedShard:
-    """Prepares and packs the pictures of one shard.
+    """Prepare and pack the pictures of one shard.
 
     Args:
         fetched: The shard's rows in plan order, each with its bytes or the reason why there are none.
@@ -195,7 +195,7 @@ def pack_shard(
             samples.append(
                 (
                     key,
-                    start + BLOCK_BYTES,
+                    start + TAR_BLOCK_BYTES,
                     len(image),
                     sink.num_bytes - padded(len(about)),
                     len(about),
@@ -213,7 +213,7 @@ def pack_shard(
 
 
 def described(row: Row, prepared: Prepared) -> tuple[bytes, bytes]:
-    """Gives the contents of a sample's `.cls` and `.json`."""
+    """Return the contents of a sample's `.cls` and `.json`."""
     labels = row["labels"]
     cls = str(labels[0] if labels else -1).encode()
     if row["extra"] == NO_EXTRA:

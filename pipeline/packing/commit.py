@@ -48,18 +48,18 @@ class PackTask:
 
 
 def shard_key(plan: Plan, number: int, attempt: int = 0) -> str:
-    """Gives the key of a shard's tar; it holds the plan, so that two plans can never mix their shards."""
+    """Return the key of a shard's tar; it holds the plan, so that two plans can never mix their shards."""
     again = f"-r{attempt}" if attempt else ""
     return f"shards/{plan.plan_id[:8]}/{plan.config.split}-{plan.config.first_shard + number:06d}{again}.tar"
 
 
 def record_key(plan_id: str, number: int) -> str:
-    """Gives the key of a shard's commit record."""
+    """Return the key of a shard's commit record."""
     return f"commits/{plan_id}/{number:06d}.json"
 
 
 def pack_and_commit(task: PackTask, on_image: Callable[[int], None] = lambda num_bytes: None) -> CommitRecord:
-    """Packs one shard and commits tar, rejects, sidecar and, last, the record, which alone makes it a shard.
+    """Pack one shard and commits tar, rejects, sidecar and, last, the record, which alone makes it a shard.
 
     Whoever made the record first has made the shard. An attempt that died before its record leaves objects that
     are equal to those of the next one, which adopts them; where the pictures changed in between they are not, and the
@@ -83,7 +83,7 @@ def pack_and_commit(task: PackTask, on_image: Callable[[int], None] = lambda num
 
 
 def read_record(store: Store, plan_id: str, number: int) -> CommitRecord:
-    """Gives a shard's commit record. Raises NotFound."""
+    """Return a shard's commit record. Raises NotFound."""
     return CommitRecord.model_validate_json(store.read(record_key(plan_id, number)))
 
 
@@ -101,7 +101,7 @@ def _pack_once(store: Store, plan: Plan, task: PackTask, attempt: int, on_image:
 def commit_shard(
     store: Store, packed: PackedShard, plan_id: str, number: int, split: str, path: str, sidecar_key: str
 ) -> CommitRecord:
-    """Commits rejects, sidecar and record of a shard whose tar is there.
+    """Commit rejects, sidecar and record of a shard whose tar is there.
 
     Args:
         store: The destination.
@@ -147,7 +147,7 @@ def prepare_shard(
     preparing: Prepare = prepare,
     on_image: Callable[[int], None] = lambda num_bytes: None,
 ) -> PackedShard:
-    """Reads and packs the rows of a shard; the writer has its tar then, not yet finished."""
+    """Read and pack the rows of a shard; the writer has its tar then, not yet finished."""
     fetched = fetch(rows, plan.bases, plan.image_columns, plan.config.image.max_bytes)
     return pack_shard(fetched, plan.config.first_shard + number, plan.config, writer, preparing, plan.plan_id, on_image)
 
@@ -165,7 +165,7 @@ def _preparing(task: PackTask) -> Iterator[Prepare]:
 
 
 def shard_rows(store: Store, plan: Plan, number: int) -> pa.Table:
-    """Gives the rows of a shard, a table of manifest.PLAN_SCHEMA, reading no other row of the plan.
+    """Return the rows of a shard, a table of manifest.PLAN_SCHEMA, reading no other row of the plan.
 
     Raises:
         NotFound: The plan is not stored there.
@@ -176,12 +176,12 @@ def shard_rows(store: Store, plan: Plan, number: int) -> pa.Table:
 
 
 def read_plan(store: Store, plan_id: str) -> Plan:
-    """Gives a stored plan. Raises NotFound."""
+    """Return a stored plan. Raises NotFound."""
     return Plan.model_validate_json(store.read(plan_key(plan_id)))
 
 
 @lru_cache(maxsize=4)
 def open_plan(url: str, plan_id: str) -> tuple[Store, Plan]:
-    """Gives a dataset's store and a plan of it, once a process. Raises NotFound."""
+    """Return a dataset's store and a plan of it, once a process. Raises NotFound."""
     store = open_store(url)
     return store, read_plan(store, plan_id)

@@ -42,7 +42,7 @@ def leave_out_duplicates(
     earlier: Sequence[str] = (),
     on_images: Callable[[int], None] = lambda count: None,
 ) -> Planned:
-    """Gives the plan without the rows whose image bytes an earlier row has.
+    """Return the plan without the rows whose image bytes an earlier row has.
 
     Args:
         store: The destination; keeps the digests, so that an interrupted pass goes on.
@@ -119,7 +119,7 @@ def _digest_shard(attempt: Attempt[tuple[str, str, int]]) -> None:
 
 
 def _of_all_rows(store: Store, plan_ids: Sequence[str]) -> list[Plan]:
-    """Gives the plans whose rows were compared to make these; a plan of retried rows has none, nor has it digests."""
+    """Return the plans whose rows were compared to make these; a plan of retried rows has none, nor has it digests."""
     slim = (read_plan(store, plan_id) for plan_id in plan_ids)
     try:
         return [read_plan(store, plan.slimmed_from) for plan in slim if plan.slimmed_from]
@@ -131,7 +131,7 @@ def _of_all_rows(store: Store, plan_ids: Sequence[str]) -> list[Plan]:
 
 
 def _all_digests(store: Store, plans: Sequence[Plan], scratch: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Gives the digests of all rows in plan order, shape (rows, 16), from a file that is mapped and not held."""
+    """Return the digests of all rows in plan order, shape (rows, 16), from a file that is mapped and not held."""
     path = scratch / "digests.bin"
     keys = (_digests_key(plan.plan_id, number) for plan in plans for number in range(plan.num_shards))
     with scratch_errors(scratch), path.open("wb") as file, ThreadPoolExecutor(_READ_THREADS) as threads:
@@ -141,7 +141,7 @@ def _all_digests(store: Store, plans: Sequence[Plan], scratch: Path) -> np.ndarr
 
 
 def _later_copies(digests: np.ndarray[Any, np.dtype[np.uint8]], start: int) -> tuple[_Positions, _Positions]:
-    """Gives the rows to leave out, ascending and counted from `start`, and for each the position that is kept instead.
+    """Return the rows to leave out, ascending and counted from `start`, and for each the position that is kept instead.
 
     Args:
         digests: Shape (rows, 16).

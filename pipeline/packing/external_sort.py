@@ -24,7 +24,7 @@ NAME_HASH, RUN_HASH = "_name_hash", "_run_hash"
 
 @contextmanager
 def scratch_errors(folder: Path) -> Iterator[None]:
-    """Turns a full disk under the scratch folder into the error that names it."""
+    """Turn a full disk under the scratch folder into the error that names it."""
     try:
         yield
     except OSError as error:
@@ -33,11 +33,11 @@ def scratch_errors(folder: Path) -> Iterator[None]:
         raise
 
 
-class Spill:
+class ExternalSort:
     """An external sort. For one thread."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens a sort that spills below `folder`, which must exist."""
+        """Open a sort that spills below `folder`, which must exist."""
         self._folder = folder
         self._pending: list[pa.Table] = []
         self._pending_rows = self._pending_bytes = 0
@@ -45,7 +45,7 @@ class Spill:
         self._files: dict[int, pa.OSFile] = {}
 
     def add(self, rows: pa.Table, name_hashes: Hashes, run_hashes: Hashes) -> None:
-        """Adds rows of one schema; the hashes have shape (rows,)."""
+        """Add rows of one schema; the hashes have shape (rows,)."""
         hashed = rows.append_column(NAME_HASH, pa.array(name_hashes)).append_column(RUN_HASH, pa.array(run_hashes))
         self._pending.append(hashed)
         self._pending_rows += rows.num_rows
@@ -54,7 +54,7 @@ class Spill:
             self._flush()
 
     def sorted_tables(self, windows: int) -> Iterator[pa.Table]:
-        """Gives all rows in the order (window of the run, hash of the name, name), in tables of any size.
+        """Yield all rows in the order (window of the run, hash of the name, name), in tables of any size.
 
         Args:
             windows: A power of two; see plan.window_of.
@@ -117,13 +117,13 @@ def _in_order(rows: pa.Table, windows: int) -> pa.Table:
 
 
 def _runs(same: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Iterator[tuple[int, int]]:
-    """Gives (start, end) of each stretch of equal neighbours; same[i] tells whether item i + 1 equals item i."""
+    """Yield (start, end) of each stretch of equal neighbours; same[i] tells whether item i + 1 equals item i."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
     for start, end in edges.reshape(-1, 2).tolist():
         yield start, end + 1
 
 
 def _told(rows: pa.Table, row: int) -> tuple[str, str]:
-    """Orders rows of one hash: by name, then by everything else that is known of them."""
+    """Order rows of one hash: by name, then by everything else that is known of them."""
     values = rows.slice(row, 1).to_pylist()[0]
     return values["source"], repr(values)

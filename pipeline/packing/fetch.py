@@ -42,7 +42,7 @@ def fetch(
     max_bytes: int,
     source_seconds: float = SOURCE_SECONDS,
 ) -> Iterator[Fetched]:
-    """Gives every row with its bytes, or with the reason why there are none.
+    """Yield every row with its bytes, or with the reason why there are none.
 
     Args:
         rows: Table of manifest.PLAN_SCHEMA.
@@ -144,7 +144,7 @@ class _Inline:
         return self._file.fileno() if self._file else -1
 
     def read(self, url: str, offset: int) -> bytes:
-        """Gives the image of a row."""
+        """Return the image of a row."""
         position, num_bytes = self._spans[url, offset]
         return os.pread(self._descriptor, num_bytes, position)
 

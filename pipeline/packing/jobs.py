@@ -67,7 +67,7 @@ class Job:
 
 
 def plan_sources(job: Job, sources: Sequence[tuple[str, Source]], config: ShardConfig, **options: Any) -> Planned:
-    """Plans the rows of all sources, in the scratch folder; see planner.make_plan for options and errors."""
+    """Plan the rows of all sources, in the scratch folder; see planner.make_plan for options and errors."""
 
     def mapped(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         return (result for _, result in run_calls(job.pool, partial(_call, function), items))
@@ -89,7 +89,7 @@ def _call(function: Callable[[Any], Any], attempt: Attempt[Any]) -> Any:
 
 
 def request_of(sources: Sequence[tuple[str, Source]], config: ShardConfig, settings: Any) -> str | None:
-    """Gives the digest of a request whose sources need not be listed again while their files are unchanged."""
+    """Return the digest of a request whose sources need not be listed again while their files are unchanged."""
     if any(source.identity is None for _, source in sources):
         return None
     told = [[prefix, source.url, source.identity] for prefix, source in sources]
@@ -97,7 +97,7 @@ def request_of(sources: Sequence[tuple[str, Source]], config: ShardConfig, setti
 
 
 def find_plan(store: Store, **wanted: str | None) -> Plan | None:
-    """Gives the stored plan whose `request` or `slimmed_from` is the one wanted; none for None."""
+    """Return the stored plan whose `request` or `slimmed_from` is the one wanted; none for None."""
     if None in wanted.values():
         return None
     for entry in store.list("plans/"):
@@ -111,7 +111,7 @@ def find_plan(store: Store, **wanted: str | None) -> Plan | None:
 def shard(
     job: Job, sources: Sequence[tuple[str, Source]], config: ShardConfig, settings: Any = None
 ) -> ManifestVersion:
-    """Packs sources into a new dataset.
+    """Pack sources into a new dataset.
 
     Args:
         job: See Job.
@@ -142,7 +142,7 @@ def shard(
 def _find_or_plan(
     job: Job, sources: Sequence[tuple[str, Source]], config: ShardConfig, settings: Any, **options: Any
 ) -> tuple[Plan, Planned | None]:
-    """Gives the plan that an earlier run stored, or a new one that is not stored yet."""
+    """Return the plan that an earlier run stored, or a new one that is not stored yet."""
     request = request_of(sources, config, settings)
     plan = find_plan(job.store, request=request)
     if plan:
@@ -161,7 +161,7 @@ def _other_dataset(store: Store, published: Published, plan: Plan) -> ConfigErro
 
 
 def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None) -> ManifestVersion:
-    """Packs what the dataset does not have yet into a new version of it, with the settings it was made with.
+    """Pack what the dataset does not have yet into a new version of it, with the settings it was made with.
 
     Readers of the older version are not disturbed. Rows with a name that the dataset has are left out, and where it was
     made without duplicates, rows with the bytes of a picture that it has (not of one that `retry_rejects` added).
@@ -193,7 +193,7 @@ def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None
 
 
 def retry_rejects(job: Job) -> ManifestVersion:
-    """Packs the pictures that were rejected and can be used now into a new version; those that cannot stay rejected.
+    """Pack the pictures that were rejected and can be used now into a new version; those that cannot stay rejected.
 
     Raises:
         NotFound: Nothing is published there.
@@ -243,7 +243,7 @@ def _latest_plan(store: Store, version: ManifestVersion) -> Plan:
 
 
 def _known_rows(store: Store, version: ManifestVersion) -> Iterator[pa.Table]:
-    """Gives the rows of all plans of a dataset, with those left out for equal image bytes."""
+    """Yield the rows of all plans of a dataset, with those left out for equal image bytes."""
     for plan_id in version.plan_ids:
         plan = read_plan(store, plan_id)
         for key in (*plan.parts, *([duplicates_key(plan_id)] if plan.num_duplicates else [])):
@@ -298,7 +298,7 @@ def _pack_and_publish(
 
 
 def _check_records(store: Store, plan: Plan) -> None:
-    """Makes sure that what was packed is still there: `pipeline gc` may have been told that nobody needs it."""
+    """Make sure that what was packed is still there: `pipeline gc` may have been told that nobody needs it."""
     committed = sum(1 for _ in store.list(f"commits/{plan.plan_id}/"))
     if committed != plan.num_shards:
         raise Conflict(

@@ -17,7 +17,7 @@ class Labels:
     """
 
     def __init__(self, sources: Sequence[Source], first_classes: tuple[str, ...]) -> None:
-        """Begins.
+        """Begin.
 
         Args:
             sources: All that will be read.
@@ -31,7 +31,7 @@ class Labels:
         self._told_by = ""
 
     def taken(self, labels: pa.Array, source: Source) -> pa.Array:
-        """Gives lists of numbers (int32) or names as lists of text.
+        """Return lists of numbers (int32) or names as lists of text.
 
         Raises:
             ConfigError: Numbers here and names there; or a label that is not in the list of names.
@@ -49,13 +49,13 @@ class Labels:
         return _relisted(labels, values.cast(pa.string()))
 
     def class_names(self) -> tuple[str, ...]:
-        """Gives the names by label; empty where labels are numbers without names."""
+        """Return the names by label; empty where labels are numbers without names."""
         if self._are_names:
             return (*self._first, *sorted(self._names - set(self._first)))
         return self._shared or self._first
 
     def numbered(self, labels: pa.Array) -> pa.Array:
-        """Gives what `taken` gave as lists of int32. To be called when all was taken."""
+        """Return what `taken` gave as lists of int32. To be called when all was taken."""
         values = labels.flatten()
         if self._are_names:
             return _relisted(labels, pc.index_in(values, pa.array(self.class_names())))
@@ -84,6 +84,6 @@ class Labels:
 
 
 def _relisted(lists: pa.Array, values: pa.Array) -> pa.Array:
-    """Gives lists of the lengths of `lists` with other values."""
+    """Return lists of the lengths of `lists` with other values."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).cast(pa.int32())
     return pa.ListArray.from_arrays(pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(lengths)]), values)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.base.errors import ConfigError, EmptySource
 from pipeline.dataset.schema import PLAN_SCHEMA, sha256_hex
-from pipeline.packing.external_sort import NAME_HASH, Spill
+from pipeline.packing.external_sort import NAME_HASH, ExternalSort
 from pipeline.packing.labels import Labels
 from pipeline.packing.plan import (
     OVERHEAD_BYTES,
@@ -70,7 +70,7 @@ def make_plan(
     mapped: Mapping[Any, Any] = map,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> Planned:
-    """Lists, orders and cuts the rows of all sources.
+    """List, orders and cut the rows of all sources.
 
     Args:
         sources: Each with the prefix of its names.
@@ -89,20 +89,20 @@ def make_plan(
         StorageFull: The scratch folder is.
     """
     reading = _Reading(sources, config, classes)
-    spill = Spill(scratch)
+    external_sort = ExternalSort(scratch)
     for batch, names, runs in reading.batches(mapped):
         on_rows(batch.num_rows)
-        spill.add(batch, names, runs)
+        external_sort.add(batch, names, runs)
     if not reading.num_rows:
         raise EmptySource(f"{', '.join(source.url for _, source in sources)}: no picture")
     for batch, names, runs in reading.known_batches(known):
-        spill.add(batch, names, runs)
+        external_sort.add(batch, names, runs)
     found = probe(reading.sample, sources)
     writer = PlanWriter(scratch, config, found)
     content = (reading.num_bytes + reading.num_unknown * found.mean_source_bytes) * found.stored_fraction
     windows = num_windows(int(content) + reading.num_rows * OVERHEAD_BYTES, config.shard_bytes)
     num_known = 0
-    for rows in spill.sorted_tables(windows):
+    for rows in external_sort.sorted_tables(windows):
         fresh = _without_known(rows)
         num_known += rows.num_rows - fresh.num_rows - pc.sum(rows[_KNOWN]).as_py()
         writer.add(reading.numbered(fresh))
@@ -127,7 +127,7 @@ def make_plan(
 
 
 def store_plan(store: Store, planned: Planned) -> Plan:
-    """Writes a plan's rows, then its record. Safe to repeat; a plan whose sources moved keeps its new places.
+    """Write a plan's rows, then its record. Safe to repeat; a plan whose sources moved keeps its new places.
 
     Raises:
         StorageError: As the destination.
@@ -150,7 +150,7 @@ def store_plan(store: Store, planned: Planned) -> Plan:
 
 
 def _hashes(batch: pa.Table, seed: int) -> tuple[Hashes, Hashes]:
-    """Gives the hashes of names and of runs; a picture of its own is a run of its own."""
+    """Return the hashes of names and of runs; a picture of its own is a run of its own."""
     names = hash_names(batch["source"].to_pylist(), seed)
     runs = batch["run"].combine_chunks()
     if runs.null_count == len(runs):
@@ -159,7 +159,7 @@ def _hashes(batch: pa.Table, seed: int) -> tuple[Hashes, Hashes]:
 
 
 def _without_known(rows: pa.Table) -> pa.Table:
-    """Leaves out rows whose names are known, and the known ones themselves."""
+    """Leave out rows whose names are known, and the known ones themselves."""
     old = rows[_KNOWN].combine_chunks().to_numpy(zero_copy_only=False)
     if not old.any():
         return rows
@@ -193,7 +193,7 @@ class _Reading:
         self._sample_hashes = np.empty(0, np.uint64)
 
     def batches(self, mapped: Mapping[Any, Any]) -> Iterator[tuple[pa.Table, Hashes, Hashes]]:
-        """Gives rows with the hashes of their names and of their runs."""
+        """Yield rows with the hashes of their names and of their runs."""
         for base, (prefix, source) in enumerate(self._sources):
             for batch in source.read(mapped):
                 table = self._taken(batch, base, prefix, source)
@@ -202,7 +202,7 @@ class _Reading:
                 yield table, names, runs
 
     def known_batches(self, known: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, Hashes, Hashes]]:
-        """Gives the rows that the dataset has, marked as such."""
+        """Yield the rows that the dataset has, marked as such."""
         for table in known:
             own = {"source": table["source"], "num_bytes": table["num_bytes"], "run": table["run"]}
             marks = {_KNOWN: pa.repeat(pa.scalar(True), table.num_rows)}
@@ -211,7 +211,7 @@ class _Reading:
             yield marked, *_hashes(marked, self._seed)
 
     def numbered(self, rows: pa.Table) -> pa.Table:
-        """Gives rows in the plan's schema, their labels as numbers."""
+        """Return rows in the plan's schema, their labels as numbers."""
         place = rows.column_names.index("labels")
         numbers = self.labels.numbered(rows["labels"].combine_chunks())
         return rows.set_column(place, "labels", numbers).select(PLAN_SCHEMA.names).cast(PLAN_SCHEMA)
@@ -237,7 +237,7 @@ class _Reading:
         return pa.table([columns[name] for name in _SPILLED_SCHEMA.names], schema=_SPILLED_SCHEMA)
 
     def _count(self, table: pa.Table, hashes: Hashes) -> None:
-        """Keeps the rows with the lowest hashes: a random sample that does not depend on the order of reading."""
+        """Keep the rows with the lowest hashes: a random sample that does not depend on the order of reading."""
         sizes = table["num_bytes"].to_numpy()
         self.num_rows += table.num_rows
         self.num_bytes += int(sizes[sizes > 0].sum())

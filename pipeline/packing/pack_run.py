@@ -46,7 +46,7 @@ class Packed:
     _blocks: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = field(default_factory=dict)
 
     def add(self, record: CommitRecord) -> None:
-        """Takes a record in."""
+        """Take a record in."""
         about = record.model_dump(include=set(SHARD_SCHEMA.names))
         self.shards[record.plan_shard] = about
         blocks = record.blocks
@@ -61,7 +61,7 @@ class Packed:
             self.rejecting[record.plan_shard] = record.rejects
 
     def tables(self, first_shard: int) -> tuple[pa.Table, pa.Table]:
-        """Gives the rows of the manifest's tables of shards and blocks; shards without a sample have none.
+        """Return the rows of the manifest's tables of shards and blocks; shards without a sample have none.
 
         Args:
             first_shard: Number of the first of them in the manifest.
@@ -95,7 +95,7 @@ def pack_plan(
     on_images: Callable[[int, int], None] = lambda count, num_bytes: None,
     on_event: Callable[..., None] = lambda event, **values: None,
 ) -> Packed:
-    """Packs what is missing.
+    """Pack what is missing.
 
     Args:
         store: The destination, which holds the plan.
@@ -140,7 +140,7 @@ def _attempt(attempt: Attempt[PackTask]) -> CommitRecord:
 
 
 def committed_records(store: Store, plan_id: str) -> Iterator[CommitRecord]:
-    """Gives the commit records of a plan, in any order."""
+    """Yield the commit records of a plan, in any order."""
     keys = [entry.key for entry in store.list(f"commits/{plan_id}/")]
     with ThreadPoolExecutor(_READ_THREADS) as threads:
         for body in threads.map(store.read, keys):
@@ -148,7 +148,7 @@ def committed_records(store: Store, plan_id: str) -> Iterator[CommitRecord]:
 
 
 def _already_packed(store: Store, plan: Plan, max_reject_fraction: float) -> Packed:
-    """Gathers what earlier runs committed.
+    """Gather what earlier runs committed.
 
     Where they rejected more than is allowed, nothing is published yet, and shards with rejects are taken back and
     packed again: the user may have mended the pictures.
@@ -170,7 +170,7 @@ def _already_packed(store: Store, plan: Plan, max_reject_fraction: float) -> Pac
 
 
 def _check_rejects(store: Store, packed: Packed, plan: Plan, max_reject_fraction: float) -> None:
-    """Ends a run whose rejects exceed the limit, or are on the way to twice that: credentials or a server are gone."""
+    """End a run whose rejects exceed the limit, or are on the way to twice that: credentials or a server are gone."""
     early = _EARLY_FACTOR * max(packed.num_done, min(_EARLY_ROWS, plan.num_samples))
     if packed.num_rejects <= max_reject_fraction * min(plan.num_samples, early):
         return

@@ -16,11 +16,11 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from pipeline.base.records import FORMAT, Record
 from pipeline.base.seeds import key128
-from pipeline.dataset.tar_format import BLOCK_BYTES
+from pipeline.dataset.tar_format import TAR_BLOCK_BYTES
 from pipeline.image.policy import ImagePolicy
 
 # Headers and padded small members of one sample: two are about 100 bytes, so three headers and two content blocks.
-OVERHEAD_BYTES = 5 * BLOCK_BYTES
+OVERHEAD_BYTES = 5 * TAR_BLOCK_BYTES
 UNKNOWN_IMAGE_BYTES = 110_000  # mean ImageNet JPEG (docs/format.md); where a source tells nothing and none can be read
 SHARDS_PER_PART = 256  # row groups of a plan's Parquet file: at 2,300 rows each a part is about 35 MB
 Hashes = npt.NDArray[np.uint64]
@@ -93,12 +93,12 @@ class Plan(Record):
         return len(self.shard_ends)
 
     def num_rows(self, number: int) -> int:
-        """Gives the number of rows of a shard; `number` counts from 0 in this plan."""
+        """Return the number of rows of a shard; `number` counts from 0 in this plan."""
         return self.shard_ends[number] - (self.shard_ends[number - 1] if number else 0)
 
 
 def part_key(plan_id: str, part: int, sha256: str) -> str:
-    """Gives the key of one of a plan's Parquet files: rows of SHARDS_PER_PART shards, a row group each.
+    """Return the key of one of a plan's Parquet files: rows of SHARDS_PER_PART shards, a row group each.
 
     It holds the digest of the file, since the plan is the same wherever its sources lie, and the file is not.
     """
@@ -106,29 +106,29 @@ def part_key(plan_id: str, part: int, sha256: str) -> str:
 
 
 def plan_key(plan_id: str) -> str:
-    """Gives the key of a plan's record, which is written after its rows."""
+    """Return the key of a plan's record, which is written after its rows."""
     return f"plans/{plan_id}/plan.json"
 
 
 def duplicates_key(plan_id: str) -> str:
-    """Gives the key of the list of rows that a plan left out for equal image bytes."""
+    """Return the key of the list of rows that a plan left out for equal image bytes."""
     return f"plans/{plan_id}/duplicates.parquet"
 
 
 def hash_names(names: list[str], seed: int) -> Hashes:
-    """Gives the keyed 64-bit hash (XXH3) of each name, shape (names,)."""
+    """Return the keyed 64-bit hash (XXH3) of each name, shape (names,)."""
     key = key128(seed, "plan") & (2**64 - 1)
     hashed = xxhash.xxh3_64_intdigest
     return np.fromiter((hashed(name.encode(), key) for name in names), np.uint64, len(names))
 
 
 def num_windows(num_bytes: int, shard_bytes: int) -> int:
-    """Gives the number of stretches in which runs are mixed: the power of two that makes them 1 to 2 shards long."""
+    """Return the number of stretches in which runs are mixed: the power of two that makes them 1 to 2 shards long."""
     return 1 << max(0, int(num_bytes // shard_bytes).bit_length() - 1)
 
 
 def window_of(run_hashes: Hashes, windows: int) -> Hashes:
-    """Gives the stretch, 0..windows-1, of rows by the hash of their run; `windows` is a power of two."""
+    """Return the stretch, 0..windows-1, of rows by the hash of their run; `windows` is a power of two."""
     bits = windows.bit_length() - 1
     return run_hashes >> np.uint64(64 - bits) if bits else np.zeros_like(run_hashes)
 
@@ -136,7 +136,7 @@ def window_of(run_hashes: Hashes, windows: int) -> Hashes:
 def sample_bytes(
     image_bytes: npt.NDArray[np.int64], unknown_bytes: int, stored_fraction: float
 ) -> npt.NDArray[np.int64]:
-    """Gives the expected bytes of each row's sample in a tar, shape (rows,).
+    """Return the expected bytes of each row's sample in a tar, shape (rows,).
 
     Args:
         image_bytes: Of the source; -1 where unknown.
@@ -144,11 +144,11 @@ def sample_bytes(
         stored_fraction: Bytes stored per byte read.
     """
     content = np.ceil(np.where(image_bytes < 0, unknown_bytes, image_bytes) * stored_fraction).astype(np.int64)
-    return np.asarray(-(-content // BLOCK_BYTES) * BLOCK_BYTES + OVERHEAD_BYTES, np.int64)
+    return np.asarray(-(-content // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES + OVERHEAD_BYTES, np.int64)
 
 
 def cut(sizes: npt.NDArray[np.int64], target_bytes: int, max_count: int) -> list[int]:
-    """Gives the end index of each group of consecutive items.
+    """Return the end index of each group of consecutive items.
 
     A group is closed before the item that would take it over `target_bytes`, or at `max_count` items; every group
     has at least one item.
@@ -164,7 +164,7 @@ def cut(sizes: npt.NDArray[np.int64], target_bytes: int, max_count: int) -> list
 
 
 def plan_digest(plan: Plan, shard_digests: list[bytes]) -> str:
-    """Gives the id of a plan: a digest of configuration, classes and rows, not of where the sources lie."""
+    """Return the id of a plan: a digest of configuration, classes and rows, not of where the sources lie."""
     digest = hashlib.sha256(f"{FORMAT}\n{plan.config.model_dump_json()}\n{plan.shard_ends}\n".encode())
     digest.update("\n".join(plan.classes).encode())
     for shard_digest in shard_digests:

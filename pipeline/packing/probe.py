@@ -30,7 +30,7 @@ class Probe:
 
 
 def prober(policy: ImagePolicy) -> Callable[[pa.Table, Sequence[tuple[str, Source]]], Probe]:
-    """Gives the function that reads and prepares a sample of rows; those that fail are passed over."""
+    """Return the function that reads and prepares a sample of rows; those that fail are passed over."""
 
     def probe(rows: pa.Table, sources: Sequence[tuple[str, Source]]) -> Probe:
         bases = [source.url for _, source in sources]

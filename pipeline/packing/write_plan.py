@@ -31,7 +31,7 @@ class PlanWriter:
     """
 
     def __init__(self, folder: Path, config: ShardConfig, probe: Probe) -> None:
-        """Opens a writer of files below `folder`, which must exist."""
+        """Open a writer of files below `folder`, which must exist."""
         self._folder = folder
         self._config = config
         self._probe = probe
@@ -44,7 +44,7 @@ class PlanWriter:
         self.highest_label = -1
 
     def add(self, rows: pa.Table) -> None:
-        """Adds rows of manifest.PLAN_SCHEMA; all whole shards are written, the rest waits for more."""
+        """Add rows of manifest.PLAN_SCHEMA; all whole shards are written, the rest waits for more."""
         pending = pa.concat_tables([self._pending, rows]).combine_chunks()
         sizes = self._sizes(pending)
         ends = cut(sizes, self._config.shard_bytes, self._config.max_samples_per_shard)
@@ -56,7 +56,7 @@ class PlanWriter:
         self.num_bytes += int(sizes[:start].sum())
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Write what is left."""
         if self._pending.num_rows:
             self.num_bytes += int(self._sizes(self._pending).sum())
             self._write(self._pending)
@@ -88,7 +88,7 @@ class PlanWriter:
 
 
 def _digest(rows: pa.Table) -> bytes:
-    """Gives a digest of the values of the rows' identity, whatever Arrow's buffers look like."""
+    """Return a digest of the values of the rows' identity, whatever Arrow's buffers look like."""
     digest = hashlib.sha256()
     for name in _IDENTITY:
         column = rows[name].combine_chunks()

@@ -22,29 +22,29 @@ _REFUSED = (401, 403)
 
 
 def scheme_of(url: str) -> str:
-    """Gives the URL's scheme; empty for a local path."""
+    """Return the URL's scheme; empty for a local path."""
     return url.partition("://")[0] if "://" in url else ""
 
 
 def is_remote(url: str) -> bool:
-    """Tells whether reading takes a network: then many reads should be on their way at once."""
+    """Return whether reading takes a network: then many reads should be on their way at once."""
     return scheme_of(url) not in ("", "file")
 
 
 def join(base: str, relative: str) -> str:
-    """Gives the URL of `relative` seen from the folder `base`; an absolute path or URL stays as it is."""
+    """Return the URL of `relative` seen from the folder `base`; an absolute path or URL stays as it is."""
     if scheme_of(relative) or relative.startswith("/"):
         return relative
     return f"{base.rstrip('/')}/{relative}"
 
 
 def parent(url: str) -> str:
-    """Gives the URL of the folder that holds the file."""
+    """Return the URL of the folder that holds the file."""
     return url.rpartition("/")[0] or "."
 
 
 def common_folder(urls: list[str]) -> str:
-    """Gives the URL of the deepest folder that holds all the files."""
+    """Return the URL of the deepest folder that holds all the files."""
     folders = [parent(url).split("/") for url in urls]
     shared = 0
     while all(len(parts) > shared for parts in folders) and len({parts[shared] for parts in folders}) == 1:
@@ -53,7 +53,7 @@ def common_folder(urls: list[str]) -> str:
 
 
 def walk_files(url: str) -> Iterator[Entry]:
-    """Gives every file below the folder, keys relative to it, in any order and without holding the list.
+    """Yield every file below the folder, keys relative to it, in any order and without holding the list.
 
     Raises:
         NotFound: The folder does not exist.
@@ -73,7 +73,7 @@ def walk_files(url: str) -> Iterator[Entry]:
 
 
 def expand(url: str) -> list[Entry]:
-    """Gives the files that a URL with `{000..123}`, `*` or `?` names, by name; keys are whole URLs.
+    """Return the files that a URL with `{000..123}`, `*` or `?` names, by name; keys are whole URLs.
 
     Raises:
         NotFound: There is none.
@@ -110,7 +110,7 @@ def _matches(pattern: str) -> Iterator[Entry]:
 
 
 def _about(url: str) -> Entry:
-    """Gives size and time of one file; time 0 where the server does not tell."""
+    """Return size and time of one file; time 0 where the server does not tell."""
     scheme = scheme_of(url)
     if scheme in ("", "file"):
         num_bytes = size_of(url)
@@ -127,7 +127,7 @@ def _about(url: str) -> Entry:
 
 
 def identity_of(entries: list[Entry]) -> str | None:
-    """Gives a digest of names, sizes and times: unchanged files have an unchanged identity.
+    """Return a digest of names, sizes and times: unchanged files have an unchanged identity.
 
     None where a time is not known: a file of the same size may be another one.
     """
@@ -138,7 +138,7 @@ def identity_of(entries: list[Entry]) -> str | None:
 
 
 def read_file(url: str, max_bytes: int | None = None) -> bytes:
-    """Gives the file's bytes.
+    """Return the file's bytes.
 
     Args:
         url: Of the file.
@@ -180,7 +180,7 @@ def _read_local(path: str, max_bytes: int | None) -> bytes:
 
 
 def read_span(url: str, offset: int, num_bytes: int) -> bytes:
-    """Gives a byte range of a file. Raises as `read_file`, and CorruptShard or Unreachable if it is shorter."""
+    """Return a byte range of a file. Raises as `read_file`, and CorruptShard or Unreachable if it is shorter."""
     if scheme_of(url) in _OWN_SCHEMES:
         store, key = _own(url)
         return store.read_range(key, offset, num_bytes)
@@ -192,7 +192,7 @@ def read_span(url: str, offset: int, num_bytes: int) -> bytes:
 
 
 def size_of(url: str) -> int:
-    """Gives a file's size; -1 where the server does not tell. Raises as `read_file`."""
+    """Return a file's size; -1 where the server does not tell. Raises as `read_file`."""
     if scheme_of(url) in _OWN_SCHEMES:
         store, key = _own(url)
         return store.num_bytes(key)
@@ -201,7 +201,7 @@ def size_of(url: str) -> int:
 
 
 def open_file(url: str) -> BinaryIO:
-    """Opens a file for reading at any position, without reading it whole. Reading raises as `read_file`."""
+    """Open a file for reading at any position, without reading it whole. Reading raises as `read_file`."""
     if scheme_of(url) in ("", "file"):
         size_of(url)
         return open(url.removeprefix("file://"), "rb")
@@ -239,7 +239,7 @@ class _RangeFile(io.RawIOBase):
 
 @lru_cache(maxsize=64)
 def _bucket(name: str, endpoint: str | None) -> Store:
-    """Gives the store of a bucket; one of the same name on another server, as after `cluster up`, is another."""
+    """Return the store of a bucket; one of the same name on another server, as after `cluster up`, is another."""
     return open_store(f"s3://{name}")
 
 

@@ -47,10 +47,10 @@ class ObjectWriter(Protocol):
     """A new object on its way: nobody sees it before `finish`. Leaving the `with` block without it leaves nothing."""
 
     def write(self, chunk: bytes | memoryview) -> None:
-        """Adds bytes at the end; does not hold on to their memory."""
+        """Add bytes at the end; does not hold on to their memory."""
 
     def finish(self) -> bool:
-        """Creates the object, atomically and durably; False, and no change, if the key exists."""
+        """Create the object, atomically and durably; False, and no change, if the key exists."""
 
 
 class Store(Protocol):
@@ -59,44 +59,44 @@ class Store(Protocol):
     url: str
 
     def read(self, key: str) -> bytes:
-        """Gives the whole object. Raises NotFound."""
+        """Return the whole object. Raises NotFound."""
 
     def read_range(self, key: str, offset: int, num_bytes: int) -> bytes:
-        """Gives exactly `num_bytes` bytes from `offset`. Raises NotFound, CorruptShard if the object is shorter."""
+        """Return exactly `num_bytes` bytes from `offset`. Raises NotFound, CorruptShard if the object is shorter."""
 
     def read_tagged(self, key: str) -> tuple[bytes, str]:
-        """Gives the object and the tag that `replace` wants back. Raises NotFound."""
+        """Return the object and the tag that `replace` wants back. Raises NotFound."""
 
     def num_bytes(self, key: str) -> int:
-        """Gives the object's size. Raises NotFound."""
+        """Return the object's size. Raises NotFound."""
 
     def create(self, key: str, body: bytes) -> bool:
-        """Writes a new object, atomically and durably; False, and no change, if the key exists."""
+        """Write a new object, atomically and durably; False, and no change, if the key exists."""
 
     def writer(self, key: str) -> AbstractContextManager[ObjectWriter]:
         """As `create`, for a body that comes in pieces; holds at most 64 MiB of it in memory."""
 
     def replace(self, key: str, body: bytes, tag: str) -> None:
-        """Replaces the object that `read_tagged` gave with `tag`. Raises Conflict if it changed since."""
+        """Replace the object that `read_tagged` gave with `tag`. Raises Conflict if it changed since."""
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """Gives all objects whose key starts with `prefix`, in key order."""
+        """Return all objects whose key starts with `prefix`, in key order."""
 
     def walk(self) -> Iterator[Entry]:
-        """Gives all objects in any order, without holding the list in memory."""
+        """Return all objects in any order, without holding the list in memory."""
 
     def delete(self, key: str) -> None:
-        """Removes the object; no error if there is none."""
+        """Remove the object; no error if there is none."""
 
     def unfinished(self) -> Iterator[Unfinished]:
-        """Gives what dead writers left behind, and what living ones are at."""
+        """Return what dead writers left behind, and what living ones are at."""
 
     def discard(self, unfinished: Unfinished) -> None:
-        """Removes one of them; no error if it is gone."""
+        """Remove one of them; no error if it is gone."""
 
 
 def exists(store: Store, key: str) -> bool:
-    """Tells whether the object exists."""
+    """Return whether the object exists."""
     try:
         store.num_bytes(key)
     except NotFound:
@@ -105,7 +105,7 @@ def exists(store: Store, key: str) -> bool:
 
 
 def read_checked(store: Store, key: str, sha256: str) -> bytes:
-    """Gives an object whose digest is known; what is wrong once may be the network, so it is read up to three times.
+    """Return an object whose digest is known; what is wrong once may be the network, so it is read up to three times.
 
     Raises:
         NotFound: There is no such object.
@@ -119,7 +119,7 @@ def read_checked(store: Store, key: str, sha256: str) -> bytes:
 
 
 def commit(store: Store, key: str, body: bytes) -> bool:
-    """Creates the object, or accepts an existing one with the same bytes.
+    """Create the object, or accepts an existing one with the same bytes.
 
     The rule behind exactly-once: whoever loses the race to create a deterministic object finds the same bytes
     and has succeeded too.
@@ -139,7 +139,7 @@ def commit(store: Store, key: str, body: bytes) -> bool:
 
 
 def put(store: Store, key: str, body: bytes) -> None:
-    """Makes `body` the content of an object that is derived from others and may be derived anew.
+    """Make `body` the content of an object that is derived from others and may be derived anew.
 
     Raises:
         Conflict: Somebody else writes it at this moment.
@@ -162,7 +162,7 @@ def commit_written(store: Store, key: str, writer: ObjectWriter, blake3_hex: str
 
 
 def blake3_of(store: Store, key: str) -> str:
-    """Gives the BLAKE3 of an object as 64 hexadecimal digits, reading 8 MiB at a time. Raises NotFound."""
+    """Return the BLAKE3 of an object as 64 hexadecimal digits, reading 8 MiB at a time. Raises NotFound."""
     digest, num_bytes = blake3.blake3(), store.num_bytes(key)
     for offset in range(0, num_bytes, _COMPARE_BYTES):
         digest.update(store.read_range(key, offset, min(_COMPARE_BYTES, num_bytes - offset)))

@@ -54,7 +54,7 @@ class BlockCache:
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Makes the folder, and evicts what is beyond the limit.
+        """Make the folder, and evicts what is beyond the limit.
 
         Args:
             folder: On a disk of this node; made if absent. All processes of the node give the same.
@@ -86,7 +86,7 @@ class BlockCache:
         return BlockCache, (self.folder, self.max_bytes)
 
     def get(self, key: str) -> bytes | None:
-        """Gives the body of a key and makes it the last to be evicted; None if it is not there or cannot be read."""
+        """Return the body of a key and make it the last to be evicted; None if it is not there or cannot be read."""
         try:
             # The open file stays whole while another process evicts or discards its name.
             with self._path(key).open("rb", buffering=0) as file:
@@ -102,7 +102,7 @@ class BlockCache:
         return body
 
     def put(self, key: str, body: bytes) -> None:
-        """Adds a body; if the key is there, only makes it the last to be evicted.
+        """Add a body; if the key is there, only makes it the last to be evicted.
 
         Never raises for the disk: when there is no space left, or a write fails, this copy warns once through
         logging and writes no more; `get` goes on. A body that is larger than the limit, or for which the writes
@@ -118,7 +118,7 @@ class BlockCache:
             self._stop(error)
 
     def discard(self, key: str) -> None:
-        """Removes the entry of a key, because its body was found wrong; no error if there is none."""
+        """Remove the entry of a key, because its body was found wrong; no error if there is none."""
         with suppress(OSError), self._ledger() as ledger:
             _remove(ledger, self._path(key))
 
@@ -128,7 +128,7 @@ class BlockCache:
 
     @contextmanager
     def _ledger(self) -> Iterator["_Ledger"]:
-        """Gives the count, locked against all other processes and threads: each opening of a file locks for itself."""
+        """Return the count, locked against all other processes and threads: each opening of a file locks for itself."""
         descriptor = os.open(self.folder / _COUNTER_NAME, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -153,7 +153,7 @@ class BlockCache:
                 raise
 
     def _is_begun(self, path: Path, temporary: Path, num_bytes: int) -> bool:
-        """Counts the bytes and makes the temporary file; False if they are not wanted or have no room."""
+        """Count the bytes and make the temporary file; False if they are not wanted or have no room."""
         with self._ledger() as ledger:
             if path.exists() or not self._take_room(ledger, num_bytes):
                 return False
@@ -172,7 +172,7 @@ class BlockCache:
             self.num_bytes_written += num_bytes
 
     def _take_room(self, ledger: "_Ledger", num_bytes: int) -> bool:
-        """Adds to the count, evicting first if needed; False, and no change, if the files being written fill it up."""
+        """Add to the count, evicting first if needed; False, and no change, if the files being written fill it up."""
         total = ledger.read()
         if total is None or total + num_bytes > self.max_bytes:
             total = self._evict(num_bytes)
@@ -181,7 +181,7 @@ class BlockCache:
         return has_room
 
     def _evict(self, num_bytes: int) -> int:
-        """Removes the oldest entries until `num_bytes`, and 5 % of the limit, are free; gives the bytes left."""
+        """Remove the oldest entries until `num_bytes`, and 5 % of the limit, are free; return the bytes left."""
         entries, total = _scan(self.folder)
         target = self.max_bytes - max(self.max_bytes // _FREED_PARTS, num_bytes)
         for _, size, path in sorted(entries):
@@ -212,7 +212,7 @@ class _Ledger:
         self._descriptor, self._boot = descriptor, boot
 
     def read(self) -> int | None:
-        """Gives the count; None if it is missing or of another boot: a power loss may have kept an older one."""
+        """Return the count; None if it is missing or of another boot: a power loss may have kept an older one."""
         boot, _, count = os.pread(self._descriptor, _RECORD_LENGTH, 0).decode(errors="replace").partition("/")
         return int(count) if boot == self._boot and count.isdecimal() else None
 
@@ -221,7 +221,7 @@ class _Ledger:
 
 
 def _boot_id() -> str:
-    """Gives what tells one boot of this machine from the next, 36 characters."""
+    """Return what tells one boot of this machine from the next, 36 characters."""
     try:
         return f"{_BOOT_ID.read_text().strip():36}"
     except FileNotFoundError:
@@ -235,7 +235,7 @@ def _touch(file: Path | int) -> None:
 
 
 def _is_touched(path: Path) -> bool:
-    """Makes an entry the last to be evicted; False if there is none."""
+    """Make an entry the last to be evicted; False if there is none."""
     try:
         _touch(path)
     except FileNotFoundError:
@@ -252,7 +252,7 @@ def _fill(path: Path, body: bytes) -> None:
 
 
 def _remove(ledger: _Ledger, path: Path) -> None:
-    """Removes an entry or a temporary file, then takes it from the count: the count is never too low."""
+    """Remove an entry or a temporary file, then takes it from the count: the count is never too low."""
     with suppress(FileNotFoundError):
         num_bytes = path.stat().st_size
         path.unlink()
@@ -262,7 +262,7 @@ def _remove(ledger: _Ledger, path: Path) -> None:
 
 
 def _scan(folder: Path) -> tuple[list[tuple[int, int, str]], int]:
-    """Lists the entries as (mtime in ns, bytes, path), and removes what dead writers left.
+    """List the entries as (mtime in ns, bytes, path), and remove what dead writers left.
 
     Returns:
         The entries, and the bytes of them and of the files being written.
@@ -283,7 +283,7 @@ def _scan(folder: Path) -> tuple[list[tuple[int, int, str]], int]:
 
 
 def _own_files(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Gives entries and temporary files, and nothing that others keep in the folder."""
+    """Yield entries and temporary files, and nothing that others keep in the folder."""
     with os.scandir(folder) as found:
         inner = [entry for entry in found if len(entry.name) == 2 and entry.is_dir(follow_symlinks=False)]
     for part in inner:

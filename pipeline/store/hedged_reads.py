@@ -49,7 +49,7 @@ class RangeReader:
     """
 
     def __init__(self, max_hedged_fraction: float = 0.05, deadline_seconds: float = 300.0) -> None:
-        """Starts no thread yet.
+        """Start no thread yet.
 
         Args:
             max_hedged_fraction: Share of reads that may be hedged, from 0 (none) to 1, so that a service that is
@@ -73,7 +73,7 @@ class RangeReader:
         self._lock = threading.Lock()
 
     def read(self, attempt: Callable[[], T]) -> T:
-        """Gives what `attempt` gives; calls it in other threads, repeatedly if need be, and up to twice at a time.
+        """Return what `attempt` gives; call it in other threads, repeatedly if need be, and up to twice at a time.
 
         Args:
             attempt: Reads from storage. May be called again before an earlier call has ended.
@@ -104,7 +104,7 @@ class RangeReader:
                 self.seconds += time.monotonic() - started
 
     def close(self) -> None:
-        """Ends the reads under way, which raise Unreachable, and refuses new ones. Waits for nothing."""
+        """End the reads under way, which raise Unreachable, and refuse new ones. Waits for nothing."""
         with self._lock:
             if not self._closed.done():
                 self._closed.set_exception(_closed_error())
@@ -134,7 +134,7 @@ class RangeReader:
         return answer
 
     def _answered(self, awaited: list[_Answer], deadline: float, seconds: float) -> list[_Answer]:
-        """Waits for the next answer, at most so many seconds and not beyond the deadline. Raises if closed."""
+        """Wait for the next answer, at most so many seconds and not beyond the deadline. Raises if closed."""
         left = max(0.0, deadline - time.monotonic())
         wait([*awaited, self._closed], timeout=min(left, seconds), return_when=FIRST_COMPLETED)
         answered = [answer for answer in awaited if answer.done()]
@@ -143,7 +143,7 @@ class RangeReader:
         return answered
 
     def _decisive_error(self, pair: list[_Answer]) -> BaseException:
-        """Gives the error that says most: one that does not pass, if either is such; none at all is a time-out."""
+        """Return the error that says most: one that does not pass, if either is such; none at all is a time-out."""
         errors = [error for answer in pair if answer.done() and (error := answer.exception())]
         lasting = [error for error in errors if not isinstance(error, Unreachable)]
         no_answer = f"no answer from storage within {self._deadline_seconds:g} s; check the service and the network"
@@ -155,7 +155,7 @@ class RangeReader:
         return max(_HEDGE_FLOOR_SECONDS, _HEDGE_MEDIANS * median)
 
     def _may_hedge(self) -> bool:
-        """Takes one hedge from what is saved; if there is none, a read still waiting asks again after a while."""
+        """Take one hedge from what is saved; if there is none, a read still waiting asks again after a while."""
         with self._lock:
             if self._hedges_saved < 1:
                 return False

@@ -27,7 +27,7 @@ class Lease:
     """The right to publish."""
 
     def __init__(self, store: Store) -> None:
-        """Takes the right from whoever has it. Raises StorageError as the destination."""
+        """Take the right from whoever has it. Raises StorageError as the destination."""
         self._store = store
         self._checked = time.monotonic()
         body = _LeaseRecord(host=socket.gethostname(), pid=os.getpid(), started=time.time()).to_json()
@@ -37,7 +37,7 @@ class Lease:
             self.number += 1
 
     def check(self, *, now: bool = False) -> None:
-        """Asks the store, every two seconds or at once, whether this run still has the right.
+        """Ask the store, every two seconds or at once, whether this run still has the right.
 
         Raises:
             Fenced: A newer run has started.

@@ -18,7 +18,7 @@ _LOCK_NAME = ".store.lock"
 
 @contextmanager
 def _mapped(path: Path) -> Iterator[None]:
-    """Turns an OSError into the storage error with the path and the remedy."""
+    """Turn an OSError into the storage error with the path and the remedy."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
@@ -38,7 +38,7 @@ def _is_own(name: str) -> bool:
 
 
 def _walk(folder: str, inner: str = "", seen: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Entry]:
-    """Gives all files below a folder, through links too; an unreadable folder is an error, a loop of links is not.
+    """Yield all files below a folder, through links too; an unreadable folder is an error, a loop of links is not.
 
     Plain strings: with pathlib the listing of a folder of small pictures takes longer than packing them.
     """
@@ -195,13 +195,13 @@ class _LocalWriter:
         return True
 
     def take_over(self) -> None:
-        """Puts the object in the place of the one that is there."""
+        """Put the object in the place of the one that is there."""
         os.fsync(self._file.fileno())
         self._temporary.replace(self._path)
         _sync_folder(self._path.parent)
 
     def close(self) -> None:
-        """Removes what was written aside."""
+        """Remove what was written aside."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 

@@ -13,13 +13,13 @@ class MappedFile:
     """
 
     def __init__(self, path: str) -> None:
-        """Maps the file. Raises OSError, and ValueError for an empty one."""
+        """Map the file. Raises OSError, and ValueError for an empty one."""
         with open(path, "rb") as file:
             self._pages = mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)
         self._body = memoryview(self._pages)
 
     def part(self, offset: int, num_bytes: int) -> memoryview:
-        """Gives a part of the file. All its pages are brought in at once, so that what is missing is found here.
+        """Return a part of the file. All its pages are brought in at once, so that what is missing is found here.
 
         Raises:
             OSError: The file is shorter, the disk fails, or the system cannot bring pages in.

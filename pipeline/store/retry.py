@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def retried(is_passing: Callable[[BaseException], bool], attempt: Callable[[], T]) -> T:
-    """Gives attempt(), repeated up to 5 times in about 6 seconds while it fails with an error that may pass.
+    """Return attempt(), repeated up to 5 times in about 6 seconds while it fails with an error that may pass.
 
     Raises:
         BaseException: What the last attempt raised, or the first error that does not pass.

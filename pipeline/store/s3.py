@@ -62,7 +62,7 @@ _ERRORS: dict[str, tuple[type[BitError], str]] = {
 
 @contextmanager
 def _mapped(url: str) -> Iterator[None]:
-    """Turns botocore's errors into ours, with the URL and the remedy."""
+    """Turn botocore's errors into ours, with the URL and the remedy."""
     from botocore.exceptions import (  # noqa: PLC0415 - boto3 costs 0.3 s; the command line must answer at once
         BotoCoreError,
         ClientError,
@@ -85,7 +85,7 @@ def _mapped(url: str) -> Iterator[None]:
 
 
 def _is_passing(error: BaseException) -> bool:
-    """Tells what botocore does not repeat: a body cut off in the middle, and two writers meeting at one moment."""
+    """Return whether botocore does not retry this: a body cut off in the middle, or two writers at one moment."""
     from botocore.exceptions import (  # noqa: PLC0415 - see _mapped
         ClientError,
         FlexibleChecksumError,
@@ -267,7 +267,7 @@ class _S3Writer:
         return True
 
     def close(self) -> None:
-        """Gives up an upload that was not finished."""
+        """Return up an upload that was not finished."""
         if self._upload is not None:
             with suppress(StorageError), _mapped(self._url):
                 self._client.abort_multipart_upload(**self._where, UploadId=self._upload)

@@ -9,12 +9,12 @@ from pipeline.store.s3 import S3Store
 
 
 def absolute_url(url: str) -> str:
-    """Gives a URL that means the same in every process: local paths become absolute."""
+    """Return a URL that means the same in every process: local paths become absolute."""
     return url if "://" in url else str(Path(url).absolute())
 
 
 def open_store(url: str) -> Store:
-    """Gives the store of `s3://bucket/prefix` or of a local folder. Touches nothing yet.
+    """Return the store of `s3://bucket/prefix` or of a local folder. Touches nothing yet.
 
     Raises:
         ConfigError: The scheme is neither local nor s3, or the bucket is missing.

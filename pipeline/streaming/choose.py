@@ -17,7 +17,7 @@ Keep = Callable[[pa.Table], npt.NDArray[np.bool_]]
 
 
 def rows_where(dataset: Dataset, columns: Sequence[str], keep: Keep) -> Rows:
-    """Gives the rows of every shard for which `keep` says so, from the sidecars; what a View takes.
+    """Return the rows of every shard for which `keep` says so, from the sidecars; what a Selection takes.
 
     Args:
         dataset: The dataset.
@@ -40,7 +40,7 @@ def rows_where(dataset: Dataset, columns: Sequence[str], keep: Keep) -> Rows:
 
 
 def listed_rows(url: str) -> Rows:
-    """Gives the rows that a Parquet file lists by `shard` and `row`, such as those an audit wants left out.
+    """Return the rows that a Parquet file lists by `shard` and `row`, such as those an audit wants left out.
 
     Raises:
         NotFound: There is no such file.

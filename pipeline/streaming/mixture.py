@@ -81,7 +81,7 @@ class Mixture:
         return tuple(slots / SLOTS for slots in self._slots)
 
     def draws(self, lane: int, position: int, count: int) -> tuple[Draw, ...]:
-        """Gives where the samples at positions [position, position + count) of a lane come from, in their order.
+        """Return where the samples at positions [position, position + count) of a lane come from, in their order.
 
         It takes O(count), whatever the position; O(1) where there is one source.
 
@@ -102,7 +102,7 @@ class Mixture:
         return tuple(draws)
 
     def starts(self, lane: int, position: int) -> list[int]:
-        """Gives how many samples of each source a lane has drawn before a position, in O(sources)."""
+        """Return how many samples of each source a lane has drawn before a position, in O(sources)."""
         if len(self.weights) == 1:
             return [position]
         begin = lane * self.samples_per_lane
@@ -110,13 +110,13 @@ class Mixture:
         return drawn
 
     def _before(self, slot: int) -> Ints:
-        """Gives each source's slots among [0, slot), counted over all rounds of the cycle, shape (sources,)."""
+        """Return each source's slots among [0, slot), counted over all rounds of the cycle, shape (sources,)."""
         rounds, rest = divmod(slot, SLOTS)
         return rounds * np.array(self._slots) + self._counts[:, rest]
 
     @cached_property
     def _slots(self) -> tuple[int, ...]:
-        """Slots of each source, by largest remainder."""
+        """Slot of each source, by largest remainder."""
         weights = [Fraction(weight) for weight in self.weights]
         exact = [weight * SLOTS / sum(weights) for weight in weights]
         slots = [int(quota) for quota in exact]
@@ -139,7 +139,7 @@ class Mixture:
 
 
 def _spread(slots: tuple[int, ...]) -> Iterator[int]:
-    """Gives the source of each slot of a cycle, so that a prefix of n slots is less than one from n shares of each.
+    """Yield the source of each slot of a cycle, so that a prefix of n slots is less than one from n shares of each.
 
     That holds if a source with `own` of `total` slots gets its j-th one (from 0) within [floor(j * total / own),
     ceil((j + 1) * total / own)). Earliest deadline first keeps all of these for any slots that add up to the cycle:

@@ -15,7 +15,7 @@ from pipeline.image.transforms import Transform
 from pipeline.store.hedged_reads import RangeReader
 from pipeline.streaming.loader.blocks import BlockReader, Damaged, Loaded
 from pipeline.streaming.order import even_pieces
-from pipeline.streaming.selection import Span, View
+from pipeline.streaming.selection import Selection, Span
 from pipeline.streaming.stream import Batch
 
 # While one block is worked on the next are on their way, for 80 MB at most; with four, readers waited for sidecars.
@@ -40,12 +40,12 @@ class Encoded(NamedTuple):
 
 
 def one_pass(
-    view: View, transform: Transform, side_px: int, batch_size: int, *, rank: int = 0, num_ranks: int = 1
+    selection: Selection, transform: Transform, side_px: int, batch_size: int, *, rank: int = 0, num_ranks: int = 1
 ) -> Iterator[Batch]:
-    """Gives a rank's share of every sample exactly once, in dataset order; the last batch is short.
+    """Yield a rank's share of every sample exactly once, in dataset order; the last batch is short.
 
     Args:
-        view: What is read.
+        selection: What is read.
         transform: From pictures to views; gets the same randomness for each.
         side_px: Of the views.
         batch_size: Most samples of a batch.
@@ -56,20 +56,22 @@ def one_pass(
         CorruptShard: A sample is damaged: a test set is whole or its accuracy means nothing.
     """
     waiting: list[Encoded] = []
-    for sample in encoded_samples(view, rank=rank, num_ranks=num_ranks):
+    for sample in encoded_samples(selection, rank=rank, num_ranks=num_ranks):
         waiting.append(sample)
         if len(waiting) == batch_size:
-            yield _batch(view, transform, side_px, waiting)
+            yield _batch(selection, transform, side_px, waiting)
             waiting = []
     if waiting:
-        yield _batch(view, transform, side_px, waiting)
+        yield _batch(selection, transform, side_px, waiting)
 
 
-def encoded_samples(view: View, *, rank: int = 0, num_ranks: int = 1, mapped: bool = False) -> Iterator[Encoded]:
-    """Gives a rank's share of every sample exactly once, checked but not decoded, in dataset order.
+def encoded_samples(
+    selection: Selection, *, rank: int = 0, num_ranks: int = 1, mapped: bool = False
+) -> Iterator[Encoded]:
+    """Yield a rank's share of every sample exactly once, checked but not decoded, in dataset order.
 
     Args:
-        view: What is read.
+        selection: What is read.
         rank: This rank.
         num_ranks: All ranks; their shares differ by at most one sample.
         mapped: Whether tars of a local disk are mapped into memory instead of copied: three times as fast on photos. A
@@ -78,11 +80,11 @@ def encoded_samples(view: View, *, rank: int = 0, num_ranks: int = 1, mapped: bo
     Raises:
         CorruptShard: A sample is damaged.
     """
-    for span, loaded in _read_ahead(view, rank, num_ranks, mapped=mapped):
+    for span, loaded in _read_ahead(selection, rank, num_ranks, mapped=mapped):
         for sample in loaded.samples:
             if isinstance(sample, Damaged):
                 raise CorruptShard(
-                    f"{view.dataset.store.url}, {span.path}, sample {sample.row}: {sample.reason} "
+                    f"{selection.dataset.store.url}, {span.path}, sample {sample.row}: {sample.reason} "
                     f"({sample.detail}); run `pipeline verify` on the dataset"
                 )
         # By columns: twice as fast as sample by sample.
@@ -91,14 +93,14 @@ def encoded_samples(view: View, *, rank: int = 0, num_ranks: int = 1, mapped: bo
         yield from map(Encoded, repeat(span.shard), rows, labels, images)
 
 
-def _read_ahead(view: View, rank: int, num_ranks: int, *, mapped: bool) -> Iterator[tuple[Span, Loaded]]:
+def _read_ahead(selection: Selection, rank: int, num_ranks: int, *, mapped: bool) -> Iterator[tuple[Span, Loaded]]:
     ranged = RangeReader()
-    reader = BlockReader(view.dataset, ranged, None, in_order=True, mapped=mapped)
+    reader = BlockReader(selection.dataset, ranged, None, in_order=True, mapped=mapped)
     on_their_way: deque[tuple[Span, Future[Loaded]]] = deque()
     with ThreadPoolExecutor(_READERS, thread_name_prefix="one-pass") as pool:
         try:
-            for piece in even_pieces(view.block_counts, rank, num_ranks):
-                span = view.span(piece)
+            for piece in even_pieces(selection.block_counts, rank, num_ranks):
+                span = selection.span(piece)
                 on_their_way.append((span, pool.submit(reader.read, span)))
                 if len(on_their_way) > _BLOCKS_AHEAD:
                     yield _arrived(on_their_way)
@@ -114,14 +116,14 @@ def _arrived(on_their_way: deque[tuple[Span, Future[Loaded]]]) -> tuple[Span, Lo
     return span, future.result()
 
 
-def _batch(view: View, transform: Transform, side_px: int, samples: list[Encoded]) -> Batch:
+def _batch(selection: Selection, transform: Transform, side_px: int, samples: list[Encoded]) -> Batch:
     images = np.empty((len(samples), side_px, side_px, 3), np.uint8)
     for sample, out in zip(samples, images, strict=True):
         try:
             render(bytes(sample.image), transform, Random(0), out)
         except BadImage as error:
             raise CorruptShard(
-                f"{view.dataset.store.url}, shard {sample.shard}, sample {sample.row} does not decode ({error}); "
+                f"{selection.dataset.store.url}, shard {sample.shard}, sample {sample.row} does not decode ({error}); "
                 f"run `pipeline verify --level decode` on the dataset"
             ) from error
     return Batch(

@@ -50,7 +50,7 @@ class OrderConfig(Record):
     window_blocks: PositiveInt = 4
 
     def samples_per_lane(self) -> int:
-        """Gives the samples that one lane adds to each global batch.
+        """Return the samples that one lane adds to each global batch.
 
         Raises:
             ConfigError: The batch is not a multiple of the lanes.
@@ -63,7 +63,7 @@ class OrderConfig(Record):
 
 
 def lanes_of_rank(num_lanes: int, rank: int, num_ranks: int) -> range:
-    """Gives the lanes that a rank reads: neighbours, at least one, and no rank has over one more than another.
+    """Return the lanes that a rank reads: neighbours, at least one, and no rank has over one more than another.
 
     The global batch is the same for every number of ranks. Where it does not divide the lanes, the ranks' parts of the
     batch differ by one lane's samples, so a mean over the batch (a loss, a gradient) is the ranks' means weighted by
@@ -140,7 +140,7 @@ class Order:
         self._line_lock = Lock()
 
     def window(self, lane: int, position: int) -> Window:
-        """Gives the window that holds a lane position, in O(log blocks + samples of the window).
+        """Return the window that holds a lane position, in O(log blocks + samples of the window).
 
         The first window of an epoch takes the time to permute all blocks on top.
 
@@ -171,12 +171,12 @@ class Order:
         )
 
     def _lay_out(self, epoch: int) -> tuple[npt.NDArray[np.int32], Ints]:
-        """Gives the epoch's line: its blocks and the line position after each, both of shape (filled blocks,)."""
+        """Return the epoch's line: its blocks and the line position after each, both of shape (filled blocks,)."""
         blocks = rng(self.config.seed, "blocks", epoch).permutation(self._filled)
         return blocks, np.cumsum(self._block_counts[blocks], dtype=np.int64)
 
     def _starts(self, lane: int, epoch: int) -> tuple[int, int]:
-        """Gives where a lane starts in the epoch's line, and the lane's position there (its samples before).
+        """Return where a lane starts in the epoch's line, and the lane's position there (its samples before).
 
         Before an epoch, every lane was dealt `each` samples and the first `spare` lanes one more. What the lanes below
         `lane` are dealt in the epoch is the difference of what they were dealt before the next one and before this one.
@@ -187,7 +187,7 @@ class Order:
         return line_start, each + (lane < spare)
 
     def _window_at(self, lane: int, index: int) -> tuple[int, int, int]:
-        """Gives the number and the pieces [begin, end) of the window with the lane's `index`-th piece of the epoch."""
+        """Return the number and the pieces [begin, end) of the window with the lane's `index`-th piece of the epoch."""
         width = self.config.window_blocks
         head = 1 + lane % width
         number = (index - head) // width + 1
@@ -196,7 +196,7 @@ class Order:
 
 
 def _cut(blocks: npt.NDArray[np.int32], counts: Ints, ends: Ints, start: int, stop: int) -> list[Piece]:
-    """Gives what [start, stop) of a line of blocks holds, without empty pieces; the arrays have shape (blocks,)."""
+    """Return what [start, stop) of a line of blocks holds, without empty pieces; the arrays have shape (blocks,)."""
     starts = ends - counts
     firsts = np.maximum(start, starts)
     lasts = np.minimum(stop, ends)
@@ -206,7 +206,7 @@ def _cut(blocks: npt.NDArray[np.int32], counts: Ints, ends: Ints, start: int, st
 
 
 def samples_of(window: Window, position: int, count: int) -> Ints:
-    """Gives the samples at lane positions [position, position + count) of a window, all within it.
+    """Return the samples at lane positions [position, position + count) of a window, all within it.
 
     Returns:
         Shape (count, 2): index of the piece in the window, and of the sample in its block.
@@ -220,7 +220,7 @@ def samples_of(window: Window, position: int, count: int) -> Ints:
 
 
 def even_pieces(block_counts: Ints, rank: int, num_ranks: int) -> Iterator[Piece]:
-    """Yields a rank's share of one pass in dataset order: contiguous, sizes differ by at most one sample.
+    """Yield a rank's share of one pass in dataset order: contiguous, sizes differ by at most one sample.
 
     Args:
         block_counts: Samples of each block, shape (blocks,), integers; a block may be empty.

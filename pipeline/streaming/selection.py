@@ -64,7 +64,7 @@ class Span:
 
 
 def _keys(dataset: Dataset, rows_by_shard: RowsByShard) -> Ints:
-    """Gives shard << 32 | row of all rows, ascending and once each: equal choices look equal."""
+    """Return shard << 32 | row of all rows, ascending and once each: equal choices look equal."""
     sizes = dataset.shards.table["num_samples"].to_numpy()
     parts = [np.empty(0, np.int64)]
     for shard, rows in rows_by_shard.items():
@@ -75,7 +75,7 @@ def _keys(dataset: Dataset, rows_by_shard: RowsByShard) -> Ints:
     return np.unique(np.concatenate(parts))
 
 
-class View:
+class Selection:
     """All samples of a dataset, the chosen rows of it, or all but some; blocks stay the unit of reading."""
 
     def __init__(
@@ -85,7 +85,7 @@ class View:
         *,
         excluded_by_shard: RowsByShard | None = None,
     ) -> None:
-        """Opens a view.
+        """Open a view.
 
         Args:
             dataset: The dataset.
@@ -162,7 +162,7 @@ class View:
         return (stops - np.searchsorted(keys, self._block_keys)).astype(np.int64)
 
     def _rows(self, block: int) -> Ints:
-        """Gives the view's rows of a block, ascending."""
+        """Return the view's rows of a block, ascending."""
         first, count = int(self._blocks["first_row"][block]), int(self._blocks["num_samples"][block])
         key = int(self._block_keys[block])
         if self._chosen is not None:
@@ -175,7 +175,7 @@ class View:
         return np.setdiff1d(rows, self._excluded[start:stop] & 0xFFFFFFFF, assume_unique=True)
 
     def span(self, piece: Piece) -> Span:
-        """Gives where a piece lies."""
+        """Return where a piece lies."""
         block = {name: int(column[piece.block]) for name, column in self._blocks.items()}
         rows = self._rows(piece.block)[piece.first : piece.first + piece.count]
         return Span(

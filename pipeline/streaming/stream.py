@@ -17,11 +17,11 @@ from pipeline.base.records import Record
 from pipeline.base.seeds import key128
 from pipeline.dataset.dataset import SIDECAR_CACHE_BYTES, Address
 from pipeline.image.transforms import Transform
-from pipeline.streaming.loader.messages import AskWindow, BadSample, Counts, Done, WindowSpec, Work
-from pipeline.streaming.loader.worker_pool import Desk
+from pipeline.streaming.loader.messages import AskWindow, BadSample, Done, ReadCounts, WindowSpec, Work
+from pipeline.streaming.loader.worker_pool import WorkerPool
 from pipeline.streaming.mixture import Mixture
 from pipeline.streaming.order import ORDER_VERSION, Order, OrderConfig, Piece, lanes_of_rank, samples_of
-from pipeline.streaming.selection import View
+from pipeline.streaming.selection import Selection
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +54,15 @@ class LoaderConfig(Record):
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightedSelection:
     """One of the datasets that a stream mixes.
 
     Attributes:
-        view: What is read of it.
+        selection: What is read of it.
         weight: Its share of the samples, against the other sources' weights.
     """
 
-    view: View
+    selection: Selection
     weight: float = 1.0
 
 
@@ -97,7 +97,7 @@ class Batch:
 
 
 def warn_of(bad: BadSample) -> None:
-    """Logs a sample that was replaced."""
+    """Log a sample that was replaced."""
     logger.warning(
         "step %d: sample %d of %s is bad (%s: %s); sample %s took its place",
         *(bad.step, bad.row, bad.path, bad.reason, bad.detail, bad.substitute),
@@ -113,7 +113,7 @@ class Stream:
 
     def __init__(
         self,
-        sources: View | Sequence[Source],
+        sources: Selection | Sequence[WeightedSelection],
         order: OrderConfig,
         transform: Transform,
         *,
@@ -122,7 +122,7 @@ class Stream:
         loader: LoaderConfig | None = None,
         on_bad: Callable[[BadSample], None] = warn_of,
     ) -> None:
-        """Prepares a stream; reads nothing but the manifests.
+        """Prepare a stream; read nothing but the manifests.
 
         Args:
             sources: What is streamed; several datasets are mixed by weight.
@@ -136,7 +136,7 @@ class Stream:
         Raises:
             ConfigError: Lanes, batch, ranks, weights or budget do not fit.
         """
-        self._sources = (Source(sources),) if isinstance(sources, View) else tuple(sources)
+        self._sources = (WeightedSelection(sources),) if isinstance(sources, Selection) else tuple(sources)
         self._order = order
         self._transform = transform
         self._loader = loader or LoaderConfig()
@@ -145,14 +145,15 @@ class Stream:
         self._samples_per_lane = order.samples_per_lane()
         self._mixture = Mixture(tuple(source.weight for source in self._sources), self._samples_per_lane)
         self._orders = [
-            Order(source.view.block_counts, _order_of(order, number)) for number, source in enumerate(self._sources)
+            Order(source.selection.block_counts, _order_of(order, number))
+            for number, source in enumerate(self._sources)
         ]
         self._side_px = _side_of(transform)
         self._picture_bytes, self._keeps_all = self._budget()
-        self._desk: Desk | None = None
+        self._desk: WorkerPool | None = None
         self._step = 0
         self._num_bad = 0
-        self.counts = Counts()
+        self.counts = ReadCounts()
         self.wait_seconds = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -181,15 +182,15 @@ class Stream:
     @property
     def identity(self) -> str:
         """Digest of what is streamed: datasets with their versions, choices and weights."""
-        told = [(source.view.identity, source.weight) for source in self._sources]
+        told = [(source.selection.identity, source.weight) for source in self._sources]
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def state_dict(self) -> dict[str, Any]:
-        """Gives the position after the last batch handed out."""
+        """Return the position after the last batch handed out."""
         return {"step": self._step, "order": ORDER_VERSION, "data": self.identity} | self._order.model_dump()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to the position of `state`, in constant time.
+        """Go to the position of `state`, in constant time.
 
         Raises:
             ResumeMismatch: It was taken from another dataset version, selection, seed, batch or lane count.
@@ -205,13 +206,13 @@ class Stream:
         self._num_bad = 0
 
     def close(self) -> None:
-        """Stops the workers; batches made ahead are dropped. The next batch starts them again."""
+        """Stop the workers; batches made ahead are dropped. The next batch starts them again."""
         desk, self._desk = self._desk, None
         if desk:
             desk.close()
 
     def _budget(self) -> tuple[int, bool]:
-        """Gives the bytes that the rank may hold of encoded pictures, and whether each worker can keep all of them.
+        """Return the bytes that the rank may hold of encoded pictures, and whether each worker can keep all of them.
 
         What is kept is read once, not once an epoch.
 
@@ -219,10 +220,10 @@ class Stream:
             ConfigError: The rank's budget does not hold its windows and batches.
         """
         batch_bytes = len(self._lanes) * self._samples_per_lane * self._side_px**2 * 3
-        sidecars = sum(source.view.reads_sidecars for source in self._sources) * SIDECAR_CACHE_BYTES
+        sidecars = sum(source.selection.reads_sidecars for source in self._sources) * SIDECAR_CACHE_BYTES
         fixed = _NUM_SLOTS * batch_bytes + self._num_workers * WORKER_BYTES + max(1, self._num_workers) * sidecars
         windows = len(self._lanes) * sum(self._window_bytes)
-        kept = max(1, self._num_workers) * sum(_kept_bytes(source.view) for source in self._sources)
+        kept = max(1, self._num_workers) * sum(_kept_bytes(source.selection) for source in self._sources)
         needed = min(windows, kept) + fixed
         budget = self._loader.budget_bytes or max(_LEAST_DEFAULT_BUDGET_BYTES, needed + min(windows, kept))
         if needed > budget:
@@ -235,20 +236,20 @@ class Stream:
 
     @property
     def _window_bytes(self) -> tuple[int, ...]:
-        return tuple(self._order.window_blocks * source.view.max_block_bytes for source in self._sources)
+        return tuple(self._order.window_blocks * source.selection.max_block_bytes for source in self._sources)
 
     @property
     def _num_workers(self) -> int:
         return min(self._loader.num_workers or 0, len(self._lanes))
 
-    def _started(self) -> Desk:
+    def _started(self) -> WorkerPool:
         num_workers = max(1, self._num_workers)
         works = []
         for number in range(num_workers):
             mine = lanes_of_rank(len(self._lanes), number, num_workers)
             works.append(
                 Work(
-                    datasets=tuple(source.view.dataset for source in self._sources),
+                    datasets=tuple(source.selection.dataset for source in self._sources),
                     mixture=self._mixture,
                     seed=self._order.seed,
                     lanes=self._lanes[mine.start : mine.stop],
@@ -269,16 +270,16 @@ class Stream:
                     cache=(self._loader.cache_folder, self._loader.cache_bytes) if self._loader.cache_folder else None,
                 )
             )
-        return Desk(works, self._window, in_processes=self._num_workers > 0)
+        return WorkerPool(works, self._window, in_processes=self._num_workers > 0)
 
     def _window(self, ask: AskWindow) -> WindowSpec:
         window = self._orders[ask.source].window(ask.lane, ask.position)
         places = samples_of(window, window.start, len(window.permutation)).astype(np.int32)
-        view = self._sources[ask.source].view
+        selection = self._sources[ask.source].selection
         pieces = window.pieces
         if self._keeps_all:
             # Whole blocks, since these stay: the pieces at the borders of lanes are others in every epoch.
-            pieces = tuple(Piece(piece.block, 0, int(view.block_counts[piece.block])) for piece in pieces)
+            pieces = tuple(Piece(piece.block, 0, int(selection.block_counts[piece.block])) for piece in pieces)
         places[:, 1] -= np.array([piece.first for piece in pieces], np.int32)[places[:, 0]]
         return WindowSpec(
             source=ask.source,
@@ -286,7 +287,7 @@ class Stream:
             epoch=window.epoch,
             start=window.start,
             position=ask.position,
-            spans=tuple(view.span(piece) for piece in pieces),
+            spans=tuple(selection.span(piece) for piece in pieces),
             places=places,
         )
 
@@ -307,13 +308,13 @@ class Stream:
 
 
 def _order_of(order: OrderConfig, source: int) -> OrderConfig:
-    """Gives each source a seed of its own: sets of equal blocks must not be read in the same order side by side."""
+    """Return each source a seed of its own: sets of equal blocks must not be read in the same order side by side."""
     return order.model_copy(update={"seed": key128(order.seed, "source", source)}) if source else order
 
 
-def _kept_bytes(view: View) -> int:
-    """Gives what all of a view's samples take in memory, at most: blocks of which half is wanted are held whole."""
-    return view.num_bytes * (1 if view.num_samples == view.dataset.version.num_samples else 2)
+def _kept_bytes(selection: Selection) -> int:
+    """Return what all of a view's samples take in memory, at most: blocks of which half is wanted are held whole."""
+    return selection.num_bytes * (1 if selection.num_samples == selection.dataset.version.num_samples else 2)
 
 
 def _side_of(transform: Transform) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pipeline.streaming.loader.messages import Counts
+from pipeline.streaming.loader.messages import ReadCounts
 from pipeline.streaming.stream import Batch, Stream
 
 Stage = Literal["reading", "decoding", "the consumer"]
@@ -32,9 +32,9 @@ class Limit:
 
 
 def limiting_stage(
-    counts: Counts, seconds: float, num_workers: int, wait_seconds: float, num_cpus: int | None = None
+    counts: ReadCounts, seconds: float, num_workers: int, wait_seconds: float, num_cpus: int | None = None
 ) -> Limit:
-    """Tells which stage the others wait for.
+    """Return which stage the others wait for.
 
     Whether it is the consumer, the consumer's own waiting decides and not the workers': one whose part of a batch is
     ready also stands still while another worker makes its own.
@@ -77,7 +77,7 @@ def limiting_stage(
 
 
 def _share(part: float, whole: float) -> str:
-    # Counts come with finished batches, so a short stretch may be told of more seconds than it had.
+    # ReadCounts come with finished batches, so a short stretch may be told of more seconds than it had.
     return f"{min(part / whole, 1.0):.0%}"
 
 
@@ -94,7 +94,7 @@ class Lap:
         num_workers: Decoders.
     """
 
-    counts: Counts
+    counts: ReadCounts
     images: int
     bad_samples: int
     seconds: float
@@ -112,7 +112,7 @@ class Lap:
         return self.wait_seconds / self.seconds
 
     def figures(self) -> dict[str, Any]:
-        """Gives the figures that tell of the loader and not of who consumes: rates, sums, `limiting_stage`."""
+        """Return the figures that tell of the loader and not of who consumes: rates, sums, `limiting_stage`."""
         counts = self.counts
         return {
             "read_mb_per_second": round(counts.bytes_read / 1e6 / self.seconds, 3),
@@ -125,7 +125,7 @@ class Lap:
         }
 
     def row(self) -> dict[str, Any]:
-        """Gives all figures, for a log."""
+        """Return all figures, for a log."""
         counts, decoder_seconds = self.counts, self.seconds * self.num_workers
         return {
             "seconds": round(self.seconds, 3),
@@ -145,7 +145,7 @@ class Laps:
     """Measures a stream from lap to lap. Tell it every batch."""
 
     def __init__(self, stream: Stream, num_workers: int) -> None:
-        """Starts the first lap.
+        """Start the first lap.
 
         Args:
             stream: What is measured.
@@ -161,15 +161,15 @@ class Laps:
         return time.perf_counter() - self._started
 
     def took(self, batch: Batch) -> None:
-        """Counts a batch that the stream gave."""
+        """ReadCount a batch that the stream gave."""
         self._images += len(batch.labels)
         self._bad_samples += len(batch.bad)
 
     def lap(self) -> Lap:
-        """Ends the lap, gives it and starts the next."""
+        """End the lap, return it and start the next."""
         now, before = self._stream.counts, self._counts
         lap = Lap(
-            counts=Counts(**{name: value - getattr(before, name) for name, value in vars(now).items()}),
+            counts=ReadCounts(**{name: value - getattr(before, name) for name, value in vars(now).items()}),
             images=self._images,
             bad_samples=self._bad_samples,
             seconds=max(self.seconds, 1e-9),
@@ -189,7 +189,7 @@ class Laps:
 def measure(
     stream: Stream, num_workers: int, seconds: float, on_second: Callable[[Lap], None] = lambda lap: None
 ) -> Lap:
-    """Takes batches as fast as they come, after a warm-up that is not counted; an interrupt ends it early.
+    """Take batches as fast as they come, after a warm-up that is not counted; an interrupt ends it early.
 
     Args:
         stream: Is closed at the end.

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.base.html import render
+from pipeline.base.html import render_page
 from pipeline.dataset.dataset import Dataset
 from pipeline.image.decode import Pixels
 from pipeline.image.transforms import EvaluationView, FinetuneView, PretrainView, Transform
 from pipeline.streaming.order import OrderConfig
-from pipeline.streaming.selection import View
+from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import Batch, Stream
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Tile:
 
 
 def batches_of(dataset: Dataset, transform: Transform, *, seed: int, batch_size: int, count: int) -> Iterator[Batch]:
-    """Gives the first batches of a run with this seed: in its order, augmented as it would be.
+    """Yield the first batches of a run with this seed: in its order, augmented as it would be.
 
     Windows hold one block, so that little has to be read.
 
@@ -60,7 +60,7 @@ def batches_of(dataset: Dataset, transform: Transform, *, seed: int, batch_size:
         BitError: The stream's own.
     """
     order = OrderConfig(seed=seed, batch_size=batch_size, num_lanes=math.gcd(batch_size, _MOST_LANES), window_blocks=1)
-    stream = Stream(View(dataset), order, transform)
+    stream = Stream(Selection(dataset), order, transform)
     try:
         for _ in range(count):
             yield next(stream)
@@ -69,7 +69,7 @@ def batches_of(dataset: Dataset, transform: Transform, *, seed: int, batch_size:
 
 
 def tiles(dataset: Dataset, batch: Batch) -> Iterator[Tile]:
-    """Gives the pictures of a batch with what is to be said of them."""
+    """Yield the pictures of a batch with what is to be said of them."""
     due = {(bad.source, bad.epoch, *bad.substitute): bad for bad in batch.bad}
     left = Counter((bad.source, bad.epoch, *bad.substitute) for bad in batch.bad)
     for pixels, labels, row in zip(batch.images, batch.labels, batch.places.tolist(), strict=True):
@@ -87,9 +87,9 @@ def tiles(dataset: Dataset, batch: Batch) -> Iterator[Tile]:
 
 
 def page(title: str, about: str, batches: Sequence[Sequence[Tile]]) -> bytes:
-    """Gives batches as an HTML page that opens offline."""
+    """Return batches as an HTML page that opens offline."""
     shown = [[(tile, _inlined(tile)) for tile in batch] for batch in batches]
-    return render("pipeline.upkeep", "peek.html.j2", title=title, about=about, batches=shown)
+    return render_page("pipeline.upkeep", "peek.html.j2", title=title, about=about, batches=shown)
 
 
 def _inlined(tile: Tile) -> Markup:
@@ -102,7 +102,7 @@ def _inlined(tile: Tile) -> Markup:
 
 
 def sheet(batches: Sequence[Sequence[Tile]]) -> bytes:
-    """Gives batches as one PNG, eight pictures a row."""
+    """Return batches as one PNG, eight pictures a row."""
     from PIL import Image, ImageDraw  # noqa: PLC0415
 
     side = batches[0][0].pixels.shape[0]

@@ -33,7 +33,7 @@ class Garbage:
 
 
 def garbage(store: Store, *, older_than_hours: float, with_abandoned_runs: bool) -> Iterator[Garbage]:
-    """Finds it; removes nothing.
+    """Find it; remove nothing.
 
     Args:
         store: The destination.
@@ -61,7 +61,7 @@ def garbage(store: Store, *, older_than_hours: float, with_abandoned_runs: bool)
 
 
 def remove(store: Store, found: Garbage) -> None:
-    """Removes it."""
+    """Remove it."""
     if found.unfinished:
         store.discard(found.unfinished)
     else:
@@ -69,7 +69,7 @@ def remove(store: Store, found: Garbage) -> None:
 
 
 def _abandoned(store: Store, plan_ids: set[str], before: float) -> set[str]:
-    """Gives the plans that were never published and at which nothing was written since: a living run commits shards."""
+    """Return the plans never published to which nothing was written since: a living run commits shards."""
     newest: dict[str, float] = {}
     for prefix in ("plans/", "commits/"):
         for entry in store.list(prefix):
@@ -81,7 +81,7 @@ def _abandoned(store: Store, plan_ids: set[str], before: float) -> set[str]:
 
 
 def _needed(store: Store) -> tuple[set[str], set[str]]:
-    """Gives the keys that the latest version needs (versions only add), and its plans, with what they were made from.
+    """Return the keys that the latest version needs (versions only add), and its plans, with what they were made from.
 
     The plans of all rows hold the digests that `append` compares new pictures with.
     """

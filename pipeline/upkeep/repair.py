@@ -18,7 +18,7 @@ _COPY_BYTES = 8 << 20
 
 
 def repair_shards(dataset: Dataset, shards: Iterable[int], scratch: Path) -> Iterable[tuple[int, str]]:
-    """Rebuilds shards one by one.
+    """Rebuild shards one by one.
 
     Args:
         dataset: The dataset.
@@ -64,7 +64,7 @@ def _repair(dataset: Dataset, row: dict[str, Any], scratch: Path) -> None:
 
 
 def _packed_rows(store: Store, plan: Plan, number: int) -> pa.Table:
-    """Gives the rows that were packed: a picture that was rejected then may be sound by now."""
+    """Return the rows that were packed: a picture that was rejected then may be sound by now."""
     rows = shard_rows(store, plan, number)
     record = read_record(store, plan.plan_id, number)
     if not record.rejects:

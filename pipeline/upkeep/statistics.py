@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.base.charts import histogram
-from pipeline.base.html import render
+from pipeline.base.html import render_page
 from pipeline.dataset.dataset import Dataset
 
 _BINS = 40
@@ -42,7 +42,7 @@ class Statistics:
     num_image_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives all counts as plain values."""
+        """Return all counts as plain values."""
         return {
             name: dict(sorted(value.items())) if isinstance(value, Counter) else value
             for name, value in vars(self).items()
@@ -55,12 +55,12 @@ def _count(counter: Counter[int], values: Counts) -> None:
 
 
 def class_counts(dataset: Dataset) -> Counter[int]:
-    """Gives the number of samples of each label; a sample with several labels counts for each."""
+    """Return the number of samples of each label; a sample with several labels counts for each."""
     return statistics(dataset).classes
 
 
 def statistics(dataset: Dataset, on_shard: Callable[[int], None] = lambda count: None) -> Statistics:
-    """Reads every sidecar once.
+    """Read every sidecar once.
 
     Raises:
         CorruptShard: One is damaged.
@@ -83,7 +83,7 @@ def statistics(dataset: Dataset, on_shard: Callable[[int], None] = lambda count:
 
 
 def percentile(counts: Counter[int], share: float) -> int:
-    """Gives the value below or at which `share` (0..1) of the counted samples lie; 0 where there is none."""
+    """Return the value below or at which `share` (0..1) of the counted samples lie; 0 where there is none."""
     wanted = share * sum(counts.values())
     seen = 0
     for value in sorted(counts):
@@ -94,9 +94,9 @@ def percentile(counts: Counter[int], share: float) -> int:
 
 
 def page(dataset: Dataset, told: Statistics) -> bytes:
-    """Gives the statistics as an HTML page that opens offline."""
+    """Return the statistics as an HTML page that opens offline."""
     ranked = told.classes.most_common()
-    return render(
+    return render_page(
         "pipeline",
         "stats.html.j2",
         title=f"{dataset.store.url} version {dataset.version.version}",
@@ -122,7 +122,7 @@ def page(dataset: Dataset, told: Statistics) -> bytes:
 
 
 def _chart(counts: Counter[Any], title: str, x_label: str) -> tuple[str, str]:
-    """Bins the counted values; the highest hundredth goes into the last bin."""
+    """Bin the counted values; the highest hundredth goes into the last bin."""
     if not counts:
         return title, ""
     high = percentile(counts, 0.99)
@@ -140,7 +140,7 @@ def _chart(counts: Counter[Any], title: str, x_label: str) -> tuple[str, str]:
 
 
 def reject_lines(dataset: Dataset, limit: int = 10) -> Iterator[str]:
-    """Gives up to `limit` rejected pictures with their reasons, and how many more there are."""
+    """Yield up to `limit` rejected pictures with their reasons, and how many more there are."""
     rejects = dataset.rejects
     for row in rejects.slice(0, limit).to_pylist():
         yield f"{row['source']}: {row['reason']} ({row['detail']})"

@@ -36,7 +36,7 @@ class Fault:
 
 
 def sampled_shards(num_shards: int, fraction: float, seed: int) -> list[int]:
-    """Gives the shards of a spot check: the share, rounded up, chosen by the key, ascending."""
+    """Return the shards of a spot check: the share, rounded up, chosen by the key, ascending."""
     count = int(np.ceil(num_shards * fraction))
     return sorted(rng(seed, "verify").permutation(num_shards)[:count].tolist())
 
@@ -48,7 +48,7 @@ def verify(
     shards: list[int] | None = None,
     on_shard: Callable[[int], None] = lambda num_bytes: None,
 ) -> Iterator[Fault]:
-    """Gives every fault, shard by shard, in any order of shards.
+    """Yield every fault, shard by shard, in any order of shards.
 
     Args:
         dataset: What to check.
@@ -120,7 +120,7 @@ class _ShardCheck:
     def _content_problems(
         self, path: str, tar: bytes, samples: list[dict[str, Any]], most_unlisted: int
     ) -> Iterator[tuple[str, str]]:
-        """The tar as Python's own reader sees it, sample by sample beside the sidecar."""
+        """Compare the tar as Python's own reader sees it, sample by sample beside the sidecar."""
         try:
             found = {sample.key: sample for sample in scan_tar(io.BytesIO(tar), path)[0] if sample.image}
         except CorruptShard as error:

@@ -17,7 +17,7 @@ class OnRay:
     may_lose_workers = True
 
     def __init__(self, num_slots: int | None = None) -> None:
-        """Connects to the cluster.
+        """Connect to the cluster.
 
         Args:
             num_slots: Most calls under way; the cluster's CPUs by default.

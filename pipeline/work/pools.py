@@ -27,13 +27,13 @@ class Pool(Protocol):
     may_lose_workers: bool
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
-        """Starts a call. Its future raises what the call raised, or WorkerLost."""
+        """Start a call. Its future raises what the call raised, or WorkerLost."""
 
     def cancel(self, future: "Future[Any]") -> None:
-        """Asks that a call whose result is no longer wanted ends; it may go on."""
+        """Ask that a call whose result is no longer wanted ends; it may go on."""
 
     def close(self) -> None:
-        """Ends all workers."""
+        """End all workers."""
 
 
 class InProcess:
@@ -125,13 +125,13 @@ class _Worker:
         self._pid = self.executor.submit(os.getpid)
 
     def kill(self) -> None:
-        """Ends the process at once, if it has begun."""
+        """End the process at once, if it has begun."""
         with suppress(BrokenProcessPool, ProcessLookupError, FutureTimeoutError):
             os.kill(self._pid.result(_START_SECONDS), signal.SIGKILL)
 
 
 def _begin() -> None:
-    """Makes a worker end when the run is killed, and leaves Ctrl-C, which reaches the whole group, to the run."""
+    """Make a worker end when the run is killed, and leave Ctrl-C, which reaches the whole group, to the run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -45,7 +45,7 @@ class _Running(Generic[C]):
 
 
 def slow_after(durations: list[float]) -> float:
-    """Gives the age in seconds from which a call is slow, from the durations of those that ended."""
+    """Return the age in seconds from which a call is slow, from the durations of those that ended."""
     if len(durations) < _LEAST_DURATIONS:
         return float("inf")
     return max(_LEAST_SLOW_SECONDS, SLOW_FACTOR * quantiles(durations, n=20)[-1])
@@ -57,7 +57,7 @@ def run_calls(
     calls: Iterable[C],
     on_event: Callable[[str, C, str], None] = lambda event, call, detail: None,
 ) -> Iterator[tuple[C, T]]:
-    """Gives each call with its result, in the order they end.
+    """Yield each call with its result, in the order they end.
 
     Args:
         pool: Where they run; at most its `num_slots` are under way.
@@ -91,7 +91,7 @@ class _State(Generic[C, T]):
         self._not_before = 0.0
 
     def fill(self) -> bool:
-        """Starts calls while there are places; tells whether anything is under way or waits."""
+        """Start calls while there are places; return whether anything is under way or wait."""
         while len(self.running) < self._pool.num_slots and time.monotonic() >= self._not_before:
             attempt = self._next()
             if attempt is None:
@@ -124,7 +124,7 @@ class _State(Generic[C, T]):
         return None
 
     def collect(self) -> Iterator[tuple[C, T]]:
-        """Waits for a moment; gives what ended."""
+        """Wait for a moment; return what ended."""
         if not self.running:
             time.sleep(min(_POLL_SECONDS, max(0.0, self._not_before - time.monotonic())))
             return

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from cluster.audit.base.sets import index_of, pinned
-from cluster.audit.base.stored_tasks import Poisoned, settled
+from cluster.audit.base.stored_tasks import Quarantined, results_of
 from cluster.audit.base.tables import AuditConfig, AuditTables, Evidence
 from cluster.audit.coordinator import audit, sides_of
 from cluster.audit.result.groups import stars
@@ -171,7 +171,7 @@ class Call:
 
 
 def deadly(call: Call) -> int:
-    """Kills its process for one call, fails for another."""
+    """Kill its process for one call, fails for another."""
     if call.number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if call.number == 2:
@@ -182,13 +182,13 @@ def deadly(call: Call) -> int:
 def test_a_shard_that_kills_its_workers_is_quarantined_and_the_others_are_done() -> None:
     pool, events = Processes(2), []
     try:
-        results = dict(settled(pool, deadly, [Call(number) for number in range(4)], record_into(events)))
+        results = dict(results_of(pool, deadly, [Call(number) for number in range(4)], record_into(events)))
     finally:
         pool.close()
     assert results[Call(0)] == 0
     assert results[Call(3)] == 3
-    assert results[Call(1)] == Poisoned("it kills the process that runs it")
-    assert results[Call(2)] == Poisoned("ValueError: a shard nobody foresaw")
+    assert results[Call(1)] == Quarantined("it kills the process that runs it")
+    assert results[Call(2)] == Quarantined("ValueError: a shard nobody foresaw")
     assert events.count("lost") == 2
     assert events.count("quarantined") == 2
 

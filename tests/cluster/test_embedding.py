@@ -57,7 +57,7 @@ PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photos-200.tar"
 
 @pytest.mark.skipif(not PHOTOS.exists(), reason=f"needs the labelled photos {PHOTOS.name}")
 def test_the_default_network_knows_imagenet() -> None:
-    """Photos of 200 different ImageNet classes, in the order of the classes: so are the right answers."""
+    """Photo of 200 different ImageNet classes, in the order of the classes: so are the right answers."""
     weights = lite0.read_weights(lite0.weights_path())
     session = Session(lite0.onnx_model(weights))
     with tarfile.open(PHOTOS) as tar:

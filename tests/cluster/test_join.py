@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.audit.base.tables import Evidence
 from cluster.audit.search.join import candidates, cap_hubs, hamming_pairs, index_downstream
-from cluster.audit.verify.best_match import settle_rivals
+from cluster.audit.verify.best_match import keep_best_matches
 from pipeline.image.fingerprint import CODE_BYTES, dihedral_codes
 
 
@@ -151,7 +151,7 @@ _fresh = iter(range(1000, 2000))
 def pair(
     up_row: int, distance: int, correlation: float, evidence: Evidence = Evidence.NEAR, quality: int = 90
 ) -> dict[str, object]:
-    """Gives a verified pair with a downstream picture of its own."""
+    """Return a verified pair with a downstream picture of its own."""
     return {
         "up_shard": 0,
         "up_row": up_row,
@@ -173,7 +173,7 @@ def test_a_weak_match_yields_to_a_far_better_one_and_a_strong_match_to_none() ->
         pair(4, 50, 0.8, Evidence.SIMILAR), pair(5, 60, 0.99, Evidence.SAME_BYTES),
         pair(6, 40, 0.99, quality=20), pair(7, 30, 0.99, quality=20),  # plain pictures: weak and strong
     ]  # fmt: skip
-    settled = settle_rivals(pa.Table.from_pylist(rows))["evidence"].to_pylist()
+    settled = keep_best_matches(pa.Table.from_pylist(rows))["evidence"].to_pylist()
     near, similar = str(Evidence.NEAR), str(Evidence.SIMILAR)
     assert settled == [near, similar, near, near, near, near, near, similar, str(Evidence.SAME_BYTES), similar, near]
 
@@ -186,5 +186,5 @@ def test_rivals_count_on_both_sides() -> None:
             row | {f"{one}_row": row[f"{other}_row"], f"{other}_row": row[f"{one}_row"]} if one == "down" else row
             for row in rows
         ]
-        settled = settle_rivals(pa.Table.from_pylist(swapped))["evidence"].to_pylist()
+        settled = keep_best_matches(pa.Table.from_pylist(swapped))["evidence"].to_pylist()
         assert settled == [str(Evidence.NEAR), str(Evidence.SIMILAR), str(Evidence.NEAR)]

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.image.transforms import PretrainView
 from pipeline.streaming.order import OrderConfig
-from pipeline.streaming.selection import View
+from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import LoaderConfig, Stream
 from trainer.model.build import new_model
 from trainer.step.losses import LOSSES
@@ -63,7 +63,7 @@ def train(world: World, num_workers: int, data: str, out: Path, attempt: int) ->
     optimizer = MasterSGD(model, 0.9, 1e-4)
     loader = LoaderConfig(num_workers=num_workers)
     stream = Stream(
-        View(dataset), ORDER, PretrainView(32), rank=world.rank, num_ranks=world.num_ranks, loader=loader
+        Selection(dataset), ORDER, PretrainView(32), rank=world.rank, num_ranks=world.num_ranks, loader=loader
     )  # fmt: skip
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
@@ -129,7 +129,7 @@ Start = Callable[[Path, int, int, int], list[int]]
 
 @pytest.fixture
 def start(small_dataset: Dataset) -> Iterator[Start]:
-    """Starts an attempt; gives the processes of its ranks."""
+    """Start an attempt; return the processes of its ranks."""
     command = [sys.executable, "-m", "tests.cluster.test_ledger", small_dataset.store.url]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as forker:
@@ -152,13 +152,13 @@ def start(small_dataset: Dataset) -> Iterator[Start]:
 
 
 def written(out: Path, attempt: int, num_ranks: int) -> list[list[str]]:
-    """Gives the lines of each rank of an attempt."""
+    """Return the lines of each rank of an attempt."""
     paths = [out / f"ledger-{attempt}-{rank}" for rank in range(num_ranks)]
     return [path.read_text().splitlines() if path.exists() else [] for path in paths]
 
 
 def last_step(out: Path, attempt: int, num_ranks: int) -> int:
-    """Gives the last step that a rank has written down in an attempt; -1 before the first."""
+    """Return the last step that a rank has written down in an attempt; -1 before the first."""
     lines = [rank[-1] for rank in written(out, attempt, num_ranks) if rank]
     return max((int(line.split()[0]) for line in lines if line[0].isdigit()), default=-1)
 
@@ -184,7 +184,7 @@ def finish(out: Path, attempt: int, pids: list[int]) -> None:
 
 
 def effective(out: Path, attempts: list[int]) -> list[list[Use]]:
-    """Gives what each step used in the end, ranks in order: an attempt overrides all from where it went on."""
+    """Return what each step used in the end, ranks in order: an attempt overrides all from where it went on."""
     steps: dict[int, list[Use]] = {}
     for attempt, num_ranks in enumerate(attempts):
         for rank, lines in enumerate(written(out, attempt, num_ranks)):

@@ -17,7 +17,7 @@ from tests.conftest import class_folders, run_cli
 
 
 def members(marker: str) -> list[psutil.Process]:
-    """Gives the live processes whose command line names `marker`."""
+    """Return the live processes whose command line names `marker`."""
     found = []
     for process in psutil.process_iter():
         try:

@@ -104,7 +104,7 @@ def read_energon(root: Path, scratch: Path) -> Iterator[Sample]:
 
 
 def _compare_with_prepare(root: Path, copy: Path, command: list[Path]) -> None:
-    """Lets Energon index a copy itself: its files must be ours, but for the random uuid."""
+    """Let Energon index a copy itself: its files must be ours, but for the random uuid."""
     import sqlite3  # noqa: PLC0415
 
     shutil.copytree(root, copy)
@@ -148,7 +148,7 @@ PEERS: dict[str, tuple[str, list[str], Callable[[Path, Path], Iterator[Sample]]]
 
 
 def tell(peer: str, root: Path) -> None:
-    """Runs in the peer's environment: prints its version and the samples as one line of JSON."""
+    """Run in the peer's environment: prints its version and the samples as one line of JSON."""
     name, _, read = PEERS[peer]
     with tempfile.TemporaryDirectory() as scratch:
         found = list(read(root, Path(scratch)))
@@ -156,7 +156,7 @@ def tell(peer: str, root: Path) -> None:
 
 
 def ask(peer: str, root: Path, expected: dict[str, int], cache: Path) -> str:
-    """Gives the line about a peer."""
+    """Return the line about a peer."""
     environment = cache / peer
     python = environment / "bin/python"
     if not (environment / "complete").exists():
@@ -181,7 +181,7 @@ def ask(peer: str, root: Path, expected: dict[str, int], cache: Path) -> str:
 
 
 def main() -> None:
-    """Packs, exports, asks; ends with 1 where a peer fails."""
+    """Pack, exports, asks; end with 1 where a peer fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default=",".join(PEERS), help="Names of peers, with commas.")

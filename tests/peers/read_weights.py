@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def difference(folder: Path) -> float:
-    """Gives how far the peer's logits are from ours, against their deviation."""
+    """Return how far the peer's logits are from ours, against their deviation."""
     store = open_store(str(folder / "run"))
     with torch.no_grad():
         ours = load_weights(store, require_latest(store))(torch.from_numpy(np.load(folder / "images.npy"))).numpy()

@@ -16,9 +16,9 @@ from PIL import Image
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.image.transforms import EvaluationView, PretrainView
-from pipeline.streaming.loader.messages import BadSample, Counts
+from pipeline.streaming.loader.messages import BadSample, ReadCounts
 from pipeline.streaming.order import OrderConfig
-from pipeline.streaming.selection import View
+from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import Batch, Stream
 from pipeline.streaming.throughput import Laps, Limit, limiting_stage, measure
 from pipeline.upkeep.contact_sheet import Tile, batches_of, page, sheet, tiles
@@ -28,7 +28,7 @@ ORDER = OrderConfig(seed=1, batch_size=24, num_lanes=12, window_blocks=1)
 
 
 def limit(decode: float, wait_read: float, waited: float, num_workers: int = 2) -> Limit:
-    counts = Counts(decode_seconds=decode, wait_read_seconds=wait_read)
+    counts = ReadCounts(decode_seconds=decode, wait_read_seconds=wait_read)
     return limiting_stage(counts, 10.0, num_workers, waited, num_cpus=4)
 
 
@@ -58,7 +58,7 @@ def test_reasons_never_tell_of_more_than_all_of_the_time() -> None:
 
 
 def test_laps_add_up_to_the_whole(small_dataset: Dataset) -> None:
-    stream = Stream(View(small_dataset), ORDER, PretrainView(16))
+    stream = Stream(Selection(small_dataset), ORDER, PretrainView(16))
     whole, parts, taken = Laps(stream, 0), Laps(stream, 0), []
     for _ in range(3):
         for _ in range(2):
@@ -78,7 +78,7 @@ def test_an_interrupt_gives_what_was_measured_so_far(small_dataset: Dataset) -> 
     def interrupt(lap: object) -> None:
         raise KeyboardInterrupt
 
-    lap = measure(Stream(View(small_dataset), ORDER, PretrainView(16)), 0, 60.0, interrupt)
+    lap = measure(Stream(Selection(small_dataset), ORDER, PretrainView(16)), 0, 60.0, interrupt)
     assert 1 <= lap.seconds < 30
     assert lap.images > 0
     assert lap.limit.stage != "the consumer"

@@ -19,8 +19,8 @@ from pipeline.base.errors import ConfigError
 from pipeline.dataset.dataset import SIDECAR_CACHE_BYTES, Dataset, open_dataset
 from pipeline.streaming.loader.read_ahead import Prefetcher
 from pipeline.streaming.order import OrderConfig
-from pipeline.streaming.selection import View
-from pipeline.streaming.stream import WORKER_BYTES, Batch, Source, Stream
+from pipeline.streaming.selection import Selection
+from pipeline.streaming.stream import WORKER_BYTES, Batch, Stream, WeightedSelection
 from tests.faults import FaultProxy
 from tests.loading import (
     ORDER,
@@ -34,7 +34,7 @@ from tests.soak.damage import upload
 
 
 def started(stream: Stream) -> tuple[Batch, Prefetcher]:
-    """Gives the first batch, and the prefetcher of a stream that reads in threads of this process."""
+    """Return the first batch, and the prefetcher of a stream that reads in threads of this process."""
     batch = next(stream)
     [found] = [one for one in gc.get_objects() if type(one) is Prefetcher and not one._closed]
     return batch, found
@@ -47,7 +47,7 @@ def test_a_slow_consumer_never_makes_the_loader_hold_more_than_its_budget(
     dataset: Dataset, num_lanes: int, window_blocks: int, spare: int
 ) -> None:
     order = OrderConfig(seed=2, batch_size=6, num_lanes=num_lanes, window_blocks=window_blocks)
-    budget = least_bytes(View(dataset), order) + spare
+    budget = least_bytes(Selection(dataset), order) + spare
     stream = stream_of(dataset, order=order, budget_bytes=budget)
     first, prefetcher = started(stream)
     highest = [0]
@@ -73,11 +73,11 @@ def test_a_slow_consumer_never_makes_the_loader_hold_more_than_its_budget(
     for_batches = 4 * order.batch_size * 16 * 16 * 3
     assert 0 < highest[0] <= budget - for_batches
     assert len(set(keys_of(batches, 0))) == len(set(keys_of(batches, 1))) == 90
-    assert stream.counts.bytes_read > 2.5 * View(dataset).num_bytes  # it read anew, so it did not keep all
+    assert stream.counts.bytes_read > 2.5 * Selection(dataset).num_bytes  # it read anew, so it did not keep all
 
 
 def test_a_budget_too_small_is_refused_with_the_figures_and_the_smallest_one_works(dataset: Dataset) -> None:
-    least = least_bytes(View(dataset))
+    least = least_bytes(Selection(dataset))
     with pytest.raises(ConfigError) as raised:
         stream_of(dataset, budget_bytes=least - 1)
     told = str(raised.value)
@@ -99,7 +99,11 @@ def test_the_disk_cache_changes_no_batch_and_later_epochs_ask_storage_nothing(
     try:
         dataset = open_dataset(s3_url("set"))
         order = OrderConfig(seed=2, batch_size=6, num_lanes=2, window_blocks=2)
-        tight: dict[str, Any] = {"order": order, "budget_bytes": least_bytes(View(dataset), order), "read_threads": 1}
+        tight: dict[str, Any] = {
+            "order": order,
+            "budget_bytes": least_bytes(Selection(dataset), order),
+            "read_threads": 1,
+        }
         plain = taken(stream_of(dataset, **tight), 30)
         assert len(gets) > 25  # no cache: every epoch asks anew
         gets.clear()
@@ -119,7 +123,7 @@ def test_the_disk_cache_changes_no_batch_and_later_epochs_ask_storage_nothing(
 
 
 def reference(dataset: Dataset) -> dict[tuple[int, int], np.ndarray]:
-    """Gives the pixels of each sample in epoch 0, by shard and row: they are keyed by these and not by the order."""
+    """Return the pixels of each sample in epoch 0, by shard and row: they are keyed by these and not by the order."""
     batches = taken(stream_of(dataset), 5)
     return {
         (address.shard, address.row): image
@@ -150,16 +154,19 @@ def test_a_view_streams_exactly_its_rows_with_the_pixels_they_have_in_the_whole(
         return {shard: [row for of, row in keys if of == shard] for shard in {shard for shard, _ in keys}}
 
     if kind in ("few", "many"):
-        view = View(dataset, by_shard(wanted))
+        selection = Selection(dataset, by_shard(wanted))
     else:
-        view = View(dataset, excluded_by_shard=by_shard(left_out))
-    assert view.num_samples == len(wanted)
+        selection = Selection(dataset, excluded_by_shard=by_shard(left_out))
+    assert selection.num_samples == len(wanted)
     pixels = reference(dataset)
     order = OrderConfig(seed=ORDER.seed, batch_size=3, num_lanes=3, window_blocks=1)
     num_batches = -(-2 * len(wanted) // 3)
     cache = {"cache_folder": str(tmp_path / "cache")} if with_cache else {}
-    for budget in (least_bytes(view, order) + 100_000 + num_workers * (WORKER_BYTES + SIDECAR_CACHE_BYTES), 1 << 30):
-        stream = stream_of(view, order=order, num_workers=num_workers, budget_bytes=budget, **cache)
+    for budget in (
+        least_bytes(selection, order) + 100_000 + num_workers * (WORKER_BYTES + SIDECAR_CACHE_BYTES),
+        1 << 30,
+    ):
+        stream = stream_of(selection, order=order, num_workers=num_workers, budget_bytes=budget, **cache)
         batches = taken(stream, num_batches)
         assert keys_of(batches, 0) == keys_of(batches, 1) == sorted(wanted)
         for batch in batches:
@@ -168,7 +175,7 @@ def test_a_view_streams_exactly_its_rows_with_the_pixels_they_have_in_the_whole(
 
 
 def test_state_with_twenty_sources_stays_below_a_kilobyte(dataset: Dataset) -> None:
-    sources = [Source(View(dataset), weight=1.0 + number / 7) for number in range(20)]
+    sources = [WeightedSelection(Selection(dataset), weight=1.0 + number / 7) for number in range(20)]
     stream = stream_of(sources, order=OrderConfig(seed=2**63, batch_size=4096 * 16, num_lanes=4096))
     stream.load_state_dict(stream.state_dict() | {"step": 10**12})
     assert len(json.dumps(stream.state_dict())) < 1000
@@ -191,11 +198,11 @@ def test_sidecars_that_are_kept_stay_within_their_share_and_are_the_ones_used_la
 
 
 def test_only_views_that_read_sidecars_need_memory_for_them(dataset: Dataset) -> None:
-    views = [View(dataset), View(dataset, {0: [1]}), View(dataset, excluded_by_shard={0: [1]})]
-    assert [view.reads_sidecars for view in views] == [False, True, True]
-    for view, num_workers in itertools.product(views, (0, 2)):
+    views = [Selection(dataset), Selection(dataset, {0: [1]}), Selection(dataset, excluded_by_shard={0: [1]})]
+    assert [selection.reads_sidecars for selection in views] == [False, True, True]
+    for selection, num_workers in itertools.product(views, (0, 2)):
         with pytest.raises(ConfigError) as raised:
-            stream_of(view, num_workers=num_workers, budget_bytes=1)
+            stream_of(selection, num_workers=num_workers, budget_bytes=1)
         needed = float(str(raised.value).partition("needs ")[2].partition(" MB")[0]) * 1e6
-        for_sidecars = view.reads_sidecars * max(1, num_workers) * SIDECAR_CACHE_BYTES
+        for_sidecars = selection.reads_sidecars * max(1, num_workers) * SIDECAR_CACHE_BYTES
         assert 0 < needed - num_workers * WORKER_BYTES - for_sidecars < 2e6  # windows and batches of 90 small pictures

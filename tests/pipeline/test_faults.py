@@ -44,7 +44,7 @@ def endpoint(s3: Stack) -> str:
 
 @pytest.fixture
 def proxied(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FaultProxy]]:
-    """Puts a proxy between the client and the server."""
+    """Put a proxy between the client and the server."""
     made = []
 
     def start(choose: Callable[[str, str], str | None], stall_seconds: float = 5.0) -> FaultProxy:

@@ -22,7 +22,7 @@ from pipeline.base.errors import ConfigError, CorruptShard, Denied, EmptySource,
 from pipeline.dataset.dataset import Address, Dataset
 from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.url import open_store
-from pipeline.streaming.selection import View
+from pipeline.streaming.selection import Selection
 from pipeline.upkeep.statistics import statistics
 from pipeline.upkeep.verify import verify
 from pipeline.work.pools import InProcess
@@ -38,7 +38,7 @@ def index_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def by_webdataset(folder: Path, first: int = 0, count: int = 12) -> Expected:
-    """Writes tars of five samples as its users do; gives labels and image by key."""
+    """Write tars of five samples as its users do; return labels and image by key."""
     folder.mkdir(parents=True, exist_ok=True)
     expected: Expected = {}
     with webdataset.ShardWriter(str(folder / "x-%06d.tar"), maxcount=5, verbose=0) as writer:
@@ -50,7 +50,7 @@ def by_webdataset(folder: Path, first: int = 0, count: int = 12) -> Expected:
 
 
 def by_tarfile(path: Path, first: int, count: int, kind: int) -> Expected:
-    """Writes one tar with labels in JSON."""
+    """Write one tar with labels in JSON."""
     expected: Expected = {}
     with tarfile.open(path, "w", format=kind) as archive:
         for number in range(first, first + count):
@@ -208,7 +208,7 @@ def test_a_tar_of_other_bytes_and_equal_size_is_another_dataset(tmp_path: Path) 
             writer.write({"__key__": "one", "jpg": jpeg(picture(1)), "cls": label})
         os.utime(tmp_path / "a.tar", (label, label))
         dataset = open_any(str(tmp_path / "a.tar"))
-        found.append((dataset.version.num_bytes, View(dataset).identity))
+        found.append((dataset.version.num_bytes, Selection(dataset).identity))
         assert dataset.samples(0)["labels"].to_pylist() == [[label]]
     assert found[0][0] == found[1][0]
     assert found[0][1] != found[1][1]
@@ -233,7 +233,7 @@ def test_two_machines_have_equal_datasets(tmp_path: Path, monkeypatch: pytest.Mo
             for path in root.rglob("*")
             if path.is_file() and path.parent.name != "leases"
         }
-        found.append((root.name, View(dataset).identity, objects))
+        found.append((root.name, Selection(dataset).identity, objects))
     assert found[0] == found[1]
     assert dataset.version.reject_reasons == {"not-an-image": 1}
     assert dataset.rejects["source"].to_pylist() == [f"{tmp_path}/in/broken.tar#1"]

@@ -19,7 +19,7 @@ from tests.loading import (
 
 
 def lent_by(stream: Stream, images: np.ndarray) -> bool:
-    """Tells whether pictures lie in the memory that the stream shares with its workers."""
+    """Return whether pictures lie in the memory that the stream shares with its workers."""
     desk = stream._desk
     assert desk
     return np.shares_memory(images, desk._slots)

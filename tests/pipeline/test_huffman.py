@@ -36,7 +36,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def counts(program: Path, rounds: int, pictures: list[bytes]) -> Counts:
-    """Compares the decoders on the pictures, in turn, and on `rounds` damaged copies of each."""
+    """Compare the decoders on the pictures, in turn, and on `rounds` damaged copies of each."""
     files = [program.with_name(f"{number}.jpg") for number in range(len(pictures))]
     for file, data in zip(files, pictures, strict=True):
         file.write_bytes(data)
@@ -46,12 +46,12 @@ def counts(program: Path, rounds: int, pictures: list[bytes]) -> Counts:
 
 
 def noise(seed: int = 0) -> np.ndarray:
-    """Gives a picture with so much in it that tables are worth making for it alone."""
+    """Return a picture with so much in it that tables are worth making for it alone."""
     return np.random.default_rng(seed).integers(0, 256, (260, 300, 3), np.uint8)
 
 
 def noisy(kind: str, quality: int) -> bytes:
-    """Gives a JPEG of some subsampling, or with Huffman tables made for it."""
+    """Return a JPEG of some subsampling, or with Huffman tables made for it."""
     if kind == "own tables":
         return jpeg(noise(quality), quality, optimize=True)
     pixels, colorspace = (noise(quality)[..., :1], "GRAY") if kind == "Gray" else (noise(quality), "RGB")

@@ -19,7 +19,7 @@ from cluster.stack.services import Stack
 from pipeline.base.errors import ConfigError, ServiceError
 from pipeline.dataset.dataset import Dataset
 from pipeline.image.transforms import PretrainView
-from pipeline.streaming.selection import View
+from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import LoaderConfig, Stream
 from tests.faults import FaultProxy
 from tests.loading import (
@@ -95,11 +95,11 @@ from pipeline.image.transforms import PretrainView
 from pipeline.dataset.dataset import open_dataset
 from pipeline.streaming.order import OrderConfig
 from pipeline.streaming.stream import LoaderConfig, Stream
-from pipeline.streaming.selection import View
+from pipeline.streaming.selection import Selection
 order = OrderConfig(seed=1, batch_size=12, num_lanes=6, window_blocks=2)
 dataset = open_dataset(sys.argv[1])
 dataset.shards, dataset.blocks
-stream = Stream(View(dataset), order, PretrainView(16), loader=LoaderConfig(num_workers=2))
+stream = Stream(Selection(dataset), order, PretrainView(16), loader=LoaderConfig(num_workers=2))
 print("opened", flush=True)
 sys.stdin.readline()
 next(stream)
@@ -261,7 +261,7 @@ def _failing_with(error: Exception) -> Any:
 
 @pytest.mark.parametrize("error", [EOFError("of the transform"), BrokenPipeError("of the transform"), _OwnError(1, 2)])
 def test_whatever_a_transform_raises_comes_out_of_the_stream(dataset: Dataset, error: Exception) -> None:
-    stream = Stream(View(dataset), ORDER, _failing_with(error))
+    stream = Stream(Selection(dataset), ORDER, _failing_with(error))
     with pytest.raises((EOFError, BrokenPipeError, ServiceError), match=r"of the transform|_OwnError: told"):
         list(stream)
     stream.close()
@@ -271,13 +271,13 @@ def test_a_transform_that_cannot_be_sent_works_in_a_thread_and_is_refused_by_pro
     def transform(height: int, width: int, random: Any) -> Any:
         return PretrainView(16)(height, width, random)
 
-    thread = Stream(View(dataset), ORDER, transform)
+    thread = Stream(Selection(dataset), ORDER, transform)
     assert len(next(thread).labels) == ORDER.batch_size
     thread.close()
     before = psutil.Process().num_fds()
     for _ in range(3):
         with pytest.raises(ConfigError, match="define a transform of your own in a module"):
-            next(Stream(View(dataset), ORDER, transform, loader=LoaderConfig(num_workers=1)))
+            next(Stream(Selection(dataset), ORDER, transform, loader=LoaderConfig(num_workers=1)))
     assert psutil.Process().num_fds() <= before
     assert worker_pids() == []
 
@@ -288,6 +288,6 @@ def test_workers_are_not_misled_by_modules_in_the_current_folder(
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "__init__.py").write_text("raise RuntimeError('another package of this name')")
     monkeypatch.chdir(tmp_path)
-    stream = Stream(View(dataset), ORDER, PretrainView(16), loader=LoaderConfig(num_workers=1))
+    stream = Stream(Selection(dataset), ORDER, PretrainView(16), loader=LoaderConfig(num_workers=1))
     assert len(next(stream).labels) == ORDER.batch_size
     stream.close()

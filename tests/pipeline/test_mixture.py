@@ -20,7 +20,7 @@ PER_LANE = st.integers(1, 64)
 
 
 def samples(draws: tuple[Draw, ...]) -> list[tuple[int, int]]:
-    """Gives (source, position) of each sample."""
+    """Return (source, position) of each sample."""
     return [(draw.source, draw.position + i) for draw in draws for i in range(draw.count)]
 
 

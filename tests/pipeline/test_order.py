@@ -18,7 +18,7 @@ MANY_BLOCKS = np.full(64, 20, np.int64)  # 64! orders: two alike by chance are o
 
 
 def take(order: Order, lane: int, start: int, count: int) -> list[tuple[int, int, int]]:
-    """Gives (epoch, block, sample) at lane positions [start, start + count)."""
+    """Return (epoch, block, sample) at lane positions [start, start + count)."""
     found: list[tuple[int, int, int]] = []
     while len(found) < count:
         window = order.window(lane, start + len(found))
@@ -161,7 +161,7 @@ def test_lanes_do_not_read_all_at_once() -> None:
 
 
 def blocks_of(seed: int, epoch: int) -> tuple[int, ...]:
-    """Gives the order of the blocks of one epoch."""
+    """Return the order of the blocks of one epoch."""
     order = Order(MANY_BLOCKS, OrderConfig(seed=seed, batch_size=1, num_lanes=1, window_blocks=1))
     start = epoch * order.num_samples
     return tuple(order.window(0, start + place * 20).pieces[0].block for place in range(len(MANY_BLOCKS)))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import pipeline.packing.external_sort
 from pipeline.base.errors import ConfigError, StorageFull
-from pipeline.packing.external_sort import Spill
+from pipeline.packing.external_sort import ExternalSort
 from pipeline.packing.make_plan import Planned, make_plan
 from pipeline.packing.plan import ShardConfig, cut, hash_names, num_windows, window_of
 from pipeline.packing.probe import Probe
@@ -41,7 +41,7 @@ def source_of(names: list[str], url: str = "/x", labels: list[Any] | None = None
 
 
 def planned(*sources: Source, **options: Any) -> tuple[Planned, pa.Table]:
-    """Gives the plan and its rows."""
+    """Return the plan and its rows."""
     config = options.pop("config", ShardConfig(shard_bytes=6_000))
     prefixed = [("" if len(sources) == 1 else f"{number}/", source) for number, source in enumerate(sources)]
     with tempfile.TemporaryDirectory() as scratch:
@@ -84,11 +84,11 @@ def test_spilled_rows_come_in_the_order_of_rows_in_memory(
     rows = pa.table({"source": names, "value": list(range(3000))})
 
     def in_order() -> pa.Table:
-        spill = Spill(tmp_path)
+        external_sort = ExternalSort(tmp_path)
         for start in range(0, 3000, 100):
             part = slice(start, start + 100)
-            spill.add(rows.slice(start, 100), hash_names(names[part], 0), runs[part])
-        return pa.concat_tables(spill.sorted_tables(windows)).combine_chunks()
+            external_sort.add(rows.slice(start, 100), hash_names(names[part], 0), runs[part])
+        return pa.concat_tables(external_sort.sorted_tables(windows)).combine_chunks()
 
     in_memory = in_order()
     monkeypatch.setattr(pipeline.packing.external_sort, "_MOST_ROWS", 500)
@@ -104,10 +104,10 @@ def test_equal_hashes_are_ordered_by_name(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     names = [f"n{value}" for value in rng.permutation(count)]
     with tempfile.TemporaryDirectory() as scratch:
-        spill = Spill(Path(scratch))
+        external_sort = ExternalSort(Path(scratch))
         same = np.zeros(count, np.uint64)
-        spill.add(pa.table({"source": names}), same, same)
-        assert pa.concat_tables(spill.sorted_tables(1))["source"].to_pylist() == sorted(names)
+        external_sort.add(pa.table({"source": names}), same, same)
+        assert pa.concat_tables(external_sort.sorted_tables(1))["source"].to_pylist() == sorted(names)
 
 
 def test_seed_classes_and_settings_are_part_of_the_identity() -> None:
@@ -217,9 +217,9 @@ def test_a_known_name_with_another_size_is_refused() -> None:
 
 def test_a_full_scratch_folder_is_named(tiny_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline.packing.external_sort, "_MOST_ROWS", 500)
-    spill = Spill(tiny_disk)
+    external_sort = ExternalSort(tiny_disk)
     names = [f"{number:04d}" for number in range(4000)]
     noise = np.random.default_rng(0).bytes(200 * len(names))
     rows = pa.table({"source": names, "noise": [noise[i * 200 : i * 200 + 200] for i in range(len(names))]})
     with pytest.raises(StorageFull, match="scratch"):
-        spill.add(rows, hash_names(names, 0), hash_names(names, 0))
+        external_sort.add(rows, hash_names(names, 0), hash_names(names, 0))

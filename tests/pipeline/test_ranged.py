@@ -32,7 +32,7 @@ def never_hedged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def release() -> Iterator[threading.Event]:
-    """Holds attempts back until the test ends."""
+    """Hold attempts back until the test ends."""
     event = threading.Event()
     yield event
     event.set()

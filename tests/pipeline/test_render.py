@@ -24,7 +24,7 @@ QUALITIES = st.sampled_from([20, 75, 95, 100])
 
 
 def encoded(kind: str, height: int, width: int, quality: int, seed: int = 0) -> bytes:
-    """Gives a JPEG of any subsampling; those of Pillow may be progressive."""
+    """Return a JPEG of any subsampling; those of Pillow may be progressive."""
     pixels = picture(seed, height, width)
     if kind == "Gray":
         grey = np.ascontiguousarray(pixels[..., :1])
@@ -40,7 +40,7 @@ def whole(data: bytes) -> np.ndarray:
 
 
 def box_in(height: int, width: int, shares: tuple[float, float, float, float]) -> Box:
-    """Gives a box of at least one pixel: left and top by share, then sides by share of what is left."""
+    """Return a box of at least one pixel: left and top by share, then sides by share of what is left."""
     left, top = int(shares[0] * width), int(shares[1] * height)
     left, top = min(left, width - 1), min(top, height - 1)
     right = left + max(1, round(shares[2] * (width - left)))
@@ -78,7 +78,7 @@ def rendered(data: bytes, placement: Placement) -> np.ndarray:
 
 
 def expected(pixels: np.ndarray, placement: Placement) -> np.ndarray:
-    """Does the same with a fully decoded picture and Pillow alone."""
+    """Do the same with a fully decoded picture and Pillow alone."""
     left, top, right, bottom = placement.box
     image = Image.fromarray(np.ascontiguousarray(pixels[top:bottom, left:right]))
     image = image.resize((placement.side_px, placement.side_px), Image.Resampling.BILINEAR)

@@ -31,7 +31,7 @@ from pipeline.packing.sources.table import Columns
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
 from pipeline.streaming.order import OrderConfig
-from pipeline.streaming.selection import View
+from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import Stream
 from pipeline.upkeep.verify import verify
 from pipeline.work.pools import InProcess
@@ -57,7 +57,7 @@ def dest(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_append_packs_what_is_new_into_a_version_of_its_own(tmp_path: Path, dest: str) -> None:
     source = class_folders(tmp_path / "in", classes=2, each=6)
     first = pack(source, dest, shard_bytes=40_000, block_bytes=20_000)
-    reader = Stream(View(open_dataset(dest)), OrderConfig(batch_size=4, num_lanes=2), EvaluationView(8))
+    reader = Stream(Selection(open_dataset(dest)), OrderConfig(batch_size=4, num_lanes=2), EvaluationView(8))
     before = [next(reader).addresses for _ in range(2)]
     (source / "class9").mkdir()
     for number in range(3):
@@ -76,7 +76,7 @@ def test_append_packs_what_is_new_into_a_version_of_its_own(tmp_path: Path, dest
     assert list(verify(dataset, "decode", InProcess())) == []
     # The version that was opened before, and the reader that runs on it, stay what they were.
     assert open_dataset(dest, 1).version == first.version
-    again = Stream(View(open_dataset(dest, 1)), OrderConfig(batch_size=4, num_lanes=2), EvaluationView(8))
+    again = Stream(Selection(open_dataset(dest, 1)), OrderConfig(batch_size=4, num_lanes=2), EvaluationView(8))
     assert [next(again).addresses for _ in range(2)] == before
     next(reader)
     for stream in (reader, again):
@@ -240,7 +240,7 @@ def test_indexed_tars_stay_as_they_are_and_can_be_streamed(tmp_path: Path, small
     assert {path: path.read_bytes() for path in root.rglob("*.tar")} == before
     assert dataset.version.num_classes == 3
     assert list(verify(dataset, "decode", InProcess())) == []
-    stream = Stream(View(dataset), OrderConfig(batch_size=11, num_lanes=1), EvaluationView(8))
+    stream = Stream(Selection(dataset), OrderConfig(batch_size=11, num_lanes=1), EvaluationView(8))
     batch = next(stream)
     stream.close()
     keys = [dataset.sample(address)["key"] for address in batch.addresses]

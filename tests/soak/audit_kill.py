@@ -30,13 +30,13 @@ TARGETS = ("worker", "driver", "node")
 
 
 def contents(url: str) -> dict[str, bytes]:
-    """Gives every object of a report but stored results."""
+    """Return every object of a report but stored results."""
     store = open_store(url)
     return {entry.key: store.read(entry.key) for entry in store.walk() if not entry.key.startswith("work/")}
 
 
 def soak(stack: Stack, source: Path, num_kills: int, seed: int, bucket: str = _BUCKET) -> Outcome:
-    """Audits and kills until `num_kills` processes were killed and the audit under way is finished.
+    """Audit and kills until `num_kills` processes were killed and the audit under way is finished.
 
     Args:
         stack: S3 and Ray.
@@ -102,7 +102,7 @@ def _audit_under_fire(
 
 
 def main() -> None:
-    """Runs the soak and says what it did."""
+    """Run the soak and says what it did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)

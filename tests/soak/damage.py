@@ -28,9 +28,9 @@ from cluster.stack.services import start_stack, stop_stack
 from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.image.transforms import PretrainView
 from pipeline.store.url import open_store
-from pipeline.streaming.loader.messages import BadSample, Counts
+from pipeline.streaming.loader.messages import BadSample, ReadCounts
 from pipeline.streaming.order import OrderConfig
-from pipeline.streaming.selection import View
+from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import WORKER_BYTES, LoaderConfig, Stream
 from tests.faults import FaultProxy
 from tests.soak.damages import DAMAGES, NUM_SAMPLES, Damage, Expected, Key, damaged_copy, flipped, make, rewrite, tar_of
@@ -65,21 +65,21 @@ class Epoch:
     keys: tuple[Key, ...]
     bad: tuple[BadSample, ...]
     told: tuple[BadSample, ...]
-    counts: Counts
+    counts: ReadCounts
 
     def lost(self) -> set[Key]:
-        """Gives the samples that were due and neither handed out nor reported, or handed out more than once."""
+        """Return the samples that were due and neither handed out nor reported, or handed out more than once."""
         own = Counter(self.keys)
         own.subtract(one.substitute for one in self.bad)
         own.update((one.shard, one.row) for one in self.bad)
         return {key for key in all_keys() | own.keys() if own[key] != 1}
 
     def reported(self) -> Expected:
-        """Gives the reason of each sample that was reported."""
+        """Return the reason of each sample that was reported."""
         return {(one.shard, one.row): one.reason for one in self.bad}
 
     def is_like(self, other: "Epoch") -> bool:
-        """Tells whether two epochs gave the same pictures and reported the same samples."""
+        """Return whether two epochs gave the same pictures and reported the same samples."""
         mine, others = ([replace(one, path="", detail="") for one in epoch.bad] for epoch in (self, other))
         return self.keys == other.keys and mine == others and np.array_equal(self.images, other.images)
 
@@ -99,30 +99,32 @@ class Line:
 
 
 def all_keys() -> set[Key]:
-    """Gives the samples of an epoch."""
+    """Return the samples of an epoch."""
     return {(number // 25, number % 25) for number in range(NUM_SAMPLES)}
 
 
 def epoch_of(url: str | Dataset, num_ranks: int = 1, loader: LoaderConfig = ROOMY, num_epochs: int = 1) -> Epoch:
-    """Streams whole epochs on any number of ranks, one after another in this process; gives the last one."""
+    """Stream whole epochs on any number of ranks, one after another in this process; return the last one."""
     told: list[BadSample] = []
-    views = [View(url if isinstance(url, Dataset) else open_dataset(url)) for _ in range(num_ranks)]
+    views = [Selection(url if isinstance(url, Dataset) else open_dataset(url)) for _ in range(num_ranks)]
     streams = [
-        Stream(view, ORDER, PretrainView(SIDE_PX), rank=rank, num_ranks=num_ranks, loader=loader, on_bad=told.append)
-        for rank, view in enumerate(views)
+        Stream(
+            selection, ORDER, PretrainView(SIDE_PX), rank=rank, num_ranks=num_ranks, loader=loader, on_bad=told.append
+        )
+        for rank, selection in enumerate(views)
     ]
     try:
         for _ in range(num_epochs):
             told.clear()
-            before = [Counts(**vars(stream.counts)) for stream in streams]
+            before = [ReadCounts(**vars(stream.counts)) for stream in streams]
             parts = [next(stream) for _ in range(NUM_SAMPLES // ORDER.batch_size) for stream in streams]
     finally:
         for stream in streams:
             stream.close()
-    counts = Counts()
+    counts = ReadCounts()
     for stream, earlier in zip(streams, before, strict=True):
         now = vars(stream.counts)
-        counts.add(Counts(**{name: value - getattr(earlier, name) for name, value in now.items()}))
+        counts.add(ReadCounts(**{name: value - getattr(earlier, name) for name, value in now.items()}))
     return Epoch(
         images=np.concatenate([part.images for part in parts]),
         keys=tuple((address.shard, address.row) for part in parts for address in part.addresses),
@@ -133,7 +135,7 @@ def epoch_of(url: str | Dataset, num_ranks: int = 1, loader: LoaderConfig = ROOM
 
 
 def webdataset_of(dataset: Dataset) -> tuple[int, str]:
-    """Gives the number of samples webdataset decodes from the tars if it is to go on, and its error if it is not."""
+    """Return the number of samples webdataset decodes from the tars if it is to go on, and its error if it is not."""
     urls = [str(tar_of(dataset, shard["shard"])) for shard in dataset.shards]
 
     def samples(handler: Callable[[Exception], bool]) -> Iterator[Any]:
@@ -152,7 +154,7 @@ def webdataset_of(dataset: Dataset) -> tuple[int, str]:
 
 
 def line_of(name: str, epoch: Epoch, of_webdataset: tuple[str, str] = ("-", "-")) -> Line:
-    """Gives the table's line of an epoch."""
+    """Return the table's line of an epoch."""
     substitutes = sum(1 for one in epoch.bad if one.substitute in all_keys())
     return Line(
         name, NUM_SAMPLES, len(epoch.keys), substitutes, len(epoch.reported()), *of_webdataset, lost=len(epoch.lost())
@@ -160,7 +162,7 @@ def line_of(name: str, epoch: Epoch, of_webdataset: tuple[str, str] = ("-", "-")
 
 
 def suffer(damage: Damage, sets: tuple[Path, Path], folder: Path) -> Line:
-    """Streams a damaged copy in every way, checks what came, and gives the line of the table.
+    """Stream a damaged copy in every way, checks what came, and return the line of the table.
 
     Raises:
         AssertionError: Something was lost, reported wrongly, or differs between two ways to stream it.
@@ -179,7 +181,7 @@ def suffer(damage: Damage, sets: tuple[Path, Path], folder: Path) -> Line:
 
 
 def cached_damage(sets: tuple[Path, Path], folder: Path) -> Line:
-    """Damages every block of a disk cache; they are read anew, and all is as without a cache.
+    """Damage every block of a disk cache; they are read anew, and all is as without a cache.
 
     Raises:
         AssertionError: It is not.
@@ -204,7 +206,7 @@ def cached_damage(sets: tuple[Path, Path], folder: Path) -> Line:
 
 @contextmanager
 def broken_network(kind: str) -> Iterator[tuple[FaultProxy, Callable[[], None]]]:
-    """Puts a proxy before the S3 server in use; armed by the function, it breaks 5 GETs, one in four."""
+    """Put a proxy before the S3 server in use; armed by the function, it breaks 5 GETs, one in four."""
     armed, seen = [False], [0]
 
     def choose(method: str, path: str) -> str | None:
@@ -226,14 +228,14 @@ def broken_network(kind: str) -> Iterator[tuple[FaultProxy, Callable[[], None]]]
 
 
 def upload(folder: Path, url: str) -> None:
-    """Copies a dataset from a folder to S3."""
+    """Copy a dataset from a folder to S3."""
     source, target = open_store(str(folder)), open_store(url)
     for entry in source.walk():
         target.create(entry.key, source.read(entry.key))
 
 
 def network_damage(kind: str, url: str, plain: Epoch) -> Line:
-    """Streams a dataset through a network that damages now and then: only what is damaged itself may be reported.
+    """Stream a dataset through a network that damages now and then: only what is damaged itself may be reported.
 
     Raises:
         AssertionError: One was, or the epoch differs from an undisturbed one.
@@ -251,7 +253,7 @@ def network_damage(kind: str, url: str, plain: Epoch) -> Line:
 
 
 def print_line(line: Line | None) -> None:
-    """Prints a line, or the head of the table."""
+    """Print a line, or the head of the table."""
     columns = ("damage", "due", "handed out", "replaced", "reported", "webdataset's samples", "webdataset's error")
     cells = columns if line is None else [str(value) for value in vars(line).values()][: len(columns)]
     widths = (_NAME_WIDTH, *map(len, columns[1:]))
@@ -259,7 +261,7 @@ def print_line(line: Line | None) -> None:
 
 
 def main() -> int:
-    """Prints the table; gives 1 if anything was lost."""
+    """Print the table; return 1 if anything was lost."""
     failures = []
     print_line(None)
     with tempfile.TemporaryDirectory(prefix="damage-") as name:

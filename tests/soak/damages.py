@@ -34,7 +34,7 @@ class Damage:
 
 
 def make(folder: Path) -> tuple[Path, Path]:
-    """Packs the pictures; gives the sound dataset, and one of which a picture does not decode."""
+    """Pack the pictures; return the sound dataset, and one of which a picture does not decode."""
     source = class_folders(folder / "pictures", classes=4, each=NUM_SAMPLES // 4)
     config: dict[str, Any] = {"max_samples_per_shard": 25, "block_bytes": 40_000, "image": ImagePolicy(check="header")}
     pack(source, str(folder / "sound"), **config)
@@ -47,24 +47,24 @@ def make(folder: Path) -> tuple[Path, Path]:
 
 
 def tar_of(dataset: Dataset, shard: int = SHARD) -> Path:
-    """Gives the file of a shard in a local dataset."""
+    """Return the file of a shard in a local dataset."""
     return Path(dataset.shard_url(shard))
 
 
 def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
-    """Puts changed bytes in a file's place."""
+    """Put changed bytes in a file's place."""
     body = path.read_bytes()
     path.chmod(0o644)
     path.write_bytes(change(body))
 
 
 def flipped(body: bytes, position: int) -> bytes:
-    """Gives the bytes with one bit flipped in that at `position`."""
+    """Return the bytes with one bit flipped in that at `position`."""
     return body[:position] + bytes([body[position] ^ 1]) + body[position + 1 :]
 
 
 def _bounds(dataset: Dataset, row: int = ROW) -> tuple[int, int]:
-    """Gives the first byte of a sample's picture in its tar, and the byte after it."""
+    """Return the first byte of a sample's picture in its tar, and the byte after it."""
     sample = dataset.samples(SHARD).slice(row, 1).to_pylist()[0]
     return sample["image_offset"], sample["image_offset"] + sample["image_bytes"]
 
@@ -169,7 +169,7 @@ DAMAGES = (
 
 
 def damaged_copy(damage: Damage, sets: tuple[Path, Path], folder: Path) -> tuple[Dataset, Expected]:
-    """Gives a damaged copy of the dataset, and what must be reported of it."""
+    """Return a damaged copy of the dataset, and what must be reported of it."""
     shutil.copytree(sets[damage.is_undecodable], folder)
     expected = damage.do(open_dataset(str(folder)))
     return open_dataset(str(folder)), expected

@@ -59,13 +59,13 @@ class Outcome:
 
 
 def contents(url: str) -> dict[str, bytes]:
-    """Gives every object of a dataset but leases, which tell who ran when."""
+    """Return every object of a dataset but leases, which tell who ran when."""
     store = open_store(url)
     return {entry.key: store.read(entry.key) for entry in store.walk() if not entry.key.startswith("leases/")}
 
 
 def soak(stack: Stack, source: Path, num_kills: int, seed: int, bucket: str = _BUCKET) -> Outcome:
-    """Packs and kills until `num_kills` processes were killed and the dataset under way is finished.
+    """Pack and kills until `num_kills` processes were killed and the dataset under way is finished.
 
     Raises:
         AssertionError: A dataset differs from the undisturbed one.
@@ -101,7 +101,7 @@ def _check_rows(url: str, source: Path) -> None:
 
 
 def _patiently(read: Callable[[], T]) -> T:
-    """Gives read(), once the server that was killed a moment ago serves again."""
+    """Return read(), once the server that was killed a moment ago serves again."""
     deadline = time.monotonic() + _RESTART_SECONDS
     while True:
         try:
@@ -158,7 +158,7 @@ def _driver(command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
 def kill_one(
     stack: Stack, driver: "subprocess.Popen[bytes]", target: str, chance: random.Random, outcome: Outcome
 ) -> bool:
-    """Kills one process of the kind; tells whether there was one."""
+    """Kill one process of the kind; return whether there was one."""
     if target == "driver":
         driver.kill()
         return True
@@ -191,7 +191,7 @@ def _is_python(process: psutil.Process) -> bool:
 
 
 def _is_ray_worker(process: psutil.Process, stack: Stack) -> bool:
-    """Tells whether a process runs tasks of this stack; a node's agents are part of the node, and end it with them."""
+    """Return whether a process runs tasks of this stack; a node's agents are part of the node, and end it with them."""
     try:
         title = (process.cmdline() or [""])[0]
         is_mine = process.environ().get("RAY_AUTH_TOKEN_PATH", "").startswith(stack.folder)
@@ -201,7 +201,7 @@ def _is_ray_worker(process: psutil.Process, stack: Stack) -> bool:
 
 
 def _serves(process: psutil.Process, stack: Stack, target: str) -> bool:
-    """Tells whether a process is the stack's S3 server, or the first process of its Ray node that is not the head."""
+    """Return whether a process is the stack's S3 server, or the first process of its Ray node that is not the head."""
     try:
         command = " ".join(process.cmdline())
         if target == "server":
@@ -213,7 +213,7 @@ def _serves(process: psutil.Process, stack: Stack, target: str) -> bool:
 
 
 def _respawn(process: psutil.Process) -> psutil.Process:
-    """Kills a service with all it started, and starts it again as it was."""
+    """Kill a service with all it started, and start it again as it was."""
     command, environment = process.cmdline(), process.environ()
     end(process)
     started = subprocess.Popen(
@@ -223,7 +223,7 @@ def _respawn(process: psutil.Process) -> psutil.Process:
 
 
 def end(process: psutil.Process) -> None:
-    """Kills a process with all it started."""
+    """Kill a process with all it started."""
     try:
         family = [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
@@ -235,7 +235,7 @@ def end(process: psutil.Process) -> None:
 
 
 def main() -> None:
-    """Runs the soak and says what it did."""
+    """Run the soak and says what it did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)

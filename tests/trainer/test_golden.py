@@ -55,7 +55,7 @@ PARAMETERS = {  # without a head, and with 1,000 and 21,843 classes
 
 
 def fill(count: int, key: int) -> np.ndarray:
-    """Gives the deterministic fill of the golden vectors, float64 in [-1, 1)."""
+    """Return the deterministic fill of the golden vectors, float64 in [-1, 1)."""
     low = np.uint64(0xFFFFFFFF)
     a = (np.arange(count, dtype=np.uint64) * np.uint64(2654435761) + np.uint64(key * 40503)) & low
     a ^= a >> np.uint64(16)

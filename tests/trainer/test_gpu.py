@@ -36,7 +36,7 @@ def group() -> Iterator[None]:
 
 
 def steps(world: World, count: int = 3, **options: object) -> tuple[list[StepResult], MasterSGD]:
-    """Takes steps on the same pictures, with weights that do not depend on the device."""
+    """Take steps on the same pictures, with weights that do not depend on the device."""
     precision, compiled = options.pop("precision", "float32"), options.pop("compiled", False)
     model = new_model("R26x1", 3, 0, device=world.device, **options).train()
     optimizer = MasterSGD(model, 0.9, 1e-4)

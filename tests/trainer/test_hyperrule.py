@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.base.errors import ConfigError
-from trainer.recipes.hyperrule import hyperrule, learning_rate, shortened
+from trainer.recipes.hyperrule import finetune_learning_rate, hyperrule, shortened
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_resolution_by_area_model_and_variant(side, model, variant, resolution) 
      (401, 3e-6), (499, 3e-6), (500, None)],
 )  # fmt: skip
 def test_golden_rates_of_the_small_regime_in_the_code_variant(step: int, rate: float | None) -> None:
-    found = learning_rate(hyperrule(1000, 32, 32, variant="code"), step)
+    found = finetune_learning_rate(hyperrule(1000, 32, 32, variant="code"), step)
     assert found == (None if rate is None else pytest.approx(rate))
 
 

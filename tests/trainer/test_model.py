@@ -34,7 +34,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def trained_head(model: ResNetV2) -> ResNetV2:
-    """Gives the model with a head that lets gradients through."""
+    """Return the model with a head that lets gradients through."""
     with torch.no_grad():
         values = torch.randn(model.head.fc.weight.shape, generator=torch.Generator().manual_seed(2))
         part = model.head.fc.weight

@@ -5,7 +5,7 @@ import torch
 
 from pipeline.base.errors import ConfigError
 from trainer.model.build import new_model
-from trainer.recipes.pretrain import bit_l, bit_m, bit_s, learning_rate, named_recipe, steps_at, total_steps
+from trainer.recipes.pretrain import bit_l, bit_m, bit_s, named_recipe, pretrain_learning_rate, steps_at, total_steps
 from trainer.step.losses import sigmoid_loss, softmax_loss
 from trainer.step.optimizer import MasterSGD
 
@@ -26,12 +26,12 @@ def test_steps_and_milestones_at_batch_4096(recipe, num_images, steps, milestone
 
 def test_the_rate_warms_up_peaks_at_048_and_falls_by_tens() -> None:
     recipe, images = bit_m(), 14_200_000
-    assert learning_rate(recipe, 0, images) == 0.0
-    assert learning_rate(recipe, 2_500, images) == pytest.approx(0.24)
-    assert learning_rate(recipe, 5_000, images) == pytest.approx(0.48)
+    assert pretrain_learning_rate(recipe, 0, images) == 0.0
+    assert pretrain_learning_rate(recipe, 2_500, images) == pytest.approx(0.24)
+    assert pretrain_learning_rate(recipe, 5_000, images) == pytest.approx(0.48)
     for number, milestone in enumerate((104_004, 208_008, 277_344)):
-        assert learning_rate(recipe, milestone - 1, images) == pytest.approx(0.48 * 10**-number)
-        assert learning_rate(recipe, milestone, images) == pytest.approx(0.048 * 10**-number)
+        assert pretrain_learning_rate(recipe, milestone - 1, images) == pytest.approx(0.48 * 10**-number)
+        assert pretrain_learning_rate(recipe, milestone, images) == pytest.approx(0.048 * 10**-number)
 
 
 def test_the_rate_scales_with_the_batch() -> None:

@@ -23,7 +23,7 @@ from trainer.step.ranks import alone
 
 
 def damage_a_picture(dataset: Dataset) -> None:
-    """Changes a byte in the middle of a picture of the first shard."""
+    """Change a byte in the middle of a picture of the first shard."""
     path = Path(dataset.store.url) / dataset.shard_path(0)
     body = bytearray(path.read_bytes())
     body[body.index(b"\xff\xd8\xff") + 700] ^= 0x55

@@ -50,7 +50,7 @@ def config(dataset: Dataset, out: Path | str, **fields: object) -> PretrainConfi
 
 
 def final_state(out: Path | str) -> dict[str, Tensor]:
-    """Gives weights and momentum of a run's newest checkpoint."""
+    """Return weights and momentum of a run's newest checkpoint."""
     store = open_store(str(out))
     record = latest(store)
     model = new_model(record.about["model"], record.about["num_classes"], seed=9)
@@ -182,7 +182,7 @@ def test_a_run_mixes_datasets_and_leaves_out_what_a_list_names(
     mixed = MixedData(data=other.store.url, data_version=1, weight=0.5)
     settings = config(small_dataset, tmp_path / "run", mix=(mixed,), exclude=str(tmp_path / "leave-out.parquet"))
     sources = training_sources(settings)
-    assert [(source.view.num_samples, source.weight) for source in sources] == [(85, 1.0), (90, 0.5)]
+    assert [(source.selection.num_samples, source.weight) for source in sources] == [(85, 1.0), (90, 0.5)]
     pretrain(settings, alone(), lambda row: None)
     assert read_metrics(open_store(str(tmp_path / "run")))[-1]["num_steps"] == round(2 * 175 / 24)
 

@@ -36,19 +36,19 @@ class CheckpointRecord(Record):
 
 
 def committed(store: Store) -> list[CheckpointRecord]:
-    """Gives all committed checkpoints, oldest first."""
+    """Return all committed checkpoints, oldest first."""
     keys = [entry.key for entry in store.list(f"{FOLDER}/") if entry.key.count("/") == 1]
     return [CheckpointRecord.model_validate_json(store.read(key)) for key in keys if key.endswith(".json")]
 
 
 def latest(store: Store) -> CheckpointRecord | None:
-    """Gives the newest committed checkpoint, or None."""
+    """Return the newest committed checkpoint, or None."""
     keys = [e.key for e in store.list(f"{FOLDER}/") if e.key.count("/") == 1 and e.key.endswith(".json")]
     return CheckpointRecord.model_validate_json(store.read(keys[-1])) if keys else None
 
 
 def require_latest(store: Store) -> CheckpointRecord:
-    """Gives the newest committed checkpoint.
+    """Return the newest committed checkpoint.
 
     Raises:
         NotFound: There is none.

@@ -5,7 +5,7 @@ from trainer.checkpoint.record import FOLDER, committed
 
 
 def discard_old(store: Store, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, and what starts that died left; a record goes before its files."""
+    """Remove all but the newest `keep` checkpoints, and what starts that died left; a record goes before its files."""
     records = committed(store)
     for record in records[:-keep]:
         store.delete(f"{FOLDER}/{record.step:09d}.json")

@@ -35,7 +35,7 @@ def save(
     stream: Mapping[str, Any],
     about: Mapping[str, Any],
 ) -> None:
-    """Writes a checkpoint; every rank must call. On return it is committed.
+    """Write a checkpoint; every rank must call. On return it is committed.
 
     Args:
         store: The run's store.
@@ -62,7 +62,7 @@ def save(
 
 @contextmanager
 def _without_group_warning() -> Iterator[None]:
-    """A single process without a process group is a case we mean; torch warns of it."""
+    """Silence a warning of torch: a single process without a process group is meant."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
@@ -75,7 +75,7 @@ def _upload(store: Store, folder: str, path: Path) -> CheckpointFile:
 
 
 def load(store: Store, world: World, record: CheckpointRecord, state: dict[str, Tensor]) -> None:
-    """Fills the tensors of `state` in place from a checkpoint; every rank must call.
+    """Fill the tensors of `state` in place from a checkpoint; every rank must call.
 
     Raises:
         CorruptShard: A file's content is not what the record says.

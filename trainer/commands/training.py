@@ -208,7 +208,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _config(config_type: Any, fields: dict[str, Any], settings: tuple[str, ...]) -> Any:
-    """Builds a configuration from fields and `--set a.b=value` settings.
+    """Build a configuration from fields and `--set a.b=value` settings.
 
     Raises:
         ConfigError: A field does not exist or its value has the wrong type.

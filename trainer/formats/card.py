@@ -19,7 +19,7 @@ _LOADING: dict[Format, str] = {
 
 
 def model_card(facts: Mapping[str, Any], file_format: Format, digests: Mapping[str, str]) -> str:
-    """Gives the card.
+    """Return the card.
 
     Args:
         facts: Of the checkpoint: model, num_classes, data, data_version, resolution_px, step, run, config, metrics,

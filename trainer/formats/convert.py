@@ -18,7 +18,7 @@ _DEEPEST = parse_architecture("R152x1")  # has every unit that any model has
 
 
 def infer_architecture(weights: Mapping[str, Tensor]) -> Architecture:
-    """Gives the architecture of weights in our names, from their number of units and the width of the stem.
+    """Return the architecture of weights in our names, from their number of units and the width of the stem.
 
     Raises:
         ConfigError: No known one has these.
@@ -37,7 +37,7 @@ def infer_architecture(weights: Mapping[str, Tensor]) -> Architecture:
 
 
 def to_ours(values: Mapping[str, Tensor], source: str, head: Head = "keep") -> dict[str, Tensor]:
-    """Gives a file's weights with our names and axes, float32.
+    """Return a file's weights with our names and axes, float32.
 
     Args:
         values: Of the file, by its keys; keys that no parameter has are ignored.
@@ -73,12 +73,12 @@ def to_ours(values: Mapping[str, Tensor], source: str, head: Head = "keep") -> d
 
 
 def from_ours(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Gives weights with the keys and axes of a layout, contiguous, float32."""
+    """Return weights with the keys and axes of a layout, contiguous, float32."""
     return {layout.key(place_of(name)): _to_layout(value, name, layout) for name, value in weights.items()}
 
 
 def _shapes(architecture: Architecture, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """Gives the shape of every parameter by name; without those of the head for 0 classes."""
+    """Return the shape of every parameter by name; without those of the head for 0 classes."""
     with torch.device("meta"):
         model = ResNetV2(architecture, max(1, num_classes))
     return {
@@ -95,7 +95,7 @@ def _num_classes(weights: Mapping[str, Tensor], source: str) -> int:
 
 
 def _from_layout(value: Tensor, name: str, layout: Layout) -> Tensor:
-    """Gives a value with our axes; one with a wrong number of axes as it is."""
+    """Return a value with our axes; one with a wrong number of axes as it is."""
     value, place = value.float(), place_of(name)
     if place.kind in ("norm", "last norm"):
         return value.flatten() if value.numel() == value.shape[-1] else value

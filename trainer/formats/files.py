@@ -31,7 +31,7 @@ _NESTED = ("state_dict", "model")  # where training scripts put the weights besi
 
 
 def read_weights(body: bytes, source: str) -> dict[str, Tensor]:
-    """Gives all arrays of an .npz, .safetensors or PyTorch file by key.
+    """Return all arrays of an .npz, .safetensors or PyTorch file by key.
 
     Pickled code is never run: npz without objects, PyTorch files as weights only.
 
@@ -67,14 +67,14 @@ def _is_npz(body: bytes) -> bool:
 
 
 def _array(value: Any) -> Any:
-    """Gives an array that torch takes: little-endian and writable."""
+    """Return an array that torch takes: little-endian and writable."""
     return np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
 
 
 def files_of(
     values: Mapping[str, Tensor], file_format: Format, name: str, architecture: Architecture
 ) -> dict[str, bytes]:
-    """Gives the files of an export by name.
+    """Return the files of an export by name.
 
     Args:
         values: In the layout of the format.
@@ -101,7 +101,7 @@ def files_of(
 
 
 def check_suffix(name: str, file_format: Format) -> None:
-    """Refuses a name that the readers of a format would not take.
+    """Refuse a name that the readers of a format would not take.
 
     Raises:
         ConfigError: Names the suffixes that they do.

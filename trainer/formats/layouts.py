@@ -40,7 +40,7 @@ class Place:
 
 
 def place_of(name: str) -> Place:
-    """Gives the place of a parameter of a GroupNorm network by its name, such as stages.0.blocks.2.conv1.weight.
+    """Return the place of a parameter of a GroupNorm network by its name, such as stages.0.blocks.2.conv1.weight.
 
     Raises:
         ValueError: It is no name of one.
@@ -155,7 +155,7 @@ LAYOUTS = {
 
 
 def layout_of(keys: frozenset[str]) -> Layout | None:
-    """Gives the layout that a file's keys are of, or None."""
+    """Return the layout that a file's keys are of, or None."""
     for layout in LAYOUTS.values():
         if any(layout.ignored.sub("", key) == layout.marker for key in keys):
             return layout

@@ -10,7 +10,7 @@ from trainer.model.network import ResNetV2
 
 
 def write_onnx(network: ResNetV2, path: Path, resolution_px: int) -> None:
-    """Writes the network: input `images` (batch, 3, resolution, resolution), float32 in [-1, 1]; output `logits`.
+    """Write the network: input `images` (batch, 3, resolution, resolution), float32 in [-1, 1]; output `logits`.
 
     Weights of more than 2 GB go into a second file beside the first.
 

@@ -16,13 +16,13 @@ from pipeline.image.transforms import EvaluationView
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from pipeline.streaming.one_pass import one_pass
-from pipeline.streaming.selection import View
+from pipeline.streaming.selection import Selection
 from trainer.checkpoint.record import CheckpointRecord, require_latest
 from trainer.checkpoint.sharded import load
 from trainer.jobs.pretrain import Report
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
-from trainer.recipes.data import view_without
+from trainer.recipes.data import selection_without
 from trainer.scores.predictions import PREDICTION_SCHEMA, summary
 from trainer.step.optimizer import model_state
 from trainer.step.ranks import World, broadcast, gather
@@ -52,14 +52,14 @@ class EvaluateConfig(Record):
 
 
 def load_model(store: Store, world: World, record: CheckpointRecord) -> ResNetV2:
-    """Gives the model of a checkpoint on this rank's device; every rank must call."""
+    """Return the model of a checkpoint on this rank's device; every rank must call."""
     model = new_model(record.about["model"], record.about["num_classes"], seed=0, device=world.device)
     load(store, world, record, model_state(model))
     return model
 
 
-def predict(model: nn.Module, view: View, world: World, resolution_px: int, batch_size: int) -> pa.Table:
-    """Classifies every sample of the view; every rank must call and gets the whole table, in dataset order.
+def predict(model: nn.Module, selection: Selection, world: World, resolution_px: int, batch_size: int) -> pa.Table:
+    """Classify every sample of the view; every rank must call and gets the whole table, in dataset order.
 
     Returns:
         Table of PREDICTION_SCHEMA; `correct` tells whether the highest logit is one of the labels.
@@ -67,9 +67,9 @@ def predict(model: nn.Module, view: View, world: World, resolution_px: int, batc
     model.eval()
     rows: list[dict[str, Any]] = []
     batches = one_pass(
-        view, EvaluationView(resolution_px), resolution_px, batch_size, rank=world.rank, num_ranks=world.num_ranks
+        selection, EvaluationView(resolution_px), resolution_px, batch_size, rank=world.rank, num_ranks=world.num_ranks
     )
-    num_classes = view.dataset.version.num_classes
+    num_classes = selection.dataset.version.num_classes
     with torch.inference_mode():
         for batch in batches:
             logits = model(to_device(batch, num_classes, world.device).images_BCHW).float()
@@ -90,7 +90,7 @@ def predict(model: nn.Module, view: View, world: World, resolution_px: int, batc
 
 
 def check_classes(first_url: str, first: Sequence[str], second_url: str, second: Sequence[str]) -> None:
-    """Refuses to compare labels of two sets whose classes differ.
+    """Refuse to compare labels of two sets whose classes differ.
 
     Raises:
         ConfigError: Names the first difference.
@@ -105,7 +105,7 @@ def check_classes(first_url: str, first: Sequence[str], second_url: str, second:
 
 
 def evaluate(config: EvaluateConfig, world: World, report: Report) -> None:
-    """Writes `predictions.parquet` and `result.json` below OUT, or repeats what is there; every rank must call.
+    """Write `predictions.parquet` and `result.json` below OUT, or repeats what is there; every rank must call.
 
     Raises:
         NotFound: The run has no checkpoint.
@@ -116,10 +116,10 @@ def evaluate(config: EvaluateConfig, world: World, report: Report) -> None:
     record = require_latest(source)
     if record.about["classes_sha256"] is None:
         raise ConfigError(f"{config.run} was imported without class names; import it again with --classes")
-    view = view_without(config.data, config.data_version, config.exclude)
-    if view.dataset.classes_sha256 != record.about["classes_sha256"]:
+    selection = selection_without(config.data, config.data_version, config.exclude)
+    if selection.dataset.classes_sha256 != record.about["classes_sha256"]:
         raise ConfigError(
-            f"{config.data} has other classes ({view.dataset.version.num_classes}) than the model of {config.run} "
+            f"{config.data} has other classes ({selection.dataset.version.num_classes}) than the model of {config.run} "
             f"({record.about['num_classes']}); fine-tune it on this task first"
         )
     resolution_px = config.resolution_px or record.about["resolution_px"]
@@ -130,7 +130,7 @@ def evaluate(config: EvaluateConfig, world: World, report: Report) -> None:
             raise Conflict(f"{config.out} holds the result of another model or test set; choose another OUT")
         report(found)
         return
-    predictions = predict(load_model(source, world, record), view, world, resolution_px, config.batch_size)
+    predictions = predict(load_model(source, world, record), selection, world, resolution_px, config.batch_size)
     result = identity | summary(predictions)
     if world.is_first:
         out.delete("predictions.parquet")  # of a start that died before its result

@@ -59,7 +59,7 @@ def import_weights(
     classes: tuple[str, ...] | None = None,
     resolution_px: int = 224,
 ) -> Imported:
-    """Makes a run at OUT of a file of weights.
+    """Make a run at OUT of a file of weights.
 
     Args:
         file: URL of an .npz, .safetensors or PyTorch file.
@@ -117,7 +117,7 @@ def import_weights(
 
 
 def export_weights(run: str, out: str, file_format: Format) -> list[str]:
-    """Writes the newest checkpoint of a run as a file of another code base, with a model card beside it.
+    """Write the newest checkpoint of a run as a file of another code base, with a model card beside it.
 
     Args:
         run: URL of a run folder, or of a fine-tuned model in one.
@@ -153,7 +153,7 @@ def export_weights(run: str, out: str, file_format: Format) -> list[str]:
 
 
 def load_weights(store: Store, record: CheckpointRecord) -> ResNetV2:
-    """Gives the model of a checkpoint on the CPU, ready for inference."""
+    """Return the model of a checkpoint on the CPU, ready for inference."""
     network = new_model(record.about["model"], record.about["num_classes"], seed=0)
     load(store, _HERE, record, model_state(network))
     return network.eval()
@@ -168,7 +168,7 @@ def _onnx_files(network: ResNetV2, name: str, resolution_px: int) -> dict[str, b
 
 
 def _facts(store: Store, record: CheckpointRecord) -> dict[str, Any]:
-    """Gives what is known of a run, for its card."""
+    """Return what is known of a run, for its card."""
     facts = dict(record.about) | {"step": record.step, "run": store.url, "config": {}, "metrics": None}
     facts["architecture"] = parse_architecture(record.about["model"])
     if exists(store, "run.json"):

@@ -21,7 +21,7 @@ from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.base import Store, exists
 from pipeline.store.url import open_store
 from pipeline.streaming.order import OrderConfig, lanes_of_rank
-from pipeline.streaming.selection import View
+from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import LoaderConfig, Stream
 from trainer.checkpoint.record import require_latest
 from trainer.checkpoint.sharded import load, save
@@ -30,9 +30,9 @@ from trainer.jobs.pretrain import Report, sized
 from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
-from trainer.recipes.data import view_without
-from trainer.recipes.hyperrule import TransferRecipe, hyperrule, learning_rate, shortened
-from trainer.run.folder import begin_attempt, settle_config
+from trainer.recipes.data import selection_without
+from trainer.recipes.hyperrule import TransferRecipe, finetune_learning_rate, hyperrule, shortened
+from trainer.run.folder import begin_attempt, require_same_config
 from trainer.scores.predictions import summary
 from trainer.step.losses import LOSSES
 from trainer.step.optimizer import MasterSGD, model_state
@@ -111,13 +111,13 @@ class _Job:
     world: World
     store: Store
     train: Dataset
-    test: View
+    test: Selection
     attempt: str
     report: Report
 
 
 def finetune(config: FinetuneConfig, world: World, report: Report) -> None:
-    """Runs what is not done yet and writes a result, predictions and weights for each; every rank must call.
+    """Run what is not done yet and write a result, predictions and weights for each; every rank must call.
 
     Raises:
         NotFound: The pretraining run has no checkpoint, or a dataset is missing.
@@ -125,7 +125,7 @@ def finetune(config: FinetuneConfig, world: World, report: Report) -> None:
         ResumeMismatch: The results folder belongs to another configuration.
     """
     store = open_store(config.out)
-    settle_config(store, world, config)
+    require_same_config(store, world, config)
     train, test = open_any(config.train, config.train_version), _test_view(config)
     job = _Job(config, world, store, train, test, begin_attempt(store, world, 0), report)
     for shots in config.shots:
@@ -138,7 +138,7 @@ def finetune(config: FinetuneConfig, world: World, report: Report) -> None:
 
 
 def check_finetune(config: FinetuneConfig, num_workers: int) -> None:
-    """Refuses what could not run, before any process starts.
+    """Refuse what could not run, before any process starts.
 
     Raises:
         ConfigError: Unknown model, other classes in the test set, too few pictures for the shots, or lanes that
@@ -157,20 +157,20 @@ def check_finetune(config: FinetuneConfig, num_workers: int) -> None:
             raise ConfigError(f"MixUp needs two samples a lane; lower num_lanes {config.num_lanes} below the batch")
 
 
-def _test_view(config: FinetuneConfig) -> View:
-    return view_without(config.test, config.test_version, config.exclude_test)
+def _test_view(config: FinetuneConfig) -> Selection:
+    return selection_without(config.test, config.test_version, config.exclude_test)
 
 
 def first_labels(dataset: Dataset) -> npt.NDArray[np.int64]:
-    """Gives the first label of every sample, -1 without label, shape (samples,)."""
+    """Return the first label of every sample, -1 without label, shape (samples,)."""
     labels = dataset.all_samples(["labels"])["labels"].to_pylist()
     return np.array([sample[0] if sample else -1 for sample in labels], np.int64)
 
 
 def _run_one(job: _Job, shots: int, subset: int, name: str) -> None:
     config, world, store = job.config, job.world, job.store
-    view, nominal_px = _training_view(config, job.train, shots, subset)
-    recipe = recipe_for(config, view.num_samples, nominal_px)
+    selection, nominal_px = _training_view(config, job.train, shots, subset)
+    recipe = recipe_for(config, selection.num_samples, nominal_px)
     num_classes = max(job.train.version.num_classes, job.test.dataset.version.num_classes)
     model = initial_model(config, world, num_classes)
 
@@ -178,9 +178,9 @@ def _run_one(job: _Job, shots: int, subset: int, name: str) -> None:
         if world.is_first and done % max(1, recipe.steps // 4) == 0:
             job.report({"run": name, "step": done, "num_steps": recipe.steps, "loss": loss})
 
-    _fit(job, view, model, recipe, num_classes, on_step)
+    _fit(job, selection, model, recipe, num_classes, on_step)
     predictions = predict(model, job.test, world, recipe.crop_px, config.microbatch_size)
-    result = {"name": name, "init": config.init, "shots": shots, "subset": subset, "num_train": view.num_samples}
+    result = {"name": name, "init": config.init, "shots": shots, "subset": subset, "num_train": selection.num_samples}
     result |= summary(predictions) | {"recipe": recipe.model_dump()}
     about = {
         "model": config.model,
@@ -193,37 +193,39 @@ def _run_one(job: _Job, shots: int, subset: int, name: str) -> None:
     save(models, world, model_state(model), step=recipe.steps, attempt=job.attempt, stream={}, about=about)
     if world.is_first:
         if shots:
-            _write(store, f"subsets/{name}.parquet", subset_table(view))
+            _write(store, f"subsets/{name}.parquet", subset_table(selection))
         _write(store, f"predictions/{name}.parquet", to_parquet(predictions))
         store.create(f"results/{name}.json", (json.dumps(result, indent=1) + "\n").encode())
         job.report(result)
     broadcast(world, None)
 
 
-def _training_view(config: FinetuneConfig, train: Dataset, shots: int, subset: int) -> tuple[View, tuple[int, int]]:
-    """Gives the subset and the nominal (height, width) of the task: the medians of the training set."""
+def _training_view(
+    config: FinetuneConfig, train: Dataset, shots: int, subset: int
+) -> tuple[Selection, tuple[int, int]]:
+    """Return the subset and the nominal (height, width) of the task: the medians of the training set."""
     samples = train.all_samples(["width", "height"])
     nominal = int(np.median(samples["height"].to_numpy())), int(np.median(samples["width"].to_numpy()))
     if shots == 0:
-        view = View(train)
+        selection = Selection(train)
     else:
         rows = few_shot_rows(first_labels(train), train.version.num_classes, shots, config.seed, subset)
         chosen = samples.select(["shard", "row"]).take(rows)
         by_shard: dict[int, list[int]] = {}
         for shard, row in zip(chosen["shard"].to_pylist(), chosen["row"].to_pylist(), strict=True):
             by_shard.setdefault(shard, []).append(row)
-        view = View(train, by_shard)
-    return view, nominal
+        selection = Selection(train, by_shard)
+    return selection, nominal
 
 
 def recipe_for(config: FinetuneConfig, num_train: int, nominal_px: tuple[int, int]) -> TransferRecipe:
-    """Gives the recipe of one run: the HyperRule, shortened if the configuration says so."""
+    """Return the recipe of one run: the HyperRule, shortened if the configuration says so."""
     recipe = hyperrule(num_train, *nominal_px, model=config.model, variant=config.rule)
     return shortened(recipe, **config.shortened.model_dump()) if config.shortened else recipe
 
 
 def initial_model(config: FinetuneConfig, world: World, num_classes: int) -> ResNetV2:
-    """Gives the pretrained body (or a fresh one) with a head of zeros."""
+    """Return the pretrained body (or a fresh one) with a head of zeros."""
     model = new_model(
         config.model,
         num_classes,
@@ -241,7 +243,7 @@ def initial_model(config: FinetuneConfig, world: World, num_classes: int) -> Res
 
 def _fit(
     job: _Job,
-    view: View,
+    selection: Selection,
     model: ResNetV2,
     recipe: TransferRecipe,
     num_classes: int,
@@ -251,7 +253,7 @@ def _fit(
     optimizer = MasterSGD(model, recipe.momentum, 0.0, decay_to_start=config.decay_to_start)
     order = OrderConfig(seed=config.seed, batch_size=recipe.batch_size, num_lanes=config.num_lanes)
     stream = Stream(
-        view,
+        selection,
         order,
         FinetuneView(recipe.resize_px, recipe.crop_px, flip=config.flip, crop=config.crop),
         rank=world.rank,
@@ -268,7 +270,7 @@ def _fit(
             if recipe.mixup_alpha is not None:
                 weight = float(rng(config.seed, "mixup", step).beta(recipe.mixup_alpha, recipe.mixup_alpha))
                 batch = mixup(batch, weight, order.samples_per_lane())
-            rate = learning_rate(recipe, step) or 0.0
+            rate = finetune_learning_rate(recipe, step) or 0.0
             following = train_step(
                 module,
                 optimizer,
@@ -290,7 +292,7 @@ def _fit(
 
 
 def as_line(row: dict[str, Any]) -> str:
-    """Gives a reported row as one line for people."""
+    """Return a reported row as one line for people."""
     if "accuracy" in row:
         return (
             f"{row['name']}: accuracy {row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}] "
@@ -300,7 +302,7 @@ def as_line(row: dict[str, Any]) -> str:
 
 
 def mixup(batch: TensorBatch, weight: float, samples_per_lane: int) -> TensorBatch:
-    """Mixes each sample with its mirror place in its lane, with one weight for the whole step.
+    """Mix each sample with its mirror place in its lane, with one weight for the whole step.
 
     Partners stay inside a lane, so the global batch does not depend on the number of ranks.
     """
@@ -313,17 +315,17 @@ def mixup(batch: TensorBatch, weight: float, samples_per_lane: int) -> TensorBat
 
 
 def _write(store: Store, key: str, body: bytes) -> None:
-    """Writes an object that an interrupted start may have left; it counts only once its result is there."""
+    """Write an object that an interrupted start may have left; it counts only once its result is there."""
     store.delete(key)
     store.create(key, body)
 
 
 def read_results(store: Store) -> list[dict[str, Any]]:
-    """Gives all results of a fine-tuning folder, by name."""
+    """Return all results of a fine-tuning folder, by name."""
     return [json.loads(store.read(entry.key)) for entry in store.list("results/")]
 
 
-def subset_table(view: View) -> bytes:
-    """Gives the chosen addresses of a view as Parquet, so that a few-shot subset can be named in a paper."""
-    rows = [{"shard": shard, "row": row} for shard, row in view.addresses or ()]
+def subset_table(selection: Selection) -> bytes:
+    """Return the chosen addresses of a view as Parquet, so that a few-shot subset can be named in a paper."""
+    rows = [{"shard": shard, "row": row} for shard, row in selection.addresses or ()]
     return to_parquet(table_of(rows, pa.schema([("shard", pa.int32()), ("row", pa.int32())])))

@@ -14,7 +14,7 @@ from pipeline.image.transforms import PretrainView
 from pipeline.store.base import Store
 from pipeline.store.url import absolute_url, open_store
 from pipeline.streaming.order import OrderConfig, lanes_of_rank
-from pipeline.streaming.stream import Batch, LoaderConfig, Source, Stream
+from pipeline.streaming.stream import Batch, LoaderConfig, Stream, WeightedSelection
 from trainer.checkpoint.record import latest
 from trainer.checkpoint.retention import discard_old
 from trainer.checkpoint.sharded import load, save
@@ -22,8 +22,8 @@ from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
 from trainer.recipes.data import TrainingData, training_sources
-from trainer.recipes.pretrain import PretrainRecipe, learning_rate, total_steps
-from trainer.run.folder import begin_attempt, settle_config, write_metrics, write_quarantine
+from trainer.recipes.pretrain import PretrainRecipe, pretrain_learning_rate, total_steps
+from trainer.run.folder import begin_attempt, require_same_config, write_metrics, write_quarantine
 from trainer.run.progress import Meter
 from trainer.run.telemetry import Quarantine, Telemetry
 from trainer.step.losses import LOSSES
@@ -78,7 +78,7 @@ class PretrainConfig(TrainingData):
 
 
 def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
-    """Refuses what could not run, before any process starts.
+    """Refuse what could not run, before any process starts.
 
     Raises:
         NotFound: A dataset or a list of samples is not there.
@@ -94,7 +94,7 @@ def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
 
 
 def order_config(config: PretrainConfig) -> OrderConfig:
-    """Gives the stream's part of the configuration."""
+    """Return the stream's part of the configuration."""
     return OrderConfig(
         seed=config.seed,
         batch_size=config.recipe.batch_size,
@@ -104,7 +104,7 @@ def order_config(config: PretrainConfig) -> OrderConfig:
 
 
 def pretrain(config: PretrainConfig, world: World, report: Report) -> None:
-    """Trains to the end of the recipe, from the newest checkpoint if there is one; every rank must call.
+    """Train to the end of the recipe, from the newest checkpoint if there is one; every rank must call.
 
     Args:
         config: The run.
@@ -116,9 +116,9 @@ def pretrain(config: PretrainConfig, world: World, report: Report) -> None:
         ResumeMismatch: The run folder belongs to another configuration.
     """
     store = open_store(config.out)
-    settle_config(store, world, config)
+    require_same_config(store, world, config)
     sources = training_sources(config)
-    dataset = sources[0].view.dataset
+    dataset = sources[0].selection.dataset
     model = new_model(
         config.model,
         dataset.version.num_classes,
@@ -152,7 +152,7 @@ def pretrain(config: PretrainConfig, world: World, report: Report) -> None:
 
 
 def sized(loader: LoaderConfig, world: World) -> LoaderConfig:
-    """Chooses the number of loader workers where the user did not; every rank must call.
+    """Choose the number of loader workers where the user did not; every rank must call.
 
     A GPU wants every core but the one that drives it. On CPUs the model computes on the cores that decoding would want.
     """
@@ -167,7 +167,7 @@ class _Run:
     config: PretrainConfig
     world: World
     store: Store
-    sources: tuple[Source, ...]
+    sources: tuple[WeightedSelection, ...]
     model: ResNetV2
     optimizer: MasterSGD
     stream: Stream
@@ -176,19 +176,19 @@ class _Run:
 
     @property
     def data(self) -> Dataset:
-        return self.sources[0].view.dataset
+        return self.sources[0].selection.dataset
 
     @property
     def num_samples(self) -> int:
-        return sum(source.view.num_samples for source in self.sources)
+        return sum(source.selection.num_samples for source in self.sources)
 
     def key(self, place: Sequence[int]) -> str:
         source, _, shard, row = place
-        return str(self.sources[source].view.dataset.sample(Address(shard, row))["key"])
+        return str(self.sources[source].selection.dataset.sample(Address(shard, row))["key"])
 
 
 def _resume(run: _Run) -> int:
-    """Restores the newest checkpoint; gives the number of steps it has done."""
+    """Restore the newest checkpoint; return the number of steps it has done."""
     record = latest(run.store)
     if record is None:
         return 0
@@ -215,7 +215,7 @@ def _train(run: _Run, report: Report) -> None:
         loss = 0.0  # the last one that is known; from the first step on
         for step in range(first_step, num_steps):
             batch = next(run.stream)
-            rate = learning_rate(config.recipe, step, num_samples)
+            rate = pretrain_learning_rate(config.recipe, step, num_samples)
             following = _Underway(step, batch.places[:8].tolist(), _queued(run, module, batch, rate))
             if underway:
                 loss = _ended(run, underway).loss

@@ -50,7 +50,7 @@ class Architecture(Record):
 
 
 def parse_architecture(name: str) -> Architecture:
-    """Gives the architecture of a name like R50x1, R14x0.5 or R50x1-BN.
+    """Return the architecture of a name like R50x1, R14x0.5 or R50x1-BN.
 
     Without a suffix it is BiT: GroupNorm and weight standardisation. -GN, -BN and -SyncBN name the normalisation
     with plain kernels, and with -WS after them standardised ones.

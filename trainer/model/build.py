@@ -24,7 +24,7 @@ def new_model(
     recomputes: bool = False,
     sharded: bool = False,
 ) -> ResNetV2:
-    """Gives a freshly initialised model; equal arguments give equal weights on any device and number of ranks.
+    """Return a freshly initialised model; equal arguments give equal weights on any device and number of ranks.
 
     Args:
         name: Such as R50x1.
@@ -49,7 +49,7 @@ def new_model(
 
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
-    """Fills parameters and buffers: kernels LeCun normal keyed by (seed, name), norms one and zero, the head zero.
+    """Fill parameters and buffers: kernels LeCun normal keyed by (seed, name), norms one and zero, the head zero.
 
     The paper names no scheme for kernels; with weight standardisation the output does not depend on their scale.
     """
@@ -67,7 +67,7 @@ def initialize(model: nn.Module, seed: int) -> None:
 
 
 def _fill(parameter: nn.Parameter, whole: Tensor) -> None:
-    """Copies the whole values, or this rank's part of them."""
+    """Copy the whole values, or this rank's part of them."""
     if isinstance(parameter, DTensor):
         mesh, (placement,) = parameter.device_mesh, parameter.placements
         parts = whole.chunk(mesh.size(), dim=placement.dim)  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainer.model.memory_format import layout_of
+from trainer.model.memory_format import memory_format_of
 
 _WS_EPS = 1e-10  # inside the root [released code]; below fp16's smallest number, so statistics are in fp32
 # On CPUs a convolution whose kernel is large against its output is faster as one product of matrices, because the
@@ -22,14 +22,14 @@ _CHANNEL_PAIRS_PER_POSITION = 1024
 
 
 def kernel_rows(weight_OIHW: Tensor) -> Tensor:
-    """Gives one row for each output channel, shape (O, H * W * I) or (O, I * H * W), without copying the kernel."""
+    """Return one row for each output channel, shape (O, H * W * I) or (O, I * H * W), without copying the kernel."""
     if weight_OIHW.is_contiguous(memory_format=torch.channels_last):
         return weight_OIHW.permute(0, 2, 3, 1).flatten(1)
     return weight_OIHW.flatten(1)
 
 
 def kernel_of_rows(rows: Tensor, like_OIHW: Tensor) -> Tensor:
-    """Gives the kernel whose `kernel_rows` are `rows`, in the layout of `like_OIHW`."""
+    """Return the kernel whose `kernel_rows` are `rows`, in the layout of `like_OIHW`."""
     out_channels, in_channels, height, width = like_OIHW.shape
     if like_OIHW.is_contiguous(memory_format=torch.channels_last):
         return rows.view(out_channels, height, width, in_channels).permute(0, 3, 1, 2)
@@ -37,7 +37,7 @@ def kernel_of_rows(rows: Tensor, like_OIHW: Tensor) -> Tensor:
 
 
 def standardize(weight_OIHW: Tensor) -> Tensor:
-    """Gives the kernel with zero mean and unit variance per output channel (biased variance, eps 1e-10).
+    """Return the kernel with zero mean and unit variance per output channel (biased variance, eps 1e-10).
 
     That is layer normalisation of its rows, for which torch has one fused kernel each way. Kernels of half precision
     are standardised in float32 and come back so.
@@ -57,7 +57,7 @@ class RowStatistics:
 
 @torch.no_grad()
 def standardize_once(weight_OIHW: Tensor) -> tuple[Tensor, RowStatistics]:
-    """Gives the standardised kernel, without gradient, and what `standardize_gradient` needs."""
+    """Return the standardised kernel, without gradient, and what `standardize_gradient` needs."""
     rows = kernel_rows(weight_OIHW)
     kernel, mean, rstd = torch.native_layer_norm(rows, rows.shape[1:], None, None, _WS_EPS)
     return kernel_of_rows(kernel, weight_OIHW), RowStatistics(mean, rstd)
@@ -65,9 +65,9 @@ def standardize_once(weight_OIHW: Tensor) -> tuple[Tensor, RowStatistics]:
 
 @torch.no_grad()
 def standardize_gradient(gradient_OIHW: Tensor, weight_OIHW: Tensor, statistics: RowStatistics) -> Tensor:
-    """Gives the gradient by the raw kernel from that by the standardised one; linear in it, and itself without one."""
+    """Return the gradient by the raw kernel from that by the standardised one; linear in it, and itself without one."""
     rows = kernel_rows(weight_OIHW)
-    gradient = gradient_OIHW.to(weight_OIHW.dtype).contiguous(memory_format=layout_of(weight_OIHW))
+    gradient = gradient_OIHW.to(weight_OIHW.dtype).contiguous(memory_format=memory_format_of(weight_OIHW))
     by_rows, _, _ = torch.ops.aten.native_layer_norm_backward(
         kernel_rows(gradient), rows, rows.shape[1:], statistics.mean, statistics.rstd, None, None, [True, False, False]
     )
@@ -105,11 +105,11 @@ class Conv2d(nn.Conv2d):
         self.kernel: Tensor | None = None
 
     def use(self, kernel_OIHW: Tensor) -> None:
-        """Convolves with this kernel from now on; its gradients are added up in the weight's, in the weight's dtype."""
+        """Convolve with this kernel from now on; its gradients are added up in the weight's, in the weight's dtype."""
         self.kernel = _InPlaceOf.apply(self.weight, kernel_OIHW)  # type: ignore[no-untyped-call]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Convolves with the standardised or plain kernel."""
+        """Convolve with the standardised or plain kernel."""
         kernel = self.kernel
         if kernel is None:
             kernel = standardize(self.weight) if self.standardized and self.weight_is_raw else self.weight
@@ -127,7 +127,7 @@ class Conv2d(nn.Conv2d):
 
 
 def product_of_patches(x_BCHW: Tensor, kernel_OIHW: Tensor, stride: int) -> Tensor:
-    """Convolves by one product of matrices: the patches under the kernel, and the kernel as rows."""
+    """Convolve by one product of matrices: the patches under the kernel, and the kernel as rows."""
     if kernel_OIHW.shape[2] == 1:
         x_BHWC = x_BCHW.permute(0, 2, 3, 1)[:, ::stride, ::stride]
         return F.linear(x_BHWC, _rows(kernel_OIHW)).permute(0, 3, 1, 2)
@@ -168,17 +168,17 @@ class _ProductOfPatches(torch.autograd.Function):
 
 
 def _rows(kernel_OIHW: Tensor) -> Tensor:
-    """Gives one row for each output channel, shape (O, H * W * I)."""
+    """Return one row for each output channel, shape (O, H * W * I)."""
     return kernel_OIHW.permute(0, 2, 3, 1).flatten(1)
 
 
 def _padded(x_BCHW: Tensor, kernel_OIHW: Tensor) -> Tensor:
-    """Gives the input with a border of zeros, shape (B, H, W, C)."""
+    """Return the input with a border of zeros, shape (B, H, W, C)."""
     return F.pad(x_BCHW.permute(0, 2, 3, 1), (0, 0, *(4 * [kernel_OIHW.shape[2] // 2])))
 
 
 def _shifted(padded_BHWC: Tensor, kernel_OIHW: Tensor, stride: int) -> list[Tensor]:
-    """Gives, for each position of the kernel, what lies under it at all output positions: views."""
+    """Return, for each position of the kernel, what lies under it at all output positions: views."""
     border = kernel_OIHW.shape[2] - 1
     size = kernel_OIHW.shape[2]
     heights, widths = ([slice(i, i + px - border, stride) for i in range(size)] for px in padded_BHWC.shape[1:3])

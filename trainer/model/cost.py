@@ -64,7 +64,7 @@ class StepMemory(Record):
 
 
 def layers(architecture: Architecture, num_classes: int, resolution_px: int) -> list[Layer]:
-    """Gives the layers in the order of the forward pass, for one square picture."""
+    """Return the layers in the order of the forward pass, for one square picture."""
     return list(_layers(architecture, num_classes, resolution_px))
 
 
@@ -113,7 +113,7 @@ def _layers(architecture: Architecture, num_classes: int, resolution_px: int) ->
 def step_memory(
     found: list[Layer], batch_size: int, *, half: bool = False, recomputes: bool = False, num_shards: int = 1
 ) -> StepMemory:
-    """Gives the memory of a training step.
+    """Return the memory of a training step.
 
     Args:
         found: Of `layers`.
@@ -161,7 +161,7 @@ def _kernel_bytes(by_unit: dict[str, list[Layer]], *, half: bool, recomputes: bo
 
 
 def largest_batch(found: list[Layer], memory_bytes: int, **options: bool | int) -> int:
-    """Gives the most pictures in one forward pass whose step fits into the memory; 0 if none does.
+    """Return the most pictures in one forward pass whose step fits into the memory; 0 if none does.
 
     Args:
         found: Of `layers`.

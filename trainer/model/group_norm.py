@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from trainer.model.architecture import NUM_GROUPS
-from trainer.model.memory_format import layout_of
+from trainer.model.memory_format import memory_format_of
 
 _EPS = 1e-5  # inside the root [released code]
 # In half precision torch's loops on CPUs fill their vectors with the channels of one group: with fewer than these, the
@@ -26,7 +26,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(NUM_GROUPS, channels, _EPS)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Normalises."""
+        """Normalise."""
         is_half = x_BCHW.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(x_BCHW.device.type, enabled=False):
             if is_half and x_BCHW.device.type == "cpu" and self.num_channels < NUM_GROUPS * _CHANNELS_OF_A_VECTOR:
@@ -41,7 +41,7 @@ class _InFloat32(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, scale_C: Tensor, bias_C: Tensor) -> Tensor:
-        x_BCHW = x_BCHW.contiguous(memory_format=layout_of(x_BCHW))
+        x_BCHW = x_BCHW.contiguous(memory_format=memory_format_of(x_BCHW))
         out_BCHW = torch.empty_like(x_BCHW)
         means, rstds = [], []
         for x, out in zip(torch.split(x_BCHW, 1), torch.split(out_BCHW, 1), strict=True):
@@ -57,7 +57,7 @@ class _InFloat32(torch.autograd.Function):
     def backward(ctx: Any, gradient_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_BCHW, scale_C, means, rstds = ctx.saved_tensors
         # The kernel reads both in the layout of the input.
-        gradient_BCHW = gradient_BCHW.contiguous(memory_format=layout_of(x_BCHW))
+        gradient_BCHW = gradient_BCHW.contiguous(memory_format=memory_format_of(x_BCHW))
         by_x, by_scale, by_bias = torch.empty_like(x_BCHW), torch.zeros_like(scale_C), torch.zeros_like(scale_C)
         pictures = (torch.split(each, 1) for each in (gradient_BCHW, x_BCHW, means, rstds, by_x))
         for gradient, x, mean, rstd, place in zip(*pictures, strict=True):
@@ -71,6 +71,6 @@ class _InFloat32(torch.autograd.Function):
 
 
 def _sizes(x_BCHW: Tensor) -> tuple[int, int, int]:
-    """Gives the numbers of pictures, channels and positions."""
+    """Return the numbers of pictures, channels and positions."""
     count, channels, height, width = x_BCHW.shape
     return count, channels, height * width

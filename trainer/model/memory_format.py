@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def layout_of(tensor: Tensor) -> torch.memory_format:
-    """Gives channels-last where a tensor of four axes is so, else the contiguous one."""
+def memory_format_of(tensor: Tensor) -> torch.memory_format:
+    """Return channels-last where a tensor of four axes is so, else the contiguous one."""
     is_last = tensor.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if is_last else torch.contiguous_format

@@ -29,7 +29,7 @@ class Stem(nn.Module):
         self.conv = Conv2d(3, architecture.stem_channels, 7, stride=2, standardized=architecture.standardized)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Gives a quarter of the resolution."""
+        """Return a quarter of the resolution."""
         # Not max_pool2d(padding=1): that pads with -inf, here zeros take part in the maximum.
         return F.max_pool2d(F.pad(self.conv(x_BCHW), (1, 1, 1, 1)), 3, stride=2)
 
@@ -42,7 +42,7 @@ class Projection(nn.Module):
         self.conv = Conv2d(in_channels, out_channels, 1, stride, standardized=standardized)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Projects."""
+        """Project."""
         out: Tensor = self.conv(x_BCHW)
         return out
 
@@ -64,7 +64,7 @@ class Bottleneck(nn.Module):
         self.downsample = Projection(in_channels, out_channels, stride, standardized=standardized) if projects else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Adds the residual branch to the shortcut; no ReLU after the sum."""
+        """Add the residual branch to the shortcut; no ReLU after the sum."""
         activated = F.relu(self.norm1(x_BCHW), inplace=True)
         shortcut = x_BCHW if self.downsample is None else self.downsample(activated)
         out = self.conv1(activated)
@@ -91,7 +91,7 @@ class Stage(nn.Module):
         self.recomputes = False
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Runs the units in order."""
+        """Run the units in order."""
         out = x_BCHW
         for block in self.blocks:
             out = _recomputed(block, out) if self.recomputes and self.training else block(out)
@@ -99,7 +99,7 @@ class Stage(nn.Module):
 
 
 def _recomputed(part: nn.Module, x_BCHW: Tensor) -> Tensor:
-    """Runs a part, which draws no random numbers, and keeps its input only."""
+    """Run a part, which draws no random numbers, and keep its input only."""
     out: Tensor = checkpoint(part, x_BCHW, use_reentrant=False, preserve_rng_state=False)
     return out
 
@@ -115,7 +115,7 @@ class Head(nn.Module):
             nn.init.zeros_(self.fc.bias)
 
     def forward(self, features_BC11: Tensor) -> Tensor:
-        """Gives logits, shape (B, K)."""
+        """Return logits, shape (B, K)."""
         logits: Tensor = self.fc(features_BC11)
         return logits.flatten(1)
 
@@ -150,7 +150,7 @@ class ResNetV2(nn.Module):
         self.head = Head(channels, num_classes)
 
     def feature_maps(self, images_BCHW: Tensor) -> list[Tensor]:
-        """Gives the outputs of the four stages, before norm and ReLU, at strides 4, 8, 16 and 32."""
+        """Return the outputs of the four stages, before norm and ReLU, at strides 4, 8, 16 and 32."""
         out = self._stem(images_BCHW)
         maps = []
         for stage in self.stages:
@@ -159,7 +159,7 @@ class ResNetV2(nn.Module):
         return maps
 
     def features(self, images_BCHW: Tensor) -> Tensor:
-        """Gives the pooled features before the head, shape (B, C, 1, 1)."""
+        """Return the pooled features before the head, shape (B, C, 1, 1)."""
         out = self.stages(self._stem(images_BCHW))
         return F.relu(self.norm(out), inplace=True).mean(dim=(2, 3), keepdim=True)
 
@@ -170,6 +170,6 @@ class ResNetV2(nn.Module):
         return out
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Gives logits, shape (B, K), of images in [-1, 1]."""
+        """Return logits, shape (B, K), of images in [-1, 1]."""
         logits: Tensor = self.head(self.dropout(self.features(images_BCHW)))
         return logits

@@ -7,7 +7,7 @@ from torch.distributed.fsdp import fully_shard
 
 
 def shard(model: nn.Module, units: Iterable[nn.Module]) -> nn.Module:
-    """Spreads parameters, gradients and optimizer state over all ranks (FSDP2); each rank keeps its part of each.
+    """Spread parameters, gradients and optimizer state over all ranks (FSDP2); each rank keeps its part of each.
 
     Kernels are split by output channel, over which nothing is standardised, so each rank standardises its own.
 

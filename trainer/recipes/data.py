@@ -6,8 +6,8 @@ from pipeline.base.errors import ConfigError
 from pipeline.base.records import Record
 from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.streaming.choose import listed_rows
-from pipeline.streaming.selection import View
-from pipeline.streaming.stream import Source
+from pipeline.streaming.selection import Selection
+from pipeline.streaming.stream import WeightedSelection
 
 
 class MixedData(Record):
@@ -42,8 +42,8 @@ class TrainingData(Record):
     exclude: str | None = None
 
 
-def view_without(data: str, version: int, exclude: str | None) -> View:
-    """Opens a dataset, or WebDataset tars, without the samples that a list leaves out.
+def selection_without(data: str, version: int, exclude: str | None) -> Selection:
+    """Open a dataset, or WebDataset tars, without the samples that a list leaves out.
 
     Args:
         data: URL of the dataset.
@@ -54,25 +54,25 @@ def view_without(data: str, version: int, exclude: str | None) -> View:
         NotFound: The dataset or the list is not there.
         ConfigError: A listed row is not in the dataset, or nothing is left.
     """
-    view = View(open_any(data, version), excluded_by_shard=listed_rows(exclude) if exclude else None)
-    if not view.num_samples:
+    selection = Selection(open_any(data, version), excluded_by_shard=listed_rows(exclude) if exclude else None)
+    if not selection.num_samples:
         raise ConfigError(f"{exclude} leaves no sample of {data}; give another list")
-    return view
+    return selection
 
 
-def training_sources(config: TrainingData) -> tuple[Source, ...]:
-    """Opens the datasets of a run, its own first.
+def training_sources(config: TrainingData) -> tuple[WeightedSelection, ...]:
+    """Open the datasets of a run, its own first.
 
     Raises:
         NotFound: A dataset or the list is not there.
         ConfigError: The classes differ, or a listed row is not in the dataset.
     """
-    view = view_without(config.data, config.data_version, config.exclude)
-    dataset = view.dataset
-    sources = [Source(view, config.weight)]
+    selection = selection_without(config.data, config.data_version, config.exclude)
+    dataset = selection.dataset
+    sources = [WeightedSelection(selection, config.weight)]
     for mixed in config.mix:
         other = open_any(mixed.data, mixed.data_version)
         if other.classes_sha256 != dataset.classes_sha256:
             raise ConfigError(f"{mixed.data} has other classes than {config.data}; pack both with one --classes file")
-        sources.append(Source(View(other), mixed.weight))
+        sources.append(WeightedSelection(Selection(other), mixed.weight))
     return tuple(sources)

@@ -41,7 +41,7 @@ class TransferRecipe(Record):
 def hyperrule(
     num_train: int, height_px: int, width_px: int, *, model: str = "R50x1", variant: Variant = "paper"
 ) -> TransferRecipe:
-    """Gives the recipe for a task.
+    """Return the recipe for a task.
 
     Args:
         num_train: Training pictures; for few-shot, shots times classes.
@@ -80,8 +80,8 @@ def _resolution(area_px: int, model: str, variant: Variant) -> tuple[int, int]:
     return 448, 384
 
 
-def learning_rate(recipe: TransferRecipe, step: int) -> float | None:
-    """Gives the learning rate of step `step`, counted from 0; None from the end on.
+def finetune_learning_rate(recipe: TransferRecipe, step: int) -> float | None:
+    """Return the learning rate of step `step`, counted from 0; None from the end on.
 
     As in the released code, a milestone takes effect on the step after it.
     """
@@ -94,7 +94,7 @@ def learning_rate(recipe: TransferRecipe, step: int) -> float | None:
 
 
 def shortened(recipe: TransferRecipe, steps: int, batch_size: int, resize_px: int, crop_px: int) -> TransferRecipe:
-    """Gives the same schedule in fewer steps, for demonstrations on a CPU; warm-up and milestones keep their share.
+    """Return the same schedule in fewer steps, for demonstrations on a CPU; warm-up and milestones keep their share.
 
     The learning rate stays: the schedule of a 500-step run is followed at another length, not the rule itself.
 

@@ -62,7 +62,7 @@ RECIPES = {"bit-s": bit_s, "bit-m": bit_m, "bit-l": bit_l}
 
 
 def named_recipe(name: str) -> PretrainRecipe:
-    """Gives a recipe by name.
+    """Return a recipe by name.
 
     Raises:
         ConfigError: There is none of that name.
@@ -73,17 +73,17 @@ def named_recipe(name: str) -> PretrainRecipe:
 
 
 def steps_at(epochs: float, num_samples: int, batch_size: int) -> int:
-    """Gives the optimizer step at which `epochs` passes are complete, to the nearest step."""
+    """Return the optimizer step at which `epochs` passes are complete, to the nearest step."""
     return round(epochs * num_samples / batch_size)
 
 
 def total_steps(recipe: PretrainRecipe, num_samples: int) -> int:
-    """Gives the number of optimizer steps of the whole run, at least one."""
+    """Return the number of optimizer steps of the whole run, at least one."""
     return max(1, steps_at(recipe.epochs, num_samples, recipe.batch_size))
 
 
-def learning_rate(recipe: PretrainRecipe, step: int, num_samples: int) -> float:
-    """Gives the learning rate of optimizer step `step`, counted from 0."""
+def pretrain_learning_rate(recipe: PretrainRecipe, step: int, num_samples: int) -> float:
+    """Return the learning rate of optimizer step `step`, counted from 0."""
     passed = sum(step >= steps_at(epoch, num_samples, recipe.batch_size) for epoch in recipe.decay_epochs)
     warmth = min(1.0, step / recipe.warmup_steps) if recipe.warmup_steps else 1.0
     return recipe.base_lr * warmth * float(10.0**-passed)

@@ -21,8 +21,8 @@ _MAY_CHANGE = {"loader", "loader_log"}  # decide how fast batches come and what 
 R = TypeVar("R", bound=Record)
 
 
-def settle_config(store: Store, world: World, config: R) -> R:
-    """Writes the configuration on the first start, and on a later one makes sure it is the same.
+def require_same_config(store: Store, world: World, config: R) -> R:
+    """Write the configuration on the first start, and on a later one makes sure it is the same.
 
     Raises:
         ResumeMismatch: The run was started with another configuration; names the fields.
@@ -39,7 +39,7 @@ def settle_config(store: Store, world: World, config: R) -> R:
 
 
 def read_config(store: Store) -> dict[str, Any]:
-    """Gives the configuration a run was started with.
+    """Return the configuration a run was started with.
 
     Raises:
         NotFound: There is no run.
@@ -52,7 +52,7 @@ def read_config(store: Store) -> dict[str, Any]:
 
 
 def begin_attempt(store: Store, world: World, step: int) -> str:
-    """Records where every rank of this start runs; gives the attempt's name, the same on every rank."""
+    """Record where every rank of this start runs; return the attempt's name, the same on every rank."""
     attempt = broadcast(world, uuid.uuid4().hex[:8] if world.is_first else None)
     places = gather(world, _place(world))
     if world.is_first:
@@ -81,19 +81,19 @@ def _ray_node() -> str:
 
 
 def attempts(store: Store) -> list[dict[str, Any]]:
-    """Gives all starts of a run, by first step."""
+    """Return all starts of a run, by first step."""
     return [json.loads(store.read(entry.key)) for entry in store.list("attempts/")]
 
 
 def write_metrics(store: Store, rows: Sequence[dict[str, Any]]) -> None:
-    """Stores metric rows as one object named by its first step; a repeated stretch keeps what was there first."""
+    """Store metric rows as one object named by its first step; a repeated stretch keeps what was there first."""
     if rows:
         body = "".join(json.dumps(row) + "\n" for row in rows)
         store.create(f"metrics/{rows[0]['step']:09d}.jsonl", body.encode())
 
 
 def write_quarantine(store: Store, step: int, rank: int, rows: Sequence[dict[str, Any]]) -> None:
-    """Stores the samples that a rank had to replace before step `step`; none is lost if a stretch is repeated."""
+    """Store the samples that a rank had to replace before step `step`; none is lost if a stretch is repeated."""
     if not rows:
         return
     body = "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -105,7 +105,7 @@ def write_quarantine(store: Store, step: int, rank: int, rows: Sequence[dict[str
 
 
 def read_metrics(store: Store) -> list[dict[str, Any]]:
-    """Gives all metric rows by step; of a step measured twice, the first."""
+    """Return all metric rows by step; of a step measured twice, the first."""
     rows: dict[int, dict[str, Any]] = {}
     for entry in store.list("metrics/"):
         for line in store.read(entry.key).decode().splitlines():

@@ -29,7 +29,7 @@ _STARTS_WITHOUT_PROGRESS = 5  # then it is no accident
 
 
 def run(task: Task, config: Record, *, num_workers: int, use_gpu: bool, max_failures: int, as_line: Any) -> None:
-    """Runs a task to its end.
+    """Run a task to its end.
 
     Args:
         task: Module and function of that name below `trainer`.
@@ -124,7 +124,7 @@ def _write_failure(store: Store, folder: str, rank: int, error: Exception) -> No
 
 
 def _final_failure(store: Store, folder: str) -> str | None:
-    """Gives why a launch cannot succeed: an error that would come again, or too many starts without a checkpoint."""
+    """Return why a launch cannot succeed: an error that would come again, or too many starts without a checkpoint."""
     failures = [json.loads(store.read(entry.key)) for entry in store.list(folder)]
     for failure in failures:
         if failure["final"]:
@@ -137,7 +137,7 @@ def _final_failure(store: Store, folder: str) -> str | None:
 
 
 def _ray_storage(out: str) -> str:
-    """Gives Ray's own folder beside the run, as the URL that pyarrow wants."""
+    """Return Ray's own folder beside the run, as the URL that pyarrow wants."""
     parts = urlsplit(out)
     if parts.scheme != "s3":
         return os.path.abspath(f"{parts.path}/ray")
@@ -151,7 +151,7 @@ def _ray_storage(out: str) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """Gives the first line that names our own error, from the depth of Ray's trace."""
+    """Return the first line that names our own error, from the depth of Ray's trace."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if line.startswith("pipeline.base.errors.")]
     logger.debug("%s", error)
@@ -160,5 +160,5 @@ def _cause(error: BaseException) -> str:
 
 
 def as_json_line(row: dict[str, Any]) -> str:
-    """Gives a row as a line of JSON."""
+    """Return a row as a line of JSON."""
     return json.dumps(row)

@@ -18,7 +18,7 @@ class Meter:
         self._rows: list[dict[str, Any]] = []
 
     def row(self, step: int, lap: Lap, **values: float) -> dict[str, Any]:
-        """Adds and gives a row after optimizer step `step` (the number of steps done).
+        """Add and return a row after optimizer step `step` (the number of steps done).
 
         Args:
             step: Steps done.
@@ -42,13 +42,13 @@ class Meter:
         return row
 
     def take_rows(self) -> list[dict[str, Any]]:
-        """Gives the rows added since the last call."""
+        """Return the rows added since the last call."""
         rows, self._rows = self._rows, []
         return rows
 
 
 def as_line(row: dict[str, Any]) -> str:
-    """Gives a row as one line for people."""
+    """Return a row as one line for people."""
     why = "" if row["limiting_stage"] == "the consumer" else f" ({row['limiting_stage']})"
     return (
         f"step {row['step']:,}/{row['num_steps']:,}  epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  "

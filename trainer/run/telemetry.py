@@ -36,12 +36,12 @@ class Quarantine:
         self._rows: list[dict[str, Any]] = []
 
     def __call__(self, bad: BadSample) -> None:
-        """Takes a sample; see Stream's `on_bad`."""
+        """Take a sample; see Stream's `on_bad`."""
         warn_of(bad)
         self._rows.append(asdict(bad))
 
     def take_rows(self) -> list[dict[str, Any]]:
-        """Gives the samples since the last call."""
+        """Return the samples since the last call."""
         rows, self._rows = self._rows, []
         return rows
 
@@ -50,7 +50,7 @@ class Telemetry:
     """Measures a rank's steps and tells of each second, or each step where steps take longer. Close it."""
 
     def __init__(self, stream: Stream, num_workers: int, rank: int, loader_log: str | None) -> None:
-        """Starts to measure.
+        """Start to measure.
 
         Args:
             stream: Of the rank.
@@ -68,7 +68,7 @@ class Telemetry:
         self._has_more = False
 
     def after_step(self, step: int, batch: Batch, loss: float) -> None:
-        """Counts a step; `step` is the number of steps done."""
+        """Count a step; `step` is the number of steps done."""
         self._row.took(batch)
         self._second.took(batch)
         self._step, self._loss, self._has_more = step, loss, True
@@ -76,11 +76,11 @@ class Telemetry:
             self._tell()
 
     def lap(self) -> Lap:
-        """Gives what the rank's loader did since the last call."""
+        """Return what the rank's loader did since the last call."""
         return self._row.lap()
 
     def close(self) -> None:
-        """Tells the rest."""
+        """Return the rest."""
         if self._has_more:
             self._tell()
         if self._log:

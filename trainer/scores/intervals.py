@@ -12,7 +12,7 @@ _NUM_RESAMPLES = 2000
 
 
 def wilson_interval(num_correct: int, num_samples: int) -> tuple[float, float]:
-    """Gives the 95 % Wilson interval of a proportion; (0, 1) without samples."""
+    """Return the 95 % Wilson interval of a proportion; (0, 1) without samples."""
     if num_samples == 0:
         return 0.0, 1.0
     share = num_correct / num_samples
@@ -25,7 +25,7 @@ def wilson_interval(num_correct: int, num_samples: int) -> tuple[float, float]:
 def paired_bootstrap(
     correct: npt.NDArray[np.bool_], kept: npt.NDArray[np.bool_], seed: int = 0
 ) -> tuple[float, float, float]:
-    """Compares the accuracy on the kept samples with that on all, resampling both together.
+    """Compare the accuracy on the kept samples with that on all, resampling both together.
 
     Args:
         correct: Whether each sample was classified correctly, shape (samples,).

@@ -20,7 +20,7 @@ PREDICTION_SCHEMA = pa.schema(
 
 
 def summary(predictions: pa.Table) -> dict[str, Any]:
-    """Gives accuracy, its 95 % Wilson interval and the counts behind it."""
+    """Return accuracy, its 95 % Wilson interval and the counts behind it."""
     num_correct = int(np.sum(predictions["correct"].to_numpy()))
     low, high = wilson_interval(num_correct, predictions.num_rows)
     return {

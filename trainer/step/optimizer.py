@@ -48,14 +48,14 @@ class MasterSGD:
         self._start = [raw.detach().clone() for raw in raws] if decay_to_start else []
 
     def zero_grad(self) -> None:
-        """Forgets all gradients."""
+        """Forget all gradients."""
         self._statistics.clear()
         for name, parameter in self._parameters.items():
             parameter.grad = self._raws[name].grad = None
 
     @contextmanager
     def kernels(self, dtype: torch.dtype | None = None) -> Iterator[None]:
-        """Gives the network its kernels for all forward and backward passes inside: one standardisation, one cast.
+        """Return the network its kernels for all forward and backward passes inside: one standardisation, one cast.
 
         A network that recomputes in full precision standardises on use instead: it was asked to save memory.
 
@@ -84,7 +84,7 @@ class MasterSGD:
                     self._raws[name].data.copy_(aside[name])
 
     def drop_kernels(self) -> None:
-        """Lets go of the kernels after the last forward pass of a step: they go one by one as its backward pass ends.
+        """Let go of the kernels after the last forward pass of a step: they go one by one as its backward pass ends.
 
         Where that recomputes, it needs them.
         """
@@ -97,7 +97,7 @@ class MasterSGD:
         conv.use(kernel.to(dtype or kernel.dtype))
 
     def _standardize_part(self, name: str, conv: Conv2d) -> Tensor:
-        """Standardises this rank's part of a kernel in its place, whence it is gathered; gives the raw values."""
+        """Standardise this rank's part of a kernel in its place, whence it is gathered; return the raw values."""
         part = self._raws[name].data
         raw = part.clone()
         kernel, self._statistics[name] = standardize_once(raw)
@@ -106,7 +106,7 @@ class MasterSGD:
         return raw
 
     def gradient_norm(self) -> Tensor:
-        """Turns the gradients of `kernels` into those of the raw values; gives their Euclidean norm over all ranks."""
+        """Turn the gradients of `kernels` into those of the raw values; return their Euclidean norm over all ranks."""
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
                 gradient = _local(parameter.grad)
@@ -125,7 +125,7 @@ class MasterSGD:
 
     @torch.no_grad()
     def step(self, learning_rate: float, *, only_if: Tensor) -> None:
-        """Takes one step along the gradients that `gradient_norm` has prepared.
+        """Take one step along the gradients that `gradient_norm` has prepared.
 
         Args:
             learning_rate: Of this step.
@@ -141,13 +141,13 @@ class MasterSGD:
         self._sgd.step()
 
     def gradients(self) -> dict[str, Tensor]:
-        """Gives the gradients by the raw parameters that `gradient_norm` has prepared, by name."""
+        """Return the gradients by the raw parameters that `gradient_norm` has prepared, by name."""
         return {
             name: _like(self._parameters[name], raw.grad) for name, raw in self._raws.items() if raw.grad is not None
         }
 
     def state(self) -> dict[str, Tensor]:
-        """Gives raw parameters, buffers and momentum by name; the tensors are the optimizer's and the network's own."""
+        """Return raw parameters, buffers and momentum by name: the optimizer's and the network's own tensors."""
         state = {}
         for name, raw in self._raws.items():
             state[f"model/{name}"] = _like(self._parameters[name], raw.detach())
@@ -156,23 +156,23 @@ class MasterSGD:
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """Gives the parameters and the buffers by name, as MasterSGD.state does; the tensors are the model's own."""
+    """Return the parameters and the buffers by name, as MasterSGD.state does; the tensors are the model's own."""
     return {f"model/{name}": value for name, value in model.state_dict().items()}
 
 
 def _part(parameter: nn.Parameter) -> nn.Parameter:
-    """Gives the parameter, or this rank's part of it as one, in the same memory."""
+    """Return the parameter, or this rank's part of it as one, in the same memory."""
     return nn.Parameter(_local(parameter)) if isinstance(parameter, DTensor) else parameter
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """Gives this rank's part, sharing its memory."""
+    """Return this rank's part, sharing its memory."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _like(parameter: nn.Parameter, local: Tensor) -> Tensor:
-    """Gives this rank's part as a tensor sharded as the parameter is."""
+    """Return this rank's part as a tensor sharded as the parameter is."""
     if not isinstance(parameter, DTensor):
         return local
     return DTensor.from_local(

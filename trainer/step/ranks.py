@@ -39,12 +39,12 @@ class World:
 
 
 def alone() -> World:
-    """Gives the world of a single process, on the GPU if there is one."""
+    """Return the world of a single process, on the GPU if there is one."""
     return World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def distributed(world: World, model: nn.Module) -> nn.Module:
-    """Gives the module to call in training: gradients are averaged over ranks in its backward.
+    """Return the module to call in training: gradients are averaged over ranks in its backward.
 
     A sharded model is that itself. BatchNorm's running statistics stay each rank's own until `average_buffers`.
 
@@ -62,7 +62,7 @@ def distributed(world: World, model: nn.Module) -> nn.Module:
 
 @contextmanager
 def gradient_sync(model: nn.Module, *, last: bool) -> Iterator[None]:
-    """Averages gradients over ranks in the backward pass inside only if it is the last of a step."""
+    """Average gradients over ranks in the backward pass inside only if it is the last of a step."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
     if not last and isinstance(model, DistributedDataParallel):
@@ -73,7 +73,7 @@ def gradient_sync(model: nn.Module, *, last: bool) -> Iterator[None]:
 
 
 def average_buffers(world: World, model: nn.Module) -> None:
-    """Makes BatchNorm's running statistics the mean over ranks; every rank must call."""
+    """Make BatchNorm's running statistics the mean over ranks; every rank must call."""
     if world.num_ranks > 1:
         for buffer in model.buffers():
             if buffer.is_floating_point():
@@ -82,13 +82,13 @@ def average_buffers(world: World, model: nn.Module) -> None:
 
 
 def cores_per_rank(world: World) -> int:
-    """Gives the processor cores of this machine for each rank on it, at least 1; every rank must call."""
+    """Return the processor cores of this machine for each rank on it, at least 1; every rank must call."""
     hosts = gather(world, socket.gethostname())
     return max(1, len(os.sched_getaffinity(0)) // hosts.count(socket.gethostname()))
 
 
 def broadcast(world: World, value: T | None) -> T:
-    """Gives rank 0's value on every rank; others pass None."""
+    """Return rank 0's value on every rank; others pass None."""
     box = [value]
     if world.num_ranks > 1:
         dist.broadcast_object_list(box, src=0)
@@ -96,7 +96,7 @@ def broadcast(world: World, value: T | None) -> T:
 
 
 def gather(world: World, value: T) -> list[T]:
-    """Gives every rank's value, in rank order, on every rank."""
+    """Return every rank's value, in rank order, on every rank."""
     if world.num_ranks == 1:
         return [value]
     values: list[T] = [value] * world.num_ranks

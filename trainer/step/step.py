@@ -47,7 +47,7 @@ class QueuedStep:
             self._arrival.record()
 
     def result(self) -> StepResult:
-        """Waits for the device.
+        """Wait for the device.
 
         Raises:
             NonFinite: Loss or gradient is NaN or infinite; the step left parameters and momentum as they were.
@@ -71,7 +71,7 @@ def train_step(
     share: float = 1.0,
     precision: Precision = "float32",
 ) -> QueuedStep:
-    """Accumulates the gradient over micro-batches, and takes one step if it and the loss are finite.
+    """Accumulate the gradient over micro-batches, and take one step if it and the loss are finite.
 
     Args:
         model: The module to call; where it is spread over ranks, it averages on the last micro-batch only.
@@ -107,10 +107,10 @@ def train_step(
 
 
 def correct(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
-    """Tells for each sample whether its highest logit is one of its labels, shape (B,)."""
+    """Return for each sample whether its highest logit is one of its labels, shape (B,)."""
     return targets_BK.gather(1, logits_BK.argmax(1, keepdim=True)).squeeze(1) > 0
 
 
 def in_precision(precision: Precision, device: torch.device) -> torch.autocast:
-    """Computes forward and backward passes inside in this precision."""
+    """Compute forward and backward passes inside in this precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -23,7 +23,7 @@ class TensorBatch:
 
 
 def to_device(batch: Batch, num_classes: int, device: torch.device) -> TensorBatch:
-    """Moves uint8 pictures to the device and normalises them there: a quarter of the bytes cross the bus."""
+    """Move uint8 pictures to the device and normalises them there: a quarter of the bytes cross the bus."""
     images = torch.from_numpy(batch.images)
     targets = torch.from_numpy(label_matrix([list(labels) for labels in batch.labels], num_classes))
     if device.type == "cuda":  # from pinned memory a copy runs beside the computation

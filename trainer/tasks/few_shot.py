@@ -10,7 +10,7 @@ from pipeline.base.seeds import rng
 def few_shot_rows(
     labels: npt.NDArray[np.int64], num_classes: int, shots: int, seed: int, subset: int
 ) -> npt.NDArray[np.int64]:
-    """Chooses `shots` samples of every class, without replacement.
+    """Choose `shots` samples of every class, without replacement.
 
     Args:
         labels: First label of every sample, shape (samples,).

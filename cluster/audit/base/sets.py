@@ -49,7 +49,7 @@ class Sides:
 
 
 def pinned(url: str) -> Pinned:
-    """Gives the latest version of a dataset, or of WebDataset tars that are indexed on first use.
+    """Return the latest version of a dataset, or of WebDataset tars that are indexed on first use.
 
     Raises:
         BitError: As pipeline.packing.foreign_tars.open_any.open_any.
@@ -60,31 +60,31 @@ def pinned(url: str) -> Pinned:
 
 @lru_cache(maxsize=4)
 def opened(side: Pinned) -> Dataset:
-    """Gives a dataset, once a process."""
+    """Return a dataset, once a process."""
     return open_any(side.url, side.version)
 
 
 @lru_cache(maxsize=2)
 def index_of(side: Pinned) -> pa.Table:
-    """Gives shard, row, code, digest, quality, labels and key of all samples, and pixels if known, once a process."""
+    """Return shard, row, code, digest, quality, labels and key of all samples, and pixels if known, once a process."""
     columns = ["code", "digest", "quality", "labels", "key"]
     dataset = opened(side)
     return dataset.all_samples([*columns, *([PIXELS_COLUMN] if has_pixels(dataset) else [])]).combine_chunks()
 
 
 def has_pixels(dataset: Dataset) -> bool:
-    """Tells whether the sidecars have digests of decoded pictures: `cluster fingerprint` makes all of them so."""
+    """Return whether the sidecars have digests of decoded pictures: `cluster fingerprint` makes all of them so."""
     return PIXELS_COLUMN in dataset.samples(0).column_names
 
 
 def content_digest(dataset: Dataset) -> str:
-    """Gives a digest of a dataset's fingerprints, in order."""
+    """Return a digest of a dataset's fingerprints, in order."""
     table = dataset.shards.table
     return sha256_hex("\n".join(table["sidecar_sha256"].to_pylist()).encode())
 
 
 def check_comparable(upstream: Dataset, downstream: Dataset) -> None:
-    """Refuses sets whose codes cannot be compared.
+    """Refuse sets whose codes cannot be compared.
 
     Raises:
         ConfigError: One has no fingerprints, or those of another version.
@@ -106,7 +106,7 @@ def check_comparable(upstream: Dataset, downstream: Dataset) -> None:
 
 
 def check_tar(dataset: Dataset, shard: int) -> None:
-    """Refuses a shard that is gone or has another size than its manifest says.
+    """Refuse a shard that is gone or has another size than its manifest says.
 
     Raises:
         NotFound: The tar is gone.
@@ -128,7 +128,7 @@ def check_tar(dataset: Dataset, shard: int) -> None:
 
 
 def read_picture(dataset: Dataset, address: Address) -> bytes:
-    """Gives the bytes of a picture, which must be those that were fingerprinted.
+    """Return the bytes of a picture, which must be those that were fingerprinted.
 
     Raises:
         CorruptShard: They are others.

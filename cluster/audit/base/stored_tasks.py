@@ -61,7 +61,7 @@ OnEvent = Callable[..., None]
 
 
 @dataclass(frozen=True)
-class Poisoned:
+class Quarantined:
     """A task that was given up.
 
     Attributes:
@@ -72,18 +72,18 @@ class Poisoned:
 
 
 def key_of(kind: str, *parts: object) -> str:
-    """Gives the key of a result from all that it depends on."""
+    """Return the key of a result from all that it depends on."""
     return f"{kind}/{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_KEY_DIGITS]}.parquet"
 
 
 @lru_cache
 def code_digest(*modules: ModuleType) -> str:
-    """Gives a digest of the modules' source: results of other code are other results."""
+    """Return a digest of the modules' source: results of other code are other results."""
     return hashlib.sha256("".join(inspect.getsource(module) for module in modules).encode()).hexdigest()[:_KEY_DIGITS]
 
 
-def remembered(store: Store, key: str, make: Callable[[], pa.Table]) -> pa.Table:
-    """Gives the stored table, or makes and stores it."""
+def stored_or_made(store: Store, key: str, make: Callable[[], pa.Table]) -> pa.Table:
+    """Return the stored table, or make and store it."""
     if not exists(store, key):
         commit(store, key, to_parquet(make()))
     return from_parquet(store.read(key))
@@ -91,8 +91,8 @@ def remembered(store: Store, key: str, make: Callable[[], pa.Table]) -> pa.Table
 
 def stored_results(
     job: AuditJob, function: Callable[[T], pa.Table], tasks: Sequence[T], on_result: Callable[[T], None]
-) -> Iterator[tuple[T, pa.Table | Poisoned]]:
-    """Gives each task with its table: those that are stored first, then the others as they end.
+) -> Iterator[tuple[T, pa.Table | Quarantined]]:
+    """Yield each task with its table: those that are stored first, then the others as they end.
 
     Args:
         job: Where missing results are made and kept.
@@ -114,15 +114,15 @@ def stored_results(
             yield task, from_parquet(body)
     missing = [task for task in tasks if task.result_key not in there]
     on_event("resumed", num_done=len(done), num_missing=len(missing))
-    for task, result in settled(job.pool, function, missing, on_event):
+    for task, result in results_of(job.pool, function, missing, on_event):
         on_result(task)
         yield task, result
 
 
-def settled(
+def results_of(
     pool: Pool, function: Callable[[C], R], calls: Iterable[C], on_event: OnEvent = lambda event, **values: None
-) -> Iterator[tuple[C, R | Poisoned]]:
-    """Gives every call with its result, or with Poisoned where it fails wherever it runs.
+) -> Iterator[tuple[C, R | Quarantined]]:
+    """Yield every call with its result, or with Quarantined where it fails wherever it runs.
 
     A call that lost two workers runs in a process of its own, so that its guilt is proven and no third worker dies.
     """
@@ -131,12 +131,12 @@ def settled(
         on_event(event, task=str(call), detail=detail)
 
     for call, result in run_calls(pool, partial(_guarded, function), calls, told):
-        if isinstance(result, Poisoned):
+        if isinstance(result, Quarantined):
             on_event("quarantined", task=str(call), detail=result.reason)
         yield call, result
 
 
-def _guarded(function: Callable[[C], R], attempt: Attempt[C]) -> R | Poisoned:
+def _guarded(function: Callable[[C], R], attempt: Attempt[C]) -> R | Quarantined:
     if attempt.num_losses < _CAREFUL_AFTER:
         return _tried(function, attempt.call)
     for _ in range(_TRIES):
@@ -145,10 +145,10 @@ def _guarded(function: Callable[[C], R], attempt: Attempt[C]) -> R | Poisoned:
                 return executor.submit(_tried, function, attempt.call).result()
             except BrokenProcessPool:
                 continue
-    return Poisoned("it kills the process that runs it")
+    return Quarantined("it kills the process that runs it")
 
 
-def _tried(function: Callable[[C], R], call: C) -> R | Poisoned:
+def _tried(function: Callable[[C], R], call: C) -> R | Quarantined:
     reason = ""
     for _ in range(_TRIES):
         try:
@@ -157,4 +157,4 @@ def _tried(function: Callable[[C], R], call: C) -> R | Poisoned:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a shard brings up is told in the report
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return Poisoned(reason)
+    return Quarantined(reason)

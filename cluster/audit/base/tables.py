@@ -129,24 +129,24 @@ class AuditTables:
 
 
 def unread_row(side: str, shard: int, row: int, detail: str) -> dict[str, Any]:
-    """Gives a row of UNCHECKED_SCHEMA for a picture that is in the set and cannot be read."""
+    """Return a row of UNCHECKED_SCHEMA for a picture that is in the set and cannot be read."""
     return {"side": side, "shard": shard, "row": row, "source": None, "num_samples": 1, "reason": UNREADABLE,
             "detail": detail}  # fmt: skip
 
 
 def split_refused(pairs: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Gives (accepted, refused) pairs; very similar ones are accepted."""
+    """Return (accepted, refused) pairs; very similar ones are accepted."""
     refused = pa.compute.equal(pairs["evidence"], str(Evidence.REJECTED))
     return pairs.filter(pa.compute.invert(refused)), pairs.filter(refused)
 
 
 def is_duplicate(evidence: str | None) -> bool:
-    """Tells whether a class of evidence counts in the accuracy table."""
+    """Return whether a class of evidence counts in the accuracy table."""
     return evidence is not None and Evidence(evidence).is_duplicate
 
 
 def unchecked_addresses(unchecked: pa.Table, side: str) -> set[Address]:
-    """Gives the pictures of a side that could not be read although they are in the set."""
+    """Return the pictures of a side that could not be read although they are in the set."""
     rows = unchecked.filter(pa.compute.equal(unchecked["side"], side))
     return {
         (shard, row)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from cluster.audit.base.sets import Sides
-from cluster.audit.base.stored_tasks import AuditJob, Poisoned, settled
+from cluster.audit.base.stored_tasks import AuditJob, Quarantined, results_of
 from cluster.audit.base.tables import Evidence, is_duplicate
 from cluster.audit.verify.affine import laid_over
 from cluster.audit.verify.evidence import align_pair
 from pipeline.base.errors import BadImage, ServiceError
-from pipeline.base.html import render
+from pipeline.base.html import render_page
 from pipeline.dataset.dataset import Address, Dataset
 from pipeline.image.decode import Pixels, decode
 from pipeline.image.thumbnail import thumbnail
@@ -27,12 +27,12 @@ _SHOWN_FIELDS = ("pair", "distance", "correlation", "quality", "transform", "evi
 
 
 def page_name(number: int) -> str:
-    """Gives the file name of a page of pairs."""
+    """Return the file name of a page of pairs."""
     return f"pairs-{number:04d}.html"
 
 
 def card(sides: Sides, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives what a page shows of a pair: three pictures as HTML, names, classes, scores.
+    """Return what a page shows of a pair: three pictures as HTML, names, classes, scores.
 
     Args:
         sides: Both sets.
@@ -58,7 +58,7 @@ def card(sides: Sides, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pixels(dataset: Dataset, address: Address) -> Pixels:
-    """Gives a picture, or a grey square for one that does not decode: its bytes may be equal to another's."""
+    """Return a picture, or a grey square for one that does not decode: its bytes may be equal to another's."""
     try:
         return decode(dataset.read_image(address))
     except BadImage:
@@ -66,7 +66,7 @@ def _pixels(dataset: Dataset, address: Address) -> Pixels:
 
 
 def difference(up: Pixels, down: Pixels) -> Pixels:
-    """Gives the absolute difference of two pictures, one laid over the other, at the size of the first.
+    """Return the absolute difference of two pictures, one laid over the other, at the size of the first.
 
     Black is equal; grey is what the second does not cover.
     """
@@ -97,7 +97,7 @@ class PageTask:
 
 
 def write_pages(out: Store, sides: Sides, rows: Sequence[dict[str, Any]], job: AuditJob) -> int:
-    """Writes pages of pairs in the order given, as tasks; gives their number. Pages of an earlier, longer list go.
+    """Write pages of pairs in the order given, as tasks; return their number. Pages of an earlier, longer list go.
 
     Args:
         out: The report.
@@ -112,8 +112,8 @@ def write_pages(out: Store, sides: Sides, rows: Sequence[dict[str, Any]], job: A
         part = json.dumps(shown[page * PAIRS_PER_PAGE : (page + 1) * PAIRS_PER_PAGE])
         tasks.append(PageTask(sides, out.url, page + 1, num_pages, part))
     with job.reporting.progress("drawing", len(shown), "pairs") as advance:
-        for task, num_drawn in settled(job.pool, write_page, tasks, job.reporting.event):
-            if isinstance(num_drawn, Poisoned):
+        for task, num_drawn in results_of(job.pool, write_page, tasks, job.reporting.event):
+            if isinstance(num_drawn, Quarantined):
                 raise ServiceError(f"{task} cannot be drawn: {num_drawn.reason}; run again with --debug")
             advance(num_drawn, 0)
     wanted = {page_name(number + 1) for number in range(num_pages)}
@@ -124,9 +124,9 @@ def write_pages(out: Store, sides: Sides, rows: Sequence[dict[str, Any]], job: A
 
 
 def write_page(task: PageTask) -> int:
-    """Writes one page; gives the number of its pairs."""
+    """Write one page; return the number of its pairs."""
     pairs = [card(task.sides, row) for row in json.loads(task.pairs)]
-    page = render(
+    page = render_page(
         "cluster.audit.report", "pairs.html.j2", title=f"Pairs, page {task.number} of {task.num_pages}", pairs=pairs,
         number=task.number, num_pages=task.num_pages, page_name=page_name,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from cluster.audit.result import human_review as review
 from cluster.audit.result.summary import class_counts, summarize
 from pipeline.base.charts import Layer, layered_histogram
 from pipeline.base.errors import ConfigError, Conflict, NotFound
-from pipeline.base.html import render
+from pipeline.base.html import render_page
 from pipeline.dataset.schema import from_parquet, sha256_hex, to_parquet
 from pipeline.store.base import Store, put
 
@@ -38,7 +38,7 @@ def publish_audit(
     job: AuditJob,
     review_each: int = 30,
 ) -> dict[str, Any]:
-    """Writes the report; run again on changed data it takes the place of the old one, and verdicts stay.
+    """Write the report; run again on changed data it takes the place of the old one, and verdicts stay.
 
     Args:
         out: The report's folder.
@@ -80,7 +80,9 @@ def publish_audit(
         bands.setdefault(row["band"], []).append(card(sides, row))
     key = sha256_hex(config.to_json())[:16]  # of the browser's memory: verdicts outlive a rerun
     put(
-        out, "review.html", render("cluster.audit.report", "review.html.j2", title="Review sheet", bands=bands, key=key)
+        out,
+        "review.html",
+        render_page("cluster.audit.report", "review.html.j2", title="Review sheet", bands=bands, key=key),
     )
     put(out, _DRAWN, _json([{name: row[name] for name in ("pair", "band", "band_size")} for row in drawn]))
     put(out, "gallery.json", _json([card(sides, row) for row in spread(listed)]))
@@ -89,7 +91,7 @@ def publish_audit(
 
 
 def import_verdicts(out: Store, given: Mapping[str, str]) -> dict[str, Any]:
-    """Adds verdicts to a report and tells its precision anew; a later verdict on a pair takes the place of the older.
+    """Add verdicts to a report and tells its precision anew; a later verdict on a pair takes the place of the older.
 
     Returns:
         The summary.
@@ -114,7 +116,7 @@ def import_verdicts(out: Store, given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def read_summary(out: Store) -> dict[str, Any]:
-    """Gives a report's figures. Raises NotFound."""
+    """Return a report's figures. Raises NotFound."""
     try:
         found: dict[str, Any] = json.loads(out.read(_SUMMARY))
     except NotFound as error:
@@ -123,7 +125,7 @@ def read_summary(out: Store) -> dict[str, Any]:
 
 
 def read_verdicts(out: Store) -> dict[str, str]:
-    """Gives all verdicts that were imported into a report, by pair."""
+    """Return all verdicts that were imported into a report, by pair."""
     try:
         found: dict[str, str] = json.loads(out.read(_VERDICTS))
     except NotFound:
@@ -132,7 +134,7 @@ def read_verdicts(out: Store) -> dict[str, str]:
 
 
 def audit_section(summary: Mapping[str, Any], gallery: Sequence[Mapping[str, Any]], folder: str = "") -> dict[str, Any]:
-    """Gives what the audit's part of a page shows.
+    """Return what the audit's part of a page shows.
 
     Args:
         summary: The audit's figures.
@@ -152,7 +154,7 @@ def audit_section(summary: Mapping[str, Any], gallery: Sequence[Mapping[str, Any
 
 
 def read_section(out: Store, folder: str = "") -> dict[str, Any]:
-    """Gives the audit's part of a page from its report. Raises NotFound."""
+    """Return the audit's part of a page from its report. Raises NotFound."""
     return audit_section(read_summary(out), json.loads(out.read("gallery.json")), folder)
 
 
@@ -165,19 +167,19 @@ def _layers(bars: Mapping[str, Mapping[str, int]]) -> list[Layer]:
 
 
 def claim(out: Store, config: AuditConfig) -> None:
-    """Makes a folder this audit's. Raises Conflict if it is another's."""
+    """Make a folder this audit's. Raises Conflict if it is another's."""
     body = config.to_json()
     if not out.create("audit.json", body) and out.read("audit.json") != body:
         raise Conflict(f"{out.url} holds the report of other sets or settings; choose another destination")
 
 
 def shown_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Gives the closest first."""
+    """Return the closest first."""
     return sorted(rows, key=lambda row: (row["distance"], -row["correlation"], row["pair"]))
 
 
 def spread(rows: Sequence[Any]) -> list[Any]:
-    """Gives some of the rows, from the closest to the farthest."""
+    """Return some of the rows, from the closest to the farthest."""
     if len(rows) <= _GALLERY:
         return list(rows)
     return [rows[round(number * (len(rows) - 1) / (_GALLERY - 1))] for number in range(_GALLERY)]
@@ -195,17 +197,21 @@ def _write_pairs(out: Store, rows: Sequence[dict[str, Any]], verdicts: Mapping[s
         [row[name] for name in columns] + [page_name(number // PAIRS_PER_PAGE + 1)]
         for number, row in enumerate(table.slice(0, _MOST_IN_TABLE).to_pylist())
     ]
-    page = render("cluster.audit.report", "pair_table.html.j2", title="All pairs", rows=shown, num_pairs=table.num_rows)
+    page = render_page(
+        "cluster.audit.report", "pair_table.html.j2", title="All pairs", rows=shown, num_pairs=table.num_rows
+    )
     put(out, "pairs.html", page)
 
 
 def _finish(out: Store, summary: dict[str, Any]) -> dict[str, Any]:
-    """Writes what depends on verdicts, and the summary last."""
+    """Write what depends on verdicts, and the summary last."""
     verdicts = read_verdicts(out)
     summary["review"] = review.precision(json.loads(out.read(_DRAWN)), verdicts)
     put(out, "verdicts.js", f"const importedVerdicts = {json.dumps(verdicts, sort_keys=True)};\n".encode())
     section = audit_section(summary, json.loads(out.read("gallery.json")))
-    put(out, "index.html", render("cluster.audit.report", "audit.html.j2", title="Near-duplicate audit", **section))
+    put(
+        out, "index.html", render_page("cluster.audit.report", "audit.html.j2", title="Near-duplicate audit", **section)
+    )
     put(out, _SUMMARY, _json(summary))
     return summary
 

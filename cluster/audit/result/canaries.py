@@ -111,7 +111,7 @@ TRANSFORMS: dict[str, Callable[["PilImage"], "PilImage"]] = {
 
 
 def plant(downstream: Dataset, samples_each: int, seed: int) -> list[Canary]:
-    """Makes `samples_each` canaries of every transform, from pictures that are not flat.
+    """Make `samples_each` canaries of every transform, from pictures that are not flat.
 
     Args:
         downstream: Where the originals come from.

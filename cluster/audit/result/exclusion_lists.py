@@ -38,7 +38,7 @@ PAIR_LIST_SCHEMA = pa.schema(
 
 
 def element_name(element: int) -> str:
-    """Gives what was done to the downstream picture to match, in words."""
+    """Return what was done to the downstream picture to match, in words."""
     transposed, mirrored, upended = DIHEDRAL[element]
     names = {
         (False, False, False): "as it is",
@@ -54,7 +54,7 @@ def element_name(element: int) -> str:
 
 
 def pair_list(sides: Sides, pairs: pa.Table) -> list[dict[str, Any]]:
-    """Gives pairs with what is needed to find both pictures, as rows of PAIR_LIST_SCHEMA without verdict.
+    """Return pairs with what is needed to find both pictures, as rows of PAIR_LIST_SCHEMA without verdict.
 
     `pair` names the two pictures by their bytes, wherever they lie: a verdict about them holds in every later audit.
     """
@@ -90,7 +90,7 @@ def pair_list(sides: Sides, pairs: pa.Table) -> list[dict[str, Any]]:
 
 
 def exclusions(tables: AuditTables) -> dict[str, pa.Table]:
-    """Gives what to leave out of each side, by file name: `shard` and `row`, as `trainer --exclude` takes them.
+    """Return what to leave out of each side, by file name: `shard` and `row`, as `trainer --exclude` takes them.
 
     Upstream: every picture that is a duplicate of a test picture. Downstream: every test picture with a duplicate.
     """
@@ -102,5 +102,5 @@ def exclusions(tables: AuditTables) -> dict[str, pa.Table]:
 
 
 def addresses(listed: set[tuple[int, int]]) -> pa.Table:
-    """Gives addresses as a sorted table of `shard` and `row`."""
+    """Return addresses as a sorted table of `shard` and `row`."""
     return pa.Table.from_pylist([{"shard": shard, "row": row} for shard, row in sorted(listed)], schema=_ADDRESS_SCHEMA)

@@ -7,7 +7,7 @@ Address = tuple[int, int]  # shard, row
 
 
 def stars(pairs: Iterable[tuple[Address, Address]]) -> dict[Address, list[Address]]:
-    """Groups pictures by their duplicates.
+    """Group pictures by their duplicates.
 
     The picture with the most duplicates becomes the first centre and takes all of them; then the next one among those
     that are left. Of equally many, the first address is the centre. A chain a-b-c without a-c so ends as one star

@@ -19,7 +19,7 @@ _CERTAIN = (Evidence.SAME_BYTES, Evidence.SAME_PIXELS)  # nobody need look at th
 
 
 def band(evidence: str, distance: int, radius: int) -> str | None:
-    """Gives the score band of a pair; None where there is nothing to judge."""
+    """Return the score band of a pair; None where there is nothing to judge."""
     if evidence in _CERTAIN:
         return None
     if not Evidence(evidence).is_duplicate:
@@ -33,7 +33,7 @@ def band(evidence: str, distance: int, radius: int) -> str | None:
 
 
 def draw(pairs: Sequence[Mapping[str, Any]], radius: int, each: int, seed: int) -> list[dict[str, Any]]:
-    """Draws pairs for review, as many of each band.
+    """Draw pairs for review, as many of each band.
 
     The choice is keyed by the pictures themselves: a pair that was drawn is drawn again in a later audit as long as
     fewer than `each` new ones come before it, so that verdicts stay of use.
@@ -71,7 +71,7 @@ def _lot(seed: int, pair: str) -> str:
 
 
 def parse_verdicts(body: bytes, name: str) -> dict[str, str]:
-    """Reads what the review sheet saved, JSON or CSV.
+    """Read what the review sheet saved, JSON or CSV.
 
     Raises:
         ConfigError: It is neither, or a verdict is none of VERDICTS.
@@ -94,7 +94,7 @@ def parse_verdicts(body: bytes, name: str) -> dict[str, str]:
 
 
 def precision(drawn: Sequence[Mapping[str, Any]], verdicts: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Gives for each band how many of its reviewed pairs are copies (verdict 0 or 1), with a 95 % Wilson interval.
+    """Return for each band how many of its reviewed pairs are copies (verdict 0 or 1), with a 95 % Wilson interval.
 
     The last row, `all duplicates`, weighs the bands of duplicates by their sizes; it is there once each was reviewed,
     and its interval adds the bands' half-widths in quadrature (Wilson's, weighted).

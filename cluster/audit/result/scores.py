@@ -30,7 +30,7 @@ class Cut:
     evidence: frozenset[str]
 
     def counts(self, picture: Mapping[str, Any]) -> bool:
-        """Tells whether a row of tables.STATE_SCHEMA is a duplicate by this cut."""
+        """Return whether a row of tables.STATE_SCHEMA is a duplicate by this cut."""
         return (
             picture["state"] == "duplicate"
             and picture["evidence"] in self.evidence
@@ -39,12 +39,12 @@ class Cut:
 
 
 def radii(radius: int) -> list[int]:
-    """Gives the three thresholds at which accuracy is reported: half, three quarters and all of the radius."""
+    """Return the three thresholds at which accuracy is reported: half, three quarters and all of the radius."""
     return sorted({radius // 2, radius * 3 // 4, radius})
 
 
 def cuts(radius: int) -> list[Cut]:
-    """Gives the rows of the accuracy table: by class of evidence, each with those that are surer, and by distance."""
+    """Return the rows of the accuracy table: by class of evidence, each with those that are surer, and by distance."""
     classes = [str(kind) for kind in Evidence if kind.is_duplicate]
     by_class = [Cut(classes[0], None, frozenset(classes[:1]))]
     by_class += [
@@ -55,7 +55,7 @@ def cuts(radius: int) -> list[Cut]:
 
 
 def read_predictions(url: str) -> pa.Table:
-    """Reads a model's predictions.
+    """Read a model's predictions.
 
     Raises:
         NotFound: There is no such file.
@@ -73,7 +73,7 @@ def read_predictions(url: str) -> pa.Table:
 
 
 def score(predictions: pa.Table, downstream: pa.Table, cut: Cut) -> dict[str, Any]:
-    """Compares the accuracy with and without duplicates.
+    """Compare the accuracy with and without duplicates.
 
     Args:
         predictions: Table of trainer.jobs.evaluate.PREDICTION_SCHEMA for the whole test set.

@@ -9,7 +9,7 @@ from cluster.audit.base.tables import MIN_QUALITY, STATE_SCHEMA, Address, Eviden
 
 
 def states(index: pa.Table, pairs: pa.Table, untold: Container[Address]) -> pa.Table:
-    """Gives the state of every downstream picture.
+    """Return the state of every downstream picture.
 
     Args:
         index: Has shard, row, key, labels, quality of all downstream pictures.
@@ -40,7 +40,7 @@ def states(index: pa.Table, pairs: pa.Table, untold: Container[Address]) -> pa.T
 
 
 def _rank(pair: Mapping[str, Any]) -> tuple[int, int, float]:
-    """Orders pairs by how sure they are: class of evidence, then distance, then correlation."""
+    """Order pairs by how sure they are: class of evidence, then distance, then correlation."""
     return list(Evidence).index(Evidence(pair["evidence"])), pair["distance"], -pair["correlation"]
 
 

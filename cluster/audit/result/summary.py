@@ -21,7 +21,7 @@ _BARS_PER_UNIT = 50  # of correlation
 def summarize(
     config: AuditConfig, sides: Sides, tables: AuditTables, predictions: Mapping[str, pa.Table]
 ) -> dict[str, Any]:
-    """Gives an audit's figures.
+    """Return an audit's figures.
 
     Args:
         config: The audit.
@@ -79,7 +79,7 @@ def _provenance(dataset: Dataset) -> dict[str, Any]:
 
 
 def canary_recall(canaries: pa.Table) -> list[dict[str, Any]]:
-    """Gives found and planted canaries of each transform and of all, with 95 % Wilson intervals."""
+    """Return found and planted canaries of each transform and of all, with 95 % Wilson intervals."""
     names = list(dict.fromkeys(canaries["transform"].to_pylist()))
     rows = canaries.select(["transform", "found"]).to_pylist()
     result = []
@@ -91,7 +91,7 @@ def canary_recall(canaries: pa.Table) -> list[dict[str, Any]]:
 
 
 def _bars(pairs: pa.Table, column: str, width: float) -> dict[str, dict[str, int]]:
-    """Gives the number of pairs by kind (duplicate, very similar, rejected) and by left edge of the bar."""
+    """Return the number of pairs by kind (duplicate, very similar, rejected) and by left edge of the bar."""
     bars: dict[str, Counter[str]] = {}
     for value, evidence in zip(pairs[column].to_pylist(), pairs["evidence"].to_pylist(), strict=True):
         kind = "duplicate" if Evidence(evidence).is_duplicate else evidence
@@ -100,7 +100,7 @@ def _bars(pairs: pa.Table, column: str, width: float) -> dict[str, dict[str, int
 
 
 def class_counts(dataset: Dataset, downstream: pa.Table) -> list[dict[str, Any]]:
-    """Gives pictures and states of each class of the test set, those with most duplicates first."""
+    """Return pictures and states of each class of the test set, those with most duplicates first."""
     counts: dict[int, Counter[str]] = {}
     for labels, state in zip(downstream["labels"].to_pylist(), downstream["state"].to_pylist(), strict=True):
         for label in labels:
@@ -121,7 +121,7 @@ def _hubs(dataset: Dataset, hubs: pa.Table) -> list[dict[str, Any]]:
 
 
 def _busy(dataset: Dataset, pairs: pa.Table) -> list[dict[str, Any]]:
-    """Gives upstream pictures that match several downstream ones: one meme or product shot explains many pairs."""
+    """Return upstream pictures that match several downstream ones: one meme or product shot explains many pairs."""
     counts = Counter(zip(pairs["up_shard"].to_pylist(), pairs["up_row"].to_pylist(), strict=True))
     rows: list[dict[str, Any]] = []
     for (shard, row), number in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
@@ -134,7 +134,7 @@ def _busy(dataset: Dataset, pairs: pa.Table) -> list[dict[str, Any]]:
 
 
 def _unchecked(unchecked: pa.Table) -> dict[str, dict[str, int]]:
-    """Gives pictures by side and reason."""
+    """Return pictures by side and reason."""
     found: dict[str, Counter[str]] = {"upstream": Counter(), "downstream": Counter()}
     for row in unchecked.to_pylist():
         found[row["side"]][row["reason"]] += row["num_samples"]

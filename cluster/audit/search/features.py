@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.audit.base.sets import Pinned, opened, read_picture
-from cluster.audit.base.stored_tasks import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
+from cluster.audit.base.stored_tasks import AuditJob, Quarantined, code_digest, key_of, stored_or_made, stored_results
 from cluster.audit.search import variants
 from cluster.audit.search.embedding import embedding
 from cluster.audit.search.embedding.embedding import DIMENSIONS, Embedder, sign_codes
@@ -53,12 +53,12 @@ class FeatureTask:
 
 @lru_cache(maxsize=1)
 def embedder_of(model: str) -> Embedder:
-    """Loads a model, once a process. Raises ConfigError as embedding.load."""
+    """Load a model, once a process. Raises ConfigError as embedding.load."""
     return embedding.load(model)
 
 
 def feature_tasks(side: Pinned, kind: str, job: AuditJob) -> list[FeatureTask]:
-    """Gives the tasks of all shards of a set, in order."""
+    """Return the tasks of all shards of a set, in order."""
     version = code_digest(variants, fingerprint) if kind == VARIANTS else embedder_of(kind).version
     folder = "variants" if kind == VARIANTS else "vectors"
     return [
@@ -72,7 +72,7 @@ def feature_tasks(side: Pinned, kind: str, job: AuditJob) -> list[FeatureTask]:
 def make_features(
     tasks: Sequence[FeatureTask], what: str, job: AuditJob
 ) -> tuple[dict[int, str], list[tuple[int, int, str]]]:
-    """Computes what is missing; the tables are left where the tasks say.
+    """Compute what is missing; the tables are left where the tasks say.
 
     Returns:
         The reason of each shard that was given up, and (shard, row, reason) of each unreadable picture.
@@ -81,7 +81,7 @@ def make_features(
     sizes = opened(tasks[0].side).shards.table["num_samples"].to_pylist() if tasks else []
     with job.reporting.progress(what, sum(sizes), "pictures") as advance:
         for task, result in stored_results(job, shard_features, tasks, lambda task: advance(sizes[task.shard], 0)):
-            if isinstance(result, Poisoned):
+            if isinstance(result, Quarantined):
                 lost[task.shard] = result.reason
                 continue
             reasons = enumerate(result["failed"].to_pylist())
@@ -90,10 +90,10 @@ def make_features(
 
 
 def shard_features(task: FeatureTask) -> pa.Table:
-    """Gives a row for each picture of the shard: `failed` where it does not decode, and its codes or its vector."""
+    """Return a row for each picture of the shard: `failed` where it does not decode, and its codes or its vector."""
     describe = _variants if task.kind == VARIANTS else partial(_vector, embedder_of(task.kind))
     schema = _VARIANTS_SCHEMA if task.kind == VARIANTS else _VECTORS_SCHEMA
-    return remembered(open_store(task.work), task.result_key, partial(_described, task, describe, schema))
+    return stored_or_made(open_store(task.work), task.result_key, partial(_described, task, describe, schema))
 
 
 def _described(task: FeatureTask, describe: Callable[[Pixels | None], dict[str, Any]], schema: pa.Schema) -> pa.Table:
@@ -120,6 +120,6 @@ def _vector(embedder: Embedder, pixels: Pixels | None) -> dict[str, Any]:
 
 
 def numbered(shard: int, table: pa.Table) -> pa.Table:
-    """Puts `shard` and `row` in front of a shard's table."""
+    """Put `shard` and `row` in front of a shard's table."""
     rows = pa.array(np.arange(table.num_rows, dtype=np.int32))
     return table.add_column(0, "row", rows).add_column(0, "shard", pa.array(np.full(table.num_rows, shard, np.int32)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import blake3
 import pyarrow as pa
 
-from cluster.audit.base.stored_tasks import AuditJob, Poisoned, settled
+from cluster.audit.base.stored_tasks import AuditJob, Quarantined, results_of
 from pipeline.base.errors import EmptySource, NotFound, ServiceError
 from pipeline.dataset.dataset import open_dataset
 from pipeline.dataset.publish import Addition, publish
@@ -58,7 +58,7 @@ class FingerprintTask:
 
 
 def fingerprint_set(url: str, out: Store, job: AuditJob) -> ManifestVersion:
-    """Fingerprints the tars that a URL names; run again it goes on, and what is there is not read again.
+    """Fingerprint the tars that a URL names; run again it goes on, and what is there is not read again.
 
     Args:
         url: Of a tar, a folder or a pattern of tars, several with `::` between; or of a dataset that was packed
@@ -77,8 +77,8 @@ def fingerprint_set(url: str, out: Store, job: AuditJob) -> ManifestVersion:
     number_of = {task: number for number, task in enumerate(tasks)}
     packed, poisoned = Packed(), []
     with job.reporting.progress("fingerprinting", len(tasks), "tars") as advance:
-        for task, record in settled(job.pool, fingerprint_tar, tasks, job.reporting.event):
-            if isinstance(record, Poisoned):
+        for task, record in results_of(job.pool, fingerprint_tar, tasks, job.reporting.event):
+            if isinstance(record, Quarantined):
                 poisoned.append(f"{task.tar} ({record.reason})")
                 continue
             packed.add(record.model_copy(update={"plan_shard": number_of[task], "path": task.tar}))
@@ -107,7 +107,7 @@ def _folder() -> str:
 
 
 def fingerprint_tar(task: FingerprintTask) -> CommitRecord:
-    """Fingerprints one tar, or finds that done."""
+    """Fingerprint one tar, or finds that done."""
     store, by_name = open_store(task.out), f"{_folder()}/by-name/{task.identity}.json"
     try:
         return CommitRecord.model_validate_json(store.read(by_name))
@@ -159,7 +159,7 @@ def _record_by_bytes(store: Store, tar: str) -> CommitRecord:
 
 
 def pixel_digest(data: bytes) -> bytes:
-    """Gives a digest of the upright RGB pixels and their shape; equal in copies that were packed without loss."""
+    """Return a digest of the upright RGB pixels and their shape; equal in copies that were packed without loss."""
     pixels = decode(data)
     return blake3.blake3(repr(pixels.shape).encode() + pixels.tobytes()).digest(length=DIGEST_BYTES)
 

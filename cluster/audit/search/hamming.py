@@ -42,7 +42,7 @@ def _library() -> Any:
 
 
 def plain_words(codes: Codes) -> Words:
-    """Gives codes, shape (codes, 32), as words, shape (codes, 4)."""
+    """Return codes, shape (codes, 32), as words, shape (codes, 4)."""
     return np.ascontiguousarray(codes).view(np.uint64)
 
 
@@ -54,7 +54,7 @@ def _even_then_odd() -> npt.NDArray[np.uint8]:
 
 
 def parity_words(codes: Codes) -> Words:
-    """Sorts the bits of a sign hash by the parities of their frequencies.
+    """Sort the bits of a sign hash by the parities of their frequencies.
 
     Args:
         codes: As fingerprint gives them, shape (codes, 32).
@@ -94,7 +94,7 @@ class HammingIndex:
 
 
 def build_index(words: Words, radius: int, *, folded: bool) -> HammingIndex:
-    """Prepares codes to be searched for.
+    """Prepare codes to be searched for.
 
     Args:
         words: Of plain_words, or of parity_words if `folded`.
@@ -121,7 +121,7 @@ def build_index(words: Words, radius: int, *, folded: bool) -> HammingIndex:
 
 
 def search(index: HammingIndex, queries: Words) -> tuple[Ints, Ints]:
-    """Gives every pair within the index's radius.
+    """Return every pair within the index's radius.
 
     Args:
         index: See build_index.
@@ -155,6 +155,6 @@ def _search_block(index: HammingIndex, queries: Words) -> Ints:
 
 
 def distances(one: Codes, other: Codes) -> Ints:
-    """Gives the number of differing bits over the last axis, which has 32 bytes."""
+    """Return the number of differing bits over the last axis, which has 32 bytes."""
     counts: Ints = np.bitwise_count(one ^ other).sum(axis=-1, dtype=np.int64)
     return counts

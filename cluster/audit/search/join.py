@@ -20,7 +20,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def codes_of(samples: pa.Table, name: str = "code") -> Codes:
-    """Gives a column of 32-byte binaries as an array of shape (samples, 32).
+    """Return a column of 32-byte binaries as an array of shape (samples, 32).
 
     Raises:
         ValueError: A code is missing.
@@ -36,7 +36,7 @@ def codes_of(samples: pa.Table, name: str = "code") -> Codes:
 
 
 def hamming_pairs(indexed: Codes, queries: Codes, radius: int) -> tuple[Ints, Ints, Ints]:
-    """Gives every pair of codes at most `radius` bits apart, as they are.
+    """Return every pair of codes at most `radius` bits apart, as they are.
 
     Args:
         indexed: Shape (indexed, 32).
@@ -68,7 +68,7 @@ class DownstreamIndex:
 
 
 def index_downstream(downstream: pa.Table, radius: int) -> DownstreamIndex:
-    """Prepares the downstream side of a join.
+    """Prepare the downstream side of a join.
 
     Args:
         downstream: Has shard, row, code, and may have `variant_codes`: lists of further codes of a picture, as
@@ -87,7 +87,7 @@ def index_downstream(downstream: pa.Table, radius: int) -> DownstreamIndex:
 
 
 def candidates(upstream: pa.Table, downstream: pa.Table | DownstreamIndex, radius: int) -> pa.Table:
-    """Joins two sets of samples under all eight flips and turns.
+    """Join two sets of samples under all eight flips and turn.
 
     Args:
         upstream: Has shard, row, code.
@@ -128,7 +128,7 @@ def candidates(upstream: pa.Table, downstream: pa.Table | DownstreamIndex, radiu
 
 
 def cap_hubs(pairs: pa.Table, most: int) -> tuple[pa.Table, dict[tuple[int, int], int]]:
-    """Keeps the `most` closest upstream matches of each downstream picture.
+    """Keep the `most` closest upstream matches of each downstream picture.
 
     Returns:
         The kept pairs, by downstream address and then by distance, and the number of matches of each picture

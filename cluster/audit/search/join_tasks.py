@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.audit.base.sets import Pinned, Sides, check_tar, content_digest, index_of
-from cluster.audit.base.stored_tasks import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
+from cluster.audit.base.stored_tasks import AuditJob, Quarantined, code_digest, key_of, stored_or_made, stored_results
 from cluster.audit.base.tables import ADDRESS_COLUMNS, CANDIDATE_SCHEMA, HUB_SCHEMA, AuditConfig, Evidence, unread_row
 from cluster.audit.search import hamming, join
 from cluster.audit.search.embedding import embedding
@@ -71,7 +71,7 @@ class JoinTask:
 
 @lru_cache(maxsize=1)
 def codes_index(side: Pinned, radius: int, down: DownFeatures) -> DownstreamIndex:
-    """Gives the downstream codes with their variants, ready to be joined, once a process."""
+    """Return the downstream codes with their variants, ready to be joined, once a process."""
     table = index_of(side).select(["shard", "row", "code"])
     if down.variants:
         work = open_store(down.work)
@@ -89,7 +89,7 @@ def _down_vectors(down: DownFeatures) -> pa.Table:
 
 @lru_cache(maxsize=2)
 def _places(side: Pinned, column: str) -> dict[bytes, list[int]]:
-    """Gives the places in the index of each digest."""
+    """Return the places in the index of each digest."""
     places: dict[bytes, list[int]] = defaultdict(list)
     for place, digest in enumerate(index_of(side)[column].to_pylist()):
         places[digest].append(place)
@@ -99,7 +99,7 @@ def _places(side: Pinned, column: str) -> dict[bytes, list[int]]:
 def join_shards(
     config: AuditConfig, sides: Sides, job: AuditJob
 ) -> tuple[pa.Table, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Joins every upstream shard.
+    """Join every upstream shard.
 
     Returns:
         All matches with `up_shard` in front, the state of every upstream shard, and rows of UNCHECKED_SCHEMA for
@@ -122,7 +122,7 @@ def join_shards(
     with job.reporting.progress("joining", sides.upstream.version.num_samples, "pictures") as advance:
         results = stored_results(job, join_shard, tasks, lambda task: advance(rows[task.shard]["num_samples"], 0))
         for task, result in results:
-            if isinstance(result, Poisoned):
+            if isinstance(result, Quarantined):
                 rows[task.shard] |= {"state": "quarantined", "num_candidates": 0, "detail": result.reason}
                 continue
             parts[task.shard] = result
@@ -138,7 +138,7 @@ def join_shards(
 
 
 def down_features(config: AuditConfig, sides: Sides, job: AuditJob) -> DownFeatures:
-    """Gives where the downstream side's features lie, or will lie."""
+    """Return where the downstream side's features lie, or will lie."""
     kinds: list[list[FeatureTask]] = [
         [] if sides.is_within else feature_tasks(sides.down, VARIANTS, job),
         feature_tasks(sides.down, config.embedding, job) if config.embedding else [],
@@ -149,7 +149,7 @@ def down_features(config: AuditConfig, sides: Sides, job: AuditJob) -> DownFeatu
 def _features(
     config: AuditConfig, sides: Sides, job: AuditJob
 ) -> tuple[DownFeatures, dict[int, str], list[str], list[dict[str, Any]]]:
-    """Computes variant codes and vectors; gives their keys, lost upstream shards, and unreadable pictures."""
+    """Compute variant codes and vectors; return their keys, lost upstream shards, and unreadable pictures."""
     wanted = [] if sides.is_within else [("downstream", sides.down, VARIANTS, "varying")]
     if config.embedding:
         wanted.append(("downstream", sides.down, config.embedding, "embedding downstream"))
@@ -173,8 +173,8 @@ def _features(
 
 
 def join_shard(task: JoinTask) -> pa.Table:
-    """Gives the closest matches of one upstream shard, a table of _MATCH_SCHEMA."""
-    return remembered(open_store(task.down.work), task.result_key, partial(_matches, task))
+    """Return the closest matches of one upstream shard, a table of _MATCH_SCHEMA."""
+    return stored_or_made(open_store(task.down.work), task.result_key, partial(_matches, task))
 
 
 def _matches(task: JoinTask) -> pa.Table:
@@ -215,7 +215,7 @@ def _address(row: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def _by_vector(task: JoinTask, samples: pa.Table, index: pa.Table) -> pa.Table:
-    """Gives the pairs with the closest vectors, a table of CANDIDATE_SCHEMA; distances are those of their codes."""
+    """Return the pairs with the closest vectors, a table of CANDIDATE_SCHEMA; distances are those of their codes."""
     if task.vectors is None:
         return CANDIDATE_SCHEMA.empty_table()
     own = numbered(task.shard, from_parquet(open_store(task.down.work).read(task.vectors)))
@@ -237,7 +237,7 @@ def _by_vector(task: JoinTask, samples: pa.Table, index: pa.Table) -> pa.Table:
 
 
 def _told_by_digests(task: JoinTask, samples: pa.Table, index: pa.Table) -> dict[tuple[int, int, int], str]:
-    """Gives the pairs of equal bytes or pixels, which no number of look-alikes may crowd out, with their evidence.
+    """Return the pairs of equal bytes or pixels, which no number of look-alikes may crowd out, with their evidence.
 
     All of them; within one set each copy with the first one only.
     """
@@ -260,14 +260,14 @@ def _is_earlier(shard: int, address: tuple[int, int, int]) -> bool:
 
 
 def _earlier(pairs: pa.Table) -> pa.Table:
-    """Keeps pairs within one set whose upstream picture comes first, so that each pair stands once."""
+    """Keep pairs within one set whose upstream picture comes first, so that each pair stands once."""
     up = [(pairs["up_shard"].to_numpy().astype(np.int64) << 32) | pairs["up_row"].to_numpy()]
     down = [(pairs["down_shard"].to_numpy().astype(np.int64) << 32) | pairs["down_row"].to_numpy()]
     return pairs.filter(pa.array(up[0] < down[0]))
 
 
 def cap_matches(matches: pa.Table, most: int) -> tuple[pa.Table, pa.Table, int]:
-    """Gives the closest matches of each downstream picture over all shards, those with more, and the number of all."""
+    """Return the closest matches of each downstream picture over all shards, those with more, and the number of all."""
     known = matches.filter(pa.compute.is_valid(matches["known"]))
     told = matches.filter(pa.compute.is_null(matches["known"]))
     kept = pa.concat_tables([known, cap_hubs(told, most)[0]])

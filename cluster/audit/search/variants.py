@@ -17,7 +17,7 @@ _SIDE = 256  # pixels of the longer side that variants are made at; codes shrink
 
 
 def variant_codes(pixels: Pixels) -> list[bytes]:
-    """Gives codes of a picture: with six borders, in two letterboxes unless it is square, and trimmed if it can be.
+    """Return codes of a picture: with six borders, in two letterboxes unless it is square, and trimmed if it can be.
 
     Args:
         pixels: RGB of shape (height, width, 3).
@@ -41,7 +41,7 @@ def variant_codes(pixels: Pixels) -> list[bytes]:
 
 
 def _trimmed(luma: Pixels) -> Pixels | None:
-    """Cuts flat rows and columns off the edges; None where there are none, or too little is left."""
+    """Cut flat rows and columns off the edges; None where there are none, or too little is left."""
     kept = []
     for axis in (1, 0):
         textured = np.flatnonzero(luma.std(axis=axis) > _FLAT)

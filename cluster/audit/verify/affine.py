@@ -13,7 +13,7 @@ Affine = npt.NDArray[np.float32]  # (2, 3): from pixels of the one picture to pi
 
 
 def opencv() -> Any:
-    """Gives OpenCV on one thread, imported late."""
+    """Return OpenCV on one thread, imported late."""
     import cv2  # noqa: PLC0415 - a tenth of a second that the command line's help need not pay
 
     cv2.setNumThreads(1)
@@ -21,13 +21,13 @@ def opencv() -> Any:
 
 
 def stretch(source: tuple[int, ...], target: tuple[int, ...]) -> Affine:
-    """Maps a whole picture onto another one, shapes (height, width), pixel centres onto pixel centres."""
+    """Map a whole picture onto another one, shapes (height, width), pixel centres onto pixel centres."""
     x, y = target[1] / source[1], target[0] / source[0]
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]], np.float32)
 
 
 def turn_back(turned_shape: tuple[int, ...], element: int) -> Affine:
-    """Maps a picture after element `element` of DIHEDRAL onto the picture."""
+    """Map a picture after element `element` of DIHEDRAL onto the picture."""
     transposed, mirrored, upended = DIHEDRAL[element]
     x = [-1, 0, turned_shape[1] - 1] if mirrored else [1, 0, 0]
     y = [0, -1, turned_shape[0] - 1] if upended else [0, 1, 0]
@@ -35,13 +35,13 @@ def turn_back(turned_shape: tuple[int, ...], element: int) -> Affine:
 
 
 def chain(inner: Affine, outer: Affine) -> Affine:
-    """Gives the map that applies `inner`, then `outer`."""
+    """Return the map that applies `inner`, then `outer`."""
     whole = np.vstack([outer, [0, 0, 1]]) @ np.vstack([inner, [0, 0, 1]])
     return np.asarray(whole[:2], np.float32)
 
 
 def warp(grey: Grey, affine: Affine, size: tuple[int, int], beyond: int = 0) -> Grey:
-    """Samples `grey` at affine(canvas pixel), blurred first where that skips pixels; `beyond` is a border of OpenCV."""
+    """Sample `grey` at affine(canvas pixel), blurred first where that skips pixels; `beyond` is a border of OpenCV."""
     cv2 = opencv()
     step = float(np.sqrt(abs(np.linalg.det(affine[:, :2]))))
     if step > 1.2:
@@ -52,7 +52,7 @@ def warp(grey: Grey, affine: Affine, size: tuple[int, int], beyond: int = 0) -> 
 
 
 def laid_over(picture: Pixels, affine: Affine, shape: tuple[int, ...]) -> tuple[Pixels, npt.NDArray[np.bool_]]:
-    """Gives a picture as it lies over another one, and where it does.
+    """Return a picture as it lies over another one, and where it does.
 
     Args:
         picture: The one that is laid over.

@@ -102,7 +102,7 @@ _NONE = Agreement(-1.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0, 0)
 
 
 def align(one: Pixels, other: Pixels) -> Alignment:
-    """Finds the best map between two pictures and measures the agreement under it.
+    """Find the best map between two pictures and measures the agreement under it.
 
     The answer depends on which picture is the first; give them in an order of their own.
     """
@@ -146,7 +146,7 @@ def _grey(pixels: Pixels) -> Grey:
 
 
 def _maps(first: Grey, turns: list[Grey]) -> Iterator[tuple[Affine, int, int]]:
-    """Gives maps with the number of the turned second picture they lead to, and their inliers: likely ones first."""
+    """Yield maps with the number of the turned second picture they lead to, and their inliers: likely ones first."""
     cv2 = opencv()
     small = cv2.resize(first, (_SMALL_SIDE, _SMALL_SIDE), interpolation=cv2.INTER_AREA)
     smalls = [cv2.resize(turn, (_SMALL_SIDE, _SMALL_SIDE), interpolation=cv2.INTER_AREA) for turn in turns]
@@ -170,7 +170,7 @@ def _maps(first: Grey, turns: list[Grey]) -> Iterator[tuple[Affine, int, int]]:
 
 
 def _by_crops(small: Grey, turned: Grey) -> tuple[float, Affine]:
-    """Looks for the middle of either small picture, at several sizes, in the other; gives the score and the map."""
+    """Look for the middle of either small picture, at several sizes, in the other; return the score and the map."""
     cv2 = opencv()
     best, found = -2.0, np.eye(2, 3, dtype=np.float32)
     for scale in _SCALES:
@@ -224,7 +224,7 @@ def _matched(own: tuple[Any, Any], others: tuple[Any, Any], longer: int) -> tupl
 
 
 def _refine(first: Grey, turned: Grey, affine: Affine) -> Affine | None:
-    """Improves a map on a smaller scale; None where that does not converge."""
+    """Improve a map on a smaller scale; None where that does not converge."""
     cv2 = opencv()
     size = _small_size(first.shape)
     down, down_other = stretch(first.shape, size), stretch(turned.shape, _small_size(turned.shape))
@@ -244,7 +244,7 @@ def _small_size(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _measure(first: Grey, turned: Grey, affine: Affine, inliers: int) -> Agreement:
-    """Warps both onto a canvas that shows their overlap, and compares them."""
+    """Warp both onto a canvas that shows their overlap, and compares them."""
     cv2 = opencv()
     height, width = first.shape
     corners = np.array([[0, 0], [turned.shape[1], 0], [turned.shape[1], turned.shape[0]], [0, turned.shape[0]]])
@@ -273,7 +273,7 @@ def _measure(first: Grey, turned: Grey, affine: Affine, inliers: int) -> Agreeme
 
 
 def _detail(grey: Grey, mask: npt.NDArray[np.bool_]) -> float:
-    """Gives the share of windows whose structure tensor (Harris and Stephens 1988) has two large values."""
+    """Return the share of windows whose structure tensor (Harris and Stephens 1988) has two large values."""
     cv2 = opencv()
     x, y = cv2.Sobel(grey, cv2.CV_32F, 1, 0) / 8, cv2.Sobel(grey, cv2.CV_32F, 0, 1) / 8
     across, down, mixed = (cv2.boxFilter(each, -1, (_WINDOW, _WINDOW)) for each in (x * x, y * y, x * y))

@@ -18,8 +18,8 @@ _RESIDUAL_RATIO = 4.0
 _WEAK_QUALITY_FROM = 30
 
 
-def settle_rivals(pairs: pa.Table) -> pa.Table:
-    """Demotes weak near-duplicates that fail the rule to `very similar`.
+def keep_best_matches(pairs: pa.Table) -> pa.Table:
+    """Demote weak near-duplicates that fail the rule to `very similar`.
 
     Args:
         pairs: Table of coordinator.PAIR_SCHEMA with all verified pairs of an audit.
@@ -37,7 +37,7 @@ def settle_rivals(pairs: pa.Table) -> pa.Table:
 
 
 def _sides(row: dict[str, Any]) -> list[tuple[str, int, int]]:
-    """Gives both pictures of a pair: rivals on either side count, so the result is the same in both directions."""
+    """Return both pictures of a pair: rivals on either side count, so the result is the same in both directions."""
     return [(side, row[f"{side}_shard"], row[f"{side}_row"]) for side in ("up", "down")]
 
 

@@ -57,7 +57,7 @@ class Verdict:
 def verify_pair(
     up_bytes: bytes, down_bytes: bytes, up: Pixels, down: Pixels, min_quality: int, *, distance: int | None
 ) -> Verdict:
-    """Compares two pictures.
+    """Compare two pictures.
 
     Args:
         up_bytes: Encoded upstream picture.
@@ -79,14 +79,14 @@ def verify_pair(
 
 
 def align_pair(up: Pixels, down: Pixels) -> Alignment:
-    """Gives the alignment from the upstream picture to the downstream one, found in an order of their own."""
+    """Return the alignment from the upstream picture to the downstream one, found in an order of their own."""
     if (up.shape, up.tobytes()) <= (down.shape, down.tobytes()):
         return align(up, down)
     return align(down, up).inverse
 
 
 def judge(agreement: Agreement, distance: int | None) -> Evidence:
-    """Gives the class of a pair of different pictures with texture.
+    """Return the class of a pair of different pictures with texture.
 
     Args:
         agreement: See align.

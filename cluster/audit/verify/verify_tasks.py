@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.audit.base.sets import Sides, content_digest, read_picture
-from cluster.audit.base.stored_tasks import AuditJob, Poisoned, code_digest, key_of, remembered, stored_results
+from cluster.audit.base.stored_tasks import AuditJob, Quarantined, code_digest, key_of, stored_or_made, stored_results
 from cluster.audit.base.tables import CANDIDATE_SCHEMA, PAIR_SCHEMA, UNREADABLE, unread_row
 from cluster.audit.verify import affine, align
 from cluster.audit.verify import evidence as verify
@@ -45,7 +45,7 @@ class VerifyTask:
 
 
 def compare(kept: pa.Table, radius: int, sides: Sides, job: AuditJob) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """Gives all pairs with evidence, and rows of UNCHECKED_SCHEMA for pictures that could not be compared."""
+    """Return all pairs with evidence, and rows of UNCHECKED_SCHEMA for pictures that could not be compared."""
     rows = kept.to_pylist()
     pairs = [_told_by_bytes(row, sides) for row in rows if row["known"]]
     tasks = list(_verify_tasks([row for row in rows if not row["known"]], radius, sides, job))
@@ -53,7 +53,7 @@ def compare(kept: pa.Table, radius: int, sides: Sides, job: AuditJob) -> tuple[p
     with job.reporting.progress("verifying", sum(len(task.pairs) for task in tasks), "pairs") as advance:
         results = stored_results(job, verify_pairs, tasks, lambda task: advance(len(task.pairs), 0))
         for task, result in sorted(results, key=lambda done: (done[0].shard, done[0].pairs)):
-            if isinstance(result, Poisoned):
+            if isinstance(result, Quarantined):
                 unread += [unread_row("downstream", pair[1], pair[2], result.reason) for pair in task.pairs]
                 continue
             for row in result.to_pylist():
@@ -88,8 +88,8 @@ def _verify_tasks(rows: Sequence[dict[str, Any]], radius: int, sides: Sides, job
 
 
 def verify_pairs(task: VerifyTask) -> pa.Table:
-    """Gives what the pictures of the pairs say, a table of _CHECKED_SCHEMA."""
-    return remembered(open_store(task.work), task.result_key, partial(_checked, task))
+    """Return what the pictures of the pairs say, a table of _CHECKED_SCHEMA."""
+    return stored_or_made(open_store(task.work), task.result_key, partial(_checked, task))
 
 
 def _checked(task: VerifyTask) -> pa.Table:

@@ -61,7 +61,7 @@ class Region(NamedTuple):
 
 
 def decode_region(data: bytes, box: Box, shrink: int = 1, memory: npt.NDArray[np.uint8] | None = None) -> Region:
-    """Decodes a box of a YCbCr, grey or RGB JPEG as it is stored (EXIF orientation is not applied).
+    """Decode a box of a YCbCr, grey or RGB JPEG as it is stored (EXIF orientation is not applied).
 
     The pixels are those of a whole decoding, cut. Damage below the box is not seen. Releases the GIL.
 
@@ -92,7 +92,7 @@ def decode_region(data: bytes, box: Box, shrink: int = 1, memory: npt.NDArray[np
 
 
 def pack_rgb(address: int, flip: bool, out: npt.NDArray[np.uint8]) -> None:
-    """Copies pixels of four bytes to RGB. Releases the GIL.
+    """Copy pixels of four bytes to RGB. Releases the GIL.
 
     Args:
         address: Of the first of as many pixels as `out` has, row by row without gaps.

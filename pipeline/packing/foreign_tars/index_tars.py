@@ -73,7 +73,7 @@ def adopt(
     block_bytes: int,
     on_tar: Callable[[int, int], None] = lambda count, num_bytes: None,
 ) -> ManifestVersion:
-    """Indexes tars and publishes them as version 1 of a dataset.
+    """Index tars and publish them as version 1 of a dataset.
 
     Pictures that cannot be used stay in their tar, are not indexed, and are listed as rejects. Interrupted, it goes on.
     What it publishes is a function of the tars, their keys, and the settings.
@@ -142,7 +142,7 @@ def _identity(tars: Sequence[Entry], split: str, classes: Sequence[str], block_b
 
 
 def _index_tar(attempt: Attempt[_IndexTask]) -> CommitRecord:
-    """Reads one tar and commits its sidecar and its record."""
+    """Read one tar and commits its sidecar and its record."""
     task = attempt.call
     store = open_store(task.url)
     url = join(store.url, task.path)
@@ -159,7 +159,7 @@ def described_tar(
     block_bytes: int,
     on_picture: Callable[[bytes], None] = lambda data: None,
 ) -> PackedShard:
-    """Reads a tar whole and gives what a sidecar and a commit record tell of it.
+    """Read a tar whole and return what a sidecar and a commit record tell of it.
 
     Args:
         file: The open tar, see `opened_tar`.
@@ -197,7 +197,7 @@ def described_tar(
 
 @contextmanager
 def opened_tar(url: str) -> Iterator[BinaryIO]:
-    """Opens a tar. A remote one is copied aside first, since it is read four times: members, pictures, two digests."""
+    """Open a tar. A remote one is copied aside first, since it is read four times: members, pictures, two digests."""
     with open_file(url) as file:
         if not is_remote(url):
             yield file
@@ -213,7 +213,7 @@ def opened_tar(url: str) -> Iterator[BinaryIO]:
 
 
 def whole_tar(file: BinaryIO) -> tuple[int, str]:
-    """Gives the number of all bytes and their BLAKE3."""
+    """Return the number of all bytes and their BLAKE3."""
     digest, num_bytes = blake3.blake3(), 0
     file.seek(0)
     while chunk := file.read(_READ_BYTES):
@@ -238,7 +238,7 @@ def _image(file: BinaryIO, sample: TarSample) -> bytes:
 
 
 def _described(sample: TarSample, data: bytes) -> tuple[Any, ...]:
-    """Gives a sidecar row. The picture is checked as if it were packed, and stays as it is."""
+    """Return a sidecar row. The picture is checked as if it were packed, and stays as it is."""
     prepared = prepare(data, ImagePolicy())
     return (
         sample.key,
@@ -272,7 +272,7 @@ def _reject(path: str, plan_id: str, sample: TarSample, error: BadImage) -> dict
 
 
 def _blocks(file: BinaryIO, starts: list[int], block_bytes: int) -> Blocks:
-    """Cuts the tar, from the first usable sample on, into runs of whole samples."""
+    """Cut the tar, from the first usable sample on, into runs of whole samples."""
     ends = cut(np.asarray(np.diff(starts), np.int64), block_bytes, len(starts))
     firsts = [0, *ends][: len(ends)]
     checksums = []

@@ -71,14 +71,14 @@ def _is_elsewhere(key: str) -> bool:
 
 
 def absolute_pattern(url: str) -> str:
-    """Gives a URL or pattern that means the same in every process: local paths become absolute."""
+    """Return a URL or pattern that means the same in every process: local paths become absolute."""
     return "::".join(absolute_url(part) for part in url.split("::"))
 
 
 def open_any(
     url: str, version: int | None = None, on_tar: Callable[[int, int], None] = lambda count, num_bytes: None
 ) -> Dataset:
-    """Opens a published dataset, or WebDataset tars without our manifest, which are indexed on first use.
+    """Open a published dataset, or WebDataset tars without our manifest, which are indexed on first use.
 
     The index lies below BIT_INDEX_FOLDER, by default `~/.cache/bit-pretrain/index`; nothing is written beside the
     tars. It is a function of their URLs and bytes, so that every machine has an equal dataset. Tars whose size, time
@@ -106,7 +106,7 @@ def open_any(
 
 
 def _opened(url: str, version: int | None) -> Dataset:
-    """Opens a published dataset, which may be the index of tars elsewhere."""
+    """Open a published dataset, which may be the index of tars elsewhere."""
     dataset = open_dataset(url, version)
     if isinstance(dataset.store, LocalStore):
         return Dataset(IndexStore(dataset.store.root), dataset.version)
@@ -116,14 +116,14 @@ def _opened(url: str, version: int | None) -> Dataset:
 
 
 def is_published(url: str) -> bool:
-    """Tells whether a URL is that of a dataset, not of bare tars."""
+    """Return whether a URL is that of a dataset, not of bare tars."""
     if "::" in url or url.endswith(".tar") or scheme_of(url) not in ("", "file", "s3"):
         return False
     return exists(open_store(url), POINTER_KEY)
 
 
 def tars_of(url: str) -> list[Entry]:
-    """Gives the tars that a URL names, each once, by name; keys are absolute URLs."""
+    """Return the tars that a URL names, each once, by name; keys are absolute URLs."""
     parts = [part.strip() for part in url.split("::")]
     for part in parts:
         if not part or part.startswith("pipe:"):
@@ -164,7 +164,7 @@ def _tars_below(folder: str) -> Iterator[Entry]:
 
 
 def _listed_on_s3(urls: list[str]) -> Iterator[Entry]:
-    """Gives size and time of tars on S3 with one listing a folder: a request a tar takes minutes for 100,000."""
+    """Yield size and time of tars on S3 with one listing a folder: a request a tar takes minutes for 100,000."""
     by_folder: dict[str, list[str]] = defaultdict(list)
     for url in urls:
         by_folder[parent(url)].append(url)
@@ -204,7 +204,7 @@ def _index(root: Path, tars: list[Entry], on_tar: Callable[[int, int], None]) ->
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """Keeps other processes of this machine from indexing the same tars; they find them indexed then."""
+    """Keep other processes of this machine from indexing the same tars; they find them indexed then."""
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         lock = root.with_suffix(".lock").open("w")

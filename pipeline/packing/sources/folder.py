@@ -16,12 +16,12 @@ _BATCH_ROWS = 65_536
 
 
 def is_image_name(name: str) -> bool:
-    """Tells whether the name ends like a picture's."""
+    """Return whether the name ends like a picture's."""
     return ("." + name.rpartition(".")[2].lower()) in IMAGE_SUFFIXES
 
 
 def check_name(url: str, name: str) -> None:
-    """Refuses a file name that is not valid UTF-8.
+    """Refuse a file name that is not valid UTF-8.
 
     Raises:
         ConfigError: Names the file.
@@ -33,7 +33,7 @@ def check_name(url: str, name: str) -> None:
 
 
 def folder_source(url: str, classes: tuple[str, ...] | None = None) -> Source:
-    """Gives the pictures of class folders, labelled with the folders' names.
+    """Yield the pictures of class folders, labelled with the folders' names.
 
     Reading raises:
         NotFound: The folder does not exist.

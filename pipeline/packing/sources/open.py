@@ -18,7 +18,7 @@ _LOOKED_AT = 1000  # files of a folder that tell what kind it is
 
 
 def open_sources(arguments: Sequence[str], columns: Columns) -> list[tuple[str, Source]]:
-    """Gives each source with the prefix that keeps the names of its pictures apart from those of the others.
+    """Return each source with the prefix that keeps the names of its pictures apart from those of the others.
 
     A single source has no prefix. Of several, it is NAME in `NAME=URL`, else the last part of the URL.
 
@@ -36,7 +36,7 @@ def open_sources(arguments: Sequence[str], columns: Columns) -> list[tuple[str, 
 
 
 def _named(argument: str) -> tuple[str, str, bool]:
-    """Gives name, URL, and whether the name was given."""
+    """Return name, URL, and whether the name was given."""
     name, sign, url = argument.partition("=")
     if sign and name and not any(c in name for c in "/:.*?{") and not os.path.lexists(argument):
         return name, absolute_url(url), True
@@ -45,7 +45,7 @@ def _named(argument: str) -> tuple[str, str, bool]:
 
 
 def open_source(url: str, columns: Columns) -> Source:
-    """Gives one source: a dataset of ours, tars, tables, or class folders.
+    """Return one source: a dataset of ours, tars, tables, or class folders.
 
     Raises:
         NotFound: It does not exist.
@@ -69,7 +69,7 @@ def open_source(url: str, columns: Columns) -> Source:
 
 
 def _published(url: str, columns: Columns) -> Source | None:
-    """Gives the shards of a dataset that `pipeline shard` published, as a source to pack again."""
+    """Return the shards of a dataset that `pipeline shard` published, as a source to pack again."""
     try:
         version = ManifestVersion.model_validate_json(read_file(join(url, POINTER_KEY)))
     except (NotFound, ValueError):

@@ -52,7 +52,7 @@ def batch_of(
     extra: Any = None,
     run: Any = None,
 ) -> pa.RecordBatch:
-    """Gives a batch; what is left out is null, 0, -1 or an empty object.
+    """Return a batch; what is left out is null, 0, -1 or an empty object.
 
     Args:
         source: Names.
@@ -89,7 +89,7 @@ def batch_of(
 
 
 def extra_of(columns: dict[str, Any]) -> str:
-    """Gives further columns of a picture as a JSON object; NaN and infinity, which JSON does not know, as null."""
+    """Return further columns of a picture as a JSON object; NaN and infinity, which JSON does not know, as null."""
     return json.dumps(_finite(columns), sort_keys=True, default=str, allow_nan=False) if columns else NO_EXTRA
 
 

@@ -58,7 +58,7 @@ class _Part:
 
 
 def table_source(url: str, columns: Columns) -> Source:
-    """Gives the pictures of a table, or of all tables that a pattern such as `s3://bucket/part-*.parquet` names.
+    """Yield the pictures of a table, or of all tables that a pattern such as `s3://bucket/part-*.parquet` names.
 
     Image paths that are not absolute are taken from the table's folder.
 
@@ -86,7 +86,7 @@ def table_source(url: str, columns: Columns) -> Source:
 
 
 def _class_names(entry: Entry, columns: Columns) -> tuple[str, ...] | None:
-    """Gives the names that a Hugging Face table keeps beside its numbers."""
+    """Return the names that a Hugging Face table keeps beside its numbers."""
     with open_file(entry.key) as file:
         metadata = _parquet(entry.key, file).schema_arrow.metadata or {}
     try:
@@ -119,7 +119,7 @@ def _parquet(url: str, file: Any) -> pq.ParquetFile:
 
 
 def is_inline(kind: pa.DataType) -> bool:
-    """Tells whether a column's type holds image bytes: binary, or Hugging Face's struct of bytes and path."""
+    """Return whether a column's type holds image bytes: binary, or Hugging Face's struct of bytes and path."""
     return _is_binary(kind) or (
         pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
     )
@@ -264,7 +264,7 @@ def _extra(table: pa.Table, columns: Columns) -> list[str] | None:
 
 
 def _labels(part: _Part) -> pa.Array:
-    """Gives lists of numbers or of names. Labels of a class list become numbers here, where the row is known."""
+    """Return lists of numbers or of names. Labels of a class list become numbers here, where the row is known."""
     found = part.table[str(part.columns.label)].combine_chunks()
     if isinstance(found, pa.ChunkedArray):
         found = pa.concat_arrays(found.chunks) if found.chunks else pa.array([], found.type)
@@ -284,7 +284,7 @@ def _labels(part: _Part) -> pa.Array:
 
 
 def _as_lists(values: pa.Array) -> pa.Array:
-    """Gives each value as a list of one; null and empty text as an empty list."""
+    """Return each value as a list of one; null and empty text as an empty list."""
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         values = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
     counts = pc.is_valid(values).cast(pa.int32())

@@ -21,7 +21,7 @@ _IMG2DATASET_STATUS = "status"
 
 
 def tar_source(url: str, classes: tuple[str, ...] | None = None) -> Source:
-    """Gives the pictures of the tars that a URL, brace or glob pattern names.
+    """Return the pictures of the tars that a URL, brace or glob pattern names.
 
     img2dataset's Parquet file beside a tar is taken for the further columns, where it is there.
 
@@ -39,7 +39,7 @@ def tar_source(url: str, classes: tuple[str, ...] | None = None) -> Source:
 def source_of_tars(
     entries: list[Entry], url: str, classes: tuple[str, ...] | None = None, *, is_ours: bool = False
 ) -> Source:
-    """Gives the pictures of tars; see `tar_source`. Those of a dataset of ours keep the names they have in it."""
+    """Yield the pictures of tars; see `tar_source`. Those of a dataset of ours keep the names they have in it."""
     if not entries:
         raise EmptySource(f"{url} names no .tar file")
     base = common_folder([entry.key for entry in entries])
@@ -94,7 +94,7 @@ def _extra(about: dict[str, Any]) -> str:
 
 
 def _img2dataset_columns(url: str) -> dict[str, dict[str, Any]]:
-    """Gives the rows of img2dataset's Parquet file by key; none where it is not there, or is another's."""
+    """Return the rows of img2dataset's Parquet file by key; none where it is not there, or is another's."""
     beside = f"{url.removesuffix('.tar')}.parquet"
     try:
         with open_file(beside) as file:

@@ -77,7 +77,7 @@ class BlockReader:
         in_order: bool = False,
         mapped: bool = False,
     ) -> None:
-        """Opens a reader.
+        """Open a reader.
 
         Args:
             dataset: What is read.
@@ -96,7 +96,7 @@ class BlockReader:
         self.bytes_read = 0
 
     def read(self, span: Span) -> Loaded:
-        """Gives the samples of a span. Damage that stays after three reads ends as `Damaged`, sample by sample.
+        """Return the samples of a span. Damage that stays after three reads ends as `Damaged`, sample by sample.
 
         Raises:
             Unreachable: The store does not answer.
@@ -125,7 +125,7 @@ class BlockReader:
         return body
 
     def _whole_block(self, span: Span, body: bytes | None, *, is_first: bool) -> Loaded:
-        """Gives a block whose checksum is right; only a first attempt takes what a damaged sidecar or disk spoils."""
+        """Return a block whose checksum is right; only a first attempt takes what a damaged sidecar or disk spoils."""
         by_sidecar = self._is_adopted(span) or (self._in_order and is_first)
         mapped = self._map(span) if self._mapped and by_sidecar and is_first else None
         if mapped is not None:
@@ -139,7 +139,7 @@ class BlockReader:
         return Loaded(body, self._listed(span, -span.offset) if by_sidecar else _own_entries(body, span))
 
     def _map(self, span: Span) -> memoryview | None:
-        """Gives a block of a local tar; None where it or its sidecar cannot be had so: reading it tells why."""
+        """Return a block of a local tar; None where it or its sidecar cannot be had so: reading it tells why."""
         last = self._tar
         try:
             tar = last[1] if last and last[0] == span.shard else MappedFile(self._dataset.shard_url(span.shard))
@@ -152,7 +152,7 @@ class BlockReader:
         return body
 
     def _scattered(self, span: Span) -> Loaded:
-        """Reads the wanted samples, near ones at once; without the block's checksum each digest is checked."""
+        """Read the wanted samples, near ones at once; without the block's checksum each digest is checked."""
         bodies: list[bytes] = []
         entries: list[Entry] = []
         digests = self._sidecar(span)["digest"].to_pylist()
@@ -168,7 +168,7 @@ class BlockReader:
         return loaded
 
     def _saved(self, span: Span) -> Loaded:
-        """Gives the samples whose own digest is right, from what is there of a block that is not as it was."""
+        """Return the samples whose own digest is right, from what is there of a block that is not as it was."""
         try:
             available = self._ranged.read(lambda: self._dataset.store.num_bytes(span.path)) - span.offset
             body = self._read(span, span.offset, max(0, min(span.num_bytes, available)))
@@ -198,7 +198,7 @@ class BlockReader:
         return body
 
     def _is_adopted(self, span: Span) -> bool:
-        """Tells whether the tar was written by others: then only the sidecar knows which members are samples."""
+        """Return whether the tar was written by others: then only the sidecar knows which members are samples."""
         return bool(self._dataset.shards[span.shard]["sidecar"].startswith(INDEX_FOLDER))
 
     def _sidecar(self, span: Span) -> pa.Table:
@@ -208,7 +208,7 @@ class BlockReader:
         return sidecar.slice(span.first_row, span.num_rows) if span.rows is None else sidecar.take(span.rows)
 
     def _listed(self, span: Span, shift: int) -> tuple[Entry, ...]:
-        """Gives the wanted samples as the sidecar lists them, offsets moved by `shift`."""
+        """Return the wanted samples as the sidecar lists them, offsets moved by `shift`."""
         sidecar = self._sidecar(span)
         starts = sidecar["image_offset"].to_numpy() + shift
         stops = starts + sidecar["image_bytes"].to_numpy()
@@ -225,7 +225,7 @@ def _check(body: bytes | memoryview, span: Span) -> None:
 
 
 def _own_entries(body: bytes, span: Span) -> tuple[Entry, ...]:
-    """Gives the wanted samples of a block that our packer wrote, from its tar headers: no request for the sidecar."""
+    """Return the wanted samples of a block that our packer wrote, from its tar headers: no request for the sidecar."""
     found: list[Entry] = []
     try:
         in_turn = iter(contents(body))  # picture, class, JSON of each sample: the format has no other members
@@ -240,7 +240,7 @@ def _own_entries(body: bytes, span: Span) -> tuple[Entry, ...]:
 
 
 def _runs(entries: tuple[Entry, ...]) -> list[list[Entry]]:
-    """Groups samples whose distance in the tar is small."""
+    """Group samples whose distance in the tar is small."""
     runs: list[list[Entry]] = []
     for entry in entries:
         if runs and entry.start - runs[-1][-1].stop <= _LARGEST_GAP_BYTES:
@@ -251,7 +251,7 @@ def _runs(entries: tuple[Entry, ...]) -> list[list[Entry]]:
 
 
 def _only_samples(loaded: Loaded) -> Loaded:
-    """Drops what lies between the samples: a part of a block holds no more than its share of the budget."""
+    """Drop what lies between the samples: a part of a block holds no more than its share of the budget."""
     parts: list[bytes] = []
     samples: list[Entry | Damaged] = []
     start = 0

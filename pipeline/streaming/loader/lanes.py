@@ -13,7 +13,7 @@ from pipeline.base.errors import BadImage, CorruptShard
 from pipeline.base.seeds import sample_uniform
 from pipeline.image.render import render
 from pipeline.streaming.loader.blocks import Damaged, Entry, Loaded
-from pipeline.streaming.loader.messages import AskWindow, BadSample, Counts, WindowSpec, Work
+from pipeline.streaming.loader.messages import AskWindow, BadSample, ReadCounts, WindowSpec, Work
 from pipeline.streaming.loader.read_ahead import Lane, Prefetcher
 from pipeline.streaming.selection import Span
 
@@ -62,9 +62,9 @@ class Lanes:
         read: Callable[[int, Span], Loaded],
         ask: Callable[[AskWindow], None],
         wait: Callable[[], None],
-        counts: Counts,
+        counts: ReadCounts,
     ) -> None:
-        """Prepares; asks for nothing yet.
+        """Prepare; asks for nothing yet.
 
         Args:
             work: See Work.
@@ -85,14 +85,14 @@ class Lanes:
         self._kept: dict[tuple[int, int, int], Future[Loaded]] = {}
 
     def begin(self) -> None:
-        """Asks for the first window of every lane."""
+        """Ask for the first window of every lane."""
         for lane in self._work.lanes:
             starts = self._work.mixture.starts(lane, self._work.first_step * self._work.samples_per_lane)
             for source, position in enumerate(starts):
                 self._ask(AskWindow(source, lane, position))
 
     def arrived(self, spec: WindowSpec) -> None:
-        """Takes a window that was asked for, and queues its spans."""
+        """Take a window that was asked for, and queues its spans."""
         lane = (spec.source, spec.lane)
         per_step = self._work.samples_per_lane * self._work.mixture.shares[spec.source]
         wanted = spec.places[spec.position - spec.start :, 0]
@@ -104,7 +104,7 @@ class Lanes:
         self._next[lane] = _Window(spec, loads, left)
 
     def take(self, source: int, lane: int, position: int, step: int, out: npt.NDArray[np.uint8]) -> Taken:
-        """Renders the sample at a lane position of a source into `out`, shape (side, side, 3).
+        """Render the sample at a lane position of a source into `out`, shape (side, side, 3).
 
         Raises:
             CorruptShard: No sample of the window can be used.
@@ -145,7 +145,7 @@ class Lanes:
         return self._kept[key]
 
     def _candidates(self, window: _Window, index: int) -> Iterator[tuple[_Window, int, Loaded, Entry | Damaged]]:
-        """Gives the sample that is due, those after it in the window, around its end, and those of the next window."""
+        """Yield the sample that is due, those after it in the window, around its end, and those of the next window."""
         count = len(window.spec.places)
         for step in range(count):
             yield self._candidate(window, (index + step) % count)
@@ -174,7 +174,7 @@ class Lanes:
     def _rendered(
         self, spec: WindowSpec, span: Span, loaded: Loaded, sample: Entry | Damaged, out: npt.NDArray[np.uint8]
     ) -> Entry | Damaged:
-        """Renders a sample; gives it back, or why it cannot be used."""
+        """Render a sample; return it back, or why it cannot be used."""
         if isinstance(sample, Damaged):
             return sample
         random = sample_uniform(self._work.seed, "augment", spec.source, spec.epoch, span.shard, sample.row)

@@ -124,7 +124,7 @@ class BadSample:
 
 
 @dataclass
-class Counts:
+class ReadCounts:
     """What a loader did and where its time went; sums.
 
     Attributes:
@@ -149,8 +149,8 @@ class Counts:
     decode_seconds: float = 0.0
     wait_read_seconds: float = 0.0
 
-    def add(self, other: "Counts") -> None:
-        """Adds another's counts to these."""
+    def add(self, other: "ReadCounts") -> None:
+        """Add another's counts to these."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
@@ -171,7 +171,7 @@ class Done:
     places: Ints
     labels: tuple[tuple[int, ...], ...]
     bad: tuple[BadSample, ...] = ()
-    counts: Counts = field(default_factory=Counts)
+    counts: ReadCounts = field(default_factory=ReadCounts)
 
 
 @dataclass(frozen=True)

