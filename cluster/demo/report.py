@@ -66,7 +66,7 @@ class DemoFacts:
         return dataclasses.replace(self, seconds=seconds, peak_bytes=peak_bytes)
 
     def transfer_rows(self) -> list[dict[str, Any]]:
-        """Return a row for each start and number of shots: median and range over subsets, interval of the median run."""
+        """Return a row a start and number of shots: median and range over subsets, interval of the median run."""
         rows = []
         for shots in sorted({result["shots"] for result in self.results["scratch"]}):
             for name in _INITS:

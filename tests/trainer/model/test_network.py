@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from pipeline.base.errors import ConfigError, NonFinite
 from pipeline.store.local import LocalStore
-from tests.trainer.test_golden import A_LOGITS, INPUT_A, golden_model, numbers
+from tests.trainer.model.test_golden import A_LOGITS, INPUT_A, golden_model, numbers
 from trainer.checkpoint.record import latest
 from trainer.checkpoint.sharded import load, save
 from trainer.model.build import new_model

@@ -14,7 +14,7 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from pipeline.streaming.stream import LoaderConfig
 from tests.conftest import pack, run_cli
-from tests.trainer.test_training import config
+from tests.trainer.jobs.test_training import config
 from trainer.jobs.pretrain import pretrain
 from trainer.run.folder import read_metrics, write_quarantine
 from trainer.run.progress import as_line

@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#include "../../pipeline/region.c"
+#include "../../../../pipeline/image/jpeg_region/region.c"
 
 #ifndef JPEG_INTERNALS
 #error "no jpegint.h: libjpeg decodes alone here"

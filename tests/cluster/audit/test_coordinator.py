@@ -15,7 +15,7 @@ from pipeline.base.errors import ConfigError, CorruptShard, NotFound
 from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.store.base import put
 from pipeline.store.url import open_store
-from tests.cluster.audits import LEAKS, contents, here, leaky_sets
+from tests.cluster.audit.audits import LEAKS, contents, here, leaky_sets
 from tests.conftest import BUCKET, class_folders, jpeg, pack, run_cli, running_stack
 from tests.soak.audit_kill import soak
 

@@ -1,6 +1,6 @@
 """Training on 1, 2 and 4 ranks with kills in between: a ledger shows that each epoch held each sample exactly once.
 
-Run as `python -m tests.cluster.test_ledger DATA` it is the other side: it forks the ranks of each attempt, so that
+Run as `python -m tests.trainer.run.test_ledger DATA` it is the other side: it forks the ranks of each attempt, so that
 torch is imported once. A rank takes real optimizer steps through torch.distributed and writes down what each one used.
 """
 
@@ -130,7 +130,7 @@ Start = Callable[[Path, int, int, int], list[int]]
 @pytest.fixture
 def start(small_dataset: Dataset) -> Iterator[Start]:
     """Start an attempt; return the processes of its ranks."""
-    command = [sys.executable, "-m", "tests.cluster.test_ledger", small_dataset.store.url]
+    command = [sys.executable, "-m", "tests.trainer.run.test_ledger", small_dataset.store.url]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as forker:
         assert forker.stdin

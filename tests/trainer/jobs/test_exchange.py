@@ -16,7 +16,7 @@ from pipeline.base.errors import ConfigError, Conflict
 from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from tests.conftest import run_cli
-from tests.trainer.test_golden import golden_model
+from tests.trainer.model.test_golden import golden_model
 from trainer.checkpoint.record import require_latest
 from trainer.checkpoint.sharded import save
 from trainer.formats.layouts import LAYOUTS, place_of

@@ -25,7 +25,7 @@ from pipeline.base.errors import CorruptShard
 from pipeline.dataset.dataset import open_dataset
 from pipeline.store.url import open_store
 from pipeline.work.pools import Processes
-from tests.cluster.audits import here, leaky_sets
+from tests.cluster.audit.audits import here, leaky_sets
 from tests.conftest import class_folders, pack, run_cli
 
 

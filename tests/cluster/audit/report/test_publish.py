@@ -19,7 +19,7 @@ from pipeline.base.errors import ConfigError, Conflict
 from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.store.url import open_store
 from pipeline.streaming.choose import listed_rows
-from tests.cluster.audits import contents, here, leaky_sets
+from tests.cluster.audit.audits import contents, here, leaky_sets
 from tests.conftest import class_folders, pack, run_cli
 from trainer.scores.predictions import PREDICTION_SCHEMA
 

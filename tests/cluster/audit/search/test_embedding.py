@@ -25,7 +25,7 @@ from cluster.audit.search.embedding.embedding import (
 )
 from pipeline.base.errors import ConfigError
 from pipeline.image.decode import decode
-from tests.cluster.test_verify import scene
+from tests.cluster.audit.verify.test_evidence import scene
 from tests.conftest import picture
 
 
@@ -52,7 +52,7 @@ def test_a_crop_is_nearer_than_another_picture(embedder: Embedder) -> None:
     assert one @ crop > one @ stranger
 
 
-PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photos-200.tar"
+PHOTOS = Path(__file__).parents[5] / "shared" / "data" / "photos-200.tar"
 
 
 @pytest.mark.skipif(not PHOTOS.exists(), reason=f"needs the labelled photos {PHOTOS.name}")
