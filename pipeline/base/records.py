@@ -1,4 +1,7 @@
-"""The base of everything written as JSON."""
+"""Everything written as JSON: records, and values that are none."""
+
+import json
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -6,10 +9,15 @@ FORMAT = "bit-wds/2"  # of datasets; part of each plan's identity
 
 
 class Record(BaseModel):
-    """Frozen, unknown fields refused."""
+    """Frozen; unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def to_json(self) -> bytes:
         """Return the record as JSON bytes; equal records give equal bytes."""
         return (self.model_dump_json(indent=1) + "\n").encode()
+
+
+def json_bytes(value: Any, end: str = "\n") -> bytes:
+    """Return a plain value as the bytes of a JSON file, indented by one and with its keys in their order."""
+    return (json.dumps(value, indent=1) + end).encode()

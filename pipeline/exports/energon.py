@@ -1,12 +1,12 @@
 """Megatron-Energon: `.nv-meta/` at the root and `SHARD.tar.idx` beside each shard, as `energon prepare` makes them."""
 
-import json
 import tempfile
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.base.records import json_bytes
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.tar_reader import IMAGE_EXTENSIONS
 from pipeline.exports.base import Export, Written
@@ -77,7 +77,7 @@ class Energon(Export):
         put(store, _DATASET_KEY, dataset_yaml(self._extensions, self._place or ""))
         put(store, _SPLIT_KEY, split_yaml(self._splits, self._excluded))
         info = {"energon_version": _VERSION, "shard_counts": self._counts}
-        put(store, f"{_FOLDER}.info.json", json.dumps(info, indent=1).encode())
+        put(store, f"{_FOLDER}.info.json", json_bytes(info, end=""))
         joins = "" if has_index else "; for joins run `energon prepare --tar-index-only`"
         return Written("energon", _DATASET_KEY, f'megatron.energon.get_train_dataset("{self._url}", ...){joins}')
 

@@ -4,9 +4,9 @@ open_clip reads only the one beside the first shard it is given and finds all sh
 folder of our shards lists all of them: their names are different in the whole dataset, whichever plan they are of.
 """
 
-import json
 from collections import defaultdict
 
+from pipeline.base.records import json_bytes
 from pipeline.dataset.dataset import Dataset
 from pipeline.exports.base import Export, Written, folder_of
 from pipeline.exports.shard_tar import ShardTar
@@ -32,6 +32,6 @@ class OpenClip(Export):
     def finish(self) -> Written:
         """See Export.finish."""
         for folder, sizes in self._by_folder.items():
-            put(self._dataset.store, f"{folder}{_NAME}", json.dumps(sizes, indent=1).encode())
+            put(self._dataset.store, f"{folder}{_NAME}", json_bytes(sizes, end=""))
         first = next(iter(self._by_folder))
         return Written("open-clip", f"{first}{_NAME}", "--train-data without --train-num-samples; samples need a .txt")

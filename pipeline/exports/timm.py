@@ -1,8 +1,8 @@
 """timm: `_info.json` at the root, read by its reader_wds."""
 
-import json
 from typing import Any
 
+from pipeline.base.records import json_bytes
 from pipeline.dataset.dataset import Dataset
 from pipeline.exports.base import MARK, Export, Written
 from pipeline.exports.labels import CLS, label_place
@@ -38,7 +38,6 @@ class Timm(Export):
 
     def finish(self) -> Written:
         """See Export.finish."""
-        body = json.dumps({"writer": MARK, "splits": self._splits}, indent=1)
-        put(self._dataset.store, _KEY, body.encode())
+        put(self._dataset.store, _KEY, json_bytes({"writer": MARK, "splits": self._splits}, end=""))
         split = next(iter(self._splits))
         return Written("timm", _KEY, f'timm.data.create_dataset("wds/", root="{self._url}", split="{split}")')

@@ -1,9 +1,9 @@
 """wids: `wids.json` at the root, the list of shards of webdataset's indexed reader."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.base.records import json_bytes
 from pipeline.dataset.dataset import Dataset
 from pipeline.exports.base import MARK, Export, Written
 from pipeline.exports.shard_tar import ShardTar
@@ -41,7 +41,7 @@ class Wids(Export):
             # No "base": the reader then takes the folder that this file is in, wherever it was copied to.
             "shardlist": self._shards,
         }
-        put(self._dataset.store, _KEY, json.dumps(described, indent=1).encode())
+        put(self._dataset.store, _KEY, json_bytes(described, end=""))
         return Written("wids", _KEY, f'wids.ShardListDataset("{self._url}/{_KEY}")')
 
 

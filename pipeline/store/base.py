@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol
 import blake3
 
 from pipeline.base.errors import Conflict, CorruptShard, NotFound
+from pipeline.store.retry import READS_BEFORE_DAMAGE
 
 _COMPARE_BYTES = 8 << 20
-_READS = 3
 
 
 class Entry(NamedTuple):
@@ -111,7 +111,7 @@ def read_checked(store: Store, key: str, sha256: str) -> bytes:
         NotFound: There is no such object.
         CorruptShard: It is another one.
     """
-    for _ in range(_READS):
+    for _ in range(READS_BEFORE_DAMAGE):
         body = store.read(key)
         if hashlib.sha256(body).hexdigest() == sha256:
             return body

@@ -12,13 +12,12 @@ from typing import Any, TypeVar
 import tenacity
 
 from pipeline.base.errors import ConfigError, Unreachable
+from pipeline.store.retry import OUTAGE_SECONDS, pause_seconds
 
 _HEDGE_FLOOR_SECONDS = 0.5  # a choice: below it a second connection costs about as much as it saves
 _HEDGE_MEDIANS = 3.0
 _REMEMBERED_READS = 64
 _HEDGE_BURST = 2.0  # a choice: hedges that may be saved up, so that the first slow reads need not wait for a budget
-_FIRST_PAUSE_SECONDS = 0.2  # as in retry.py
-_LONGEST_PAUSE_SECONDS = 10.0  # a choice: an outage of minutes is noticed to be over within seconds
 
 # What an attempt gives, and how long it took in seconds.
 _Answer = Future[tuple[Any, float]]
@@ -48,7 +47,7 @@ class RangeReader:
         seconds: Time spent in `read`, pauses and failures included, summed over threads.
     """
 
-    def __init__(self, max_hedged_fraction: float = 0.05, deadline_seconds: float = 300.0) -> None:
+    def __init__(self, max_hedged_fraction: float = 0.05, deadline_seconds: float = OUTAGE_SECONDS) -> None:
         """Start no thread yet.
 
         Args:
@@ -90,7 +89,7 @@ class RangeReader:
             self._hedges_saved = min(self._hedges_saved + self._fraction, _HEDGE_BURST)
         retrying = tenacity.Retrying(
             stop=lambda state: self._closed.done() or time.monotonic() + state.upcoming_sleep >= deadline,
-            wait=tenacity.wait_random_exponential(multiplier=_FIRST_PAUSE_SECONDS, max=_LONGEST_PAUSE_SECONDS),
+            wait=lambda state: pause_seconds(state.attempt_number),
             retry=tenacity.retry_if_exception_type(Unreachable),
             before_sleep=self._count_retry,
             sleep=self._pause,

@@ -19,7 +19,7 @@ from pipeline.base.errors import (
     Unreachable,
 )
 from pipeline.store.base import Entry, Unfinished
-from pipeline.store.retry import retried
+from pipeline.store.retry import CLIENT_ATTEMPTS, retried
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -116,7 +116,7 @@ class S3Store:
         from botocore.config import Config  # noqa: PLC0415
 
         config = Config(
-            retries={"mode": "standard", "total_max_attempts": 6},
+            retries={"mode": "standard", "total_max_attempts": CLIENT_ATTEMPTS},
             connect_timeout=10,
             read_timeout=_READ_SECONDS,
             max_pool_connections=32,

@@ -97,7 +97,7 @@ def page(dataset: Dataset, told: Statistics) -> bytes:
     """Return the statistics as an HTML page that opens offline."""
     ranked = told.classes.most_common()
     return render_page(
-        "pipeline",
+        "pipeline.upkeep",
         "stats.html.j2",
         title=f"{dataset.store.url} version {dataset.version.version}",
         version=dataset.version,

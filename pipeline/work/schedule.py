@@ -1,6 +1,5 @@
 """Keeps a pool busy with calls until each has one result: bounded, repeated after losses, copied when slow."""
 
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +9,7 @@ from statistics import quantiles
 from typing import Any, Generic, TypeVar
 
 from pipeline.base.errors import ServiceError, Unreachable
+from pipeline.store.retry import OUTAGE_SECONDS, pause_seconds
 from pipeline.work.pools import Pool, WorkerLost
 
 C = TypeVar("C")
@@ -20,9 +20,6 @@ _LEAST_DURATIONS = 8  # to know a percentile from
 _LEAST_SLOW_SECONDS = 10.0
 MOST_LOSSES = 6  # of workers over one call, before it is called the cause
 _POLL_SECONDS = 0.5
-# A store that does not answer is asked again for this long: a restart takes seconds, a failover a minute or two.
-OUTAGE_SECONDS = 300.0
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 20.0
 
 
 @dataclass(frozen=True)
@@ -171,6 +168,5 @@ class _State(Generic[C, T]):
         self._on_event("outage", attempt.call, str(error))
         if now - self._outage_since > OUTAGE_SECONDS:
             raise error
-        longest = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** min(self._outages, 10))
-        self._not_before = now + random.uniform(0.0, longest)
+        self._not_before = now + pause_seconds(self._outages)
         self._again.append(attempt)

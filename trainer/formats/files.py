@@ -1,7 +1,6 @@
 """Files of weights: read without executing anything in them, written without replacing anything."""
 
 import io
-import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.base.errors import ConfigError
+from pipeline.base.records import json_bytes
 from trainer.model.architecture import Architecture
 
 Format = Literal["official", "timm", "big_transfer", "big_vision", "transformers", "onnx"]
@@ -90,8 +90,8 @@ def files_of(
         num_classes = len(values["classifier.1.bias"])
         return {
             f"{name}/model.safetensors": safetensors.torch.save(dict(values), {"format": "pt"}),
-            f"{name}/config.json": _json(_transformers_config(architecture, num_classes)),
-            f"{name}/preprocessor_config.json": _json(_TRANSFORMERS_PICTURES),
+            f"{name}/config.json": json_bytes(_transformers_config(architecture, num_classes)),
+            f"{name}/preprocessor_config.json": json_bytes(_TRANSFORMERS_PICTURES),
         }
     if name.endswith(".safetensors"):
         return {name: safetensors.torch.save(dict(values), {"format": "pt"})}
@@ -110,10 +110,6 @@ def check_suffix(name: str, file_format: Format) -> None:
     if not name.endswith(suffixes) or (file_format == "transformers" and PurePosixPath(name).suffix):
         wanted = " or ".join(suffix or "no suffix: it is a folder" for suffix in suffixes)
         raise ConfigError(f"{name}: a file in the format {file_format} ends with {wanted}")
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def _transformers_config(architecture: Architecture, num_classes: int) -> dict[str, Any]:

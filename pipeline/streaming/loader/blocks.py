@@ -15,9 +15,9 @@ from pipeline.dataset.tar_format import contents
 from pipeline.store.block_cache import BlockCache
 from pipeline.store.hedged_reads import RangeReader
 from pipeline.store.memory_map import MappedFile
+from pipeline.store.retry import READS_BEFORE_DAMAGE
 from pipeline.streaming.selection import Span
 
-_READS_BEFORE_DAMAGE = 3  # what is wrong once may be the network; what is wrong three times is the object
 _LARGEST_GAP_BYTES = 1 << 20  # a choice: unwanted bytes that cost less than a request of their own
 
 
@@ -102,11 +102,11 @@ class BlockReader:
             Unreachable: The store does not answer.
             Denied: The credentials are wrong.
         """
-        loaded = self._sound(span) or min((self._saved(span) for _ in range(_READS_BEFORE_DAMAGE)), key=_num_damaged)
+        loaded = self._sound(span) or min((self._saved(span) for _ in range(READS_BEFORE_DAMAGE)), key=_num_damaged)
         return loaded if span.is_read_whole else _only_samples(loaded)
 
     def _sound(self, span: Span) -> Loaded | None:
-        for attempt in range(_READS_BEFORE_DAMAGE):
+        for attempt in range(READS_BEFORE_DAMAGE):
             try:
                 body = self._cached(span)
                 # A second attempt reads all of the block: its checksum can be right where the sidecar is not.

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline.store.hedged_reads
+import pipeline.store.retry
 from pipeline.base.errors import ConfigError, CorruptShard, Denied, NotFound, StorageError, Unreachable
 from pipeline.store.hedged_reads import RangeReader
 
@@ -21,7 +22,7 @@ LONG = 60.0  # seconds after which a held thread gives up, so that a broken read
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here needs the pauses to be long."""
     monkeypatch.setattr(pipeline.store.hedged_reads, "_HEDGE_FLOOR_SECONDS", 0.02)
-    monkeypatch.setattr(pipeline.store.hedged_reads, "_LONGEST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(pipeline.store.retry, "LONGEST_PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -275,8 +276,8 @@ def test_closing_ends_a_read_that_is_stuck(release: threading.Event) -> None:
 
 
 def test_closing_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.store.hedged_reads, "_LONGEST_PAUSE_SECONDS", 10 * LONG)
-    monkeypatch.setattr(pipeline.store.hedged_reads, "_FIRST_PAUSE_SECONDS", 10 * LONG)
+    monkeypatch.setattr(pipeline.store.retry, "LONGEST_PAUSE_SECONDS", 10 * LONG)
+    monkeypatch.setattr(pipeline.store.retry, "FIRST_PAUSE_SECONDS", 10 * LONG)
     reader = RangeReader(deadline_seconds=1e6)
     with ThreadPoolExecutor(1) as threads:
         paused = threads.submit(reader.read, Script(Unreachable("passes")))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import pipeline.store.retry
 import pipeline.work.schedule
 from pipeline.base.errors import ServiceError, Unreachable
 from pipeline.work.pools import InProcess, Processes, WorkerLost
@@ -83,7 +84,7 @@ def test_a_call_that_keeps_killing_workers_ends_the_run() -> None:
 
 
 def test_an_outage_is_waited_for_and_ends_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.work.schedule, "_LONGEST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(pipeline.store.retry, "LONGEST_PAUSE_SECONDS", 0.02)
     down = Unreachable("no answer")
     assert dict(run_calls(Scripted(1, {0: [down, down, 0.0]}), lambda attempt: None, [0])) == {0: (0, 0)}
     monkeypatch.setattr(pipeline.work.schedule, "OUTAGE_SECONDS", 0.05)
@@ -118,7 +119,7 @@ def test_a_call_whose_copy_succeeds_while_it_waits_for_an_outage_has_one_result(
 def test_an_outage_with_calls_left_to_start_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline.work.schedule, "_LEAST_SLOW_SECONDS", 0.01)
     monkeypatch.setattr(pipeline.work.schedule, "_POLL_SECONDS", 0.005)
-    monkeypatch.setattr(pipeline.work.schedule, "_LONGEST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(pipeline.store.retry, "LONGEST_PAUSE_SECONDS", 0.02)
     for seed in range(5):
         chance = random.Random(seed)
         outcomes: dict[int, list[Any]] = {}
