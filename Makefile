@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt scripts/setup.sh hatch_build.py pipeline/image/jpeg_region/region.c pipeline/image/jpeg_region/huffman.h pipeline/image/average64.c cluster/audit/search/hamming.c
 
-.PHONY: demo test check format clean
+.PHONY: demo test check docs format clean
 demo: $(VENV)/run-ready  ## the whole product on this machine; DATA=FOLDER for your own class folders
 	$(BIN)/cluster demo $(if $(DATA),--data "$(DATA)") $(DEMO_OPTIONS)
 
@@ -15,6 +15,9 @@ check: $(VENV)/dev-ready  ## format, lint, types, floors
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/dev-ready  ## the API reference, from the docstrings, into site/
+	$(BIN)/python scripts/reference/build.py site
 
 format: $(VENV)/dev-ready  ## format and sort imports
 	$(BIN)/ruff format .

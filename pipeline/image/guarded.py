@@ -12,12 +12,12 @@ from multiprocessing.connection import Connection
 from pipeline.base.errors import BadImage
 from pipeline.image.policy import ImagePolicy, Prepared, prepare
 
-PICTURE_SECONDS = 60.0  # 88 MP in ten scans take 1.1 s on one core of docs/benchmarks.md; limits allow 100 scans
+PICTURE_SECONDS = 60.0  # 88 MP in ten scans take 1.1 s on one core of docs/benchmarks/README.md; limits allow 100 scans
 _START_SECONDS = 60.0  # of a child on a busy machine
 
 
 def prepare_or_die(data: bytes, policy: ImagePolicy) -> Prepared:
-    """As prepare.prepare, in a process that may be lost: SIGALRM ends it after PICTURE_SECONDS."""
+    """Do as `prepare`, in a process that may be lost: SIGALRM ends it after PICTURE_SECONDS."""
     signal.setitimer(signal.ITIMER_REAL, PICTURE_SECONDS)
     try:
         return prepare(data, policy)
@@ -33,7 +33,7 @@ class Isolated:
         self._child: tuple[multiprocessing.process.BaseProcess, Connection] | None = None
 
     def __call__(self, data: bytes, policy: ImagePolicy) -> Prepared:
-        """As prepare.prepare. A picture is given a second child before it is held to be the cause of a death.
+        """Do as `prepare`. A picture gets a second child before it counts as the cause of a death.
 
         Raises:
             BadImage: As prepare; and with reason `crashed` or `timeout`.
