@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from side_by_side import environment
 from torch import Tensor
 
-from trainer.model.conv import product_of_patches
+from trainer.model.cpu import product_of_patches
 
 _ROUNDS = 9
 # Pictures; in and out channels, kernel, stride, input pixels.

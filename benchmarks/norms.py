@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/norms.py
 
-Prints forward and backward seconds of both, the figures that trainer/model/group_norm.py decides by.
+Prints forward and backward seconds of both, the figures that trainer/model/cpu.py decides by.
 """
 
 import json
@@ -13,7 +13,8 @@ from convolutions import seconds
 from side_by_side import environment
 from torch import Tensor
 
-import trainer.model.group_norm
+from trainer.model import cpu
+from trainer.model.group_norm import GroupNorm
 
 # Pictures, channels, pixels: those of R50x1 at 224 px and 128 px.
 _SHAPES = [
@@ -23,7 +24,7 @@ _SHAPES = [
 ]  # fmt: skip
 
 
-def both_passes(norm: trainer.model.group_norm.GroupNorm, x: Tensor) -> float:
+def both_passes(norm: GroupNorm, x: Tensor) -> float:
     """Return the time of forward and backward pass."""
     gradient = torch.randn_like(x)
     return seconds(lambda: torch.autograd.grad(norm(x), (x, *norm.parameters()), gradient))
@@ -39,10 +40,10 @@ def main() -> None:
     for count, channels, px in _SHAPES:
         x = torch.randn(count, channels, px, px, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
         x.requires_grad_()
-        norm = trainer.model.group_norm.GroupNorm(channels)
+        norm = GroupNorm(channels)
         milliseconds, outputs = [], []
         for narrow in (0, channels):
-            trainer.model.group_norm._CHANNELS_OF_A_VECTOR = narrow
+            cpu._CHANNELS_OF_A_VECTOR = narrow
             outputs.append(norm(x).float())
             milliseconds.append(1e3 * both_passes(norm, x))
         assert (outputs[0] - outputs[1]).abs().max() < 0.1

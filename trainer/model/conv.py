@@ -3,22 +3,17 @@
 Standardised are the kernels of every convolution but the head: per output channel, over in, height and width.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from trainer.model.cpu import product_of_patches, wants_product
 from trainer.model.memory_format import memory_format_of
 
 _WS_EPS = 1e-10  # inside the root [released code]; below fp16's smallest number, so statistics are in fp32
-# On CPUs a convolution whose kernel is large against its output is faster as one product of matrices, because the
-# kernel is then not brought into another order first: from so many (in x out) channels for each output position on
-# (benchmarks/convolutions.py).
-_CHANNEL_PAIRS_PER_POSITION = 1024
 
 
 def kernel_rows(weight_OIHW: Tensor) -> Tensor:
@@ -113,73 +108,6 @@ class Conv2d(nn.Conv2d):
         kernel = self.kernel
         if kernel is None:
             kernel = standardize(self.weight) if self.standardized and self.weight_is_raw else self.weight
-        stride = self.stride[0]
-        out_px = math.ceil(x_BCHW.shape[2] / stride) * math.ceil(x_BCHW.shape[3] / stride)
-        num_pairs = self.in_channels * self.out_channels
-        is_fixed = not torch.compiler.is_exporting()  # else the exported graph would hold for one batch size only
-        if (
-            is_fixed
-            and x_BCHW.device.type == "cpu"
-            and num_pairs >= _CHANNEL_PAIRS_PER_POSITION * x_BCHW.shape[0] * out_px
-        ):
-            return product_of_patches(x_BCHW, kernel, stride)
+        if wants_product(x_BCHW, kernel, self.stride[0]):
+            return product_of_patches(x_BCHW, kernel, self.stride[0])
         return F.conv2d(x_BCHW, kernel, None, self.stride, self.padding)
-
-
-def product_of_patches(x_BCHW: Tensor, kernel_OIHW: Tensor, stride: int) -> Tensor:
-    """Convolve by one product of matrices: the patches under the kernel, and the kernel as rows."""
-    if kernel_OIHW.shape[2] == 1:
-        x_BHWC = x_BCHW.permute(0, 2, 3, 1)[:, ::stride, ::stride]
-        return F.linear(x_BHWC, _rows(kernel_OIHW)).permute(0, 3, 1, 2)
-    out: Tensor = _ProductOfPatches.apply(x_BCHW, kernel_OIHW, stride)  # type: ignore[no-untyped-call]
-    return out
-
-
-class _ProductOfPatches(torch.autograd.Function):
-    """Keeps its input for the backward pass; the patches, nine times as much, are put together again."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BCHW: Tensor, kernel_OIHW: Tensor, stride: int) -> Tensor:
-        ctx.save_for_backward(x_BCHW, kernel_OIHW)
-        ctx.stride = stride
-        patches = torch.cat(_shifted(_padded(x_BCHW, kernel_OIHW), kernel_OIHW, stride), dim=3)
-        return F.linear(patches, _rows(kernel_OIHW)).permute(0, 3, 1, 2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_BOHW: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x_BCHW, kernel_OIHW = ctx.saved_tensors
-        by_out = gradient_BOHW.permute(0, 2, 3, 1)
-        by_x = by_kernel = None
-        if ctx.needs_input_grad[0]:
-            by_patches = by_out @ _rows(kernel_OIHW).to(by_out.dtype)
-            by_padded = torch.zeros_like(_padded(x_BCHW, kernel_OIHW))
-            places = _shifted(by_padded, kernel_OIHW, ctx.stride)
-            for place, part in zip(places, torch.split(by_patches, x_BCHW.shape[1], dim=3), strict=True):
-                place.add_(part)
-            border = kernel_OIHW.shape[2] // 2
-            by_x = by_padded[:, border:-border, border:-border].permute(0, 3, 1, 2)
-        if ctx.needs_input_grad[1]:
-            patches = torch.cat(_shifted(_padded(x_BCHW, kernel_OIHW), kernel_OIHW, ctx.stride), dim=3)
-            by_rows = by_out.flatten(0, 2).T @ patches.flatten(0, 2).to(by_out.dtype)
-            out_channels, in_channels, size, _ = kernel_OIHW.shape
-            by_kernel = by_rows.view(out_channels, size, size, in_channels).permute(0, 3, 1, 2).to(kernel_OIHW.dtype)
-        return by_x, by_kernel, None
-
-
-def _rows(kernel_OIHW: Tensor) -> Tensor:
-    """Return one row for each output channel, shape (O, H * W * I)."""
-    return kernel_OIHW.permute(0, 2, 3, 1).flatten(1)
-
-
-def _padded(x_BCHW: Tensor, kernel_OIHW: Tensor) -> Tensor:
-    """Return the input with a border of zeros, shape (B, H, W, C)."""
-    return F.pad(x_BCHW.permute(0, 2, 3, 1), (0, 0, *(4 * [kernel_OIHW.shape[2] // 2])))
-
-
-def _shifted(padded_BHWC: Tensor, kernel_OIHW: Tensor, stride: int) -> list[Tensor]:
-    """Return, for each position of the kernel, what lies under it at all output positions: views."""
-    border = kernel_OIHW.shape[2] - 1
-    size = kernel_OIHW.shape[2]
-    heights, widths = ([slice(i, i + px - border, stride) for i in range(size)] for px in padded_BHWC.shape[1:3])
-    return [padded_BHWC[:, height, width] for height in heights for width in widths]
