@@ -17,11 +17,13 @@ import torch
 
 from pipeline.store.url import open_store
 from trainer.checkpoint.record import require_latest
+from trainer.checkpoint.weights import load_model
 from trainer.formats.convert import from_ours
 from trainer.formats.files import files_of
 from trainer.formats.layouts import LAYOUTS
-from trainer.jobs.exchange import export_weights, import_weights, load_weights
+from trainer.jobs.exchange import export_weights, import_weights
 from trainer.model.build import new_model
+from trainer.step.ranks import alone
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from peers import peer_python
@@ -98,7 +100,8 @@ def difference(folder: Path) -> float:
     """Return how far the peer's logits are from ours, against their deviation."""
     store = open_store(str(folder / "run"))
     with torch.no_grad():
-        ours = load_weights(store, require_latest(store))(torch.from_numpy(np.load(folder / "images.npy"))).numpy()
+        images = torch.from_numpy(np.load(folder / "images.npy"))
+        ours = load_model(store, alone(), require_latest(store))(images).numpy()
     return float(np.abs(np.load(folder / "logits.npy") - ours).max() / ours.std())
 
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
-from tests.trainer.jobs.test_training import Stopped, batch_of, config, final_state
+from tests.trainer.runs import Stopped, batch_of, config, final_state
 from trainer.checkpoint.record import latest
 from trainer.checkpoint.sharded import load, save
 from trainer.jobs.pretrain import pretrain

@@ -59,9 +59,9 @@ def pretrain(
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
     from trainer.jobs.pretrain import PretrainConfig, check_pretrain  # noqa: PLC0415
+    from trainer.jobs.table import PRETRAIN  # noqa: PLC0415
     from trainer.recipes.pretrain import named_recipe  # noqa: PLC0415
-    from trainer.run import launch  # noqa: PLC0415
-    from trainer.run.progress import as_line  # noqa: PLC0415
+    from trainer.run.launch import run  # noqa: PLC0415
 
     data, out = absolute_pattern(data), absolute_url(out)
     fields = {
@@ -75,7 +75,7 @@ def pretrain(
     }
     config = _config(PretrainConfig, fields, settings)
     check_pretrain(config, workers)
-    launch.run("pretrain", config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, as_line=as_line)
+    run(PRETRAIN, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures)
 
 
 @click.command(
@@ -113,8 +113,9 @@ def finetune(
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
     from trainer.checkpoint.record import require_latest  # noqa: PLC0415
-    from trainer.jobs.finetune import SCRATCH, FinetuneConfig, as_line, check_finetune  # noqa: PLC0415
-    from trainer.run import launch  # noqa: PLC0415
+    from trainer.jobs.finetune import SCRATCH, FinetuneConfig, check_finetune  # noqa: PLC0415
+    from trainer.jobs.table import FINETUNE  # noqa: PLC0415
+    from trainer.run.launch import run  # noqa: PLC0415
 
     train, test, out = absolute_pattern(train), absolute_pattern(test), absolute_url(out)
     if init != SCRATCH:
@@ -140,7 +141,7 @@ def finetune(
     }
     config = _config(FinetuneConfig, fields, settings)
     check_finetune(config, workers)
-    launch.run("finetune", config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, as_line=as_line)
+    run(FINETUNE, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures)
 
 
 @click.command(
@@ -165,7 +166,8 @@ def evaluate(
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
     from trainer.jobs.evaluate import EvaluateConfig  # noqa: PLC0415
-    from trainer.run import launch  # noqa: PLC0415
+    from trainer.jobs.table import EVALUATE  # noqa: PLC0415
+    from trainer.run.launch import run  # noqa: PLC0415
 
     run_url, data, out = absolute_url(run_url), absolute_pattern(data), absolute_url(out)
     fields = {
@@ -176,14 +178,7 @@ def evaluate(
         "out": out,
     }
     config = _config(EvaluateConfig, fields, settings)
-    launch.run(
-        "evaluate",
-        config,
-        num_workers=workers,
-        use_gpu=use_gpu,
-        max_failures=max_failures,
-        as_line=launch.as_json_line,
-    )
+    run(EVALUATE, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures)
 
 
 def _mixed(text: str) -> dict[str, Any]:

@@ -17,14 +17,11 @@ from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from pipeline.streaming.one_pass import one_pass
 from pipeline.streaming.selection import Selection
-from trainer.checkpoint.record import CheckpointRecord, require_latest
-from trainer.checkpoint.sharded import load
-from trainer.jobs.pretrain import Report
-from trainer.model.build import new_model
-from trainer.model.network import ResNetV2
+from trainer.checkpoint.record import require_latest
+from trainer.checkpoint.weights import load_model
 from trainer.recipes.data import selection_without
+from trainer.run.progress import Report
 from trainer.scores.predictions import PREDICTION_SCHEMA, summary
-from trainer.step.optimizer import model_state
 from trainer.step.ranks import World, broadcast, gather
 from trainer.step.tensors import to_device
 
@@ -49,13 +46,6 @@ class EvaluateConfig(Record):
     out: str
     resolution_px: NonNegativeInt = 0
     batch_size: PositiveInt = 64
-
-
-def load_model(store: Store, world: World, record: CheckpointRecord) -> ResNetV2:
-    """Return the model of a checkpoint on this rank's device; every rank must call."""
-    model = new_model(record.about["model"], record.about["num_classes"], seed=0, device=world.device)
-    load(store, world, record, model_state(model))
-    return model
 
 
 def predict(model: nn.Module, selection: Selection, world: World, resolution_px: int, batch_size: int) -> pa.Table:

@@ -1,10 +1,8 @@
 """Weights in and out: a file of another code base becomes a run to fine-tune, and a run becomes such a file."""
 
 import hashlib
-import json
 import posixpath
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,14 @@ from typing import Any
 import torch
 
 from pipeline.base.errors import ConfigError, NotFound
+from pipeline.base.records import json_bytes
 from pipeline.dataset.schema import sha256_hex
 from pipeline.store.any_url import read_file
 from pipeline.store.base import Store, commit, exists
 from pipeline.store.url import open_store
 from trainer.checkpoint.record import CheckpointRecord, require_latest
-from trainer.checkpoint.sharded import load, save
+from trainer.checkpoint.sharded import save
+from trainer.checkpoint.weights import load_model
 from trainer.formats.card import model_card
 from trainer.formats.convert import Head, from_ours, infer_architecture, to_ours
 from trainer.formats.files import Format, check_suffix, files_of, read_weights
@@ -102,7 +102,7 @@ def import_weights(
         "head_is_kept": head_is_kept,
     }
     store = open_store(out)
-    if not store.create("run.json", _json({"imported": origin, "model": done.model})):
+    if not store.create("run.json", json_bytes({"imported": origin, "model": done.model})):
         raise ConfigError(f"{out} holds a run already; give another OUT")
     about = {
         "model": done.model,
@@ -136,7 +136,7 @@ def export_weights(run: str, out: str, file_format: Format) -> list[str]:
     check_suffix(name, file_format)
     source = open_store(run)
     record = require_latest(source)
-    network = load_weights(source, record)
+    network = load_model(source, _HERE, record)
     if file_format == "onnx":
         files = _onnx_files(network, name, record.about["resolution_px"])
     else:
@@ -150,13 +150,6 @@ def export_weights(run: str, out: str, file_format: Format) -> list[str]:
     for key, body in files.items():
         commit(store, key, body)
     return [f"{store.url}/{key}" for key in files]
-
-
-def load_weights(store: Store, record: CheckpointRecord) -> ResNetV2:
-    """Return the model of a checkpoint on the CPU, ready for inference."""
-    network = new_model(record.about["model"], record.about["num_classes"], seed=0)
-    load(store, _HERE, record, model_state(network))
-    return network.eval()
 
 
 def _onnx_files(network: ResNetV2, name: str, resolution_px: int) -> dict[str, bytes]:
@@ -179,7 +172,3 @@ def _facts(store: Store, record: CheckpointRecord) -> dict[str, Any]:
         rows = []
     facts["metrics"] = rows[-1] if rows else None
     return facts
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()

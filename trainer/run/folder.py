@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 
 from pipeline.base.errors import Conflict, NotFound, ResumeMismatch
 from pipeline.base.records import Record
@@ -28,14 +29,23 @@ def require_same_config(store: Store, world: World, config: R) -> R:
         ResumeMismatch: The run was started with another configuration; names the fields.
     """
     if world.is_first and not store.create(_CONFIG_KEY, config.to_json()):
-        before = json.loads(store.read(_CONFIG_KEY))
-        now = json.loads(config.to_json())
+        before, now = _with_defaults(store, type(config)), json.loads(config.to_json())
         changed = [name for name in now if name not in _MAY_CHANGE and now[name] != before.get(name)]
         if changed:
-            told = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed)
-            raise ResumeMismatch(f"{store.url} was started with other settings: {told}; use them or another OUT")
+            differences = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed)
+            raise ResumeMismatch(f"{store.url} was started with other settings: {differences}; use them or another OUT")
     broadcast(world, None)
     return config
+
+
+def _with_defaults(store: Store, config_type: type[Record]) -> dict[str, Any]:
+    """Return the stored configuration, with today's defaults for the fields that its release did not have."""
+    stored = store.read(_CONFIG_KEY)
+    try:
+        filled: dict[str, Any] = json.loads(config_type.model_validate_json(stored).to_json())
+    except ValidationError:  # another kind of run: the comparison names its fields
+        filled = json.loads(stored)
+    return filled
 
 
 def read_config(store: Store) -> dict[str, Any]:

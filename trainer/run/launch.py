@@ -1,6 +1,5 @@
-"""The door to Ray Train: runs a task on a group of workers, and again from its last checkpoint when one dies."""
+"""The door to Ray Train: a job runs on a group of workers, and again from its last checkpoint when one dies."""
 
-import importlib
 import json
 import logging
 import os
@@ -8,7 +7,9 @@ import time
 import uuid
 import warnings
 from collections import Counter
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -18,33 +19,52 @@ from pipeline.base.records import Record
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from trainer.checkpoint.record import latest
+from trainer.run.progress import Report
 from trainer.step.ranks import World, alone
 
 logger = logging.getLogger(__name__)
 
-Task = Literal["pretrain", "finetune", "evaluate"]
 # Ray's default of 1800 s would hide a hang for half an hour.
 _COLLECTIVE_TIMEOUT_SECONDS = 300
 _STARTS_WITHOUT_PROGRESS = 5  # then it is no accident
 
 
-def run(task: Task, config: Record, *, num_workers: int, use_gpu: bool, max_failures: int, as_line: Any) -> None:
-    """Run a task to its end.
+C = TypeVar("C", bound=Record)
+
+
+@dataclass(frozen=True)
+class Job(Generic[C]):
+    """What a command runs on every rank.
+
+    Attributes:
+        name: Of the command.
+        config_type: Of its configuration; has `out`, the URL of what it writes.
+        run: Called on every rank with the configuration, the rank and what takes its rows.
+        line_of: From a reported row to a line for people.
+    """
+
+    name: str
+    config_type: type[C]
+    run: Callable[[C, World, Report], None]
+    line_of: Callable[[dict[str, Any]], str]
+
+
+def run(job: Job[C], config: C, *, num_workers: int, use_gpu: bool, max_failures: int) -> None:
+    """Run a job to its end.
 
     Args:
-        task: Module and function of that name below `trainer`.
-        config: Its configuration; has `out`, the URL of the run.
+        job: What to run; on Ray its functions are imported by name on the workers.
+        config: Its configuration.
         num_workers: Ray Train workers; 0 runs in this process, without Ray.
         use_gpu: One GPU for each worker instead of one CPU.
         max_failures: Restarts after a worker died or raised; -1 for no limit.
-        as_line: Gives a metric row as a line for people; also run on the workers.
 
     Raises:
         ServiceError: The run failed more often than allowed.
         BitError: As the task, where it runs in this process.
     """
     if num_workers == 0:
-        _call(task, config.model_dump_json(), alone(), lambda row: click.echo(as_line(row)))
+        job.run(config, alone(), lambda row: click.echo(job.line_of(row)))
         return
     import ray.train  # noqa: PLC0415 - two seconds that `--help` need not pay
     import ray.train.torch  # noqa: PLC0415
@@ -52,9 +72,8 @@ def run(task: Task, config: Record, *, num_workers: int, use_gpu: bool, max_fail
     out = config.model_dump()["out"]
     launch_id = uuid.uuid4().hex[:8]
     loop_config = {
-        "task": task,
+        "job": job,
         "config": config.model_dump_json(),
-        "as_line": as_line,
         "out": out,
         "failures": f"failures/{launch_id}/",
     }
@@ -67,7 +86,7 @@ def run(task: Task, config: Record, *, num_workers: int, use_gpu: bool, max_fail
         scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         run_config=ray.train.RunConfig(
             # A fresh name: our checkpoints, not Ray's folder, say where a run goes on.
-            name=f"{task}-{launch_id}",
+            name=f"{job.name}-{launch_id}",
             storage_path=_ray_storage(out),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
         ),
@@ -81,12 +100,6 @@ def run(task: Task, config: Record, *, num_workers: int, use_gpu: bool, max_fail
         raise ServiceError(f"the run stopped on its workers: {message}")
 
 
-def _call(task: str, config_json: str, world: World, report: Any) -> None:
-    module = importlib.import_module(f"trainer.{task}")
-    config_type = getattr(module, f"{task.capitalize()}Config")
-    getattr(module, task)(config_type.model_validate_json(config_json), world, report)
-
-
 def _worker(loop_config: dict[str, Any]) -> None:
     import ray.train  # noqa: PLC0415
     import ray.train.torch  # noqa: PLC0415
@@ -97,8 +110,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
 
-    def report(row: dict[str, Any]) -> None:
-        click.echo(loop_config["as_line"](row))
+    job: Job[Any] = loop_config["job"]
 
     # Ray starts the group again whatever went wrong, as often as it takes. So failures are written down; a start that
     # finds it cannot succeed returns at once, and the driver tells why.
@@ -106,7 +118,8 @@ def _worker(loop_config: dict[str, Any]) -> None:
     if _final_failure(store, loop_config["failures"]):
         return
     try:
-        _call(loop_config["task"], loop_config["config"], world, report)
+        config = job.config_type.model_validate_json(loop_config["config"])
+        job.run(config, world, lambda row: click.echo(job.line_of(row)))
     except Exception as error:
         _write_failure(store, loop_config["failures"], world.rank, error)
         raise
@@ -157,8 +170,3 @@ def _cause(error: BaseException) -> str:
     logger.debug("%s", error)
     text = named[-1].partition(": ")[2] if named else (lines[-1] if lines else type(error).__name__)
     return f"the run failed on its workers: {text}"
-
-
-def as_json_line(row: dict[str, Any]) -> str:
-    """Return a row as a line of JSON."""
-    return json.dumps(row)

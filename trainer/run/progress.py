@@ -1,9 +1,13 @@
 """The clock of a run: rows of metrics with rate, ETA, the share of time spent waiting for data, and why."""
 
+import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.streaming.throughput import Lap
+
+Report = Callable[[dict[str, Any]], None]  # takes a row of figures, on rank 0
 
 
 class Meter:
@@ -47,7 +51,7 @@ class Meter:
         return rows
 
 
-def as_line(row: dict[str, Any]) -> str:
+def metrics_line(row: dict[str, Any]) -> str:
     """Return a row as one line for people."""
     why = "" if row["limiting_stage"] == "the consumer" else f" ({row['limiting_stage']})"
     return (
@@ -55,3 +59,8 @@ def as_line(row: dict[str, Any]) -> str:
         f"accuracy {row['accuracy']:.3f}  lr {row['learning_rate']:.2e}  {row['images_per_second']:,.0f} images/s  "
         f"data wait {row['data_wait_fraction']:.0%}{why}  {row['eta_seconds']:,} s left"
     )
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """Return a row as a line of JSON."""
+    return json.dumps(row)

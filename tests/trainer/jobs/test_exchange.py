@@ -19,9 +19,10 @@ from tests.conftest import run_cli
 from tests.trainer.model.test_golden import golden_model
 from trainer.checkpoint.record import require_latest
 from trainer.checkpoint.sharded import save
+from trainer.checkpoint.weights import load_model
 from trainer.formats.layouts import LAYOUTS, place_of
 from trainer.jobs.evaluate import EvaluateConfig, evaluate
-from trainer.jobs.exchange import export_weights, import_weights, load_weights
+from trainer.jobs.exchange import export_weights, import_weights
 from trainer.jobs.finetune import FinetuneConfig, initial_model
 from trainer.model.architecture import parse_architecture
 from trainer.model.network import ResNetV2
@@ -52,7 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def weights_of(url: str) -> dict[str, Tensor]:
     store = open_store(url)
-    return load_weights(store, require_latest(store)).state_dict()
+    return load_model(store, alone(), require_latest(store)).state_dict()
 
 
 def content(path: Path) -> dict[str, np.ndarray]:

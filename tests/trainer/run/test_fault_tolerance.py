@@ -16,7 +16,7 @@ from cluster.stack.services import Stack
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from tests.conftest import pack, run_cli
-from tests.trainer.jobs.test_training import assert_equal, final_state
+from tests.trainer.runs import assert_equal, final_state
 from trainer.checkpoint.record import committed
 from trainer.run.folder import attempts, read_metrics
 

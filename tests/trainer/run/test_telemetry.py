@@ -14,20 +14,12 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from pipeline.streaming.stream import LoaderConfig
 from tests.conftest import pack, run_cli
-from tests.trainer.jobs.test_training import config
+from tests.trainer.runs import config, damage_a_picture
 from trainer.jobs.pretrain import pretrain
 from trainer.run.folder import read_metrics, write_quarantine
-from trainer.run.progress import as_line
+from trainer.run.progress import metrics_line
 from trainer.run.telemetry import COUNTERS, GAUGES, _LoaderLog
 from trainer.step.ranks import alone
-
-
-def damage_a_picture(dataset: Dataset) -> None:
-    """Change a byte in the middle of a picture of the first shard."""
-    path = Path(dataset.store.url) / dataset.shard_path(0)
-    body = bytearray(path.read_bytes())
-    body[body.index(b"\xff\xd8\xff") + 700] ^= 0x55
-    path.write_bytes(body)
 
 
 def quarantine(out: Path) -> dict[str, list[dict[str, Any]]]:
@@ -47,7 +39,7 @@ def test_metric_rows_tell_of_the_loader_and_what_limits_it(small_dataset: Datase
         assert {"retries", "hedges", "cache_hits", "bad_samples"} <= row.keys()
         assert 0 <= row["data_wait_fraction"] <= 1
         assert row["limiting_stage"] in ("reading", "decoding", "the consumer")
-        assert ("(" in as_line(row)) == (row["limiting_stage"] != "the consumer")
+        assert ("(" in metrics_line(row)) == (row["limiting_stage"] != "the consumer")
 
 
 def test_the_loader_log_counts_every_picture_and_goes_on_after_a_restart(

@@ -1,0 +1,148 @@
+"""Fine-tuning in one process: results, resume, MixUp. No Ray."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.base.errors import NonFinite
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.schema import from_parquet
+from pipeline.store.url import open_store
+from tests.conftest import pack
+from tests.trainer.runs import Stopped, assert_equal, batch_of, damage_a_picture, final_state
+from trainer.checkpoint.record import committed, latest, require_latest
+from trainer.checkpoint.weights import load_model
+from trainer.jobs.finetune import FinetuneConfig, Shortened, finetune, initial_model, mixup, read_results
+from trainer.run.folder import read_metrics
+from trainer.step.ranks import alone
+
+
+def transfer_config(dataset: Dataset, init: str, out: Path, **fields: object) -> FinetuneConfig:
+    short = Shortened(steps=6, batch_size=24, resize_px=40, crop_px=32)
+    return FinetuneConfig(
+        init=init, model="R14x0.5", train=dataset.store.url, train_version=1, test=dataset.store.url, test_version=1,
+        out=str(out), num_subsets=2, shortened=short, num_lanes=12, **{"shots": (2, 0), **fields},
+    )  # fmt: skip
+
+
+def test_mixup_pairs_inside_lanes_and_keeps_the_weight_of_labels() -> None:
+    batch = batch_of(8)
+    mixed = mixup(batch, 0.3, samples_per_lane=4)
+    assert torch.allclose(mixed.images_BCHW[0], 0.3 * batch.images_BCHW[0] + 0.7 * batch.images_BCHW[3])
+    assert torch.allclose(mixed.images_BCHW[5], 0.3 * batch.images_BCHW[5] + 0.7 * batch.images_BCHW[6])
+    assert torch.allclose(mixed.targets_BK.sum(1), torch.ones(8, dtype=torch.float64))
+
+
+def test_finetuning_writes_results_predictions_subsets_and_weights(
+    small_dataset: Dataset, pretrained: Path, tmp_path: Path
+) -> None:
+    settings = transfer_config(small_dataset, str(pretrained), tmp_path)
+    rows: list[dict[str, object]] = []
+    finetune(settings, alone(), rows.append)
+    assert [row["run"] for row in rows if row.get("step") == 6] == ["0002-shots-0", "0002-shots-1", "0000-shots-0"]
+    results = read_results(open_store(str(tmp_path)))
+    assert [(r["name"], r["num_train"], r["num_test"]) for r in results] == [
+        ("0000-shots-0", 90, 90), ("0002-shots-0", 6, 90), ("0002-shots-1", 6, 90),
+    ]  # fmt: skip
+    for result in results:
+        table = from_parquet((tmp_path / "predictions" / f"{result['name']}.parquet").read_bytes())
+        assert table.num_rows == 90
+        assert sum(table["correct"].to_pylist()) == result["num_correct"]
+        assert latest(open_store(str(tmp_path / "models" / result["name"]))).about["num_classes"] == 3
+    subset = from_parquet((tmp_path / "subsets" / "0002-shots-1.parquet").read_bytes())
+    assert subset.num_rows == 6
+
+
+def stop_at(run: str, step: int) -> Callable[[dict[str, object]], None]:
+    """Return a report at which the process stands for one that ends."""
+
+    def report(row: dict[str, object]) -> None:
+        if row.get("run") == run and row["step"] == step:
+            raise Stopped
+
+    return report
+
+
+def weights_of(out: Path, run: str) -> dict[str, Tensor]:
+    store = open_store(str(out / "models" / run))
+    return load_model(store, alone(), require_latest(store)).state_dict()
+
+
+def test_a_sweep_that_stops_inside_a_run_goes_on_from_its_checkpoint_to_the_same_weights(
+    small_dataset: Dataset, pretrained: Path, tmp_path: Path
+) -> None:
+    def settings(out: str) -> FinetuneConfig:
+        fields = {"checkpoint_every_steps": 2, "log_every_steps": 1}
+        return transfer_config(small_dataset, str(pretrained), tmp_path / out, **fields)
+
+    finetune(settings("whole"), alone(), lambda row: None)
+    for step in (3, 6):
+        with pytest.raises(Stopped):
+            finetune(settings("broken"), alone(), stop_at("0002-shots-1", step))
+    rows: list[dict[str, object]] = []
+    finetune(settings("broken"), alone(), rows.append)
+    steps = [row["step"] for row in rows if row.get("run") == "0002-shots-1"]
+    assert steps == [5, 6]  # the checkpoint at step 4 was the newest
+    for run in ("0002-shots-0", "0002-shots-1", "0000-shots-0"):
+        assert_equal(weights_of(tmp_path / "whole", run), weights_of(tmp_path / "broken", run))
+        assert len(committed(open_store(str(tmp_path / "broken" / "models" / run)))) == 1
+    assert read_results(open_store(str(tmp_path / "broken"))) == read_results(open_store(str(tmp_path / "whole")))
+
+
+def test_a_trained_model_whose_result_was_not_written_is_tested_and_not_trained_again(
+    small_dataset: Dataset, pretrained: Path, tmp_path: Path
+) -> None:
+    settings = transfer_config(small_dataset, str(pretrained), tmp_path)
+    finetune(settings, alone(), lambda row: None)
+    before = read_results(open_store(str(tmp_path)))
+    (tmp_path / "results" / "0002-shots-1.json").unlink()
+    rows: list[dict[str, object]] = []
+    finetune(settings, alone(), rows.append)
+    assert [row["name"] for row in rows] == ["0002-shots-0", "0002-shots-1", "0000-shots-0"]
+    assert read_results(open_store(str(tmp_path))) == before
+
+
+def test_a_fine_tuning_that_diverges_names_the_run_the_step_and_its_samples(
+    small_dataset: Dataset, pretrained: Path, tmp_path: Path
+) -> None:
+    settings = transfer_config(small_dataset, str(pretrained), tmp_path, decay_to_start=1e38)
+    with pytest.raises(NonFinite, match=r"0002-shots-0: step \d, rank 0, samples 0000.*nothing was updated"):
+        finetune(settings, alone(), lambda row: None)
+
+
+def test_samples_replaced_in_fine_tuning_are_listed_in_the_folder_of_the_run(
+    small_folder: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    dataset = pack(small_folder, str(tmp_path / "set"), shard_bytes=150_000, block_bytes=40_000)
+    damage_a_picture(dataset)
+    test = pack(small_folder, str(tmp_path / "test"))
+    settings = transfer_config(dataset, str(pretrained), tmp_path / "out", shots=(0,))
+    finetune(settings.model_copy(update={"test": test.store.url}), alone(), lambda row: None)
+    lines = [
+        json.loads(line)
+        for path in (tmp_path / "out" / "models" / "0000-shots-0" / "quarantine").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    assert {(line["shard"], line["reason"]) for line in lines} == {(0, "checksum")}
+
+
+def test_rows_of_a_fine_tuning_run_are_kept_in_its_folder(
+    small_dataset: Dataset, pretrained: Path, tmp_path: Path
+) -> None:
+    rows: list[dict[str, object]] = []
+    finetune(transfer_config(small_dataset, str(pretrained), tmp_path, log_every_steps=3), alone(), rows.append)
+    kept = read_metrics(open_store(str(tmp_path / "models" / "0000-shots-0")))
+    assert [row["step"] for row in kept] == [3, 6]
+    assert [{"run": "0000-shots-0", **row} for row in kept] == [row for row in rows if row.get("run") == "0000-shots-0"]
+
+
+def test_finetuning_keeps_the_pretrained_body_and_drops_the_head(pretrained: Path, small_dataset: Dataset) -> None:
+    model = initial_model(transfer_config(small_dataset, str(pretrained), Path("unused")), alone(), 5)
+    trained = final_state(pretrained)
+    assert torch.equal(model.stem.conv.weight, trained["model/stem.conv.weight"])
+    assert model.head.fc.weight.shape[0] == 5
+    assert (model.head.fc.weight == 0).all()

@@ -1,0 +1,76 @@
+"""Pretraining in one process: bitwise resume, learning, refusals. No Ray."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.base.errors import ConfigError, NonFinite, ResumeMismatch
+from pipeline.dataset.dataset import Dataset
+from pipeline.store.url import open_store
+from tests.trainer.runs import RECIPE, Stopped, assert_equal, config, final_state
+from trainer.checkpoint.record import committed, latest
+from trainer.jobs.pretrain import check_pretrain, pretrain
+from trainer.run.folder import read_metrics
+from trainer.step.ranks import alone
+
+
+def test_resume_from_every_checkpoint_is_bitwise_equal(small_dataset: Dataset, tmp_path: Path) -> None:
+    pretrain(config(small_dataset, tmp_path / "whole"), alone(), lambda row: None)
+    expected = final_state(tmp_path / "whole")
+
+    def stop_after(step: int) -> object:
+        def report(row: dict[str, object]) -> None:
+            if row["step"] >= step:
+                raise Stopped
+
+        return report
+
+    for step in (2, 4, 6):
+        with pytest.raises(Stopped):
+            pretrain(config(small_dataset, tmp_path / "broken"), alone(), stop_after(step))
+    pretrain(config(small_dataset, tmp_path / "broken"), alone(), lambda row: None)
+    assert_equal(expected, final_state(tmp_path / "broken"))
+    steps = [row["step"] for row in read_metrics(open_store(str(tmp_path / "broken")))]
+    assert steps == [2, 4, 6, 8]
+
+
+def test_a_finished_run_started_again_changes_nothing(small_dataset: Dataset, tmp_path: Path) -> None:
+    pretrain(config(small_dataset, tmp_path), alone(), lambda row: None)
+    before = [record.model_dump() for record in committed(open_store(str(tmp_path)))]
+    pretrain(config(small_dataset, tmp_path), alone(), lambda row: None)
+    assert before == [record.model_dump() for record in committed(open_store(str(tmp_path)))]
+
+
+def test_other_settings_on_the_same_folder_are_refused_by_name(small_dataset: Dataset, tmp_path: Path) -> None:
+    pretrain(config(small_dataset, tmp_path), alone(), lambda row: None)
+    with pytest.raises(ResumeMismatch, match="seed was 0, is 1"):
+        pretrain(config(small_dataset, tmp_path, seed=1), alone(), lambda row: None)
+
+
+def test_training_learns(small_dataset: Dataset, tmp_path: Path) -> None:
+    longer = RECIPE.model_copy(update={"epochs": 12.0, "decay_epochs": (10.0,), "lr_per_256": 0.1})
+    rows: list[dict[str, object]] = []
+    settings = config(small_dataset, tmp_path).model_copy(update={"recipe": longer})
+    pretrain(settings, alone(), rows.append)
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+
+
+def test_a_run_that_diverges_names_the_step_and_its_samples(small_dataset: Dataset, tmp_path: Path) -> None:
+    wild = RECIPE.model_copy(update={"lr_per_256": 1e30, "warmup_steps": 0})
+    settings = config(small_dataset, tmp_path).model_copy(update={"recipe": wild})
+    with pytest.raises(NonFinite, match=r"step 1, rank 0, samples 0000.*nothing was updated"):
+        pretrain(settings, alone(), lambda row: None)
+    assert latest(open_store(str(tmp_path))) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "workers", "said"),
+    [
+        ({"model": "R51x1"}, 1, "R51x1"),
+        ({"num_lanes": 5}, 1, "not a multiple of 5 lanes"),
+        ({"num_lanes": 2}, 5, "5 workers cannot share 2 lanes"),
+    ],
+)
+def test_what_could_not_run_is_refused_before_it_starts(small_dataset, fields, workers, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_pretrain(config(small_dataset, "x").model_copy(update=fields), workers)

@@ -1,0 +1,55 @@
+"""One optimizer step: micro-batches, ranks, figures that are not finite."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.base.errors import NonFinite
+from tests.trainer.runs import assert_equal, batch_of
+from trainer.model.build import new_model
+from trainer.step.losses import softmax_loss
+from trainer.step.optimizer import MasterSGD
+from trainer.step.step import train_step
+from trainer.step.tensors import TensorBatch
+
+
+@pytest.mark.parametrize("microbatch_size", [1, 3, 5])
+def test_accumulation_gives_the_gradient_of_the_whole_batch(microbatch_size: int) -> None:
+    norms, states = [], []
+    for size in (8, microbatch_size):
+        model = new_model("R14x0.5", 3, seed=1).double()
+        torch.nn.init.normal_(model.head.fc.weight, generator=torch.Generator().manual_seed(2))
+        result = train_step(model, MasterSGD(model, 0.9, 1e-4), batch_of(8), softmax_loss, 0.1, size).result()
+        norms.append(result.gradient_norm)
+        states.append(model.state_dict())
+    assert norms[0] == pytest.approx(norms[1], rel=1e-9)
+    for name in states[0]:
+        assert torch.allclose(states[0][name], states[1][name], rtol=1e-7, atol=1e-10), name
+
+
+def test_ranks_with_uneven_parts_average_to_the_gradient_of_the_whole_batch() -> None:
+    def gradient(samples: slice, share: float) -> dict[str, Tensor]:
+        model = new_model("R14x0.5", 3, seed=1).double()
+        torch.nn.init.normal_(model.head.fc.weight, generator=torch.Generator().manual_seed(2))
+        whole = batch_of(8)
+        part = TensorBatch(whole.images_BCHW[samples], whole.targets_BK[samples])
+        optimizer = MasterSGD(model, 0.9, 0.0)
+        train_step(model, optimizer, part, softmax_loss, 0.1, 8, share=share)
+        return optimizer.gradients()
+
+    parts = [slice(0, 2), slice(2, 5), slice(5, 8)]
+    of_ranks = [gradient(part, (part.stop - part.start) * len(parts) / 8) for part in parts]
+    for name, expected in gradient(slice(0, 8), 1.0).items():
+        averaged = sum(each[name] for each in of_ranks) / len(parts)
+        assert torch.allclose(averaged, expected, rtol=1e-7, atol=1e-10), name
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
+    model = new_model("R14x0.5", 3, seed=1).double()
+    optimizer = MasterSGD(model, 0.9, 0.0)
+    before = {name: value.clone() for name, value in optimizer.state().items()}
+    batch = batch_of(4)
+    batch.images_BCHW[2, 0, 0, 0] = float("nan")
+    with pytest.raises(NonFinite, match="nothing was updated"):
+        train_step(model, optimizer, batch, softmax_loss, 0.1, 4).result()
+    assert_equal(before, optimizer.state())

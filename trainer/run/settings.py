@@ -1,0 +1,51 @@
+"""What every training run can be told, whatever it learns; nothing here changes the recipe."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, PositiveInt
+
+from pipeline.base.records import Record
+from pipeline.store.url import absolute_url
+from pipeline.streaming.order import OrderConfig
+from pipeline.streaming.stream import LoaderConfig
+from trainer.step.step import Precision
+
+
+class RunSettings(Record):
+    """How a run is computed and kept.
+
+    Attributes:
+        seed: Key of initial weights, order, subsets and augmentation.
+        num_lanes: See pipeline.streaming.order; at least the number of workers.
+        window_blocks: See pipeline.streaming.order.
+        microbatch_size: Most samples of a rank in one forward pass.
+        precision: Of convolutions and activations.
+        recomputes: Whether only the input of each unit is kept for the backward pass.
+        compiled: Whether torch.compile makes the network's kernels; needs a C compiler, on CPUs a C++ compiler. None:
+            on GPUs, where it is more than twice as fast (benchmarks/gpu.py), but for sharded models.
+        checkpoint_every_steps: Steps between checkpoints.
+        log_every_steps: Steps between metric rows.
+        keep_checkpoints: How many of the newest to keep.
+        loader: How batches are made; may differ from start to start.
+        loader_log: URL of a file of JSON lines with each rank's loader figures of every second; `-rank0` and so on is
+            added to its name, and on S3 the time of each minute's part. None for none; may differ from start to start.
+    """
+
+    seed: int = 0
+    num_lanes: PositiveInt = 16
+    window_blocks: PositiveInt = 4
+    microbatch_size: PositiveInt = 64
+    precision: Precision = "float32"
+    recomputes: bool = False
+    compiled: bool | None = None
+    checkpoint_every_steps: PositiveInt = 500
+    log_every_steps: PositiveInt = 20
+    keep_checkpoints: PositiveInt = 3
+    loader: LoaderConfig = LoaderConfig()
+    loader_log: Annotated[str, AfterValidator(absolute_url)] | None = None
+
+    def order(self, batch_size: int) -> OrderConfig:
+        """Return the order of the run's samples for a global batch."""
+        return OrderConfig(
+            seed=self.seed, batch_size=batch_size, num_lanes=self.num_lanes, window_blocks=self.window_blocks
+        )

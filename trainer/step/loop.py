@@ -1,0 +1,146 @@
+"""The one loop of pretraining and fine-tuning, in plain PyTorch, on any number of ranks.
+
+A step is queued before the one before it is waited for, so that a GPU always has work. What happens between steps
+(metrics, checkpoints, evaluation, an early end) is handed in as hooks; for a hook that is due the loop comes to rest:
+no step is pending, and weights, momentum and figures are those after `done` steps.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import nn
+
+from pipeline.base.errors import NonFinite
+from pipeline.streaming.stream import Batch
+from trainer.step.losses import Loss
+from trainer.step.optimizer import MasterSGD
+from trainer.step.ranks import World
+from trainer.step.step import Precision, QueuedStep, StepResult, train_step
+from trainer.step.tensors import TensorBatch, to_device
+
+_NAMED_SAMPLES = 8  # of the batch of a failed step; a choice: enough to look at, short enough for a message
+
+
+class Hook(NamedTuple):
+    """Work between two steps.
+
+    Attributes:
+        is_due: From the number of steps done to whether the loop comes to rest for it; the same on every rank.
+        run: Called with the steps done and the figures of the last one; returns whether training goes on.
+    """
+
+    is_due: Callable[[int], bool]
+    run: Callable[[int, StepResult], bool]
+
+
+def every(num_steps: int, last: int) -> Callable[[int], bool]:
+    """Return the rule of a hook that is due every `num_steps` steps and after step `last`."""
+    return lambda done: done % num_steps == 0 or done == last
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What takes the steps of a rank.
+
+    Attributes:
+        module: The network to call; where it is spread over ranks, it averages gradients in its backward pass.
+        optimizer: Of that network.
+        loss: Of `trainer.step.losses`.
+        learning_rate: From the number of a step, counted from 0, to its learning rate.
+        num_classes: Outputs of the network.
+        batch_size: Global batch.
+        microbatch_size: Most samples of a rank in one forward pass.
+        precision: Of convolutions and activations.
+        mix: From the number of a step and its batch to what is learned from, such as MixUp; None for that batch.
+    """
+
+    module: nn.Module
+    optimizer: MasterSGD
+    loss: Loss
+    learning_rate: Callable[[int], float]
+    num_classes: int
+    batch_size: int
+    microbatch_size: int
+    precision: Precision = "float32"
+    mix: Callable[[int, TensorBatch], TensorBatch] | None = None
+
+    def queue(self, step: int, batch: Batch, world: World) -> QueuedStep:
+        """Queue one optimizer step on this rank's part of the global batch."""
+        tensors = to_device(batch, self.num_classes, world.device)
+        return train_step(
+            self.module,
+            self.optimizer,
+            self.mix(step, tensors) if self.mix else tensors,
+            self.loss,
+            self.learning_rate(step),
+            self.microbatch_size,
+            share=len(batch.labels) * world.num_ranks / self.batch_size,
+            precision=self.precision,
+        )
+
+
+class _Pending(NamedTuple):
+    step: int
+    places: list[list[int]]  # of its first samples
+    queued: QueuedStep
+
+
+def train(
+    world: World,
+    learner: Learner,
+    batches: Iterator[Batch],
+    *,
+    first_step: int,
+    num_steps: int,
+    hooks: Sequence[Hook],
+    after_step: Callable[[int, Batch, float], None],
+    key_of: Callable[[Sequence[int]], str],
+) -> int:
+    """Take the steps from `first_step` to `num_steps`; every rank must call.
+
+    Args:
+        world: This rank.
+        learner: What takes the steps.
+        batches: This rank's part of each global batch.
+        first_step: Steps done already.
+        num_steps: Steps to be done in all.
+        hooks: Called in order where due.
+        after_step: Called after every step with the steps done, the batch, and the last loss that is known: of that
+            step where the loop rests, else of the one before it.
+        key_of: From a row of `Batch.places` to the sample's key, for messages.
+
+    Returns:
+        Steps done: `num_steps`, or fewer where a hook ended the training.
+
+    Raises:
+        NonFinite: Loss or gradient is not finite; names the step, the rank and its first samples. Nothing was updated.
+    """
+
+    def result_of(pending: _Pending) -> StepResult:
+        try:
+            return pending.queued.result()
+        except NonFinite as error:
+            keys = ", ".join(key_of(place) for place in pending.places)
+            raise NonFinite(f"step {pending.step}, rank {world.rank}, samples {keys}, ...: {error}") from error
+
+    learner.module.train()
+    pending: _Pending | None = None
+    loss = 0.0
+    for step in range(first_step, num_steps):
+        batch = next(batches)
+        queued = _Pending(step, batch.places[:_NAMED_SAMPLES].tolist(), learner.queue(step, batch, world))
+        if pending:
+            loss = result_of(pending).loss
+        pending, done = queued, step + 1
+        due = [hook for hook in hooks if hook.is_due(done)]
+        if due or done == num_steps or step == first_step:  # the first result shows at once that steps work
+            result, pending = result_of(pending), None
+            loss = result.loss
+        after_step(done, batch, loss)
+        if due:
+            goes_on = [hook.run(done, result) for hook in due]
+            learner.module.train()
+            if not all(goes_on):
+                return done
+    return num_steps
