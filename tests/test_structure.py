@@ -1,6 +1,7 @@
 """The shape of the repository: light command lines, small files, errors in one tree, only our packages in the wheel."""
 
 import ast
+import configparser
 import json
 import shutil
 import subprocess
@@ -13,11 +14,13 @@ import pytest
 import pipeline.base.errors
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(path for package in ("pipeline", "trainer", "cluster") for path in (ROOT / package).rglob("*.py"))
+PACKAGES = ("pipeline", "trainer", "cluster")
+WINGS = sorted(path.parent for package in PACKAGES for path in (ROOT / package).rglob("__init__.py"))
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 HEAVY = {"torch", "ray", "boto3", "botocore", "pyarrow", "numpy", "PIL", "faiss", "rich"}
 
 
-@pytest.mark.parametrize("tool", ["pipeline", "trainer", "cluster"])
+@pytest.mark.parametrize("tool", PACKAGES)
 def test_help_imports_nothing_heavy(tool: str) -> None:
     program = (
         f"import sys, json; sys.argv = ['{tool}', '--help']\n"
@@ -28,6 +31,40 @@ def test_help_imports_nothing_heavy(tool: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert HEAVY & set(json.loads(done.stdout.splitlines()[-1])) == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_are_there_and_cost_nothing_until_they_are_used(package: str) -> None:
+    program = (
+        f"import sys, json, {package}\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))\n"
+        f"print(json.dumps([name for name in {package}.__all__ if getattr({package}, name) is None]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    at_import, missing = map(json.loads, done.stdout.splitlines())
+    assert HEAVY & set(at_import) == set()
+    assert missing == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_top_level_of_a_package_holds_wings_and_its_command_line_only(package: str) -> None:
+    assert {path.name for path in (ROOT / package).glob("*.py")} == {"__init__.py", "cli.py"}
+
+
+@pytest.mark.parametrize("wing", WINGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_wing_says_what_it_is_for_and_its_floors_are_kept(wing: Path) -> None:
+    docstring = ast.get_docstring(ast.parse((wing / "__init__.py").read_text())) or ""
+    assert len(docstring) > 40
+    contracts = configparser.ConfigParser()
+    contracts.read(ROOT / ".importlinter")
+    kept = {
+        contracts[section]["containers"]
+        for section in contracts.sections()
+        if contracts[section].get("exhaustive") == "true"
+    }
+    floors = [path for path in wing.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    if len(floors) > 2:  # __init__.py and more than one module
+        assert ".".join(wing.relative_to(ROOT).parts) in kept
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -61,5 +98,6 @@ def test_what_the_image_copies_is_enough_for_a_wheel_of_our_three_packages(tmp_p
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options], check=True, capture_output=True)
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         names = wheel.namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"pipeline", "trainer", "cluster"}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == set(PACKAGES)
     assert {"cluster/demo/templates/demo.html.j2", "pipeline/image/jpeg_region/_region.so"} <= set(names)
+    assert {f"{package}/{name}" for package in PACKAGES for name in ("py.typed", "__init__.pyi")} <= set(names)

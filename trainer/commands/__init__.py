@@ -1,1 +1,1 @@
-"""Commands of `trainer`; torch and Ray are imported inside them."""
+"""The subcommands of `trainer`; torch and Ray are imported inside them, so that `--help` answers at once."""

@@ -1,1 +1,4 @@
-"""TODO."""
+"""Downstream tasks as data.
+
+In: the labels of a training set. Out: few-shot subsets. Uses no other wing.
+"""
