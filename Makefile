@@ -16,8 +16,10 @@ check: $(VENV)/dev-ready  ## format, lint, types, floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(VENV)/dev-ready  ## the API reference, from the docstrings, into site/
+docs: $(VENV)/dev-ready  ## the API reference, from the docstrings, into site/; and the drawing of the wings
+	rm -rf site
 	$(BIN)/python scripts/reference/build.py site
+	$(BIN)/python scripts/architecture.py docs/architecture.svg
 
 format: $(VENV)/dev-ready  ## format and sort imports
 	$(BIN)/ruff format .
@@ -31,5 +33,5 @@ $(VENV)/dev-ready: $(INPUTS)
 	scripts/setup.sh $(VENV) dev
 	touch $@ $(VENV)/run-ready
 
-clean:  ## the environment and the demonstration's folder
-	rm -rf $(VENV) bit-demo
+clean:  ## the environment, the reference and the demonstration's folder
+	rm -rf $(VENV) site bit-demo
