@@ -1,4 +1,4 @@
-"""On a GPU: the steps of the CPU, runs that go on where they stopped, the memory that was foretold."""
+"""On a GPU: the steps of the CPU, runs that go on where they stopped, the memory that was predicted."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +107,7 @@ def test_the_result_of_a_step_does_not_wait_for_what_was_queued_after_it() -> No
     ("name", "px", "batch", "half", "recomputes"),
     [("R50x1", 224, 32, False, False), ("R50x1", 224, 64, True, False), ("R50x3", 224, 32, True, True)],
 )
-def test_memory_of_a_step_is_what_is_foretold(name: str, px: int, batch: int, half: bool, recomputes: bool) -> None:
+def test_memory_of_a_step_is_what_is_predicted(name: str, px: int, batch: int, half: bool, recomputes: bool) -> None:
     found = layers(parse_architecture(name), 1000, px)
     expected = step_memory(found, batch, half=half, recomputes=recomputes).total
     torch.cuda.empty_cache()

@@ -56,10 +56,10 @@ def require_latest(store: Store) -> CheckpointRecord:
     record = latest(store)
     if record is None:
         models = sorted({entry.key.split("/")[1] for entry in store.list("models/")})
-        told = (
+        advice = (
             f"it holds models/ with {', '.join(models)}: give one of them"
             if models
             else "give the OUT of `trainer pretrain`"
         )
-        raise NotFound(f"{store.url} holds no checkpoint; {told}")
+        raise NotFound(f"{store.url} holds no checkpoint; {advice}")
     return record

@@ -137,8 +137,8 @@ def import_file(
         classes=classes,
         resolution_px=resolution_px,
     )
-    kept = "its head" if done.head_is_kept else "a head of zeros"
-    click.echo(f"{done.model} from a file in the layout of {done.layout}, with {kept} for {done.num_classes:,} classes")
+    which_head = "its head" if done.head_is_kept else "a head of zeros"
+    click.echo(f"{done.model} from a file in the layout of {done.layout}, with {which_head} for {done.num_classes:,} classes")
 
 
 @click.command(

@@ -32,7 +32,7 @@ def model_card(facts: Mapping[str, Any], file_format: Format, digests: Mapping[s
     loading = _LOADING[file_format].format(variant=facts["model"].lower().removeprefix("r"))
     data = facts.get("data") or facts["config"].get("train", "unknown")
     version = facts.get("data_version") or facts["config"].get("train_version", "unknown")
-    told = (
+    summary = (
         f"BiT ResNet-v2, {num_parameters:,} parameters, {num_macs / 1e9:.2f} GMAC at {facts['resolution_px']} px. "
         f"Pictures are RGB in [-1, 1] (mean 0.5, deviation 0.5)."
     )
@@ -40,7 +40,7 @@ def model_card(facts: Mapping[str, Any], file_format: Format, digests: Mapping[s
         "---", f"library_name: {_LIBRARY.get(file_format, 'pytorch')}", "pipeline_tag: image-classification",
         "tags:", "- image-classification", "- big-transfer", "- bit", "---",
         f"# {facts['model']} with {facts['num_classes']:,} classes",
-        "", told, "", f"Load it with {loading}", "", "| | |", "| --- | --- |",
+        "", summary, "", f"Load it with {loading}", "", "| | |", "| --- | --- |",
         f"| run | `{facts['run']}`, step {facts['step']:,} |",
         f"| data | `{data}`, version {version} |",
         f"| written by | bit-pretrain {metadata.version('bit-pretrain')} |",

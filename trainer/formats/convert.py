@@ -32,8 +32,8 @@ def infer_architecture(weights: Mapping[str, Tensor]) -> Architecture:
     for depth, known in UNITS.items():
         if tuple(units) == known:
             return parse_architecture(f"R{depth}x{width:g}")
-    told = ", ".join(f"R{depth} {known}" for depth, known in UNITS.items())
-    raise ConfigError(f"the file has {tuple(units)} units in its four stages; known are {told}")
+    known_units = ", ".join(f"R{depth} {units}" for depth, units in UNITS.items())
+    raise ConfigError(f"the file has {tuple(units)} units in its four stages; known are {known_units}")
 
 
 def to_ours(values: Mapping[str, Tensor], source: str, head: Head = "keep") -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ def to_ours(values: Mapping[str, Tensor], source: str, head: Head = "keep") -> d
     layout = layout_of(frozenset(values))
     if layout is None:
         known = ", ".join(f"{name} ({each.marker})" for name, each in LAYOUTS.items())
-        raise ConfigError(f"{source} has none of the known layouts, each told by one key: {known}")
+        raise ConfigError(f"{source} has none of the known layouts, each recognised by one key: {known}")
     found = {layout.ignored.sub("", key): value for key, value in values.items()}
     key_of = {name: layout.key(place_of(name)) for name in _shapes(_DEEPEST, 1)}
     weights = {name: _from_layout(found[key], name, layout) for name, key in key_of.items() if key in found}

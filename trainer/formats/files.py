@@ -46,9 +46,9 @@ def read_weights(body: bytes, source: str) -> dict[str, Tensor]:
             return dict(safetensors.torch.load(body))
         loaded: Any = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except (ValueError, OSError, EOFError, RuntimeError, UnpicklingError, zipfile.BadZipFile, SafetensorError) as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"{source} is no file of plain weights (.npz, .safetensors, or a PyTorch file of tensors only): {told}"
+            f"{source} is no file of plain weights (.npz, .safetensors, or a PyTorch file of tensors only): {reason}"
         ) from error
     for name in _NESTED:
         if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):

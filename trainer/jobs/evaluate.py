@@ -52,7 +52,7 @@ def predict(model: nn.Module, selection: Selection, world: World, resolution_px:
     """Classify every sample of the view; every rank must call and gets the whole table, in dataset order.
 
     Returns:
-        Table of PREDICTION_SCHEMA; `correct` tells whether the highest logit is one of the labels.
+        Table of PREDICTION_SCHEMA; `correct` says whether the highest logit is one of the labels.
     """
     model.eval()
     rows: list[dict[str, Any]] = []

@@ -18,7 +18,7 @@ from pipeline.store.base import Store, commit
 from trainer.step.ranks import World, broadcast, gather
 
 _CONFIG_KEY = "run.json"
-_MAY_CHANGE = {"loader", "loader_log"}  # decide how fast batches come and what is told of it, not what is in them
+_MAY_CHANGE = {"loader", "loader_log"}  # decide how fast batches come and what is logged of it, not what is in them
 R = TypeVar("R", bound=Record)
 
 
@@ -110,7 +110,7 @@ def write_quarantine(store: Store, step: int, rank: int, rows: Sequence[dict[str
     name = f"quarantine/{step:09d}-rank{rank}"
     try:
         commit(store, f"{name}.jsonl", body)
-    except Conflict:  # told by a start with another number of ranks, which read other samples
+    except Conflict:  # written by a start with another number of ranks, which read other samples
         commit(store, f"{name}-{hashlib.sha256(body).hexdigest()[:8]}.jsonl", body)
 
 

@@ -61,7 +61,7 @@ def run(job: Job[C], config: C, *, num_workers: int, use_gpu: bool, max_failures
 
     Raises:
         ServiceError: The run failed more often than allowed.
-        BitError: As the task, where it runs in this process.
+        BitError: As the job, where it runs in this process.
     """
     if num_workers == 0:
         job.run(config, alone(), lambda row: click.echo(job.line_of(row)))
@@ -113,7 +113,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
     job: Job[Any] = loop_config["job"]
 
     # Ray starts the group again whatever went wrong, as often as it takes. So failures are written down; a start that
-    # finds it cannot succeed returns at once, and the driver tells why.
+    # finds it cannot succeed returns at once, and the driver says why.
     store = open_store(loop_config["out"])
     if _final_failure(store, loop_config["failures"]):
         return
@@ -144,8 +144,8 @@ def _final_failure(store: Store, folder: str) -> str | None:
             return str(failure["message"])
     starts = Counter((failure["step"], failure["rank"]) for failure in failures)
     if starts and max(starts.values()) >= _STARTS_WITHOUT_PROGRESS:
-        told = str(failures[-1]["message"]).splitlines()[0]
-        return f"{_STARTS_WITHOUT_PROGRESS} starts in a row reached no new checkpoint; the last failed with {told}"
+        reason = str(failures[-1]["message"]).splitlines()[0]
+        return f"{_STARTS_WITHOUT_PROGRESS} starts in a row reached no new checkpoint; the last failed with {reason}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What a rank tells in training: its loader's figures line by line, Ray's metrics, and the samples it replaced."""
+"""What a rank reports in training: its loader's figures line by line, Ray's metrics, and the samples it replaced."""
 
 import json
 import logging
@@ -15,8 +15,8 @@ from pipeline.streaming.throughput import Lap, Laps
 
 logger = logging.getLogger(__name__)
 
-_TOLD_SECONDS = 1.0
-_PART_SECONDS = 60.0  # a choice: what a lost process may not have told on S3, against the number of objects
+_LINE_SECONDS = 1.0
+_PART_SECONDS = 60.0  # a choice: what a lost process may leave unwritten on S3, against the number of objects
 COUNTERS = {
     "bit_images_total": "Pictures this rank has trained on",
     "bit_read_bytes_total": "Bytes this rank's loader has read from storage",
@@ -47,7 +47,7 @@ class Quarantine:
 
 
 class Telemetry:
-    """Measures a rank's steps and tells of each second, or each step where steps take longer. Close it."""
+    """Measures a rank's steps and reports each second, or each step where steps take longer. Close it."""
 
     def __init__(self, stream: Stream, num_workers: int, rank: int, loader_log: str | None) -> None:
         """Start to measure.
@@ -72,26 +72,26 @@ class Telemetry:
         self._row.took(batch)
         self._second.took(batch)
         self._step, self._loss, self._has_more = step, loss, True
-        if self._second.seconds >= _TOLD_SECONDS:
-            self._tell()
+        if self._second.seconds >= _LINE_SECONDS:
+            self._write_line()
 
     def lap(self) -> Lap:
         """Return what the rank's loader did since the last call."""
         return self._row.lap()
 
     def close(self) -> None:
-        """Return the rest."""
+        """Write the rest."""
         if self._has_more:
-            self._tell()
+            self._write_line()
         if self._log:
             self._log.flush()
 
-    def _tell(self) -> None:
+    def _write_line(self) -> None:
         lap, self._has_more = self._second.lap(), False
         if self._log:
             self._log.write({"time": round(time.time(), 3), "step": self._step, **lap.row()})
         if self._metrics:
-            self._metrics.tell(lap, self._loss)
+            self._metrics.publish(lap, self._loss)
 
 
 def _is_on_ray() -> bool:
@@ -106,13 +106,13 @@ class _RayMetrics:
     def __init__(self, rank: int) -> None:
         from ray.util.metrics import Counter, Gauge  # noqa: PLC0415
 
-        def made(kind: Any, names: dict[str, str]) -> dict[str, Any]:
+        def create(kind: Any, names: dict[str, str]) -> dict[str, Any]:
             tags = {"rank": str(rank)}
-            return {name: kind(name, told, tag_keys=("rank",)).set_default_tags(tags) for name, told in names.items()}
+            return {name: kind(name, text, tag_keys=("rank",)).set_default_tags(tags) for name, text in names.items()}
 
-        self._counters, self._gauges = made(Counter, COUNTERS), made(Gauge, GAUGES)
+        self._counters, self._gauges = create(Counter, COUNTERS), create(Gauge, GAUGES)
 
-    def tell(self, lap: Lap, loss: float) -> None:
+    def publish(self, lap: Lap, loss: float) -> None:
         counted = (lap.images, lap.counts.bytes_read, lap.bad_samples)
         for counter, count in zip(self._counters.values(), counted, strict=True):
             if count:  # Ray refuses to add 0
@@ -125,7 +125,7 @@ class _RayMetrics:
 class _LoaderLog:
     """Lines in a local file, or in an object for each minute on S3, where nothing can be appended.
 
-    What cannot be written is told and dropped: a log is not worth a run.
+    What cannot be written is warned of and dropped: a log is not worth a run.
     """
 
     def __init__(self, url: str, rank: int) -> None:

@@ -58,7 +58,7 @@ def test_the_loader_log_counts_every_picture_and_goes_on_after_a_restart(
 
 
 def test_a_log_line_at_every_step_counts_every_picture_once(small_dataset: Dataset, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("trainer.run.telemetry._TOLD_SECONDS", 0.0)
+    monkeypatch.setattr("trainer.run.telemetry._LINE_SECONDS", 0.0)
     pretrain(config(small_dataset, tmp_path / "run", loader_log=str(tmp_path / "log")), alone(), lambda row: None)
     rows = [json.loads(line) for line in (tmp_path / "log-rank0.jsonl").read_text().splitlines()]
     assert [(row["step"], row["images"]) for row in rows] == [(step, 24) for step in range(1, 9)]
