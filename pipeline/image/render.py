@@ -1,4 +1,4 @@
-"""From an encoded picture to a view of it: only what the view shows is decoded."""
+"""From an encoded image to a view of it: only what the view shows is decoded."""
 
 import threading
 from typing import TYPE_CHECKING
@@ -15,11 +15,11 @@ from pipeline.image.transforms import Placement, Randomness, Transform
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-# Large pictures are decoded at 1/2, 1/4 or 1/8 of their size as long as twice the wanted pixels are left: what resizing
+# Large images are decoded at 1/2, 1/4 or 1/8 of their size as long as twice the wanted pixels are left: what resizing
 # averages, decoding has averaged before.
 _KEPT_FACTOR = 2
 _LARGEST_SHRINK = 8
-# Decoded pixels of most pictures fit; larger ones get memory of their own, which is given back.
+# Decoded pixels of most images fit; larger ones get memory of their own, which is given back.
 _KEPT_BYTES = 4 << 20
 
 
@@ -33,17 +33,25 @@ class _Memory(threading.local):
 _memory = _Memory()
 
 
-def render(data: bytes, transform: Transform, random: Randomness, out: npt.NDArray[np.uint8]) -> None:
-    """Draw a view of a picture with `transform`, and write its pixels to `out`.
+def render(
+    data: bytes,
+    transform: Transform,
+    random: Randomness,
+    out: npt.NDArray[np.uint8],
+    *,
+    is_trusted: bool = False,
+) -> None:
+    """Draw a view of an image with `transform`, and write its pixels to `out`.
 
     Args:
-        data: The encoded picture, of any format that `pipeline.image.decode.decode` reads.
-        transform: Draws where the view lies on the upright picture.
+        data: The encoded image, of any format that `pipeline.image.decode.decode` reads.
+        transform: Draws where the view lies on the upright image.
         random: What it draws from.
         out: uint8 RGB, shape (side, side, 3), contiguous.
+        is_trusted: Whether our Huffman decoder may read it, as `Dataset.is_trusted` decides. The pixels are the same.
 
     Raises:
-        BadImage: The picture does not decode.
+        BadImage: The image does not decode.
     """
     if not data:
         raise BadImage("empty", "the file has no bytes")
@@ -53,7 +61,8 @@ def render(data: bytes, transform: Transform, random: Randomness, out: npt.NDArr
             check_scans(data)
             placement = transform(header.height, header.width, random)
             shrink, box, part = _shrunk(placement, header.height, header.width)
-            _finish(_mapped(decode_region(data, box, shrink, _memory.pixels)), part, placement, out)
+            region = decode_region(data, box, shrink, _memory.pixels, is_trusted=is_trusted)
+            _finish(_mapped(region), part, placement, out)
             return
     pixels = decode(data)
     placement = transform(pixels.shape[0], pixels.shape[1], random)
@@ -98,7 +107,7 @@ def _mapped(region: Region) -> "PilImage":
 def _finish(
     image: "PilImage", part: tuple[float, ...] | None, placement: Placement, out: npt.NDArray[np.uint8]
 ) -> None:
-    """Resize bilinearly, with support scaled to the shrinkage, then crops and flips."""
+    """Resize bilinearly, with support scaled to the shrinkage, then crop and flip."""
     from PIL import Image  # noqa: PLC0415 - see render
 
     side = placement.side_px
@@ -106,6 +115,6 @@ def _finish(
     if placement.crop:
         image = image.crop(placement.crop)
     if image.size != (out.shape[1], out.shape[0]):
-        raise ConfigError(f"the transform gives {image.width} x {image.height} pixels, {out.shape[1]} are wanted")
+        raise ConfigError(f"the transform returns {image.width} x {image.height} pixels, {out.shape[1]} are wanted")
     held = pa.array(image)  # shares the image's memory: four bytes a pixel, rows without gaps
     pack_rgb(held.buffers()[-1].address, placement.flip, out)

@@ -120,7 +120,8 @@ def _batch(selection: Selection, transform: Transform, side_px: int, samples: li
     images = np.empty((len(samples), side_px, side_px, 3), np.uint8)
     for sample, out in zip(samples, images, strict=True):
         try:
-            render(bytes(sample.image), transform, Random(0), out)
+            is_trusted = selection.dataset.is_trusted(sample.shard)
+            render(bytes(sample.image), transform, Random(0), out, is_trusted=is_trusted)
         except BadImage as error:
             raise CorruptShard(
                 f"{selection.dataset.store.url}, shard {sample.shard}, sample {sample.row} does not decode ({error}); "

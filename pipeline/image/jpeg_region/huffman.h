@@ -2,7 +2,7 @@
 
    One look into a table gives a coefficient with its value, and the bits come from a copy without stuffed bytes, in
    which nothing has to be watched. It knows sound data only: at anything else it calls `give_up`, and the caller
-   decodes again with libjpeg alone, which decides what damage means. */
+   decodes again with libjpeg alone, which decides what damage means. README.md holds the threat model. */
 
 #include <stdint.h>
 
@@ -12,8 +12,9 @@ struct huffman {
     int unused;
 };
 
-static void take_over(j_decompress_ptr info, struct huffman *h, void (*give_up)(j_decompress_ptr)) {
+static int take_over(j_decompress_ptr info, struct huffman *h, void (*give_up)(j_decompress_ptr)) {
     (void)info, (void)h, (void)give_up;
+    return 0;
 }
 
 #else
@@ -25,27 +26,29 @@ enum {
     STEP_END = 128,       /* at a block's end: a step that none has room for */
     STEP_NONE = 64,       /* no such code: likewise, and shorter */
     BLOCK_BYTES = 256,    /* more than 7 read ahead, a block's 64 codes and values of 27 bits, and a read of 8 */
-    WORTH_BYTES = 8192,   /* a smaller picture is decoded before tables are made for it alone */
+    WORTH_BYTES = 8192,   /* a smaller image is decoded before tables are built for it alone */
     MOST_BYTES = 1 << 28  /* that are copied */
 };
 
+_Static_assert(offsetof(struct jpeg_entropy_decoder, decode_mcu) == sizeof(void (*)(void)),
+               "jpegint.h differs from those of all known releases");
 _Static_assert(7 + (DCTSIZE2 * (16 + MOST_VALUE_BITS) + 7) / 8 + 8 <= BLOCK_BYTES, "a block may be read past the copy");
 
-/* What the next bits say of a coefficient. Bits 0..6: how many its code and its value take; 8..15: how far it lies
+/* A coefficient that the next bits hold. Bits 0..6: how many its code and its value take; 8..15: how far it lies
    ahead in the block; 16..31: its value. Where the look does not reach to the value's end, bit 7 is set and bits 16..31
-   tell how many bits the value has; where it does not reach to the code's end, only bit 7 is set. */
+   hold how many bits the value has; where it does not reach to the code's end, only bit 7 is set. */
 typedef uint32_t look;
 enum { SHORT = 1 << 7 };
 
 struct code_table {
-    UINT8 bits[17], symbols[256]; /* what it is made of, as in JHUFF_TBL */
-    enum { UNMADE, DC, AC } kind; /* DC: for first coefficients, which have no step; UNMADE: no more than this */
+    UINT8 bits[17], symbols[256]; /* what it is built from, as in JHUFF_TBL */
+    enum { UNBUILT, DC, AC } kind; /* DC: for first coefficients, which have no step; UNBUILT: no more than this */
     int32_t end[17];              /* one after the last code of each length, as 16 bits */
     int32_t offset[17];           /* from a code of this length to its place in `symbols` */
     look looks[1 << LOOK_BITS];
 };
 
-/* The tables that a thread has made last: most encoders write the same ones into every picture. */
+/* The tables that a thread has built last: most encoders write the same ones into every image. */
 static _Thread_local struct code_table dc_tables[NUM_HUFF_TBLS], ac_tables[NUM_HUFF_TBLS];
 
 struct huffman {
@@ -56,19 +59,19 @@ struct huffman {
     void (*give_up)(j_decompress_ptr);
 };
 
-/* Gives the value of 1 bit or more at the front of `bits`: one that begins with 0 is negative. */
+/* Returns the value of 1 bit or more at the front of `bits`: one that begins with 0 is negative. */
 static inline uint32_t value_of(int value_bits, uint64_t bits) {
     return (uint32_t)(bits >> (64 - value_bits)) - (((1u << value_bits) - 1) & ((uint32_t)(bits >> 63) - 1));
 }
 
-/* Gives what a symbol says, but for its value, where it has one. */
+/* Returns the look of a symbol without its value, where it has one. */
 static inline look step_of(int is_dc, int symbol, int code_bits) {
     int run = symbol >> 4, value_bits = symbol & 15;
     int step = is_dc ? 0 : value_bits || run == 15 ? run + 1 : STEP_END; /* 15 zeros and no value: 16 zeros */
     return (look)step << 8 | (code_bits + value_bits);
 }
 
-/* Returns whether every symbol is one of an 8-bit picture. libjpeg has checked the codes themselves. */
+/* Returns whether every symbol is one of an 8-bit image. libjpeg has checked the codes themselves. */
 static int is_usual(int is_dc, const JHUFF_TBL *given) {
     int place = 0;
     for (int length = 1; length <= 16; length++)
@@ -86,7 +89,7 @@ static int is_of(const struct code_table *table, const JHUFF_TBL *given) {
 }
 
 /* Writes the looks that begin with a code of `code_bits`. */
-static void make_looks(look *first, int is_dc, int symbol, int code_bits) {
+static void build_looks(look *first, int is_dc, int symbol, int code_bits) {
     int value_bits = symbol & 15, rest_bits = LOOK_BITS - code_bits - value_bits;
     look step = step_of(is_dc, symbol, code_bits);
     if (rest_bits < 0) {
@@ -99,7 +102,7 @@ static void make_looks(look *first, int is_dc, int symbol, int code_bits) {
     }
 }
 
-static void make_table(struct code_table *table, int is_dc, const JHUFF_TBL *given) {
+static void build_table(struct code_table *table, int is_dc, const JHUFF_TBL *given) {
     int32_t code = 0;
     int place = 0;
     table->kind = is_dc ? DC : AC;
@@ -107,7 +110,7 @@ static void make_table(struct code_table *table, int is_dc, const JHUFF_TBL *giv
         table->offset[length] = place - code;
         for (int i = 0; i < given->bits[length]; i++, code++, place++)
             if (length <= LOOK_BITS)
-                make_looks(table->looks + (code << (LOOK_BITS - length)), is_dc, given->huffval[place], length);
+                build_looks(table->looks + (code << (LOOK_BITS - length)), is_dc, given->huffval[place], length);
         table->end[length] = code << (16 - length);
     }
     for (int i = table->end[LOOK_BITS] >> (16 - LOOK_BITS); i < 1 << LOOK_BITS; i++) table->looks[i] = SHORT;
@@ -124,7 +127,7 @@ static inline __attribute__((always_inline)) void refill(struct huffman *h) {
     h->num_bits |= 56;
 }
 
-/* Gives what a look that is too short did not tell. */
+/* Completes a look that was too short. */
 static __attribute__((noinline)) look look_longer(const struct code_table *table, look found, uint64_t bits) {
     int value_bits = found >> 16, code_bits = (found & (SHORT - 1)) - value_bits;
     for (int length = LOOK_BITS + 1; found == SHORT; length++) {
@@ -213,8 +216,8 @@ static uint8_t *unstuffed(const uint8_t *data, size_t num_bytes, uint8_t *out) {
     return NULL;
 }
 
-/* Gets the tables of the scan ready, and returns whether they are. Those of a small picture are remembered, and made as
-   soon as another one has the same. */
+/* Prepares the tables of the scan, and returns whether they are ready. Those of a small image are remembered, and built
+   as soon as another one has the same. */
 static int have_tables(j_decompress_ptr info, size_t num_bytes) {
     int are_ready = 1;
     for (int i = 0; i < 2 * info->comps_in_scan; i++) {
@@ -223,33 +226,35 @@ static int have_tables(j_decompress_ptr info, size_t num_bytes) {
         const JHUFF_TBL *given = (is_dc ? info->dc_huff_tbl_ptrs : info->ac_huff_tbl_ptrs)[number];
         struct code_table *table = (is_dc ? dc_tables : ac_tables) + number;
         if (!is_of(table, given)) {
-            table->kind = UNMADE;
+            table->kind = UNBUILT;
             memcpy(table->bits, given->bits, sizeof table->bits);
             memcpy(table->symbols, given->huffval, sizeof table->symbols);
             are_ready &= num_bytes >= WORTH_BYTES;
         }
-        if (are_ready && table->kind == UNMADE) {
+        if (are_ready && table->kind == UNBUILT) {
             if (!is_usual(is_dc, given)) return 0;
-            make_table(table, is_dc, given);
+            build_table(table, is_dc, given);
         }
     }
     return are_ready;
 }
 
 /* Takes over from libjpeg, which has read up to the data of the first scan and checked its tables, if the scan is of
-   the usual kind: all of every block (a lossless one has no blocks, and unchecked tables). */
-static void take_over(j_decompress_ptr info, struct huffman *h, void (*give_up)(j_decompress_ptr)) {
+   the usual kind: all of every block (a lossless one has no blocks, and unchecked tables). Returns whether it did.
+   `entropy->decode_mcu` is all that it uses of libjpeg's private structs. */
+static int take_over(j_decompress_ptr info, struct huffman *h, void (*give_up)(j_decompress_ptr)) {
     size_t num_bytes = info->src->bytes_in_buffer;
     if (info->progressive_mode || info->arith_code || info->restart_interval || info->data_precision != 8 ||
         info->Ss != 0 || info->Se != LAST || num_bytes > MOST_BYTES ||
         info->comps_in_scan != info->num_components || !have_tables(info, num_bytes))
-        return;
+        return 0;
     uint8_t *copy = info->mem->alloc_large((j_common_ptr)info, JPOOL_IMAGE, num_bytes + BLOCK_BYTES);
     const uint8_t *stop = unstuffed(info->src->next_input_byte, num_bytes, copy);
-    if (!stop) return;
+    if (!stop) return 0;
     *h = (struct huffman){.next = copy, .stop = stop, .give_up = give_up};
     info->client_data = h;
     info->entropy->decode_mcu = decode_unit;
+    return 1;
 }
 
 #endif

@@ -2,6 +2,8 @@
    are transformed. libjpeg-turbo offers this to C callers only, and no Python package on PyPI passes it on without
    a GPU library. Called by region.py through ctypes, which gives the GIL back meanwhile. */
 
+#define _GNU_SOURCE /* dl_iterate_phdr, memmem */
+#include <link.h>
 #include <setjmp.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -34,16 +36,16 @@ static void give_up(j_decompress_ptr info) {
     longjmp(failure->back, 1);
 }
 
-/* A warning (level -1) tells of damaged data that libjpeg would fill in with grey. */
+/* A warning (level -1) means damaged data, which libjpeg would fill in with grey. */
 static void fail_on_warning(j_common_ptr info, int level) {
     if (level < 0) fail(info);
 }
 
-enum outcome { DONE, FAILED, GAVE_UP };
+enum outcome { BY_LIBJPEG, BY_OURS, FAILED, GAVE_UP };
 
-/* As bit_decode_region, with the Huffman decoder of libjpeg, or `fast` with ours, which gives up on unsound data. */
-static enum outcome decode(int fast, const unsigned char *data, unsigned long num_bytes, int shrink, int left, int top,
-                           int width, int height, unsigned char *out, long row_bytes, int *first_column,
+/* As bit_decode_region, but ours gives up on unsound data. */
+static enum outcome decode(int may_be_ours, const unsigned char *data, unsigned long num_bytes, int shrink, int left,
+                           int top, int width, int height, unsigned char *out, long row_bytes, int *first_column,
                            char *message) {
     struct jpeg_decompress_struct info;
     struct failure failure;
@@ -66,11 +68,11 @@ static enum outcome decode(int fast, const unsigned char *data, unsigned long nu
     jpeg_start_decompress(&info);
     if (left < 0 || top < 0 || width < 1 || height < 1 || left + width > (int)info.output_width ||
         top + height > (int)info.output_height) {
-        snprintf(message, JMSG_LENGTH_MAX, "the region is not inside the picture");
+        snprintf(message, JMSG_LENGTH_MAX, "the region is not inside the image");
         jpeg_destroy_decompress(&info);
         return FAILED;
     }
-    if (fast) take_over(&info, &huffman, give_up);
+    int is_ours = may_be_ours && take_over(&info, &huffman, give_up);
     /* Colour is interpolated from its neighbours: one more unit on each side keeps the region's edges exact. */
 #if JPEG_LIB_VERSION >= 70
     int unit = info.max_h_samp_factor * info.min_DCT_h_scaled_size;
@@ -81,6 +83,11 @@ static enum outcome decode(int fast, const unsigned char *data, unsigned long nu
     int stop = left + width + unit < (int)info.output_width ? left + width + unit : (int)info.output_width;
     JDIMENSION first = start, columns = stop - start;
     jpeg_crop_scanline(&info, &first, &columns);
+    if (4 * (long)columns > row_bytes) {
+        snprintf(message, JMSG_LENGTH_MAX, "units of %d columns are wider than those of JPEG", unit);
+        jpeg_destroy_decompress(&info);
+        return FAILED;
+    }
     *first_column = (int)first;
     if (top > 0) jpeg_skip_scanlines(&info, top);
     while ((int)info.output_scanline < top + height) {
@@ -88,19 +95,51 @@ static enum outcome decode(int fast, const unsigned char *data, unsigned long nu
         jpeg_read_scanlines(&info, &row, 1);
     }
     jpeg_destroy_decompress(&info);
-    return DONE;
+    return is_ours ? BY_OURS : BY_LIBJPEG;
 }
 
-/* Writes rows [top, top + height) of the picture, shrunk 1/`shrink` (1, 2, 4 or 8), as RGBX into `out`.
+/* Writes rows [top, top + height) of the image, shrunk 1/`shrink` (1, 2, 4 or 8), as RGBX into `out`.
    Columns: at least [left, left + width); starts at *first_column, which may lie left of `left`.
-   `row_bytes` must hold 4 bytes for each of width + 2 * 16 * 8 columns. Returns 0, or 1 with `message` filled. */
-int bit_decode_region(const unsigned char *data, unsigned long num_bytes, int shrink, int left, int top, int width,
-                      int height, unsigned char *out, long row_bytes, int *first_column, char *message) {
+   `row_bytes` must hold 4 bytes for each of width + 2 * 16 * 8 columns. Our Huffman decoder reads what it can if it
+   `may_be_ours`. Returns BY_LIBJPEG or BY_OURS, or FAILED with `message` filled. */
+int bit_decode_region(int may_be_ours, const unsigned char *data, unsigned long num_bytes, int shrink, int left,
+                      int top, int width, int height, unsigned char *out, long row_bytes, int *first_column,
+                      char *message) {
     enum outcome outcome = GAVE_UP;
-    for (int fast = 1; outcome == GAVE_UP; fast = 0)
-        outcome =
-            decode(fast, data, num_bytes, shrink, left, top, width, height, out, row_bytes, first_column, message);
-    return outcome != DONE;
+    for (; outcome == GAVE_UP; may_be_ours = 0)
+        outcome = decode(may_be_ours, data, num_bytes, shrink, left, top, width, height, out, row_bytes, first_column,
+                         message);
+    return outcome;
+}
+
+struct version_search {
+    const char *message; /* one of libjpeg's own, in the segment that is searched */
+    const char *version;
+};
+
+static int find_version(struct dl_phdr_info *object, size_t size, void *data) {
+    static const char BEFORE[] = "libjpeg-turbo version ";
+    struct version_search *search = data;
+    (void)size;
+    for (int i = 0; i < object->dlpi_phnum; i++) {
+        const ElfW(Phdr) *segment = object->dlpi_phdr + i;
+        const char *start = (const char *)(object->dlpi_addr + segment->p_vaddr), *stop = start + segment->p_filesz;
+        if (segment->p_type != PT_LOAD || search->message < start || search->message >= stop) continue;
+        const char *found = memmem(start, stop - start, BEFORE, sizeof BEFORE - 1);
+        if (found) search->version = found + sizeof BEFORE - 1;
+        return 1;
+    }
+    return 0;
+}
+
+/* Returns the version of the libjpeg-turbo that this process has loaded, such as "2.1.5 (build 20230203)", or "" for
+   any other libjpeg. No function returns it: the text stands among the constants of its compressor, so it is searched
+   for in the segment of the library that holds its messages. */
+const char *bit_libjpeg_version(void) {
+    struct jpeg_error_mgr manager;
+    struct version_search search = {jpeg_std_error(&manager)->jpeg_message_table[0], ""};
+    dl_iterate_phdr(find_version, &search);
+    return search.version;
 }
 
 /* Sixteen bytes that hold four pixels of four bytes, as twelve bytes of RGB and four without meaning. */

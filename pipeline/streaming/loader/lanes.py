@@ -180,7 +180,10 @@ class Lanes:
         random = sample_uniform(self._work.seed, "augment", spec.source, spec.epoch, span.shard, sample.row)
         started = time.perf_counter()
         try:
-            render(bytes(loaded.body[sample.start : sample.stop]), self._work.transform, random, out)
+            is_trusted = self._work.datasets[spec.source].is_trusted(span.shard)
+            render(
+                bytes(loaded.body[sample.start : sample.stop]), self._work.transform, random, out, is_trusted=is_trusted
+            )
         except BadImage as error:
             return Damaged(sample.row, error.reason, error.detail)
         finally:

@@ -7,8 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 import simplejpeg
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from PIL import Image
 
 from pipeline.base.errors import BadImage, ConfigError
@@ -73,7 +72,7 @@ class At:
 def rendered(data: bytes, placement: Placement) -> np.ndarray:
     side = placement.side_px if placement.crop is None else placement.crop[2] - placement.crop[0]
     out = np.full((side, side, 3), 77, np.uint8)
-    render(data, At(placement), Random(0), out)
+    render(data, At(placement), Random(0), out, is_trusted=True)
     return out
 
 
@@ -100,9 +99,10 @@ def test_a_decoded_region_is_the_whole_picture_cut_to_the_last_bit(
 ) -> None:
     data = encoded(kind, height, width, quality, seed)
     left, top, right, bottom = box = box_in(height, width, shares)
-    region = decode_region(data, box)
-    assert (region.width, region.height) == (right - left, bottom - top)
-    assert np.array_equal(region.pixels, whole(data)[top:bottom, left:right])
+    for is_trusted in (False, True):
+        region = decode_region(data, box, is_trusted=is_trusted)
+        assert (region.width, region.height) == (right - left, bottom - top)
+        assert np.array_equal(region.pixels, whole(data)[top:bottom, left:right])
 
 
 @settings(max_examples=150)
@@ -112,10 +112,11 @@ def test_a_region_decoded_at_a_fraction_is_the_whole_at_that_fraction_cut(
 ) -> None:
     data = encoded(kind, height, width, 90)
     scaled_height, scaled_width = -(-height // shrink), -(-width // shrink)
-    everything = decode_region(data, (0, 0, scaled_width, scaled_height), shrink).pixels
+    everything = decode_region(data, (0, 0, scaled_width, scaled_height), shrink, is_trusted=True).pixels
     assert everything.shape == (scaled_height, scaled_width, 3)
     left, top, right, bottom = box = box_in(scaled_height, scaled_width, shares)
-    assert np.array_equal(decode_region(data, box, shrink).pixels, everything[top:bottom, left:right])
+    region = decode_region(data, box, shrink, is_trusted=True)
+    assert np.array_equal(region.pixels, everything[top:bottom, left:right])
 
 
 @pytest.mark.parametrize("size", [(400, 640), (333, 501)])
@@ -127,7 +128,8 @@ def test_boxes_at_every_offset_of_a_unit_are_exact(kind: str, size: tuple[int, i
     for offset in range(0, 34, 3):
         box = (100 + offset, 60 + offset, 100 + 2 * offset + 1, 61 + 3 * offset)
         left, top, right, bottom = box
-        assert np.array_equal(decode_region(data, box).pixels, pixels[top:bottom, left:right])
+        region = decode_region(data, box, is_trusted=True)
+        assert np.array_equal(region.pixels, pixels[top:bottom, left:right])
 
 
 @pytest.mark.parametrize(

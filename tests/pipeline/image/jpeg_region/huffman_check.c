@@ -1,19 +1,18 @@
 /* Decodes parts of JPEGs, sound and damaged, with both Huffman decoders, and prints how many
-   (1) sound ones there were, (2) of them ours read, (3) damaged ones, (4) of them ours read without giving up,
-   (5) of all, those that differ in outcome or in a pixel. Arguments: rounds of damage, files.
+   (1) sound ones there were, (2) of them ours read, (3) damaged ones, (4) of them ours read,
+   (5) of all, those that differ in outcome or in a pixel. Arguments: seed, rounds of damage, files. Built and run by
+   fuzz.py. */
 
-       cc -g -O1 -fsanitize=address,undefined -o check huffman_check.c -ljpeg && ./check 1000 PHOTO... */
+#include "../../../../pipeline/image/jpeg_region/region.c"
 
 #include <stdint.h>
 #include <stdlib.h>
-
-#include "../../../../pipeline/image/jpeg_region/region.c"
 
 #ifndef JPEG_INTERNALS
 #error "no jpegint.h: libjpeg decodes alone here"
 #endif
 
-static uint64_t state = 88172645463325252u;
+static uint64_t state; /* of xorshift64; never 0 */
 
 static long below(long count) {
     state ^= state << 13, state ^= state >> 7, state ^= state << 17;
@@ -33,7 +32,15 @@ static void damage(unsigned char *data, long *num_bytes) {
     if (is_cut) *num_bytes -= 1 + below(below(2) ? 20 : *num_bytes / 2);
 }
 
-enum verdict { SAME, LEFT, DIFFERENT }; /* LEFT: ours gave up */
+/* Lets ours see the tables of an image: those of a small one are built when they come again. */
+static void show_tables(const unsigned char *data, long num_bytes) {
+    static unsigned char pixels[2 * 4 * (1 + 256)];
+    char message[JMSG_LENGTH_MAX];
+    int first;
+    decode(1, data, num_bytes, 1, 0, 0, 1, 1, pixels, 4 * (1 + 256), &first, message);
+}
+
+enum verdict { SAME, LEFT, DIFFERENT }; /* LEFT: ours did not read it */
 
 static enum verdict compare(const unsigned char *data, long num_bytes, int shrink, int left, int top, int width,
                             int height) {
@@ -42,13 +49,16 @@ static enum verdict compare(const unsigned char *data, long num_bytes, int shrin
     int first[2] = {0};
     enum outcome outcome[2];
     char message[JMSG_LENGTH_MAX];
-    for (int fast = 0; fast < 2; fast++) {
-        pixels[fast] = calloc(height + 1, row_bytes);
-        outcome[fast] = decode(fast, data, num_bytes, shrink, left, top, width, height, pixels[fast], row_bytes,
-                               first + fast, message);
+    show_tables(data, num_bytes);
+    for (int ours = 0; ours < 2; ours++) {
+        pixels[ours] = calloc(height + 1, row_bytes);
+        outcome[ours] = decode(ours, data, num_bytes, shrink, left, top, width, height, pixels[ours], row_bytes,
+                               first + ours, message);
     }
-    enum verdict verdict = outcome[1] == GAVE_UP ? LEFT : outcome[0] == outcome[1] ? SAME : DIFFERENT;
-    for (int row = 0; verdict == SAME && outcome[0] == DONE && row < height; row++) {
+    enum verdict verdict = DIFFERENT;
+    if (outcome[0] == BY_LIBJPEG && outcome[1] == BY_OURS) verdict = SAME;
+    if (outcome[0] == outcome[1] || outcome[1] == GAVE_UP) verdict = LEFT;
+    for (int row = 0; outcome[0] == BY_LIBJPEG && outcome[1] <= BY_OURS && row < height; row++) {
         long start = row * row_bytes + 4 * (left - first[0]);
         if (first[0] != first[1] || memcmp(pixels[0] + start, pixels[1] + start, 4 * width)) verdict = DIFFERENT;
     }
@@ -56,47 +66,26 @@ static enum verdict compare(const unsigned char *data, long num_bytes, int shrin
     return verdict;
 }
 
-static enum outcome decode_corner(const unsigned char *data, long num_bytes) {
-    static unsigned char pixels[2 * 4 * (1 + 256)];
-    char message[JMSG_LENGTH_MAX];
-    int first;
-    return decode(1, data, num_bytes, 1, 0, 0, 1, 1, pixels, 4 * (1 + 256), &first, message);
-}
-
-/* Returns whether ours decodes this picture once its tables have been seen: it gives up with tables that
-   know no code. */
-static int is_ours(const unsigned char *data, long num_bytes) {
-    static struct code_table kept[2][NUM_HUFF_TBLS];
-    decode_corner(data, num_bytes);
-    memcpy(kept[0], dc_tables, sizeof dc_tables);
-    memcpy(kept[1], ac_tables, sizeof ac_tables);
-    for (int i = 0; i < NUM_HUFF_TBLS; i++)
-        for (int j = 0; j < 1 << LOOK_BITS; j++) dc_tables[i].looks[j] = ac_tables[i].looks[j] = STEP_NONE << 8;
-    enum outcome outcome = decode_corner(data, num_bytes);
-    memcpy(dc_tables, kept[0], sizeof dc_tables);
-    memcpy(ac_tables, kept[1], sizeof ac_tables);
-    return outcome == GAVE_UP;
-}
-
 int main(int count, char **arguments) {
     long sound = 0, read = 0, damaged = 0, read_damaged = 0, different = 0;
-    for (int i = 2; i < count; i++) {
+    state = strtoull(arguments[1], NULL, 10) * 0x9E3779B97F4A7C15u + 1;
+    for (int i = 3; i < count; i++) {
         FILE *file = fopen(arguments[i], "rb");
         fseek(file, 0, SEEK_END);
         long size = ftell(file);
-        for (long round = 0; round <= atol(arguments[1]); round++) {
+        for (long round = 0; round <= atol(arguments[2]); round++) {
             long num_bytes = size;
             unsigned char *data = malloc(size);
             rewind(file);
             if (fread(data, 1, size, file) != (size_t)size) return 1;
             if (round) damage(data, &num_bytes);
-            unsigned char *exact = malloc(num_bytes); /* so that a byte beyond is seen */
+            unsigned char *exact = malloc(num_bytes); /* so that reading a byte beyond ends the program */
             memcpy(exact, data, num_bytes);
-            int shrink = 1 << below(4), width = 200 / shrink, height = 160 / shrink; /* pictures have 300 x 260 */
+            int shrink = 1 << below(4), width = 200 / shrink, height = 160 / shrink; /* images have 300 x 260 */
             int left = below(100 / shrink), top = below(2) ? 100 / shrink : below(100 / shrink); /* often to the end */
             enum verdict verdict = compare(exact, num_bytes, shrink, left, top, width, height);
             *(round ? &damaged : &sound) += 1;
-            *(round ? &read_damaged : &read) += verdict == SAME && is_ours(exact, num_bytes);
+            *(round ? &read_damaged : &read) += verdict == SAME;
             different += verdict == DIFFERENT;
             free(exact), free(data);
         }
