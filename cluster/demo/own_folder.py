@@ -1,4 +1,4 @@
-"""The user's own class folders, split for the demonstration by a printed rule."""
+"""The user's own class folders, split for the demonstration by a rule that is printed."""
 
 import os
 import shutil
@@ -10,8 +10,8 @@ from pipeline.base.errors import EmptySource, NotFound
 from pipeline.base.seeds import key128
 from pipeline.packing.sources.folder import SPLIT_NAMES, is_image_name
 
-_MOST_PICTURES = 6000  # of all classes together: keeps the demonstration within minutes
-_LEAST_A_CLASS = 5
+_MAX_PICTURES = 6000  # of all classes together: keeps the demonstration within minutes
+_MIN_PER_CLASS = 5
 _TEST_SPLITS = ("test", "val", "valid", "validation")
 
 Pictures = Mapping[str, Sequence[Path]]
@@ -22,7 +22,7 @@ def own_folders(data: Path, folder: Path) -> Folders:
 
     Raises:
         NotFound: The folder does not exist.
-        EmptySource: There are no two classes with enough pictures.
+        EmptySource: Fewer than two classes have enough pictures.
     """
     if not data.is_dir():
         raise NotFound(f"{data} is not a folder; give one with CLASS/NAME.jpg or SPLIT/CLASS/NAME.jpg")
@@ -37,24 +37,22 @@ def own_folders(data: Path, folder: Path) -> Folders:
         test_name = next(name for name in _TEST_SPLITS if name in splits)
         test, train = _classes(splits[test_name]), _classes(splits["train"])
         classes = _usable(data, {name: train[name] for name in train if name in test})
-        parts = {name: _cut(_limited(classes, name), (0.75, 1.0)) for name in classes}
-        upstream, fit = ({name: part[index] for name, part in parts.items()} for index in (0, 1))
-        held = {name: _limited(test, name) for name in classes}
+        parts = {name: _cut(_limit(classes, name), (0.75, 1.0)) for name in classes}
+        upstream, train_part = ({name: part[index] for name, part in parts.items()} for index in (0, 1))
+        test_part = {name: _limit(test, name) for name in classes}
         rule = f"upstream: 75 % of train/; downstream training: 25 % of train/; downstream test: {test_name}/"
     else:
         classes = _usable(data, _classes(data))
-        parts = {name: _cut(_limited(classes, name), (0.6, 0.8, 1.0)) for name in classes}
-        upstream, fit, held = ({name: part[index] for name, part in parts.items()} for index in range(3))
+        parts = {name: _cut(_limit(classes, name), (0.6, 0.8, 1.0)) for name in classes}
+        upstream, train_part, test_part = ({name: part[index] for name, part in parts.items()} for index in range(3))
         rule = "of each class: upstream 60 %, downstream training 20 %, downstream test 20 %, by a hash of the names"
     shutil.rmtree(folder / "pictures", ignore_errors=True)
-    sizes = (
-        f"{len(classes)} classes; pictures: {_count(upstream)} upstream, {_count(fit)} training, {_count(held)} test"
-    )
+    counts = f"{_count(upstream)} upstream, {_count(train_part)} training, {_count(test_part)} test"
     return Folders(
         upstream=_link(folder / "pictures/upstream", upstream),
-        train=_link(folder / "pictures/downstream-train", fit),
-        test=_link(folder / "pictures/downstream-test", held),
-        about=(f"your pictures in {data}", rule, sizes),
+        train=_link(folder / "pictures/downstream-train", train_part),
+        test=_link(folder / "pictures/downstream-test", test_part),
+        about=(f"your pictures in {data}", rule, f"{len(classes)} classes; pictures: {counts}"),
     )
 
 
@@ -67,18 +65,18 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 
 
 def _usable(data: Path, classes: dict[str, list[Path]]) -> dict[str, list[Path]]:
-    usable = {name: paths for name, paths in classes.items() if len(paths) >= _LEAST_A_CLASS}
+    usable = {name: paths for name, paths in classes.items() if len(paths) >= _MIN_PER_CLASS}
     if len(usable) < 2:
         raise EmptySource(
-            f"{data} has {len(usable)} class folders with {_LEAST_A_CLASS} pictures or more, two are needed; expected "
+            f"{data} has {len(usable)} class folders with {_MIN_PER_CLASS} pictures or more, two are needed; expected "
             f"{data}/CLASS/NAME.jpg or {data}/train/CLASS/NAME.jpg"
         )
     return usable
 
 
-def _limited(classes: Pictures, name: str) -> list[Path]:
+def _limit(classes: Pictures, name: str) -> list[Path]:
     """Return a class's pictures in the order of a hash, at most its share of the limit."""
-    most = max(_LEAST_A_CLASS, _MOST_PICTURES // len(classes))
+    most = max(_MIN_PER_CLASS, _MAX_PICTURES // len(classes))
     return sorted(classes[name], key=lambda path: key128(0, "demo split", path.name))[:most]
 
 

@@ -26,7 +26,7 @@ _INITS = ("pretrained", "scratch")
 
 @dataclass(frozen=True)
 class DemoFacts:
-    """Everything the page tells, read from the object store while it runs."""
+    """Everything that the page shows, read from the object store while that runs."""
 
     about: tuple[str, ...]
     datasets: list[dict[str, Any]]
@@ -41,7 +41,7 @@ class DemoFacts:
 
     @staticmethod
     def collect(root: str, report: Path, about: tuple[str, ...], stages: list[Stage]) -> "DemoFacts":
-        """Read the outcome of all stages."""
+        """Read the results of all stages."""
         run = open_store(f"{root}/runs/pretrain")
         return DemoFacts(
             about=about,
@@ -66,7 +66,7 @@ class DemoFacts:
         return dataclasses.replace(self, seconds=seconds, peak_bytes=peak_bytes)
 
     def transfer_rows(self) -> list[dict[str, Any]]:
-        """Return a row a start and number of shots: median and range over subsets, interval of the median run."""
+        """Return a row per start and number of shots: median and range over subsets, and the median run's interval."""
         rows = []
         for shots in sorted({result["shots"] for result in self.results["scratch"]}):
             for name in _INITS:
@@ -88,7 +88,7 @@ class DemoFacts:
         return rows
 
     def summary_lines(self) -> list[str]:
-        """Return the outcome in a few lines of text."""
+        """Return the results in a few lines of text."""
         last = self.metrics[-1]
         summary = self.audit["summary"]
         canaries = summary["canaries"][-1]
@@ -110,7 +110,7 @@ class DemoFacts:
 
 
 def write_report(folder: Path, facts: DemoFacts) -> DemoFacts:
-    """Write index.html; return the facts back."""
+    """Write index.html; return the facts."""
     folder.mkdir(parents=True, exist_ok=True)
     page = render_page(
         "cluster.demo",

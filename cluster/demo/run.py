@@ -23,7 +23,7 @@ from pipeline.dataset.dataset import open_dataset
 from trainer.jobs.finetune import SCRATCH
 
 _BUCKET = "bit-demo"
-_MARK = ".bit-demo"  # only a folder that holds it is ever removed
+_MARKER = ".bit-demo"  # only a folder that holds it is ever removed
 _MODEL = "R14x0.5"
 _NUM_WORKERS = 2
 _BATCH = 64
@@ -32,14 +32,14 @@ _FREE_BYTES = 2_000_000_000  # objects, checkpoints and Ray's logs of a demonstr
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of the product's work a demonstration does.
+    """How much work a demonstration does.
 
     Attributes:
-        resolution_px: Side of the pretraining crop and of the fine-tuning input.
+        resolution_px: Side of the crops of pretraining and fine-tuning.
         pretrain_steps: Optimizer steps upstream, of 64 pictures.
         finetune_steps: Optimizer steps of each transfer run.
-        shots: Pictures a class of the few-shot runs.
-        num_subsets: Subsets for each number of shots.
+        shots: Pictures per class of the few-shot runs.
+        num_subsets: Subsets per number of shots.
     """
 
     resolution_px: int
@@ -49,14 +49,14 @@ class Scale:
     num_subsets: int
 
 
-def demo(folder: Path, data: Path | None, *, short: bool, fresh: bool) -> None:
-    """Run the demonstration and stop everything it started, also after Ctrl-C or an error.
+def run_demo(folder: Path, data: Path | None, *, short: bool, fresh: bool) -> None:
+    """Run the demonstration; stop everything it started, after Ctrl-C and errors, too.
 
     Args:
-        folder: Where everything goes; an interrupted run goes on there.
+        folder: Of all output; an interrupted run continues there.
         data: The user's class folders, or None for digits.
         short: A few steps of each stage, for CI.
-        fresh: Start over even if a report is there.
+        fresh: Start over even if there is a report.
 
     Raises:
         BitError: As the stages.
@@ -64,15 +64,15 @@ def demo(folder: Path, data: Path | None, *, short: bool, fresh: bool) -> None:
     """
     folder = demo_folder(folder, data)
     page = folder / "report" / "index.html"
-    if fresh and (folder / _MARK).exists():
+    if fresh and (folder / _MARKER).exists():
         shutil.rmtree(folder)
     if page.exists():
         click.echo(f"the report of an earlier run is at {page}\nrun it again with: cluster demo --fresh")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _MARK).touch()
+    (folder / _MARKER).touch()
     if shutil.disk_usage(folder).free < _FREE_BYTES:
-        raise StorageFull(f"{folder} has less than {human_bytes(_FREE_BYTES)} free; free some or give --out elsewhere")
+        raise StorageFull(f"{folder} has less than {human_bytes(_FREE_BYTES)} free; free some, or choose another --out")
     started = time.monotonic()
     folders = own_folders(data, folder) if data else digit_folders(folder)
     for line in folders.about:
@@ -81,14 +81,14 @@ def demo(folder: Path, data: Path | None, *, short: bool, fresh: bool) -> None:
     with memory.running(), _stack(folder) as stack:
         facts = _run_stages(folder, folders, stack, is_digits=data is None, short=short)
     facts = facts.finished(time.monotonic() - started, memory.peak_bytes)
-    _tell(write_report(folder / "report", facts), page)
+    _print_summary(write_report(folder / "report", facts), page)
 
 
 def demo_folder(out: Path, data: Path | None) -> Path:
-    """Return the folder of a demonstration: of its own for every data folder, and never inside it or around it.
+    """Return the folder of a demonstration: one per data folder, and never inside it or around it.
 
     Raises:
-        ConfigError: The folder would hold the user's pictures, or lie among them.
+        ConfigError: The folder would contain the user's pictures, or be among them.
     """
     if data is None:
         return out / "digits"
@@ -102,7 +102,7 @@ def demo_folder(out: Path, data: Path | None) -> Path:
 
 @contextmanager
 def _stack(folder: Path) -> Iterator[Stack]:
-    """Run the local services for the body; SIGTERM and a closed terminal end it like Ctrl-C."""
+    """Run the local services for a block of code; SIGTERM and a closed terminal end it like Ctrl-C."""
     end_by_signals()
     stop_leftover(folder / "stack")
     click.secho("\nstarting an S3 server (SeaweedFS) and Ray on this machine", bold=True)
@@ -150,14 +150,14 @@ def _run_stages(folder: Path, folders: Folders, stack: Stack, *, is_digits: bool
 
 
 def _scale(train: str, *, is_digits: bool, short: bool) -> Scale:
-    """Return the scale that keeps two cores busy for a few minutes; numbers of shots that every class can fill."""
+    """Return a scale that takes a few minutes on two cores, with numbers of shots that every class has."""
     from pipeline.upkeep.statistics import class_counts  # noqa: PLC0415
 
     dataset = open_dataset(train)
     counts = class_counts(dataset)
     fewest = min(counts[label] for label in range(dataset.version.num_classes))
     if not fewest:
-        raise EmptySource("a class has no usable picture for training; see the rejected ones above and mend them")
+        raise EmptySource("a class has no usable training picture; see the rejected ones above and repair them")
     fitting = [shots for shots in (1, 2, 5, 10, 25) if shots <= fewest]
     if short:
         return Scale(32, pretrain_steps=30, finetune_steps=10, shots=tuple(fitting[-1:]), num_subsets=1)
@@ -187,7 +187,7 @@ def _pretrain_options(upstream: str, scale: Scale, *, flip: bool) -> list[str]:
 
 
 def _finetune_options(scale: Scale, *, flip: bool) -> list[str]:
-    resize_px = scale.resolution_px * 160 // 128  # the HyperRule's ratio of square to crop
+    resize_px = scale.resolution_px * 160 // 128  # the HyperRule's ratio of resize to crop
     shortened = (
         f'{{"steps": {scale.finetune_steps}, "batch_size": {_BATCH}, "resize_px": {resize_px}, '
         f'"crop_px": {scale.resolution_px}}}'
@@ -197,7 +197,7 @@ def _finetune_options(scale: Scale, *, flip: bool) -> list[str]:
             *_settings({"shortened": shortened, "flip": str(flip).lower(), "num_lanes": 8})]  # fmt: skip
 
 
-def _tell(facts: DemoFacts, page: Path) -> None:
+def _print_summary(facts: DemoFacts, page: Path) -> None:
     click.secho("\nsummary", bold=True)
     for line in facts.summary_lines():
         click.echo(f"  {line}")

@@ -1,4 +1,4 @@
-"""The stages of the demonstration as the commands a user would type, and their running with visible progress."""
+"""The stages of the demonstration: commands as a user would type them, run with visible progress."""
 
 import os
 import re
@@ -21,7 +21,7 @@ _SAMPLE_SECONDS = 2.0
 _ACTOR_PREFIX = re.compile(
     r"^(\x1b\[\d+m)*\((RayTrainWorker|TrainController|\w+) pid=\d+(, ip=[\d.]+)?\)(\x1b\[\d+m)* ?"
 )
-# What people want to see of a job's output; everything is in the log.
+# The lines of a job's output that are shown; the log holds everything.
 _SHOWN = re.compile(r"^(step |\d{4}-shots|plan |published|packing|joining|verifying|searching|error:|\d+ of )")
 
 
@@ -30,7 +30,7 @@ class Stage:
     """One finished command.
 
     Attributes:
-        name: For people.
+        name: As shown.
         command: As typed.
         seconds: Wall time.
     """
@@ -41,15 +41,15 @@ class Stage:
 
 
 def run_stage(name: str, command: Sequence[str], log: Path) -> Stage:
-    """Run a command, shows its progress lines, and keep all output in `log`.
+    """Run a command, show its progress lines, and write all output to `log`.
 
     Raises:
-        ServiceError: It failed; carries its last line.
+        ServiceError: The command failed; the message holds its last error.
     """
     click.secho(f"\n{name}", bold=True)
     click.secho(f"$ {shlex.join(command)}", dim=True)
     log.parent.mkdir(parents=True, exist_ok=True)
-    # The commands stand beside this Python, whether or not its environment is activated.
+    # The commands are installed beside this Python, whether or not its environment is activated.
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     started = time.monotonic()
     last = ""
@@ -81,7 +81,7 @@ class MemoryWatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Sample while the body runs."""
+        """Sample while a block of code runs."""
         ended = threading.Event()
         thread = threading.Thread(target=self._sample, args=(ended,), daemon=True)
         thread.start()
@@ -98,7 +98,7 @@ class MemoryWatch:
 
 
 def _proportional_bytes(process: psutil.Process) -> int:
-    """Return the process's proportional set size from its kernel summary; 0 if it has ended."""
+    """Return the proportional set size of a process as the kernel reports it; 0 if the process has ended."""
     try:
         with open(f"/proc/{process.pid}/smaps_rollup", encoding="ascii") as summary:
             return next(int(line.split()[1]) * 1024 for line in summary if line.startswith("Pss:"))
@@ -107,5 +107,5 @@ def _proportional_bytes(process: psutil.Process) -> int:
 
 
 def num_cpus() -> int:
-    """Return the CPUs this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -18,15 +18,15 @@ _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def connect(address: str | None) -> "JobSubmissionClient":
-    """Return a client of the job API at `address`, or at RAY_API_SERVER_ADDRESS.
+    """Connect to the job API at `address`, or at RAY_API_SERVER_ADDRESS.
 
     Raises:
-        ServiceError: No address is known, or nothing answers there.
+        ServiceError: No address is given, or nothing answers there.
     """
     url = address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if not url:
         raise ServiceError("no cluster is named; give --address http://HEAD:8265 or set RAY_API_SERVER_ADDRESS")
-    from ray.exceptions import RayError  # noqa: PLC0415 - a second that `--help` need not pay
+    from ray.exceptions import RayError  # noqa: PLC0415 - takes a second that `--help` need not pay
     from ray.job_submission import JobSubmissionClient  # noqa: PLC0415
 
     # Ray prefers the variable to the argument, and would go to another cluster than the one the user named.
@@ -42,10 +42,10 @@ def connect(address: str | None) -> "JobSubmissionClient":
 def submit(
     client: "JobSubmissionClient", command: Sequence[str], environment: Mapping[str, str], job: str | None
 ) -> str:
-    """Submit a command line; return the job's id.
+    """Submit a command line; return the job's id, a random one unless `job` is given.
 
     Raises:
-        ServiceError: The cluster refused it.
+        ServiceError: The cluster refused the job.
     """
     try:
         submitted: str = client.submit_job(
@@ -69,7 +69,7 @@ def status(client: "JobSubmissionClient", job: str) -> str:
 
 
 def all_jobs(client: "JobSubmissionClient") -> list[dict[str, Any]]:
-    """Return id, status, entry point and times of every submitted job, oldest first."""
+    """Return id, status and command of every submitted job, oldest first."""
     details = [job for job in client.list_jobs() if job.submission_id]
     return [
         {

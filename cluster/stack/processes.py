@@ -1,4 +1,4 @@
-"""Stopping processes surely: by pid and start time, with all their descendants, and without being interrupted."""
+"""Stopping processes reliably: by pid and start time, with all descendants, and without being interrupted."""
 
 import signal
 import subprocess
@@ -11,7 +11,7 @@ import psutil
 
 _STOP_SECONDS = 4.0  # SeaweedFS takes 2.2 s
 _SAME_START_SECONDS = 1.0
-# Pid and start time: a pid alone may belong to somebody else after a reboot.
+# Pid and start time: a pid alone may belong to another process after a reboot.
 Identity = tuple[int, float]
 
 
@@ -41,7 +41,7 @@ def unstoppable() -> Iterator[None]:
 
 
 def identities(started: Sequence[subprocess.Popen[bytes]]) -> tuple[Identity, ...]:
-    """Return what names the processes for ever, the last started first."""
+    """Return the identities of the processes, the last started first; those that have ended are left out."""
     found = (_process(process.pid) for process in reversed(started))
     return tuple((process.pid, process.create_time()) for process in found if process)
 
@@ -54,18 +54,18 @@ def _process(pid: int) -> psutil.Process | None:
 
 
 def stop_all(processes: Sequence[Identity], belongs: Callable[[psutil.Process], bool]) -> None:
-    """Stop the processes in order, politely, then kills their descendants and whatever else belongs to them.
+    """Stop the processes in order by SIGTERM, then kill their descendants and all other processes that belong to them.
 
     Args:
         processes: First process of each service. One whose pid was given to another process is left alone.
-        belongs: Tells of any process of the machine whether it is to be killed too.
+        belongs: Whether a process of this machine is to be killed, too.
     """
     leaders = [
         process
         for pid, created in processes
         if (process := _process(pid)) and abs(process.create_time() - created) < _SAME_START_SECONDS
     ]
-    # Descendants are named first: they lose their parent when a service ends.
+    # Descendants are listed first: they lose their parent when a service ends.
     members = {child for leader in leaders for child in _family(leader)}
     members |= set(filter(belongs, psutil.process_iter()))
     for leader in leaders:

@@ -22,10 +22,10 @@ from pipeline.base.records import Record
 
 STATE_NAME = "cluster.json"
 _READY_SECONDS = 60.0
-# Ray gives a node 30 s to register, whatever is set; a machine that reads its files for the first time may need more.
+# Ray allows a node 30 s to register, whatever is set; a machine that reads its files for the first time may need more.
 _NODE_STARTS = 3
 # Several nodes need an address each. Ray then listens on all interfaces, guarded by its token; with one node on
-# 127.0.0.1 it listens on the loopback interface only, if told that this is no machine for clusters.
+# 127.0.0.1 it listens on the loopback interface only, if this variable turns clusters off.
 _FIRST_OF_SEVERAL_NODES = 2
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _OBJECT_STORE_BYTES = 200_000_000
@@ -33,7 +33,7 @@ _PORTS = range(20_000, 32_768)
 
 
 class Stack(Record):
-    """A running stack; what `cluster down` and other commands need to know.
+    """A running stack; what `cluster down` and other commands need.
 
     Attributes:
         folder: Its state, logs and objects.
@@ -58,13 +58,13 @@ def start_stack(
     Args:
         folder: For state, logs and objects.
         cpus_per_node: CPUs of each Ray node; none for the S3 server alone.
-        bucket: Is created if it is not there.
+        bucket: Created if missing.
         s3_port: Port of the S3 server; 0 for any free one.
         dashboard_port: Port of Ray's dashboard and job API; 0 for any free one.
 
     Raises:
-        ConfigError: A port is in use, or the bucket's name is none.
-        ServiceError: A service did not come up; everything started is stopped again.
+        ConfigError: A port is in use, or the bucket's name is invalid.
+        ServiceError: A service did not start; everything that was started is stopped again.
     """
     for port in (s3_port, dashboard_port):
         if port and not _is_free(port):
@@ -121,7 +121,7 @@ def stop_leftover(folder: Path) -> None:
 
 
 def read_stack(folder: Path) -> Stack:
-    """Return the stack that was started in a folder.
+    """Read the state of the stack that was started in a folder.
 
     Raises:
         ServiceError: None runs there.
@@ -135,8 +135,8 @@ def read_stack(folder: Path) -> Stack:
 def free_ports(count: int) -> list[int]:
     """Return distinct ports that are free on the loopback interface.
 
-    Below the range from which the kernel serves outgoing connections: a port of that range that is free now may be
-    taken by one of Ray's own processes before the service it was meant for binds it.
+    They are below the kernel's range for outgoing connections: a free port of that range may be taken by one of Ray's
+    own processes before the service it is meant for binds it.
     """
     ports: list[int] = []
     while len(ports) < count:
@@ -189,13 +189,13 @@ def _start_s3(folder: Path, s3_port: int) -> tuple[subprocess.Popen[bytes], dict
 
 
 def create_bucket(environment: Mapping[str, str], bucket: str) -> None:
-    """Create the bucket, waiting until the server takes a signed write.
+    """Create the bucket, once the server accepts a signed write.
 
     Raises:
-        ConfigError: The name is not one of a bucket.
-        ServiceError: The server did not within a minute.
+        ConfigError: The name is invalid.
+        ServiceError: The server accepted no write within a minute.
     """
-    import boto3  # noqa: PLC0415 - 0.3 s that `--help` need not pay
+    import boto3  # noqa: PLC0415 - takes 0.3 s that `--help` need not pay
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
     endpoint = environment["AWS_ENDPOINT_URL"]
@@ -233,7 +233,7 @@ def _start_ray(
         **environment,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # job entry points run from it
         "RAY_USAGE_STATS_ENABLED": "0",
-        # It looks at the whole machine and would kill our workers for the memory of others.
+        # Ray's monitor looks at the whole machine: it would kill our workers for the memory of other processes.
         "RAY_memory_monitor_refresh_ms": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead worker is seen 2 s earlier than by default
     }
@@ -257,7 +257,7 @@ def _start_ray(
 
 @retry(retry=retry_if_exception_type(ServiceError), stop=stop_after_attempt(_NODE_STARTS), reraise=True)
 def _start_node(command: list[str], log: Path, settings: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start one node and wait until it has registered; one that did not is stopped whole and started again."""
+    """Start one node and wait until it has registered; one that does not is stopped, descendants too, and retried."""
     agent_port, agent_grpc_port, metrics_port = free_ports(3)
     ports = [f"--dashboard-agent-listen-port={agent_port}", f"--dashboard-agent-grpc-port={agent_grpc_port}",
              f"--metrics-export-port={metrics_port}"]  # fmt: skip
@@ -301,7 +301,7 @@ def _beside_python(name: str) -> str:
 
 
 def _carries(name: str, value: str) -> Callable[[psutil.Process], bool]:
-    """Return the test whether a process has inherited a variable with that value; this process never has."""
+    """Return a predicate: whether another process has inherited an environment variable with that value."""
 
     def carries(process: psutil.Process) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""The two sides of an audit: opened once a process, checked to be comparable and unchanged."""
+"""The two sides of an audit: opened once per process, checked to be comparable and unchanged."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +17,7 @@ class Pinned:
     """One version of a dataset, as tasks name it.
 
     Attributes:
-        digest: Of its list of shards: a dataset made anew at the same place is another one.
+        digest: Of its list of shards: a dataset packed again at the same URL is another one.
     """
 
     url: str
@@ -35,12 +35,12 @@ class Sides:
     @property
     def upstream(self) -> Dataset:
         """The opened upstream set."""
-        return opened(self.up)
+        return open_pinned(self.up)
 
     @property
     def downstream(self) -> Dataset:
         """The opened downstream set."""
-        return opened(self.down)
+        return open_pinned(self.down)
 
     @property
     def is_within(self) -> bool:
@@ -48,8 +48,8 @@ class Sides:
         return self.up == self.down
 
 
-def pinned(url: str) -> Pinned:
-    """Return the latest version of a dataset, or of WebDataset tars that are indexed on first use.
+def pin(url: str) -> Pinned:
+    """Pin the latest version of a dataset, or of WebDataset tars, which are indexed on first use.
 
     Raises:
         BitError: As pipeline.packing.foreign_tars.open_any.open_any.
@@ -59,41 +59,41 @@ def pinned(url: str) -> Pinned:
 
 
 @lru_cache(maxsize=4)
-def opened(side: Pinned) -> Dataset:
-    """Return a dataset, once a process."""
+def open_pinned(side: Pinned) -> Dataset:
+    """Open a pinned version; once per process."""
     return open_any(side.url, side.version)
 
 
 @lru_cache(maxsize=2)
-def index_of(side: Pinned) -> pa.Table:
-    """Return shard, row, code, digest, quality, labels and key of all samples, and pixels if known, once a process."""
+def samples_of(side: Pinned) -> pa.Table:
+    """Read shard, row, code, digest, quality, labels and key of all samples, and pixels if known; once per process."""
     columns = ["code", "digest", "quality", "labels", "key"]
-    dataset = opened(side)
+    dataset = open_pinned(side)
     return dataset.all_samples([*columns, *([PIXELS_COLUMN] if has_pixels(dataset) else [])]).combine_chunks()
 
 
 def has_pixels(dataset: Dataset) -> bool:
-    """Return whether the sidecars have digests of decoded pictures: `cluster fingerprint` makes all of them so."""
+    """Return whether the sidecars have digests of decoded pixels; those that `cluster fingerprint` writes all do."""
     return PIXELS_COLUMN in dataset.samples(0).column_names
 
 
 def content_digest(dataset: Dataset) -> str:
-    """Return a digest of a dataset's fingerprints, in order."""
+    """Return a digest of all sidecars of a dataset, in order of the shards: labels, digests and fingerprints."""
     table = dataset.shards.table
     return sha256_hex("\n".join(table["sidecar_sha256"].to_pylist()).encode())
 
 
 def check_comparable(upstream: Dataset, downstream: Dataset) -> None:
-    """Refuse sets whose codes cannot be compared.
+    """Check that the codes of two sets can be compared.
 
     Raises:
-        ConfigError: One has no fingerprints, or those of another version.
+        ConfigError: A set has no fingerprints, or fingerprints of another descriptor version.
     """
     for dataset in (upstream, downstream):
         if dataset.version.descriptor is None:
             raise ConfigError(
                 f"{dataset.store.url} was packed with --check header and has no fingerprints; pack it with "
-                f"--check decode, or audit what `cluster fingerprint` makes of its tars"
+                f"--check decode, or audit the output of `cluster fingerprint` on its tars"
             )
     for dataset, other in ((upstream, downstream), (downstream, upstream)):
         if dataset.version.descriptor != fingerprint.DESCRIPTOR_VERSION:
@@ -101,16 +101,16 @@ def check_comparable(upstream: Dataset, downstream: Dataset) -> None:
                 f"{dataset.store.url} has descriptors {dataset.version.descriptor}, this release compares "
                 f"{fingerprint.DESCRIPTOR_VERSION} (as {other.store.url} "
                 f"{'too' if other.version.descriptor == fingerprint.DESCRIPTOR_VERSION else 'neither'}); pack it "
-                f"again, or audit what `cluster fingerprint` makes of its tars"
+                f"again, or audit the output of `cluster fingerprint` on its tars"
             )
 
 
 def check_tar(dataset: Dataset, shard: int) -> None:
-    """Refuse a shard that is gone or has another size than its manifest says.
+    """Check that a shard exists and has the size that the manifest records.
 
     Raises:
-        NotFound: The tar is gone.
-        CorruptShard: It has another size.
+        NotFound: The tar does not exist.
+        CorruptShard: Its size differs.
     """
     about = dataset.shards[shard]
     try:
@@ -128,10 +128,10 @@ def check_tar(dataset: Dataset, shard: int) -> None:
 
 
 def read_picture(dataset: Dataset, address: Address) -> bytes:
-    """Return the bytes of a picture, which must be those that were fingerprinted.
+    """Read the bytes of a picture and check that they are the fingerprinted ones.
 
     Raises:
-        CorruptShard: They are others.
+        CorruptShard: Their digest differs from the sidecar's.
     """
     data = dataset.read_image(address)
     if image_digest(data) != dataset.sample(address)["digest"]:

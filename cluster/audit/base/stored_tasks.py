@@ -1,7 +1,7 @@
-"""Results of tasks in a work folder: made once, found again after any death, and the tasks that kill their workers.
+"""Tasks whose results are stored in a work folder, computed once, and quarantine of tasks that kill their workers.
 
-A result is named by everything it depends on, so that a rerun finds it, another audit that asks the same finds it too,
-and a changed shard or setting makes another name.
+The key of a result is a digest of everything it depends on: a rerun finds it, so does another audit that needs the same
+one, and a changed shard, setting or source file leads to another key.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ from pipeline.store.base import Store, commit, exists
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls
 
-_CAREFUL_AFTER = 2  # workers lost over a task
-_TRIES = 2  # of a task that fails with an error nobody foresaw
+_ISOLATE_FROM_LOSSES = 2  # workers lost over one task
+_NUM_TRIES = 2  # of a task that raises anything but a BitError, and of an isolated one
 _KEY_DIGITS = 32
-_READ_THREADS = 16  # of results that are there; boto3 gives about 400 small reads a second in one process
+_NUM_READ_THREADS = 16  # for stored results; boto3 reaches about 400 small reads a second in one process
 
 
 class Task(Hashable, Protocol):
-    """A call with a stored result."""
+    """A call whose result is stored."""
 
     @property
     def result_key(self) -> str:
@@ -62,57 +62,57 @@ OnEvent = Callable[..., None]
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A task that was given up.
+    """The outcome of a task that fails wherever it runs.
 
     Attributes:
-        reason: What it died of.
+        reason: Its last error.
     """
 
     reason: str
 
 
 def key_of(kind: str, *parts: object) -> str:
-    """Return the key of a result from all that it depends on."""
+    """Return the key of a result, from all that it depends on; each part must be JSON."""
     return f"{kind}/{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_KEY_DIGITS]}.parquet"
 
 
 @lru_cache
 def code_digest(*modules: ModuleType) -> str:
-    """Return a digest of the modules' source: results of other code are other results."""
+    """Return a digest of the source of some modules: a result depends on the code that computes it."""
     return hashlib.sha256("".join(inspect.getsource(module) for module in modules).encode()).hexdigest()[:_KEY_DIGITS]
 
 
-def stored_or_made(store: Store, key: str, make: Callable[[], pa.Table]) -> pa.Table:
-    """Return the stored table, or make and store it."""
+def load_or_compute(store: Store, key: str, compute: Callable[[], pa.Table]) -> pa.Table:
+    """Return the stored table; compute and store it first if it is missing."""
     if not exists(store, key):
-        commit(store, key, to_parquet(make()))
+        commit(store, key, to_parquet(compute()))
     return from_parquet(store.read(key))
 
 
 def stored_results(
     job: AuditJob, function: Callable[[T], pa.Table], tasks: Sequence[T], on_result: Callable[[T], None]
 ) -> Iterator[tuple[T, pa.Table | Quarantined]]:
-    """Yield each task with its table: those that are stored first, then the others as they end.
+    """Yield each task with its table: stored ones first, then the others in the order they end.
 
     Args:
-        job: Where missing results are made and kept.
-        function: From a task to its table, the same wherever and whenever it runs; it stores the table.
+        job: Where missing results are computed and stored.
+        function: Maps a task to its table, the same wherever and whenever it runs, and stores the table.
         tasks: Hashable, and can be pickled.
-        on_result: Called with each task.
+        on_result: Called with each task that has its result.
 
     Raises:
-        BitError: What a task raised for the user.
+        BitError: A task raised it.
         ServiceError: Workers kept dying.
     """
     store, on_event = job.work, job.reporting.event
     kinds = {task.result_key.rpartition("/")[0] for task in tasks}
-    there = {entry.key for kind in kinds for entry in store.list(f"{kind}/")}
-    done = [task for task in tasks if task.result_key in there]
-    with ThreadPoolExecutor(_READ_THREADS) as threads:
+    stored = {entry.key for kind in kinds for entry in store.list(f"{kind}/")}
+    done = [task for task in tasks if task.result_key in stored]
+    with ThreadPoolExecutor(_NUM_READ_THREADS) as threads:
         for task, body in zip(done, threads.map(store.read, [task.result_key for task in done]), strict=True):
             on_result(task)
             yield task, from_parquet(body)
-    missing = [task for task in tasks if task.result_key not in there]
+    missing = [task for task in tasks if task.result_key not in stored]
     on_event("resumed", num_done=len(done), num_missing=len(missing))
     for task, result in results_of(job.pool, function, missing, on_event):
         on_result(task)
@@ -122,39 +122,40 @@ def stored_results(
 def results_of(
     pool: Pool, function: Callable[[C], R], calls: Iterable[C], on_event: OnEvent = lambda event, **values: None
 ) -> Iterator[tuple[C, R | Quarantined]]:
-    """Yield every call with its result, or with Quarantined where it fails wherever it runs.
+    """Yield every call with its result, or with Quarantined if it fails wherever it runs.
 
-    A call that lost two workers runs in a process of its own, so that its guilt is proven and no third worker dies.
+    A call over which two workers were lost runs in a process of its own: if it kills that too, it is the cause, and no
+    third worker dies.
     """
 
-    def told(event: str, call: C, detail: str) -> None:
+    def report(event: str, call: C, detail: str) -> None:
         on_event(event, task=str(call), detail=detail)
 
-    for call, result in run_calls(pool, partial(_guarded, function), calls, told):
+    for call, result in run_calls(pool, partial(_run_isolated_after_losses, function), calls, report):
         if isinstance(result, Quarantined):
             on_event("quarantined", task=str(call), detail=result.reason)
         yield call, result
 
 
-def _guarded(function: Callable[[C], R], attempt: Attempt[C]) -> R | Quarantined:
-    if attempt.num_losses < _CAREFUL_AFTER:
-        return _tried(function, attempt.call)
-    for _ in range(_TRIES):
+def _run_isolated_after_losses(function: Callable[[C], R], attempt: Attempt[C]) -> R | Quarantined:
+    if attempt.num_losses < _ISOLATE_FROM_LOSSES:
+        return _run_with_retry(function, attempt.call)
+    for _ in range(_NUM_TRIES):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
             try:
-                return executor.submit(_tried, function, attempt.call).result()
+                return executor.submit(_run_with_retry, function, attempt.call).result()
             except BrokenProcessPool:
                 continue
     return Quarantined("it kills the process that runs it")
 
 
-def _tried(function: Callable[[C], R], call: C) -> R | Quarantined:
+def _run_with_retry(function: Callable[[C], R], call: C) -> R | Quarantined:
     reason = ""
-    for _ in range(_TRIES):
+    for _ in range(_NUM_TRIES):
         try:
             return function(call)
         except BitError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a shard brings up is told in the report
+        except Exception as error:  # noqa: BLE001 - the report names whatever a shard raises
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return Quarantined(reason)

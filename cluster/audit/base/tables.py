@@ -1,4 +1,4 @@
-"""What an audit is asked and what it finds, as plain tables."""
+"""The configuration of an audit, and what it finds as plain tables."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,12 +8,12 @@ import pyarrow as pa
 
 from pipeline.base.records import Record
 
-Address = tuple[int, int]  # shard, row
+ShardRow = tuple[int, int]  # as Address, but ordered, and as tables hold it
 # Of two hundred photos no two different ones are closer than 89 bits; crops to 95 % are up to 51 at the 95th percentile
 # (docs/decisions/0003-sign-hash.md).
 DEFAULT_RADIUS = 62
-# Below this gradient score a code says little: a plain sky of CIFAR-10 scores 6, an ellipse on white 18. Of CIFAR-10
-# 2.2 % are below, of six other sets of real pictures 0 to 0.2 %.
+# Below this gradient score a code is not reliable: a plain sky of CIFAR-10 scores 6, an ellipse on white 18. 2.2 % of
+# CIFAR-10 are below, and 0 to 0.2 % of six other sets of real pictures.
 MIN_QUALITY = 20
 ADDRESS_COLUMNS = ("up_shard", "up_row", "down_shard", "down_row")
 CANDIDATE_SCHEMA = pa.schema(
@@ -23,8 +23,6 @@ CANDIDATE_SCHEMA = pa.schema(
         ("element", pa.int8()),
     ]
 )
-
-
 PAIR_SCHEMA = pa.schema(
     [
         *CANDIDATE_SCHEMA,
@@ -39,7 +37,7 @@ STATE_SCHEMA = pa.schema(
      ("evidence", pa.string())]
 )  # fmt: skip
 HUB_SCHEMA = pa.schema([("shard", pa.int32()), ("row", pa.int32()), ("num_matches", pa.int64())])
-# Pictures that nobody compared: rejects of either side, unreadable pictures, samples of quarantined shards.
+# Pictures that were not compared: rejects of either side, unreadable pictures, samples of quarantined shards.
 UNCHECKED_SCHEMA = pa.schema(
     [("side", pa.string()), ("shard", pa.int32()), ("row", pa.int32()), ("source", pa.string()),
      ("num_samples", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
@@ -75,8 +73,8 @@ class AuditConfig(Record):
         upstream: URL of the dataset, or of the WebDataset tars, that a model was pretrained on.
         downstream: URL of the test set; the same as upstream for duplicates within one set.
         radius: Largest Hamming distance of a candidate, in bits of 256.
-        most_matches: Upstream matches of one downstream picture that are verified; the closest ones.
-        canaries_each: Planted pictures of each transform.
+        most_matches: Most upstream matches of one downstream picture that are verified; the closest ones.
+        canaries_each: Planted pictures per transform.
         seed: Key of the canaries and of the choice of pairs for review.
         embedding: Model whose embedding finds further candidates; None for the hash alone.
     """
@@ -92,10 +90,10 @@ class AuditConfig(Record):
 
 @dataclass(frozen=True)
 class Found:
-    """All pairs of two sets that were compared picture by picture.
+    """All pairs of two sets whose pictures were compared.
 
     Attributes:
-        pairs: Table of PAIR_SCHEMA, sorted by addresses, refused ones too.
+        pairs: Table of PAIR_SCHEMA, sorted by addresses, including rejected ones.
         hubs: Table of HUB_SCHEMA: downstream pictures with more matches than were verified.
         shards: Table of SHARD_STATE_SCHEMA: every upstream shard, `joined` or `quarantined`.
         unchecked: Table of UNCHECKED_SCHEMA.
@@ -114,30 +112,30 @@ class AuditTables:
     """Everything an audit found.
 
     Attributes:
-        found: Its pairs and how they came about.
+        found: All compared pairs, hubs, states of shards, and what was not compared.
         pairs: Table of PAIR_SCHEMA: duplicates and very similar pictures.
-        refused: Likewise: what was compared and is no copy.
-        downstream: Table of STATE_SCHEMA: one row a downstream picture.
-        canaries: One row a canary: transform, down_shard, down_row, found, distance, correlation.
+        rejected: Table of PAIR_SCHEMA: pairs that were compared and are no copies.
+        downstream: Table of STATE_SCHEMA: one row per downstream picture.
+        canaries: One row per canary: transform, down_shard, down_row, found, distance, correlation.
     """
 
     found: Found
     pairs: pa.Table
-    refused: pa.Table
+    rejected: pa.Table
     downstream: pa.Table
     canaries: pa.Table
 
 
-def unread_row(side: str, shard: int, row: int, detail: str) -> dict[str, Any]:
+def unreadable_row(side: str, shard: int, row: int, detail: str) -> dict[str, Any]:
     """Return a row of UNCHECKED_SCHEMA for a picture that is in the set and cannot be read."""
     return {"side": side, "shard": shard, "row": row, "source": None, "num_samples": 1, "reason": UNREADABLE,
             "detail": detail}  # fmt: skip
 
 
-def split_refused(pairs: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Return (accepted, refused) pairs; very similar ones are accepted."""
-    refused = pa.compute.equal(pairs["evidence"], str(Evidence.REJECTED))
-    return pairs.filter(pa.compute.invert(refused)), pairs.filter(refused)
+def split_rejected(pairs: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Return (accepted, rejected) pairs; very similar ones are accepted."""
+    is_rejected = pa.compute.equal(pairs["evidence"], str(Evidence.REJECTED))
+    return pairs.filter(pa.compute.invert(is_rejected)), pairs.filter(is_rejected)
 
 
 def is_duplicate(evidence: str | None) -> bool:
@@ -145,8 +143,8 @@ def is_duplicate(evidence: str | None) -> bool:
     return evidence is not None and Evidence(evidence).is_duplicate
 
 
-def unchecked_addresses(unchecked: pa.Table, side: str) -> set[Address]:
-    """Return the pictures of a side that could not be read although they are in the set."""
+def unchecked_addresses(unchecked: pa.Table, side: str) -> set[ShardRow]:
+    """Return the pictures of a side that are in the set and could not be read."""
     rows = unchecked.filter(pa.compute.equal(unchecked["side"], side))
     return {
         (shard, row)

@@ -1,4 +1,4 @@
-"""Pairs as pictures: both sides and their aligned difference, inlined in pages that open offline."""
+"""Pages of pairs that open offline: both pictures and their difference after alignment, inlined."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from cluster.audit.base.sets import Sides
 from cluster.audit.base.stored_tasks import AuditJob, Quarantined, results_of
 from cluster.audit.base.tables import Evidence, is_duplicate
-from cluster.audit.verify.affine import laid_over
+from cluster.audit.verify.affine import warp_onto
 from cluster.audit.verify.evidence import align_pair
 from pipeline.base.errors import BadImage, ServiceError
 from pipeline.base.html import render_page
@@ -21,7 +21,7 @@ from pipeline.store.base import Store, put
 from pipeline.store.url import open_store
 
 PAIRS_PER_PAGE = 60
-MOST_SHOWN = 6000  # pairs with pictures, about 20 kB each; all are in the tables
+MOST_SHOWN = 6000  # pairs with inlined pictures, about 20 kB each; the tables hold all pairs
 _UNCOVERED = np.uint8(128)
 _SHOWN_FIELDS = ("pair", "distance", "correlation", "quality", "transform", "evidence")
 
@@ -31,12 +31,12 @@ def page_name(number: int) -> str:
     return f"pairs-{number:04d}.html"
 
 
-def card(sides: Sides, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a page shows of a pair: three pictures as HTML, names, classes, scores.
+def pair_card(sides: Sides, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what pages show of a pair: three pictures as HTML, names, classes, scores.
 
     Args:
         sides: Both sets.
-        row: As lists.pair_list gives it.
+        row: As exclusion_lists.pair_list returns it.
     """
     pixels, names = {}, {}
     for side, dataset in (("down", sides.downstream), ("up", sides.upstream)):
@@ -58,7 +58,7 @@ def card(sides: Sides, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pixels(dataset: Dataset, address: Address) -> Pixels:
-    """Return a picture, or a grey square for one that does not decode: its bytes may be equal to another's."""
+    """Decode a picture; a grey square stands for one that does not decode, of which pairs with equal bytes exist."""
     try:
         return decode(dataset.read_image(address))
     except BadImage:
@@ -66,13 +66,13 @@ def _pixels(dataset: Dataset, address: Address) -> Pixels:
 
 
 def difference(up: Pixels, down: Pixels) -> Pixels:
-    """Return the absolute difference of two pictures, one laid over the other, at the size of the first.
+    """Return the absolute difference of two aligned pictures, at the size of the first.
 
     Black is equal; grey is what the second does not cover.
     """
-    laid, inside = laid_over(down, align_pair(up, down).affine, up.shape)
-    apart = np.abs(up.astype(np.int16) - laid.astype(np.int16)).astype(np.uint8)
-    return np.where(inside[..., None], apart, _UNCOVERED)
+    warped, is_covered = warp_onto(down, align_pair(up, down).affine, up.shape)
+    apart = np.abs(up.astype(np.int16) - warped.astype(np.int16)).astype(np.uint8)
+    return np.where(is_covered[..., None], apart, _UNCOVERED)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class PageTask:
         out: URL of the report.
         number: Of the page, from 1.
         num_pages: Of all pages.
-        pairs: JSON list of rows of lists.pair_list.
+        pairs: JSON list of rows of exclusion_lists.pair_list.
     """
 
     sides: Sides
@@ -97,12 +97,12 @@ class PageTask:
 
 
 def write_pages(out: Store, sides: Sides, rows: Sequence[dict[str, Any]], job: AuditJob) -> int:
-    """Write pages of pairs in the order given, as tasks; return their number. Pages of an earlier, longer list go.
+    """Write pages of pairs in the given order, as tasks; return their number. Pages of a longer list are deleted.
 
     Args:
         out: The report.
         sides: Both sets.
-        rows: Of lists.pair_list; the first MOST_SHOWN are shown.
+        rows: Of exclusion_lists.pair_list; the first MOST_SHOWN are shown.
         job: Where the tasks run.
     """
     shown = rows[:MOST_SHOWN]
@@ -111,11 +111,11 @@ def write_pages(out: Store, sides: Sides, rows: Sequence[dict[str, Any]], job: A
     for page in range(num_pages):
         part = json.dumps(shown[page * PAIRS_PER_PAGE : (page + 1) * PAIRS_PER_PAGE])
         tasks.append(PageTask(sides, out.url, page + 1, num_pages, part))
-    with job.reporting.progress("drawing", len(shown), "pairs") as advance:
-        for task, num_drawn in results_of(job.pool, write_page, tasks, job.reporting.event):
-            if isinstance(num_drawn, Quarantined):
-                raise ServiceError(f"{task} cannot be drawn: {num_drawn.reason}; run again with --debug")
-            advance(num_drawn, 0)
+    with job.reporting.progress("writing pages", len(shown), "pairs") as advance:
+        for task, num_written in results_of(job.pool, write_page, tasks, job.reporting.event):
+            if isinstance(num_written, Quarantined):
+                raise ServiceError(f"{task} cannot be written: {num_written.reason}; run again with --debug")
+            advance(num_written, 0)
     wanted = {page_name(number + 1) for number in range(num_pages)}
     for entry in list(out.list("pairs-")):
         if entry.key.endswith(".html") and entry.key not in wanted:
@@ -125,7 +125,7 @@ def write_pages(out: Store, sides: Sides, rows: Sequence[dict[str, Any]], job: A
 
 def write_page(task: PageTask) -> int:
     """Write one page; return the number of its pairs."""
-    pairs = [card(task.sides, row) for row in json.loads(task.pairs)]
+    pairs = [pair_card(task.sides, row) for row in json.loads(task.pairs)]
     page = render_page(
         "cluster.audit.report", "pairs.html.j2", title=f"Pairs, page {task.number} of {task.num_pages}", pairs=pairs,
         number=task.number, num_pages=task.num_pages, page_name=page_name,

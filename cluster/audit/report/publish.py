@@ -1,4 +1,4 @@
-"""Publishes an audit: a folder of HTML pages that open offline, and every pair as Parquet and CSV."""
+"""The report of an audit: a folder of HTML pages that open offline, and every pair as Parquet and CSV."""
 
 import io
 import json
@@ -11,13 +11,14 @@ import pyarrow.csv
 from cluster.audit.base.sets import Sides
 from cluster.audit.base.stored_tasks import AuditJob
 from cluster.audit.base.tables import AuditConfig, AuditTables
-from cluster.audit.report.pair_pages import PAIRS_PER_PAGE, card, page_name, write_pages
-from cluster.audit.result import exclusion_lists as lists
-from cluster.audit.result import human_review as review
-from cluster.audit.result.summary import class_counts, summarize
+from cluster.audit.report.pair_pages import PAIRS_PER_PAGE, page_name, pair_card, write_pages
+from cluster.audit.result.exclusion_lists import PAIR_LIST_SCHEMA, exclusions, pair_list
+from cluster.audit.result.human_review import draw_pairs, precision_by_band
+from cluster.audit.result.summary import states_by_class, summarize
 from pipeline.base.charts import Layer, layered_histogram
 from pipeline.base.errors import ConfigError, Conflict, NotFound
 from pipeline.base.html import render_page
+from pipeline.base.records import json_bytes
 from pipeline.dataset.schema import from_parquet, sha256_hex, to_parquet
 from pipeline.store.base import Store, put
 
@@ -38,7 +39,7 @@ def publish_audit(
     job: AuditJob,
     review_each: int = 30,
 ) -> dict[str, Any]:
-    """Write the report; run again on changed data it takes the place of the old one, and verdicts stay.
+    """Write the report; run again on changed data, it replaces the old one and keeps the verdicts.
 
     Args:
         out: The report's folder.
@@ -46,8 +47,8 @@ def publish_audit(
         sides: Its sets.
         tables: What it found.
         predictions: Predictions on the whole test set by model name; may be empty.
-        job: Where pages are drawn.
-        review_each: Pairs of each score band on the review sheet.
+        job: Where pages are written.
+        review_each: Most pairs per score band on the review sheet.
 
     Returns:
         The summary.
@@ -58,74 +59,74 @@ def publish_audit(
     """
     claim(out, config)
     summary = summarize(config, sides, tables, predictions)
-    out.delete(_SUMMARY)  # a folder without it is not whole
-    listed = shown_order(lists.pair_list(sides, tables.pairs))
-    refused = shown_order(lists.pair_list(sides, tables.refused))
+    out.delete(_SUMMARY)  # a folder without it is incomplete
+    listed = closest_first(pair_list(sides, tables.pairs))
+    rejected = closest_first(pair_list(sides, tables.rejected))
     parts = {
         "found.parquet": to_parquet(tables.found.pairs),
         "downstream.parquet": to_parquet(tables.downstream),
         "canaries.parquet": to_parquet(tables.canaries),
         "unchecked.parquet": to_parquet(tables.found.unchecked),
         "shards.parquet": to_parquet(tables.found.shards),
-        "classes.csv": _csv(pa.Table.from_pylist(class_counts(sides.downstream, tables.downstream))),
-        **{name: to_parquet(table) for name, table in lists.exclusions(tables).items()},
+        "classes.csv": csv_bytes(pa.Table.from_pylist(states_by_class(sides.downstream, tables.downstream))),
+        **{name: to_parquet(table) for name, table in exclusions(tables).items()},
     }
     for name, body in parts.items():
         put(out, name, body)
     summary["digest"] = sha256_hex(b"".join(sha256_hex(parts[name]).encode() for name in sorted(parts)))
     summary["num_pages"] = write_pages(out, sides, listed, job)
-    drawn = review.draw([*listed, *refused], config.radius, review_each, config.seed)
+    drawn = draw_pairs([*listed, *rejected], config.radius, review_each, config.seed)
     bands: dict[str, list[dict[str, Any]]] = {}
     for row in drawn:
-        bands.setdefault(row["band"], []).append(card(sides, row))
-    key = sha256_hex(config.to_json())[:16]  # of the browser's memory: verdicts outlive a rerun
+        bands.setdefault(row["band"], []).append(pair_card(sides, row))
+    key = sha256_hex(config.to_json())[:16]  # of the browser's storage: verdicts survive a rerun
     put(
         out,
         "review.html",
         render_page("cluster.audit.report", "review.html.j2", title="Review sheet", bands=bands, key=key),
     )
-    put(out, _DRAWN, _json([{name: row[name] for name in ("pair", "band", "band_size")} for row in drawn]))
-    put(out, "gallery.json", _json([card(sides, row) for row in spread(listed)]))
+    put(out, _DRAWN, json_bytes([{name: row[name] for name in ("pair", "band", "band_size")} for row in drawn]))
+    put(out, "gallery.json", json_bytes([pair_card(sides, row) for row in pick_evenly(listed)]))
     _write_pairs(out, listed, read_verdicts(out))
     return _finish(out, summary)
 
 
-def import_verdicts(out: Store, given: Mapping[str, str]) -> dict[str, Any]:
-    """Add verdicts to a report and tells its precision anew; a later verdict on a pair takes the place of the older.
+def import_verdicts(out: Store, verdicts: Mapping[str, str]) -> dict[str, Any]:
+    """Add verdicts to a report and compute its precision again; a later verdict on a pair replaces the earlier one.
 
     Returns:
         The summary.
 
     Raises:
         NotFound: There is no report.
-        ConfigError: The verdicts are on pairs that this report never drew.
+        ConfigError: Verdicts are on pairs that the report never drew.
     """
     summary = read_summary(out)
     before = read_verdicts(out)
     drawn = {row["pair"] for row in json.loads(out.read(_DRAWN))}
-    strange = sorted(set(given) - drawn - set(before))
-    if strange:
+    unknown = sorted(set(verdicts) - drawn - set(before))
+    if unknown:
         raise ConfigError(
-            f"{len(strange)} of {len(given)} verdicts are on pairs that {out.url} never asked about, such as "
-            f"{strange[0]}; import them into the report they were made in"
+            f"{len(unknown)} of {len(verdicts)} verdicts are on pairs that {out.url} never asked about, such as "
+            f"{unknown[0]}; import them into the report whose review sheet they are from"
         )
-    verdicts = before | dict(given)
-    put(out, _VERDICTS, _json(verdicts))
-    _write_pairs(out, from_parquet(out.read("pairs.parquet")).to_pylist(), verdicts)
+    merged = before | dict(verdicts)
+    put(out, _VERDICTS, json_bytes(merged))
+    _write_pairs(out, from_parquet(out.read("pairs.parquet")).to_pylist(), merged)
     return _finish(out, summary)
 
 
 def read_summary(out: Store) -> dict[str, Any]:
-    """Return a report's figures. Raises NotFound."""
+    """Read the summary of a report. Raises NotFound."""
     try:
         found: dict[str, Any] = json.loads(out.read(_SUMMARY))
     except NotFound as error:
-        raise NotFound(f"{out.url} holds no finished audit (no {_SUMMARY}); make one with `cluster audit`") from error
+        raise NotFound(f"{out.url} holds no finished audit (no {_SUMMARY}); create one with `cluster audit`") from error
     return found
 
 
 def read_verdicts(out: Store) -> dict[str, str]:
-    """Return all verdicts that were imported into a report, by pair."""
+    """Read all verdicts that were imported into a report, by pair."""
     try:
         found: dict[str, str] = json.loads(out.read(_VERDICTS))
     except NotFound:
@@ -134,12 +135,12 @@ def read_verdicts(out: Store) -> dict[str, str]:
 
 
 def audit_section(summary: Mapping[str, Any], gallery: Sequence[Mapping[str, Any]], folder: str = "") -> dict[str, Any]:
-    """Return what the audit's part of a page shows.
+    """Return the variables of the audit's section of a page.
 
     Args:
         summary: The audit's figures.
-        gallery: Some of its pairs, as pictures.card.
-        folder: Where its other pages lie, seen from the page.
+        gallery: Some of its pairs, as pair_pages.pair_card returns them.
+        folder: Of the audit's other pages, relative to the page.
     """
     config = summary["config"]
     by_distance = layered_histogram(
@@ -154,32 +155,28 @@ def audit_section(summary: Mapping[str, Any], gallery: Sequence[Mapping[str, Any
 
 
 def read_section(out: Store, folder: str = "") -> dict[str, Any]:
-    """Return the audit's part of a page from its report. Raises NotFound."""
+    """Return the variables of the audit's section of a page, from its report. Raises NotFound."""
     return audit_section(read_summary(out), json.loads(out.read("gallery.json")), folder)
 
 
 def _layers(bars: Mapping[str, Mapping[str, int]]) -> list[Layer]:
-    return [
-        Layer(kind if kind != "rejected" else "refused", {float(edge): count for edge, count in bars[kind].items()})
-        for kind in _KINDS
-        if kind in bars
-    ]
+    return [Layer(kind, {float(edge): count for edge, count in bars[kind].items()}) for kind in _KINDS if kind in bars]
 
 
 def claim(out: Store, config: AuditConfig) -> None:
-    """Make a folder this audit's. Raises Conflict if it is another's."""
+    """Claim a folder for an audit. Raises Conflict if it holds another one."""
     body = config.to_json()
     if not out.create("audit.json", body) and out.read("audit.json") != body:
         raise Conflict(f"{out.url} holds the report of other sets or settings; choose another destination")
 
 
-def shown_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the closest first."""
+def closest_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort rows of pairs, the closest first."""
     return sorted(rows, key=lambda row: (row["distance"], -row["correlation"], row["pair"]))
 
 
-def spread(rows: Sequence[Any]) -> list[Any]:
-    """Return some of the rows, from the closest to the farthest."""
+def pick_evenly(rows: Sequence[Any]) -> list[Any]:
+    """Return the rows of the gallery, evenly spaced from the first to the last."""
     if len(rows) <= _GALLERY:
         return list(rows)
     return [rows[round(number * (len(rows) - 1) / (_GALLERY - 1))] for number in range(_GALLERY)]
@@ -187,10 +184,10 @@ def spread(rows: Sequence[Any]) -> list[Any]:
 
 def _write_pairs(out: Store, rows: Sequence[dict[str, Any]], verdicts: Mapping[str, str]) -> None:
     table = pa.Table.from_pylist(
-        [row | {"verdict": verdicts.get(row["pair"])} for row in rows], schema=lists.PAIR_LIST_SCHEMA
+        [row | {"verdict": verdicts.get(row["pair"])} for row in rows], schema=PAIR_LIST_SCHEMA
     )
     put(out, "pairs.parquet", to_parquet(table))
-    put(out, "pairs.csv", _csv(table))
+    put(out, "pairs.csv", csv_bytes(table))
     columns = ("pair", "evidence", "distance", "correlation", "quality", "transform", "down_key", "up_key",
                "down_classes", "up_classes", "verdict")  # fmt: skip
     shown = [
@@ -204,23 +201,20 @@ def _write_pairs(out: Store, rows: Sequence[dict[str, Any]], verdicts: Mapping[s
 
 
 def _finish(out: Store, summary: dict[str, Any]) -> dict[str, Any]:
-    """Write what depends on verdicts, and the summary last."""
+    """Write what depends on the verdicts, and the summary last; return it."""
     verdicts = read_verdicts(out)
-    summary["review"] = review.precision(json.loads(out.read(_DRAWN)), verdicts)
+    summary["review"] = precision_by_band(json.loads(out.read(_DRAWN)), verdicts)
     put(out, "verdicts.js", f"const importedVerdicts = {json.dumps(verdicts, sort_keys=True)};\n".encode())
     section = audit_section(summary, json.loads(out.read("gallery.json")))
     put(
         out, "index.html", render_page("cluster.audit.report", "audit.html.j2", title="Near-duplicate audit", **section)
     )
-    put(out, _SUMMARY, _json(summary))
+    put(out, _SUMMARY, json_bytes(summary))
     return summary
 
 
-def _csv(table: pa.Table) -> bytes:
+def csv_bytes(table: pa.Table) -> bytes:
+    """Return a table as a CSV file."""
     sink = io.BytesIO()
     pyarrow.csv.write_csv(table, sink)
     return sink.getvalue()
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()

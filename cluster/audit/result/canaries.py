@@ -1,4 +1,4 @@
-"""Canaries: downstream pictures, altered in known ways and hidden in the upstream stream, to measure what is found."""
+"""Canaries: downstream pictures, altered in known ways and hidden upstream, to measure what an audit finds."""
 
 import io
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from pipeline.image.decode import decode
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-_JPEG_QUALITY = 90  # of a canary after its transform, unless the transform is the recompression
+_JPEG_QUALITY = 90  # of a canary, after its transform
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Canary:
     """One altered picture.
 
     Attributes:
-        transform: Name of the alteration.
-        origin: The downstream picture it was made from.
+        transform: Name of the alteration, a key of TRANSFORMS.
+        origin: Address of the downstream picture that was altered.
         image: Its JPEG bytes.
     """
 
@@ -40,7 +40,7 @@ def _jpeg(image: "PilImage", quality: int) -> bytes:
 
 
 def _recompressed(image: "PilImage") -> "PilImage":
-    from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
+    from PIL import Image  # noqa: PLC0415 - takes 40 ms that `--help` need not pay
 
     return Image.open(io.BytesIO(_jpeg(image, 30))).convert("RGB")
 
@@ -111,11 +111,11 @@ TRANSFORMS: dict[str, Callable[["PilImage"], "PilImage"]] = {
 
 
 def plant(downstream: Dataset, samples_each: int, seed: int) -> list[Canary]:
-    """Make `samples_each` canaries of every transform, from pictures that are not flat.
+    """Create `samples_each` canaries of every transform, from pictures that are not flat.
 
     Args:
-        downstream: Where the originals come from.
-        samples_each: Pictures for each transform; fewer where the set is smaller.
+        downstream: The originals.
+        samples_each: Pictures per transform; fewer if the set is smaller.
         seed: Key of the choice.
     """
     from PIL import Image  # noqa: PLC0415 - see _recompressed

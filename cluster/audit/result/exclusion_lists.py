@@ -1,4 +1,4 @@
-"""What leaves an audit as lists: every pair with all that finds its pictures, and what to leave out of each set."""
+"""The lists an audit publishes: all pairs with the locations of their pictures, and what to exclude from each set."""
 
 import hashlib
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.audit.base.sets import Sides
-from cluster.audit.base.tables import AuditTables, is_duplicate
+from cluster.audit.base.tables import AuditTables, ShardRow, is_duplicate
 from pipeline.dataset.dataset import Address
 from pipeline.image.fingerprint import DIHEDRAL
 
@@ -38,7 +38,7 @@ PAIR_LIST_SCHEMA = pa.schema(
 
 
 def element_name(element: int) -> str:
-    """Return what was done to the downstream picture to match, in words."""
+    """Return in words how the downstream picture is turned to match the upstream one; `element` is of DIHEDRAL."""
     transposed, mirrored, upended = DIHEDRAL[element]
     names = {
         (False, False, False): "as it is",
@@ -54,9 +54,10 @@ def element_name(element: int) -> str:
 
 
 def pair_list(sides: Sides, pairs: pa.Table) -> list[dict[str, Any]]:
-    """Return pairs with what is needed to find both pictures, as rows of PAIR_LIST_SCHEMA without verdict.
+    """Return pairs with the locations of both pictures, as rows of PAIR_LIST_SCHEMA without verdict.
 
-    `pair` names the two pictures by their bytes, wherever they lie: a verdict about them holds in every later audit.
+    `pair` identifies the two pictures by their bytes, wherever they are stored: a verdict on them holds in every later
+    audit.
     """
     rows = []
     for pair in pairs.to_pylist():
@@ -90,17 +91,19 @@ def pair_list(sides: Sides, pairs: pa.Table) -> list[dict[str, Any]]:
 
 
 def exclusions(tables: AuditTables) -> dict[str, pa.Table]:
-    """Return what to leave out of each side, by file name: `shard` and `row`, as `trainer --exclude` takes them.
+    """Return what to exclude from each side, by file name: `shard` and `row`, as `trainer --exclude` takes them.
 
     Upstream: every picture that is a duplicate of a test picture. Downstream: every test picture with a duplicate.
     """
     pairs = [pair for pair in tables.pairs.to_pylist() if is_duplicate(pair["evidence"])]
     return {
-        f"exclude-{name}.parquet": addresses({(pair[f"{side}_shard"], pair[f"{side}_row"]) for pair in pairs})
+        f"exclude-{name}.parquet": address_table({(pair[f"{side}_shard"], pair[f"{side}_row"]) for pair in pairs})
         for name, side in (("upstream", "up"), ("downstream", "down"))
     }
 
 
-def addresses(listed: set[tuple[int, int]]) -> pa.Table:
-    """Return addresses as a sorted table of `shard` and `row`."""
-    return pa.Table.from_pylist([{"shard": shard, "row": row} for shard, row in sorted(listed)], schema=_ADDRESS_SCHEMA)
+def address_table(addresses: set[ShardRow]) -> pa.Table:
+    """Return addresses as a table of `shard` and `row`, sorted."""
+    return pa.Table.from_pylist(
+        [{"shard": shard, "row": row} for shard, row in sorted(addresses)], schema=_ADDRESS_SCHEMA
+    )

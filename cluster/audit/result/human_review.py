@@ -1,4 +1,4 @@
-"""Verdicts of people on random pairs: how they are drawn, read, kept, and what they say about precision."""
+"""Verdicts of people on random pairs: which pairs are drawn, how verdicts are read, and the precision they imply."""
 
 import csv
 import hashlib
@@ -15,11 +15,11 @@ from trainer.scores.intervals import wilson_interval
 # ciFAIR's scale: 0 the same picture, 1 a near-duplicate, 2 very similar, no: different pictures.
 VERDICTS = ("0", "1", "2", "no")
 _COPIES = ("0", "1")
-_CERTAIN = (Evidence.SAME_BYTES, Evidence.SAME_PIXELS)  # nobody need look at them
+_CERTAIN = (Evidence.SAME_BYTES, Evidence.SAME_PIXELS)  # need no review
 
 
 def band(evidence: str, distance: int, radius: int) -> str | None:
-    """Return the score band of a pair; None where there is nothing to judge."""
+    """Return the score band of a pair; None if there is nothing to judge."""
     if evidence in _CERTAIN:
         return None
     if not Evidence(evidence).is_duplicate:
@@ -32,16 +32,16 @@ def band(evidence: str, distance: int, radius: int) -> str | None:
     return f"duplicate, above {radius} bits"
 
 
-def draw(pairs: Sequence[Mapping[str, Any]], radius: int, each: int, seed: int) -> list[dict[str, Any]]:
-    """Draw pairs for review, as many of each band.
+def draw_pairs(pairs: Sequence[Mapping[str, Any]], radius: int, each: int, seed: int) -> list[dict[str, Any]]:
+    """Draw pairs for review at random, equally many of each band.
 
     The choice is keyed by the pictures themselves: a pair that was drawn is drawn again in a later audit as long as
-    fewer than `each` new ones come before it, so that verdicts stay of use.
+    fewer than `each` new ones come before it, so that verdicts stay useful.
 
     Args:
         pairs: Rows with pair, evidence, distance.
         radius: Of the audit.
-        each: Pairs of each band.
+        each: Most pairs per band.
         seed: Key of the choice.
 
     Returns:
@@ -54,7 +54,7 @@ def draw(pairs: Sequence[Mapping[str, Any]], radius: int, each: int, seed: int) 
             bands.setdefault(name, {})[pair["pair"]] = dict(pair)
     drawn = []
     for name in sorted(bands, key=_band_order):
-        members = sorted(bands[name].values(), key=lambda pair: _lot(seed, pair["pair"]))
+        members = sorted(bands[name].values(), key=lambda pair: _draw_key(seed, pair["pair"]))
         drawn += [pair | {"band": name, "band_size": len(members)} for pair in members[:each]]
     return drawn
 
@@ -66,21 +66,21 @@ def _band_order(name: str) -> tuple[int, int]:
     return 1, list(Evidence).index(Evidence(name))
 
 
-def _lot(seed: int, pair: str) -> str:
+def _draw_key(seed: int, pair: str) -> str:
     return hashlib.sha256(f"{seed} {pair}".encode()).hexdigest()
 
 
 def parse_verdicts(body: bytes, name: str) -> dict[str, str]:
-    """Read what the review sheet saved, JSON or CSV.
+    """Read the verdicts that the review sheet saved, as JSON or CSV.
 
     Raises:
-        ConfigError: It is neither, or a verdict is none of VERDICTS.
+        ConfigError: The file is neither, or a verdict is not one of VERDICTS.
     """
     try:
         text = body.decode("utf-8-sig")
         if text.lstrip().startswith("{"):
-            given = json.loads(text)["verdicts"]
-            verdicts = {str(pair): str(verdict) for pair, verdict in given.items()}
+            saved = json.loads(text)["verdicts"]
+            verdicts = {str(pair): str(verdict) for pair, verdict in saved.items()}
         else:
             verdicts = {row["pair"]: row["verdict"] for row in csv.DictReader(io.StringIO(text))}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -93,22 +93,22 @@ def parse_verdicts(body: bytes, name: str) -> dict[str, str]:
     return verdicts
 
 
-def precision(drawn: Sequence[Mapping[str, Any]], verdicts: Mapping[str, str]) -> list[dict[str, Any]]:
+def precision_by_band(drawn: Sequence[Mapping[str, Any]], verdicts: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return for each band how many of its reviewed pairs are copies (verdict 0 or 1), with a 95 % Wilson interval.
 
-    The last row, `all duplicates`, weighs the bands of duplicates by their sizes; it is there once each was reviewed,
-    and its interval adds the bands' half-widths in quadrature (Wilson's, weighted).
+    The last row, `all duplicates`, weighs the bands of duplicates by their sizes, once each has a verdict. Its interval
+    adds the weighted half-widths of the bands' intervals in quadrature.
     """
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(pair["band"] for pair in drawn):
         members = [pair for pair in drawn if pair["band"] == name]
-        given = [verdicts[pair["pair"]] for pair in members if pair["pair"] in verdicts]
-        copies = sum(verdict in _COPIES for verdict in given)
-        low, high = wilson_interval(copies, len(given))
-        share = copies / len(given) if given else None
+        reviewed = [verdicts[pair["pair"]] for pair in members if pair["pair"] in verdicts]
+        copies = sum(verdict in _COPIES for verdict in reviewed)
+        low, high = wilson_interval(copies, len(reviewed))
+        share = copies / len(reviewed) if reviewed else None
         rows.append(
-            {"band": name, "num_pairs": members[0]["band_size"], "num_drawn": len(members), "num_reviewed": len(given),
-             "num_copies": copies, "share": share, "low": low, "high": high}
+            {"band": name, "num_pairs": members[0]["band_size"], "num_drawn": len(members),
+             "num_reviewed": len(reviewed), "num_copies": copies, "share": share, "low": low, "high": high}
         )  # fmt: skip
     duplicates = [row for row in rows if row["band"].startswith("duplicate")]
     if duplicates and all(row["num_reviewed"] for row in duplicates):

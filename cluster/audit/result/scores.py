@@ -20,8 +20,8 @@ class Cut:
     """What counts as a duplicate in one row of the accuracy table.
 
     Attributes:
-        name: For people.
-        most_bits: Largest distance; None for any.
+        name: As shown in reports.
+        most_bits: Largest distance that counts; None for any.
         evidence: Classes that count.
     """
 
@@ -44,7 +44,7 @@ def radii(radius: int) -> list[int]:
 
 
 def cuts(radius: int) -> list[Cut]:
-    """Return the rows of the accuracy table: by class of evidence, each with those that are surer, and by distance."""
+    """Return the rows of the accuracy table: by class of evidence, each with all surer classes, and by distance."""
     classes = [str(kind) for kind in Evidence if kind.is_duplicate]
     by_class = [Cut(classes[0], None, frozenset(classes[:1]))]
     by_class += [
@@ -59,7 +59,7 @@ def read_predictions(url: str) -> pa.Table:
 
     Raises:
         NotFound: There is no such file.
-        ConfigError: It is not a table that `trainer` wrote.
+        ConfigError: The file is not a table that `trainer` wrote.
     """
     body = read_file(url)
     try:
@@ -76,13 +76,13 @@ def score(predictions: pa.Table, downstream: pa.Table, cut: Cut) -> dict[str, An
     """Compare the accuracy with and without duplicates.
 
     Args:
-        predictions: Table of trainer.jobs.evaluate.PREDICTION_SCHEMA for the whole test set.
+        predictions: Table of trainer.scores.predictions.PREDICTION_SCHEMA for the whole test set.
         downstream: AuditTables.downstream.
         cut: Which duplicates count.
 
     Returns:
-        Accuracies in 0..1 with 95 % intervals: full, dedup and on the duplicates by Wilson, the difference of dedup
-        and full by paired bootstrap.
+        Accuracies, 0..1, with 95 % intervals: on the full set, without duplicates and on the duplicates by Wilson, the
+        difference of the first two by paired bootstrap.
 
     Raises:
         ConfigError: The predictions are not those of this test set.

@@ -1,37 +1,37 @@
-"""The states of the pictures of a test set, as they follow from its pairs."""
+"""The states of the pictures of a test set, decided from its pairs."""
 
 from collections.abc import Container, Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit.base.tables import MIN_QUALITY, STATE_SCHEMA, Address, Evidence, is_duplicate
+from cluster.audit.base.tables import MIN_QUALITY, STATE_SCHEMA, Evidence, ShardRow, is_duplicate
 
 
-def states(index: pa.Table, pairs: pa.Table, untold: Container[Address]) -> pa.Table:
+def picture_states(samples: pa.Table, pairs: pa.Table, unchecked: Container[ShardRow]) -> pa.Table:
     """Return the state of every downstream picture.
 
     Args:
-        index: Has shard, row, key, labels, quality of all downstream pictures.
+        samples: Has shard, row, key, labels, quality of all downstream pictures.
         pairs: Accepted pairs.
-        untold: Pictures of which not every match was compared.
+        unchecked: Pictures of which not every match was compared.
 
     Returns:
-        Table of STATE_SCHEMA. `unchecked` are pictures too flat to tell and those of `untold`, unless a duplicate of
-        them was found. `distance` and `evidence` are those of the best pair.
+        Table of STATE_SCHEMA. Pictures of `unchecked`, and those that are too flat, have the state `unchecked` unless a
+        duplicate of them was found. `distance` and `evidence` are those of the best pair.
     """
-    matches: dict[Address, list[dict[str, Any]]] = {}
+    matches: dict[ShardRow, list[dict[str, Any]]] = {}
     for pair in pairs.to_pylist():
         matches.setdefault((pair["down_shard"], pair["down_row"]), []).append(pair)
     rows = []
-    for sample in index.select(["shard", "row", "key", "labels", "quality"]).to_pylist():
+    for sample in samples.select(["shard", "row", "key", "labels", "quality"]).to_pylist():
         address = (sample["shard"], sample["row"])
         own = matches.get(address, [])
         duplicates = [pair for pair in own if is_duplicate(pair["evidence"])]
         best = min(duplicates or own, key=_rank, default=None)
         if duplicates:
             state = "duplicate"
-        elif sample["quality"] < MIN_QUALITY or address in untold:
+        elif sample["quality"] < MIN_QUALITY or address in unchecked:
             state = "unchecked"
         else:
             state = "very similar" if own else "clean"
@@ -40,7 +40,7 @@ def states(index: pa.Table, pairs: pa.Table, untold: Container[Address]) -> pa.T
 
 
 def _rank(pair: Mapping[str, Any]) -> tuple[int, int, float]:
-    """Order pairs by how sure they are: class of evidence, then distance, then correlation."""
+    """Return a sort key, surest pairs first: by class of evidence, then distance, then correlation."""
     return list(Evidence).index(Evidence(pair["evidence"])), pair["distance"], -pair["correlation"]
 
 

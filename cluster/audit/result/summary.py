@@ -1,4 +1,4 @@
-"""The figures of an audit as plain data: the same inputs give the same figures."""
+"""The figures of an audit as plain data, a pure function of its tables."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def summarize(
         "evidence": {str(kind): tables.downstream["evidence"].to_pylist().count(str(kind)) for kind in Evidence},
         "cuts": [{"cut": cut.name, "num": sum(map(cut.counts, tables.downstream.to_pylist()))} for cut in rows],
         "num_candidates": tables.found.num_candidates,
-        "num_refused": tables.refused.num_rows,
+        "num_refused": tables.rejected.num_rows,
         "num_pairs": tables.pairs.num_rows,
         "min_quality": MIN_QUALITY,
         "radii": radii(config.radius),
@@ -54,12 +54,12 @@ def summarize(
             "distance": _bars(tables.found.pairs, "distance", _BITS_PER_BAR),
             "correlation": _bars(tables.found.pairs, "correlation", 1 / _BARS_PER_UNIT),
         },
-        "classes": class_counts(sides.downstream, tables.downstream)[:_MOST_LISTED],
+        "classes": states_by_class(sides.downstream, tables.downstream)[:_MOST_LISTED],
         "num_hubs": tables.found.hubs.num_rows,
-        "hubs": _hubs(sides.downstream, tables.found.hubs.slice(0, _MOST_LISTED)),
-        "busy": _busy(sides.upstream, tables.pairs)[:_MOST_LISTED],
+        "hubs": _downstream_hubs(sides.downstream, tables.found.hubs.slice(0, _MOST_LISTED)),
+        "busy": _upstream_hubs(sides.upstream, tables.pairs)[:_MOST_LISTED],
         "quarantined": [row for row in tables.found.shards.to_pylist() if row["state"] == "quarantined"],
-        "unchecked": _unchecked(tables.found.unchecked),
+        "unchecked": _unchecked_by_reason(tables.found.unchecked),
         "writer": f"bit-pretrain {metadata.version('bit-pretrain')}",
     }
 
@@ -79,7 +79,7 @@ def _provenance(dataset: Dataset) -> dict[str, Any]:
 
 
 def canary_recall(canaries: pa.Table) -> list[dict[str, Any]]:
-    """Return found and planted canaries of each transform and of all, with 95 % Wilson intervals."""
+    """Return found and planted canaries of each transform and overall, with 95 % Wilson intervals."""
     names = list(dict.fromkeys(canaries["transform"].to_pylist()))
     rows = canaries.select(["transform", "found"]).to_pylist()
     result = []
@@ -99,8 +99,8 @@ def _bars(pairs: pa.Table, column: str, width: float) -> dict[str, dict[str, int
     return {kind: dict(sorted(counts.items(), key=lambda bar: float(bar[0]))) for kind, counts in sorted(bars.items())}
 
 
-def class_counts(dataset: Dataset, downstream: pa.Table) -> list[dict[str, Any]]:
-    """Return pictures and states of each class of the test set, those with most duplicates first."""
+def states_by_class(dataset: Dataset, downstream: pa.Table) -> list[dict[str, Any]]:
+    """Return the number of pictures of each class of the test set by state; classes with most duplicates first."""
     counts: dict[int, Counter[str]] = {}
     for labels, state in zip(downstream["labels"].to_pylist(), downstream["state"].to_pylist(), strict=True):
         for label in labels:
@@ -113,15 +113,15 @@ def class_counts(dataset: Dataset, downstream: pa.Table) -> list[dict[str, Any]]
     return sorted(rows, key=lambda row: (-row["duplicate"], -row["very similar"], row["label"]))
 
 
-def _hubs(dataset: Dataset, hubs: pa.Table) -> list[dict[str, Any]]:
+def _downstream_hubs(dataset: Dataset, hubs: pa.Table) -> list[dict[str, Any]]:
     return [
         row | {"key": dataset.sample(Address(row["shard"], row["row"]))["key"], "url": dataset.shard_url(row["shard"])}
         for row in hubs.to_pylist()
     ]
 
 
-def _busy(dataset: Dataset, pairs: pa.Table) -> list[dict[str, Any]]:
-    """Return upstream pictures that match several downstream ones: one meme or product shot explains many pairs."""
+def _upstream_hubs(dataset: Dataset, pairs: pa.Table) -> list[dict[str, Any]]:
+    """Return upstream pictures that match several downstream ones: one template or product shot explains many pairs."""
     counts = Counter(zip(pairs["up_shard"].to_pylist(), pairs["up_row"].to_pylist(), strict=True))
     rows: list[dict[str, Any]] = []
     for (shard, row), number in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
@@ -133,8 +133,8 @@ def _busy(dataset: Dataset, pairs: pa.Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _unchecked(unchecked: pa.Table) -> dict[str, dict[str, int]]:
-    """Return pictures by side and reason."""
+def _unchecked_by_reason(unchecked: pa.Table) -> dict[str, dict[str, int]]:
+    """Return the number of pictures by side and reason."""
     found: dict[str, Counter[str]] = {"upstream": Counter(), "downstream": Counter()}
     for row in unchecked.to_pylist():
         found[row["side"]][row["reason"]] += row["num_samples"]

@@ -1,7 +1,7 @@
 """What is computed from the pixels of a set beyond its fingerprints: variant codes and embeddings, as stored tasks.
 
-Variant codes are taken of the downstream side only. Vectors are kept with the shard's digest and the embedding's
-version, so that a new test set embeds nothing of the upstream side again.
+Variant codes are computed for the downstream side only. Vectors are stored by the shard's digest and the embedding's
+version, so that nothing upstream is embedded again for a new test set.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.audit.base.sets import Pinned, opened, read_picture
-from cluster.audit.base.stored_tasks import AuditJob, Quarantined, code_digest, key_of, stored_or_made, stored_results
+from cluster.audit.base.sets import Pinned, open_pinned, read_picture
+from cluster.audit.base.stored_tasks import AuditJob, Quarantined, code_digest, key_of, load_or_compute, stored_results
 from cluster.audit.search import variants
 from cluster.audit.search.embedding import embedding
 from cluster.audit.search.embedding.embedding import DIMENSIONS, Embedder, sign_codes
@@ -26,7 +26,7 @@ from pipeline.image.decode import Pixels, decode
 from pipeline.image.fingerprint import CODE_BYTES
 from pipeline.store.url import open_store
 
-VARIANTS = "variants"  # the kind of feature that is no embedding
+VARIANTS = "variants"  # the kind of the features that are no embedding
 _VARIANTS_SCHEMA = pa.schema([(VARIANTS_COLUMN, pa.list_(pa.binary(CODE_BYTES))), ("failed", pa.string())])
 _VECTORS_SCHEMA = pa.schema(
     [("sign_code", pa.binary(CODE_BYTES)), ("vector", pa.list_(pa.float16(), DIMENSIONS)), ("failed", pa.string())]
@@ -39,6 +39,7 @@ class FeatureTask:
 
     Attributes:
         kind: VARIANTS, or the embedding's model.
+        work: URL of the work folder.
     """
 
     side: Pinned
@@ -53,7 +54,7 @@ class FeatureTask:
 
 @lru_cache(maxsize=1)
 def embedder_of(model: str) -> Embedder:
-    """Load a model, once a process. Raises ConfigError as embedding.load."""
+    """Load an embedding, once per process. Raises ConfigError as embedding.load."""
     return embedding.load(model)
 
 
@@ -65,39 +66,46 @@ def feature_tasks(side: Pinned, kind: str, job: AuditJob) -> list[FeatureTask]:
         FeatureTask(
             side, row["shard"], kind, job.work.url, key_of(folder, row["blake3"], row["sidecar_sha256"], version)
         )
-        for row in opened(side).shards
+        for row in open_pinned(side).shards
     ]
 
 
-def make_features(
-    tasks: Sequence[FeatureTask], what: str, job: AuditJob
+def compute_features(
+    tasks: Sequence[FeatureTask], title: str, job: AuditJob
 ) -> tuple[dict[int, str], list[tuple[int, int, str]]]:
-    """Compute what is missing; the tables are left where the tasks say.
+    """Compute the features that are missing; their tables are stored under the keys of the tasks.
+
+    Args:
+        tasks: Of one set.
+        title: Of the progress bar.
+        job: Where they run.
 
     Returns:
-        The reason of each shard that was given up, and (shard, row, reason) of each unreadable picture.
+        The reason of each quarantined shard, and (shard, row, reason) of each unreadable picture.
     """
-    lost, failed = {}, []
-    sizes = opened(tasks[0].side).shards.table["num_samples"].to_pylist() if tasks else []
-    with job.reporting.progress(what, sum(sizes), "pictures") as advance:
+    quarantined, failed = {}, []
+    sizes = open_pinned(tasks[0].side).shards.table["num_samples"].to_pylist() if tasks else []
+    with job.reporting.progress(title, sum(sizes), "pictures") as advance:
         for task, result in stored_results(job, shard_features, tasks, lambda task: advance(sizes[task.shard], 0)):
             if isinstance(result, Quarantined):
-                lost[task.shard] = result.reason
+                quarantined[task.shard] = result.reason
                 continue
             reasons = enumerate(result["failed"].to_pylist())
             failed += [(task.shard, row, reason) for row, reason in reasons if reason]
-    return lost, sorted(failed)
+    return quarantined, sorted(failed)
 
 
 def shard_features(task: FeatureTask) -> pa.Table:
-    """Return a row for each picture of the shard: `failed` where it does not decode, and its codes or its vector."""
+    """Return a row per picture of the shard: its codes or vector, and in `failed` the error of one that is broken."""
     describe = _variants if task.kind == VARIANTS else partial(_vector, embedder_of(task.kind))
     schema = _VARIANTS_SCHEMA if task.kind == VARIANTS else _VECTORS_SCHEMA
-    return stored_or_made(open_store(task.work), task.result_key, partial(_described, task, describe, schema))
+    return load_or_compute(open_store(task.work), task.result_key, partial(_describe_shard, task, describe, schema))
 
 
-def _described(task: FeatureTask, describe: Callable[[Pixels | None], dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    dataset = opened(task.side)
+def _describe_shard(
+    task: FeatureTask, describe: Callable[[Pixels | None], dict[str, Any]], schema: pa.Schema
+) -> pa.Table:
+    dataset = open_pinned(task.side)
     rows = []
     for row in range(dataset.samples(task.shard).num_rows):
         pixels, failed = None, None
@@ -120,6 +128,6 @@ def _vector(embedder: Embedder, pixels: Pixels | None) -> dict[str, Any]:
 
 
 def numbered(shard: int, table: pa.Table) -> pa.Table:
-    """Put `shard` and `row` in front of a shard's table."""
+    """Add `shard` and `row` in front of the columns of a shard's table."""
     rows = pa.array(np.arange(table.num_rows, dtype=np.int32))
     return table.add_column(0, "row", rows).add_column(0, "shard", pa.array(np.full(table.num_rows, shard, np.int32)))

@@ -1,8 +1,8 @@
-"""Fingerprints of tars that were not packed here: an index of them that can be audited like a dataset.
+"""Fingerprints of third-party tars: an index of them that can be audited like a dataset.
 
-A tar is fingerprinted once for every version of the descriptor, whatever it is called and whichever set it is in. Two
-records lead to its sidecar: one by name, size and time, so that a rerun reads nothing, and one by its bytes, so that a
-moved tar is read and not decoded.
+A tar is fingerprinted once per descriptor version, whatever its name and whichever sets it is in. Two records lead to
+its sidecar: one by name, size and modification time, so that a rerun reads nothing, and one by its bytes, so that a
+moved tar is read but not decoded.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ class FingerprintTask:
     Attributes:
         out: URL of the index.
         tar: Absolute URL.
-        identity: Digest of its name, size and time, with the descriptor's version.
+        identity: Digest of its name, size, modification time and the descriptor version.
     """
 
     out: str
@@ -58,35 +58,35 @@ class FingerprintTask:
 
 
 def fingerprint_set(url: str, out: Store, job: AuditJob) -> ManifestVersion:
-    """Fingerprint the tars that a URL names; run again it goes on, and what is there is not read again.
+    """Fingerprint the tars that a URL names; a rerun continues, and reads no tar that has its fingerprints.
 
     Args:
-        url: Of a tar, a folder or a pattern of tars, several with `::` between; or of a dataset that was packed
-            without fingerprints or with those of another release.
-        out: Receives sidecars and a manifest, a new version of which replaces the one before.
+        url: Of a tar, a folder or a pattern of tars, several joined by `::`; or of a dataset that was packed without
+            fingerprints or with those of another release.
+        out: Receives sidecars and a manifest, whose new version replaces the one before.
         job: Where tars are read.
 
     Raises:
-        NotFound: There is no tar.
+        NotFound: No tar matches.
         CorruptShard: A tar is damaged.
-        EmptySource: No picture can be used.
-        ServiceError: A tar could not be fingerprinted wherever it was tried.
+        EmptySource: No picture is usable.
+        ServiceError: A tar was quarantined.
     """
     tars = _dataset_tars(url) if is_published(url) else tars_of(url)
     tasks = [FingerprintTask(out.url, tar.key, _identity(tar)) for tar in tars]
     number_of = {task: number for number, task in enumerate(tasks)}
-    packed, poisoned = Packed(), []
+    packed, quarantined = Packed(), []
     with job.reporting.progress("fingerprinting", len(tasks), "tars") as advance:
         for task, record in results_of(job.pool, fingerprint_tar, tasks, job.reporting.event):
             if isinstance(record, Quarantined):
-                poisoned.append(f"{task.tar} ({record.reason})")
+                quarantined.append(f"{task.tar} ({record.reason})")
                 continue
             packed.add(record.model_copy(update={"plan_shard": number_of[task], "path": task.tar}))
             advance(1, record.num_bytes)
-    if poisoned:
+    if quarantined:
         raise ServiceError(
-            f"{len(poisoned)} of {len(tasks)} tars could not be fingerprinted, first {poisoned[0]}; nothing is "
-            f"published. Mend them or leave them out of the pattern; the others are kept"
+            f"{len(quarantined)} of {len(tasks)} tars could not be fingerprinted, first {quarantined[0]}; nothing is "
+            f"published. Repair them or leave them out of the pattern; the fingerprints of the others are kept"
         )
     return _published(url, out, packed, sha256_hex("\n".join(task.identity for task in tasks).encode())[:16])
 
@@ -98,8 +98,8 @@ def _dataset_tars(url: str) -> list[Entry]:
 
 
 def _identity(tar: Entry) -> str:
-    told = f"{DESCRIPTOR_VERSION}\t{tar.key}\t{tar.num_bytes}\t{tar.modified}"
-    return hashlib.sha256(told.encode()).hexdigest()[:_KEY_DIGITS]
+    identity = f"{DESCRIPTOR_VERSION}\t{tar.key}\t{tar.num_bytes}\t{tar.modified}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:_KEY_DIGITS]
 
 
 def _folder() -> str:
@@ -107,7 +107,7 @@ def _folder() -> str:
 
 
 def fingerprint_tar(task: FingerprintTask) -> CommitRecord:
-    """Fingerprint one tar, or finds that done."""
+    """Return the record of a tar; fingerprint it if there is none."""
     store, by_name = open_store(task.out), f"{_folder()}/by-name/{task.identity}.json"
     try:
         return CommitRecord.model_validate_json(store.read(by_name))
@@ -159,7 +159,7 @@ def _record_by_bytes(store: Store, tar: str) -> CommitRecord:
 
 
 def pixel_digest(data: bytes) -> bytes:
-    """Return a digest of the upright RGB pixels and their shape; equal in copies that were packed without loss."""
+    """Return a digest of the upright RGB pixels and their shape; lossless copies have the same one."""
     pixels = decode(data)
     return blake3.blake3(repr(pixels.shape).encode() + pixels.tobytes()).digest(length=DIGEST_BYTES)
 
@@ -170,7 +170,7 @@ def _published(url: str, out: Store, packed: Packed, plan_id: str) -> ManifestVe
         return before.version
     shards, blocks = packed.tables(0)
     if not shards.num_rows:
-        raise EmptySource(f"{url}: no picture can be used ({dict(packed.reject_reasons)})")
+        raise EmptySource(f"{url}: no picture is usable ({dict(packed.reject_reasons)})")
     addition = Addition(
         plan_id=plan_id,
         split=ShardConfig().split,

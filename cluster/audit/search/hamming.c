@@ -1,21 +1,21 @@
-/* Exact range search in 256-bit codes; hamming.py is its door.
+/* Exact range search in 256-bit codes, called through hamming.py.
  *
- * A code is four 64-bit words. A folded search goes over mirrored pictures, too: its words are the parity classes of the sign
+ * A code is four 64-bit words. A folded search finds mirrored pictures, too: its words are the parity classes of the sign
  * hash (hamming.parity_words), a flip complements whole words, and the distance is the least over the four flips, so one
- * comparison serves them all. Both searches give each found pair at least once, and no other pair.
+ * comparison serves them all. Both searches report each pair within the radius at least once, and no other pair.
  */
 
 #include <stdint.h>
 
 #define WORDS 4
 #define TILE 1024  /* codes of the index that stay in the first cache, 32 kB */
-#define GROUP 256  /* codes between two looks at what the sieve found */
+#define GROUP 256  /* codes that one call of the sieve decides on */
 #define CHUNKS 16  /* of 16 bits: a pair within 31 bits has one chunk at most 1 bit apart */
 #define BUCKETS 65536
 #define BLOCK 4096 /* queries that go through one chunk's table while it is in the second cache */
 
-/* x86-64 counts bits in one instruction since 2008, in vectors since 2019; the compiler is told of the first, and asks the
- * processor for the second. */
+/* x86-64 counts bits in one instruction since 2008, in vectors since 2019; the first is assumed, and the processor
+ * is asked for the second. */
 #ifdef __x86_64__
 #define COUNTS __attribute__((target("popcnt")))
 #define COUNTS_VECTORS __attribute__((target("avx512f,avx512vpopcntdq")))
@@ -48,7 +48,7 @@ static void keep(Found *found, int64_t query, int64_t code)
                              LEAST(128 + d[1] - d[2] - d[3], 128 - d[1] - d[2] + d[3])) \
               : d[0] + d[1] + d[2] + d[3])
 
-/* Tells whether a code of a group may be within the radius, by a lower bound of the distance from its first words. */
+/* Returns whether a code of a group may be within the radius, by a lower bound of the distance from its first words. */
 #define SIEVE(name, target, num_words, folded) \
     target static int name(const uint64_t *planes, const uint64_t *query, int64_t radius) \
     { \
@@ -72,14 +72,14 @@ SIEVE(four_vector, COUNTS_VECTORS, 4, 0)
 SIEVE(three_folded_vector, COUNTS_VECTORS, 3, 1)
 SIEVE(four_folded_vector, COUNTS_VECTORS, 4, 1)
 
-/* By vectors or not, from 70 bits or not, folded or not. Three words tell nearly always below 70 bits; the bound
+/* By vectors or not, from 70 bits or not, folded or not. Three words nearly always suffice below 70 bits; the bound
  * from three is no higher than the distance, so no pair is lost. */
 static int (*const SIEVES[2][2][2])(const uint64_t *, const uint64_t *, int64_t) = {
     {{three, three_folded}, {four, four_folded}},
     {{three_vector, three_folded_vector}, {four_vector, four_folded_vector}},
 };
 
-COUNTS static void look(const uint64_t *planes, int64_t num, const uint64_t *query, int64_t radius, int folded, int64_t number,
+COUNTS static void compare(const uint64_t *planes, int64_t num, const uint64_t *query, int64_t radius, int folded, int64_t number,
                  int64_t first, Found *found)
 {
     for (int64_t i = 0; i < num; i++) {
@@ -103,7 +103,7 @@ int64_t bit_scan(const uint64_t *planes, int64_t num_codes, const uint64_t *quer
                 const uint64_t *group = planes + start * WORDS + i;
                 int64_t left = num_codes - start - i;
                 if (sieve(group, queries + WORDS * q, radius))
-                    look(group, LEAST(left, GROUP), queries + WORDS * q, radius, folded, q, start + i, &found);
+                    compare(group, LEAST(left, GROUP), queries + WORDS * q, radius, folded, q, start + i, &found);
             }
     return found.count;
 }
@@ -116,7 +116,7 @@ static inline uint16_t key_of(uint16_t chunk, int folded)
 }
 
 /* Looks up each chunk of a query, and it with each bit flipped. starts: CHUNKS x (BUCKETS + 1), ids: CHUNKS x num_codes; exact
- * up to radius 31: of 16 chunks, each at least 2 bits apart, 32 bits would be. */
+ * up to radius 31: 16 chunks that are each 2 bits apart or more make 32. */
 COUNTS
 int64_t bit_probe(const uint64_t *codes, int64_t num_codes, const int32_t *starts, const int32_t *ids,
                   const uint64_t *queries, int64_t num_queries, int radius, int folded, int64_t *pairs, int64_t capacity)

@@ -1,6 +1,7 @@
 """Exact Hamming join of 256-bit codes under all flips and turns, with one best match for each pair of pictures."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,15 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.audit.base.tables import ADDRESS_COLUMNS, CANDIDATE_SCHEMA
-from cluster.audit.search.hamming import HammingIndex, build_index, distances, parity_words, plain_words, search
+from cluster.audit.search.hamming import Codes, HammingIndex, Ints, build_index, distances, parity_words, search
 from pipeline.image.fingerprint import CODE_BYTES, dihedral_codes
 
 VARIANTS_COLUMN = "variant_codes"
 _TRANSPOSED = 4  # the element of DIHEDRAL that swaps rows and columns only
 _PAIRS_PER_STEP = 1 << 18
-
-Codes = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
 
 
 def codes_of(samples: pa.Table, name: str = "code") -> Codes:
@@ -35,29 +33,21 @@ def codes_of(samples: pa.Table, name: str = "code") -> Codes:
     return whole[array.offset : array.offset + len(array)]
 
 
-def hamming_pairs(indexed: Codes, queries: Codes, radius: int) -> tuple[Ints, Ints, Ints]:
-    """Return every pair of codes at most `radius` bits apart, as they are.
-
-    Args:
-        indexed: Shape (indexed, 32).
-        queries: Shape (queries, 32).
-        radius: Largest distance, inclusive, in bits.
-
-    Returns:
-        (query index, indexed index, distance), each of shape (pairs,), by query and then by index.
-    """
-    query, match = search(build_index(plain_words(indexed), radius, folded=False), plain_words(queries))
-    return query, match, distances(queries[query], indexed[match])
+def is_first_of_run(*columns: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return which rows differ from the row before in any of the columns, which have one length; the first does."""
+    first = np.ones(len(columns[0]), bool)
+    first[1:] = np.any([np.diff(column) != 0 for column in columns], axis=0)
+    return first
 
 
 @dataclass(frozen=True)
 class DownstreamIndex:
-    """The downstream side of a join; made by `index_downstream`, read by any number of joins.
+    """The downstream side of a join; built by `index_downstream`, read by any number of joins.
 
     Attributes:
         addresses: shard and row of each downstream picture.
         codes: Own and variant codes of all pictures, shape (codes, 32).
-        owner: Downstream picture of each code.
+        owner: Number of the downstream picture of each code.
         index: Of the codes and the codes of the transposed pictures, folded.
     """
 
@@ -68,11 +58,11 @@ class DownstreamIndex:
 
 
 def index_downstream(downstream: pa.Table, radius: int) -> DownstreamIndex:
-    """Prepare the downstream side of a join.
+    """Build the index of the downstream side of a join.
 
     Args:
         downstream: Has shard, row, code, and may have `variant_codes`: lists of further codes of a picture, as
-            variants.variant_codes gives them.
+            variants.variant_codes returns them.
         radius: Largest distance, inclusive, in bits.
     """
     codes, owner = codes_of(downstream), np.arange(downstream.num_rows)
@@ -87,11 +77,11 @@ def index_downstream(downstream: pa.Table, radius: int) -> DownstreamIndex:
 
 
 def candidates(upstream: pa.Table, downstream: pa.Table | DownstreamIndex, radius: int) -> pa.Table:
-    """Join two sets of samples under all eight flips and turn.
+    """Join two sets of samples under all eight flips and turns.
 
     Args:
         upstream: Has shard, row, code.
-        downstream: The smaller side, as of index_downstream; give the index where several upstream tables are joined.
+        downstream: The smaller side, as index_downstream takes it, or its index, which several joins can share.
         radius: Largest distance, inclusive, in bits.
 
     Returns:
@@ -99,11 +89,11 @@ def candidates(upstream: pa.Table, downstream: pa.Table | DownstreamIndex, radiu
         of fingerprint.DIHEDRAL that reaches it, applied to the downstream picture. Sorted by addresses.
 
     Raises:
-        ValueError: The index was made for another radius.
+        ValueError: The index was built for another radius.
     """
     side = downstream if isinstance(downstream, DownstreamIndex) else index_downstream(downstream, radius)
     if side.index.radius != radius:
-        raise ValueError(f"the index was made for radius {side.index.radius}, the join wants {radius}")
+        raise ValueError(f"the index was built for radius {side.index.radius}, the join is at {radius}")
     up_codes = codes_of(upstream)
     up, entry = search(side.index, parity_words(up_codes))
     code = entry % max(len(side.codes), 1)
@@ -114,9 +104,7 @@ def candidates(upstream: pa.Table, downstream: pa.Table | DownstreamIndex, radiu
         best[:, step] = turned.min(axis=0), turned.argmin(axis=0)
     down, (distance, element) = side.owner[code], best
     order = np.lexsort((element, distance, down, up))
-    first = np.ones(len(order), bool)
-    first[1:] = (np.diff(up[order]) != 0) | (np.diff(down[order]) != 0)
-    kept = order[first]
+    kept = order[is_first_of_run(up[order], down[order])]
     columns = [
         *(upstream[name].take(pa.array(up[kept])) for name in ("shard", "row")),
         *(side.addresses[name].take(pa.array(down[kept])) for name in ("shard", "row")),
@@ -131,15 +119,15 @@ def cap_hubs(pairs: pa.Table, most: int) -> tuple[pa.Table, dict[tuple[int, int]
     """Keep the `most` closest upstream matches of each downstream picture.
 
     Returns:
-        The kept pairs, by downstream address and then by distance, and the number of matches of each picture
-        that had more.
+        The kept pairs, sorted by downstream address and then by distance, and the number of matches of each picture
+        that has more.
     """
     names = ("down_shard", "down_row", "distance", "up_shard", "up_row")
     ordered = pairs.sort_by([(name, "ascending") for name in names])
     if not ordered.num_rows:
         return ordered, {}
     shard, row = (ordered[name].to_numpy() for name in names[:2])
-    begins = np.flatnonzero(np.concatenate([[True], (np.diff(shard) != 0) | (np.diff(row) != 0)]))
+    begins = np.flatnonzero(is_first_of_run(shard, row))
     counts = np.diff(np.append(begins, len(shard)))
     rank = np.arange(len(shard)) - np.repeat(begins, counts)
     full = counts > most

@@ -1,7 +1,7 @@
 """The join: each upstream shard against all downstream codes and digests, as a task with a stored result.
 
-The join of a shard depends on the shard, on the downstream fingerprints and on the radius, and on nothing else: a
-changed shard is joined alone, and a new test set costs a join, no decoding.
+The join of a shard depends on the shard, the downstream fingerprints and the settings, and on nothing else: only a
+changed shard is joined again, and a new test set costs a join but no decoding.
 """
 
 from collections import defaultdict
@@ -12,13 +12,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.audit.base.sets import Pinned, Sides, check_tar, content_digest, index_of
-from cluster.audit.base.stored_tasks import AuditJob, Quarantined, code_digest, key_of, stored_or_made, stored_results
-from cluster.audit.base.tables import ADDRESS_COLUMNS, CANDIDATE_SCHEMA, HUB_SCHEMA, AuditConfig, Evidence, unread_row
+from cluster.audit.base.sets import Pinned, Sides, check_tar, content_digest, samples_of
+from cluster.audit.base.stored_tasks import AuditJob, Quarantined, code_digest, key_of, load_or_compute, stored_results
+from cluster.audit.base.tables import (
+    ADDRESS_COLUMNS,
+    CANDIDATE_SCHEMA,
+    HUB_SCHEMA,
+    AuditConfig,
+    Evidence,
+    unreadable_row,
+)
 from cluster.audit.search import hamming, join
 from cluster.audit.search.embedding import embedding
 from cluster.audit.search.embedding.embedding import COSINE_FROM, embedding_candidates
-from cluster.audit.search.features import VARIANTS, FeatureTask, feature_tasks, make_features, numbered
+from cluster.audit.search.features import VARIANTS, FeatureTask, compute_features, feature_tasks, numbered
 from cluster.audit.search.join import VARIANTS_COLUMN, DownstreamIndex, candidates, cap_hubs, codes_of, index_downstream
 from pipeline.base.errors import ServiceError
 from pipeline.dataset.schema import PIXELS_COLUMN, from_parquet
@@ -27,8 +34,8 @@ from pipeline.image.fingerprint import dihedral_codes
 from pipeline.store.url import open_store
 
 _DOWN_ADDRESS = ["down_shard", "down_row"]
-# Pairs of one upstream shard. `known` is their evidence where digests tell it; `num_matches` counts the downstream
-# picture's candidates in this shard, also those that are not listed.
+# Pairs of one upstream shard. `known` is their evidence if equal digests prove it; `num_matches` counts all candidates
+# of the downstream picture in this shard, listed or not.
 _MATCH_SCHEMA = pa.schema(
     [*list(CANDIDATE_SCHEMA)[1:], pa.field("known", pa.string()), pa.field("num_matches", pa.int64())]
 )
@@ -36,7 +43,7 @@ _MATCH_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class DownFeatures:
-    """Where the downstream side's stored features lie.
+    """Where the features of the downstream side are stored.
 
     Attributes:
         work: URL of the work folder.
@@ -71,8 +78,8 @@ class JoinTask:
 
 @lru_cache(maxsize=1)
 def codes_index(side: Pinned, radius: int, down: DownFeatures) -> DownstreamIndex:
-    """Return the downstream codes with their variants, ready to be joined, once a process."""
-    table = index_of(side).select(["shard", "row", "code"])
+    """Build the index of the downstream codes and their variants, once per process."""
+    table = samples_of(side).select(["shard", "row", "code"])
     if down.variants:
         work = open_store(down.work)
         parts = [from_parquet(work.read(key))[VARIANTS_COLUMN] for key in down.variants]
@@ -89,9 +96,9 @@ def _down_vectors(down: DownFeatures) -> pa.Table:
 
 @lru_cache(maxsize=2)
 def _places(side: Pinned, column: str) -> dict[bytes, list[int]]:
-    """Return the places in the index of each digest."""
+    """Return the places of each digest among the samples."""
     places: dict[bytes, list[int]] = defaultdict(list)
-    for place, digest in enumerate(index_of(side)[column].to_pylist()):
+    for place, digest in enumerate(samples_of(side)[column].to_pylist()):
         places[digest].append(place)
     return places
 
@@ -105,12 +112,12 @@ def join_shards(
         All matches with `up_shard` in front, the state of every upstream shard, and rows of UNCHECKED_SCHEMA for
         pictures that could not be read for an embedding.
     """
-    down, lost, own, unread = _features(config, sides, job)
+    down, quarantined, own, unreadable = _features(config, sides, job)
     tasks, rows = [], []
     for row in sides.upstream.shards:
         rows.append({name: row[name] for name in ("shard", "path", "blake3", "num_samples")})
-        if row["shard"] in lost:
-            rows[-1] |= {"state": "quarantined", "num_candidates": 0, "detail": lost[row["shard"]]}
+        if row["shard"] in quarantined:
+            rows[-1] |= {"state": "quarantined", "num_candidates": 0, "detail": quarantined[row["shard"]]}
             continue
         vectors = own[row["shard"]] if own else None
         place = row["shard"] if sides.is_within else 0  # within a set, only earlier pictures are matches
@@ -134,11 +141,11 @@ def join_shards(
         for shard in sorted(parts)
     ]
     empty = pa.schema([CANDIDATE_SCHEMA.field("up_shard"), *_MATCH_SCHEMA]).empty_table()
-    return pa.concat_tables([empty, *tables]), rows, unread
+    return pa.concat_tables([empty, *tables]), rows, unreadable
 
 
 def down_features(config: AuditConfig, sides: Sides, job: AuditJob) -> DownFeatures:
-    """Return where the downstream side's features lie, or will lie."""
+    """Return where the features of the downstream side are stored, or will be."""
     kinds: list[list[FeatureTask]] = [
         [] if sides.is_within else feature_tasks(sides.down, VARIANTS, job),
         feature_tasks(sides.down, config.embedding, job) if config.embedding else [],
@@ -149,36 +156,41 @@ def down_features(config: AuditConfig, sides: Sides, job: AuditJob) -> DownFeatu
 def _features(
     config: AuditConfig, sides: Sides, job: AuditJob
 ) -> tuple[DownFeatures, dict[int, str], list[str], list[dict[str, Any]]]:
-    """Compute variant codes and vectors; return their keys, lost upstream shards, and unreadable pictures."""
-    wanted = [] if sides.is_within else [("downstream", sides.down, VARIANTS, "varying")]
+    """Compute variant codes and vectors.
+
+    Returns:
+        Keys of the downstream features, reasons of quarantined upstream shards, keys of the upstream vectors, and rows
+        of UNCHECKED_SCHEMA for unreadable pictures.
+    """
+    wanted = [] if sides.is_within else [("downstream", sides.down, VARIANTS, "computing variants")]
     if config.embedding:
         wanted.append(("downstream", sides.down, config.embedding, "embedding downstream"))
         wanted.append(("upstream", sides.up, config.embedding, "embedding upstream"))
-    lost: dict[str, dict[int, str]] = {"upstream": {}, "downstream": {}}
-    unread, own = [], []
-    for name, side, kind, what in wanted:
+    quarantined: dict[str, dict[int, str]] = {"upstream": {}, "downstream": {}}
+    unreadable, own = [], []
+    for name, side, kind, title in wanted:
         tasks = feature_tasks(side, kind, job)
-        more, failed = make_features(tasks, what, job)
-        lost[name] |= more
-        unread += [unread_row(name, *picture) for picture in failed]
+        more, failed = compute_features(tasks, title, job)
+        quarantined[name] |= more
+        unreadable += [unreadable_row(name, *picture) for picture in failed]
         if name == "upstream":
             own = [task.result_key for task in tasks]
-    if lost["downstream"]:
-        shard, reason = min(lost["downstream"].items())
+    if quarantined["downstream"]:
+        shard, reason = min(quarantined["downstream"].items())
         raise ServiceError(
-            f"shard {shard} of the test set {sides.down.url} cannot be read for the join ({reason}); mend it, look "
-            f"with `pipeline verify`"
+            f"shard {shard} of the test set {sides.down.url} cannot be read for the join ({reason}); check it "
+            f"with `pipeline verify` and repair it"
         )
-    return down_features(config, sides, job), lost["upstream"], own, unread
+    return down_features(config, sides, job), quarantined["upstream"], own, unreadable
 
 
 def join_shard(task: JoinTask) -> pa.Table:
     """Return the closest matches of one upstream shard, a table of _MATCH_SCHEMA."""
-    return stored_or_made(open_store(task.down.work), task.result_key, partial(_matches, task))
+    return load_or_compute(open_store(task.down.work), task.result_key, partial(_matches, task))
 
 
 def _matches(task: JoinTask) -> pa.Table:
-    upstream, index = task.sides.upstream, index_of(task.sides.down)
+    upstream, down_samples = task.sides.upstream, samples_of(task.sides.down)
     check_tar(upstream, task.shard)
     samples = upstream.samples(task.shard)
     by_code = candidates(
@@ -186,8 +198,8 @@ def _matches(task: JoinTask) -> pa.Table:
         codes_index(task.sides.down, task.radius, task.down),
         task.radius,
     )
-    by_vector = _by_vector(task, samples, index)
-    known = _told_by_digests(task, samples, index)
+    by_vector = _by_vector(task, samples, down_samples)
+    known = _equal_digests(task, samples, down_samples)
     if task.sides.is_within:
         by_code, by_vector = _earlier(by_code), _earlier(by_vector)
         known = {address: evidence for address, evidence in known.items() if _is_earlier(task.shard, address)}
@@ -203,18 +215,18 @@ def _matches(task: JoinTask) -> pa.Table:
         for row in cap_hubs(by_code, task.most_matches)[0].to_pylist()
         if _address(row) not in known
     ]
-    taken = known.keys() | {_address(row) for row in by_code.to_pylist()}
-    rows += [row | {"known": None} for row in by_vector.to_pylist() if _address(row) not in taken]
+    listed = known.keys() | {_address(row) for row in by_code.to_pylist()}
+    rows += [row | {"known": None} for row in by_vector.to_pylist() if _address(row) not in listed]
     rows.sort(key=_address)
-    numbered_rows = [row | {"num_matches": num_matches.get((row["down_shard"], row["down_row"]), 0)} for row in rows]
-    return pa.Table.from_pylist(numbered_rows, schema=_MATCH_SCHEMA)
+    counted = [row | {"num_matches": num_matches.get((row["down_shard"], row["down_row"]), 0)} for row in rows]
+    return pa.Table.from_pylist(counted, schema=_MATCH_SCHEMA)
 
 
 def _address(row: dict[str, Any]) -> tuple[int, int, int]:
     return row["up_row"], row["down_shard"], row["down_row"]
 
 
-def _by_vector(task: JoinTask, samples: pa.Table, index: pa.Table) -> pa.Table:
+def _by_vector(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> pa.Table:
     """Return the pairs with the closest vectors, a table of CANDIDATE_SCHEMA; distances are those of their codes."""
     if task.vectors is None:
         return CANDIDATE_SCHEMA.empty_table()
@@ -225,10 +237,12 @@ def _by_vector(task: JoinTask, samples: pa.Table, index: pa.Table) -> pa.Table:
     closest, _ = cap_hubs(pairs.select(list(ADDRESS_COLUMNS)).append_column("distance", far), task.most_matches)
     places = {
         address: place
-        for place, address in enumerate(zip(index["shard"].to_pylist(), index["row"].to_pylist(), strict=True))
+        for place, address in enumerate(
+            zip(down_samples["shard"].to_pylist(), down_samples["row"].to_pylist(), strict=True)
+        )
     }
     rows = closest.select(list(ADDRESS_COLUMNS)).to_pylist()
-    up_codes, down_codes = codes_of(samples), codes_of(index)
+    up_codes, down_codes = codes_of(samples), codes_of(down_samples)
     turned = dihedral_codes(down_codes[[places[row["down_shard"], row["down_row"]] for row in rows]])
     bits = np.bitwise_count(turned ^ up_codes[[row["up_row"] for row in rows]]).sum(axis=2, dtype=np.int64)
     for row, distances in zip(rows, bits.T, strict=True):
@@ -236,18 +250,21 @@ def _by_vector(task: JoinTask, samples: pa.Table, index: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=CANDIDATE_SCHEMA)
 
 
-def _told_by_digests(task: JoinTask, samples: pa.Table, index: pa.Table) -> dict[tuple[int, int, int], str]:
-    """Return the pairs of equal bytes or pixels, which no number of look-alikes may crowd out, with their evidence.
+def _equal_digests(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> dict[tuple[int, int, int], str]:
+    """Return the pairs of equal bytes or pixels with their evidence; no number of look-alikes may crowd them out.
 
-    All of them; within one set each copy with the first one only.
+    Within one set each copy is paired with the first one only.
     """
     found: dict[tuple[int, int, int], str] = {}
     for column, evidence in (("digest", Evidence.SAME_BYTES), (PIXELS_COLUMN, Evidence.SAME_PIXELS)):
-        if column not in samples.column_names or column not in index.column_names:
+        if column not in samples.column_names or column not in down_samples.column_names:
             continue
         places = _places(task.sides.down, column)
         for up_row, digest in enumerate(samples[column].to_pylist()):
-            copies = [(index["shard"][place].as_py(), index["row"][place].as_py()) for place in places.get(digest, ())]
+            copies = [
+                (down_samples["shard"][place].as_py(), down_samples["row"][place].as_py())
+                for place in places.get(digest, ())
+            ]
             if task.sides.is_within and copies and copies[0] != (task.shard, up_row):
                 continue
             for copy in copies:
@@ -260,21 +277,31 @@ def _is_earlier(shard: int, address: tuple[int, int, int]) -> bool:
 
 
 def _earlier(pairs: pa.Table) -> pa.Table:
-    """Keep pairs within one set whose upstream picture comes first, so that each pair stands once."""
-    up = [(pairs["up_shard"].to_numpy().astype(np.int64) << 32) | pairs["up_row"].to_numpy()]
-    down = [(pairs["down_shard"].to_numpy().astype(np.int64) << 32) | pairs["down_row"].to_numpy()]
-    return pairs.filter(pa.array(up[0] < down[0]))
+    """Keep the pairs within one set whose upstream picture comes first, so that each pair is listed once."""
+    up, down = (
+        (pairs[f"{side}_shard"].to_numpy().astype(np.int64) << 32) | pairs[f"{side}_row"].to_numpy()
+        for side in ("up", "down")
+    )
+    return pairs.filter(pa.array(up < down))
 
 
 def cap_matches(matches: pa.Table, most: int) -> tuple[pa.Table, pa.Table, int]:
-    """Return the closest matches of each downstream picture over all shards, those with more, and the number of all."""
+    """Keep the closest matches of each downstream picture over all shards, and every match that digests prove.
+
+    Args:
+        matches: As join_shards returns them.
+        most: Matches of one picture that are kept.
+
+    Returns:
+        The kept matches, a table of HUB_SCHEMA of the pictures that have more, and the number of all candidates.
+    """
     known = matches.filter(pa.compute.is_valid(matches["known"]))
-    told = matches.filter(pa.compute.is_null(matches["known"]))
-    kept = pa.concat_tables([known, cap_hubs(told, most)[0]])
+    unproven = matches.filter(pa.compute.is_null(matches["known"]))
+    kept = pa.concat_tables([known, cap_hubs(unproven, most)[0]])
     by_shard = matches.group_by(["up_shard", *_DOWN_ADDRESS]).aggregate([("num_matches", "max")])
     totals = by_shard.group_by(_DOWN_ADDRESS).aggregate([("num_matches_max", "sum")])
     num_candidates = pa.compute.sum(totals["num_matches_max_sum"], min_count=0).as_py()
-    crowded = totals.filter(pa.compute.greater(totals["num_matches_max_sum"], most))
-    hubs = crowded.select([*_DOWN_ADDRESS, "num_matches_max_sum"]).rename_columns(HUB_SCHEMA.names).cast(HUB_SCHEMA)
+    over_cap = totals.filter(pa.compute.greater(totals["num_matches_max_sum"], most))
+    hubs = over_cap.select([*_DOWN_ADDRESS, "num_matches_max_sum"]).rename_columns(HUB_SCHEMA.names).cast(HUB_SCHEMA)
     order = [("num_matches", "descending"), ("shard", "ascending"), ("row", "ascending")]
     return kept, hubs.sort_by(order), num_candidates

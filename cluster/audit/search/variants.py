@@ -1,7 +1,7 @@
 """Further codes of a downstream picture: with borders, letterboxed, and without its own borders.
 
-They are computed from the pixels of the smaller side only; the upstream side keeps the one code it was packed with. A
-pair found by them is verified like any other.
+They are computed for the downstream side only; upstream pictures keep the one code they were packed with. A pair that
+is found by a variant is verified like any other.
 """
 
 import numpy as np
@@ -11,13 +11,13 @@ from pipeline.image.fingerprint import fingerprint
 
 _BORDERS = (0.05, 0.1, 0.15)  # of the side, on each edge
 _FILLS = (0, 255)
-_FLAT = 6.0  # grey levels of deviation within a row that belongs to a border: JPEG's noise stays below
-_LEAST_SHARE = 0.3  # of a side that is left when borders are cut
-_SIDE = 256  # pixels of the longer side that variants are made at; codes shrink to 64 anyway
+_FLAT_DEVIATION = 6.0  # largest standard deviation of a border's row, in grey levels; JPEG's noise stays below
+_MIN_KEPT_SHARE = 0.3  # of a side, when borders are cut
+_SIDE_PX = 256  # longer side of a picture whose variants are computed; codes are of 64 px
 
 
 def variant_codes(pixels: Pixels) -> list[bytes]:
-    """Return codes of a picture: with six borders, in two letterboxes unless it is square, and trimmed if it can be.
+    """Return codes of a picture: with six borders, in two letterboxes unless it is square, and trimmed if possible.
 
     Args:
         pixels: RGB of shape (height, width, 3).
@@ -25,7 +25,7 @@ def variant_codes(pixels: Pixels) -> list[bytes]:
     from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
 
     grey = Image.fromarray(pixels).convert("L")
-    grey.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
+    grey.thumbnail((_SIDE_PX, _SIDE_PX), Image.Resampling.BOX)
     luma = np.asarray(grey)
     height, width = luma.shape
     margins = [(round(share * height), round(share * width)) for share in _BORDERS]
@@ -41,13 +41,13 @@ def variant_codes(pixels: Pixels) -> list[bytes]:
 
 
 def _trimmed(luma: Pixels) -> Pixels | None:
-    """Cut flat rows and columns off the edges; None where there are none, or too little is left."""
+    """Cut flat rows and columns off the edges; return None if there are none, or too little is left."""
     kept = []
     for axis in (1, 0):
-        textured = np.flatnonzero(luma.std(axis=axis) > _FLAT)
+        textured = np.flatnonzero(luma.std(axis=axis) > _FLAT_DEVIATION)
         if not len(textured):
             return None
         kept.append(slice(int(textured[0]), int(textured[-1]) + 1))
     inside = luma[kept[0], kept[1]]
-    whole = min(own / side for own, side in zip(inside.shape, luma.shape, strict=True))
-    return np.ascontiguousarray(inside) if inside.shape != luma.shape and whole >= _LEAST_SHARE else None
+    kept_share = min(own / side for own, side in zip(inside.shape, luma.shape, strict=True))
+    return np.ascontiguousarray(inside) if inside.shape != luma.shape and kept_share >= _MIN_KEPT_SHARE else None

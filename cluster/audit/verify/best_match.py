@@ -1,9 +1,9 @@
-"""Which of several matches of one picture is its copy: a rule over verified pairs.
+"""Which of several competing matches of one picture is its copy: a rule over verified pairs.
 
 Digits, products and pages look alike without being copies: one upstream picture then matches many different downstream
 ones. A strong match stands by itself. A weak one, of distant hashes or of an embedding, counts as a duplicate only if
-both pictures have texture and no other picture matches one of the two far better; otherwise it is kept as very similar,
-for review.
+both pictures have texture and no competing match of either is far better; otherwise it is kept as very similar, for
+review.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ def keep_best_matches(pairs: pa.Table) -> pa.Table:
     """Demote weak near-duplicates that fail the rule to `very similar`.
 
     Args:
-        pairs: Table of coordinator.PAIR_SCHEMA with all verified pairs of an audit.
+        pairs: Table of tables.PAIR_SCHEMA with all verified pairs of an audit.
 
     Returns:
         The same rows in the same order.
@@ -32,21 +32,21 @@ def keep_best_matches(pairs: pa.Table) -> pa.Table:
     for row in rows:
         for key in _sides(row):
             best[key] = max(best.get(key, -1.0), row["correlation"])
-    evidence = [_settled(row, max(best[key] for key in _sides(row))) for row in rows]
+    evidence = [_final_evidence(row, max(best[key] for key in _sides(row))) for row in rows]
     return pairs.set_column(pairs.schema.get_field_index("evidence"), "evidence", pa.array(evidence, pa.string()))
 
 
 def _sides(row: dict[str, Any]) -> list[tuple[str, int, int]]:
-    """Return both pictures of a pair: rivals on either side count, so the result is the same in both directions."""
+    """Return both pictures of a pair: matches compete on either side, so the result is the same in both directions."""
     return [(side, row[f"{side}_shard"], row[f"{side}_row"]) for side in ("up", "down")]
 
 
-def _settled(row: dict[str, Any], best_correlation: float) -> str:
+def _final_evidence(row: dict[str, Any], best_correlation: float) -> str:
     is_strong = row["distance"] is not None and row["distance"] <= STRONG_BITS
     is_weak = row["evidence"] in (Evidence.NEAR, Evidence.EMBEDDED) and not is_strong
     residual, best_residual = 1.0 - row["correlation"], 1.0 - best_correlation
-    beaten = residual > _RESIDUAL_RATIO * best_residual and residual > best_residual
-    plain = row["quality"] < _WEAK_QUALITY_FROM
-    if is_weak and (plain or beaten):
+    is_beaten = residual > _RESIDUAL_RATIO * best_residual and residual > best_residual
+    is_plain = row["quality"] < _WEAK_QUALITY_FROM
+    if is_weak and (is_plain or is_beaten):
         return str(Evidence.SIMILAR)
     return str(row["evidence"])

@@ -1,6 +1,6 @@
-"""Whether two pictures that a search put together are the same: by bytes, by pixels, or one laid over the other.
+"""Whether two pictures that a search proposed are the same: by bytes, by pixels, or after alignment.
 
-Pictures are compared in an order of their own, so the verdict on A and B is that on B and A.
+Two pictures are always aligned in the same order, so A and B get the same evidence as B and A.
 """
 
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from cluster.audit.base.tables import MIN_QUALITY, Evidence
 from cluster.audit.verify.align import PLAIN_DETAIL, Agreement, Alignment, align
 from pipeline.image.decode import Pixels
 
-# Up to here a hash match needs little more: of 4.5 M pairs of MNIST with UCI digits, the closest were 76 bits apart,
-# and 5 of 3.1 M pairs within MNIST at most 31 (docs/decisions/0003-sign-hash.md).
+# Up to this distance a match of hashes needs little more: of 4.5 M pairs of MNIST with UCI digits, the closest were 76
+# bits apart, and 5 of 3.1 M pairs within MNIST at most 31 (docs/decisions/0003-sign-hash.md).
 STRONG_BITS = 31
 _STRONG_LOCAL_FROM, _STRONG_CORRELATION_FROM = 0.6, 0.8
 # The closest hashes of different pictures with texture are 46 bits apart: trousers on cloth (docs/audit-quality.md).
 _CLOSE_BITS = 44
 _CLOSE_LOCAL_FROM = 0.8
-# Agreement in detail. A copy lies inside the other picture or holds it; two shots of a market stall overlap in part
-# and reach 0.96. Trousers that lie inside each other reach 0.92.
+# Agreement in detail. A copy is contained in the other picture or contains it; two shots of a market stall overlap in
+# part and reach 0.96. Trousers of which one contains the other reach 0.92.
 _CONTAINED_FROM = 0.95
 _CONTAINED_LOCAL_FROM, _PARTIAL_LOCAL_FROM = 0.94, 0.975
 # Matched features, for copies that are covered in part. Two hands with cartons before one shelf share 0.67.
 _INLIERS_FROM = 12
 _FRAMED_FROM, _FRAMED_SHARE_FROM = 0.9, 0.7
 _FEATURED_LOCAL_FROM = 0.88
-# Plain pictures count when they agree as they are, or, unless very plain, nearly perfectly after alignment. Different
+# Plain pictures count if they agree as they are, or, unless very plain, nearly perfectly after alignment. Different
 # UCI digits by one hand reach 0.967 as they are and 0.973 aligned; different ellipses 0.998 aligned.
 _WHOLE_FROM = 0.975
 # Pictures of a few pixels lose detail when they are cut and resampled: one in four CIFAR-10 pictures cut to 85 % or
@@ -40,13 +40,13 @@ _SIMILAR_FROM = 0.85
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What was found out about one pair.
+class Comparison:
+    """The result of comparing two pictures.
 
     Attributes:
         evidence: The class of the pair.
         correlation: Of the grey pictures where they overlap, -1..1, 4 digits; 1 for equal pixels.
-        alignment: From the upstream picture to the downstream one; None for equal bytes or pixels, and for flat ones.
+        alignment: From the upstream picture to the downstream one; None for equal bytes or pixels, and if one is flat.
     """
 
     evidence: Evidence
@@ -56,7 +56,7 @@ class Verdict:
 
 def verify_pair(
     up_bytes: bytes, down_bytes: bytes, up: Pixels, down: Pixels, min_quality: int, *, distance: int | None
-) -> Verdict:
+) -> Comparison:
     """Compare two pictures.
 
     Args:
@@ -65,21 +65,21 @@ def verify_pair(
         up: Its pixels.
         down: Its pixels.
         min_quality: Lower of the two quality scores.
-        distance: Bits between their hashes; None where an embedding put them together.
+        distance: Bits between their hashes; None if an embedding proposed the pair.
     """
     if up_bytes == down_bytes:
-        return Verdict(Evidence.SAME_BYTES, 1.0, None)
+        return Comparison(Evidence.SAME_BYTES, 1.0, None)
     if up.shape == down.shape and np.array_equal(up, down):
-        return Verdict(Evidence.SAME_PIXELS, 1.0, None)
+        return Comparison(Evidence.SAME_PIXELS, 1.0, None)
     if min_quality < MIN_QUALITY:
-        return Verdict(Evidence.REJECTED, 0.0, None)
+        return Comparison(Evidence.REJECTED, 0.0, None)
     alignment = align_pair(up, down)
     agreement = alignment.agreement
-    return Verdict(judge(agreement, distance), round(agreement.correlation, 4), alignment)
+    return Comparison(judge(agreement, distance), round(agreement.correlation, 4), alignment)
 
 
 def align_pair(up: Pixels, down: Pixels) -> Alignment:
-    """Return the alignment from the upstream picture to the downstream one, found in an order of their own."""
+    """Align the upstream picture to the downstream one; the result does not depend on which is which."""
     if (up.shape, up.tobytes()) <= (down.shape, down.tobytes()):
         return align(up, down)
     return align(down, up).inverse
@@ -90,16 +90,16 @@ def judge(agreement: Agreement, distance: int | None) -> Evidence:
 
     Args:
         agreement: See align.
-        distance: Bits between the hashes; None where an embedding put them together.
+        distance: Bits between the hashes; None if an embedding proposed the pair.
     """
-    by_hash = distance is not None and _hash_and(agreement, distance)
+    by_hash = distance is not None and _confirms_hash(agreement, distance)
     if by_hash or _agrees(agreement) or _features_agree(agreement):
         return Evidence.EMBEDDED if distance is None else Evidence.NEAR
     return Evidence.SIMILAR if agreement.local >= _SIMILAR_FROM else Evidence.REJECTED
 
 
-def _hash_and(agreement: Agreement, distance: int) -> bool:
-    """Whether close hashes are borne out, or the frames of distant ones by features: a copy covered in part."""
+def _confirms_hash(agreement: Agreement, distance: int) -> bool:
+    """Whether the pictures confirm close hashes, or features the frame of a copy that is covered in part."""
     if distance <= STRONG_BITS:
         return agreement.local >= _STRONG_LOCAL_FROM and agreement.correlation >= _STRONG_CORRELATION_FROM
     if distance <= _CLOSE_BITS and agreement.detail >= _VERY_PLAIN_DETAIL and agreement.local >= _CLOSE_LOCAL_FROM:
@@ -109,7 +109,7 @@ def _hash_and(agreement: Agreement, distance: int) -> bool:
 
 
 def _agrees(agreement: Agreement) -> bool:
-    """Whether they agree in detail, and pictures with so much in them do so only if they are the same."""
+    """Whether they agree so well in detail that pictures with as much detail must be the same."""
     is_contained = agreement.overlap >= _CONTAINED_FROM
     if agreement.side_px <= _SMALL_SIDE_PX and agreement.detail >= _VERY_PLAIN_DETAIL:
         is_plain = agreement.detail < PLAIN_DETAIL

@@ -1,4 +1,4 @@
-"""The verification: the pictures of every candidate are read and compared, as tasks with stored results."""
+"""The verification: the pictures of every candidate pair are read and compared, as tasks with stored results."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -9,10 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.audit.base.sets import Sides, content_digest, read_picture
-from cluster.audit.base.stored_tasks import AuditJob, Quarantined, code_digest, key_of, stored_or_made, stored_results
-from cluster.audit.base.tables import CANDIDATE_SCHEMA, PAIR_SCHEMA, UNREADABLE, unread_row
-from cluster.audit.verify import affine, align
-from cluster.audit.verify import evidence as verify
+from cluster.audit.base.stored_tasks import AuditJob, Quarantined, code_digest, key_of, load_or_compute, stored_results
+from cluster.audit.base.tables import CANDIDATE_SCHEMA, PAIR_SCHEMA, UNREADABLE, unreadable_row
+from cluster.audit.verify import affine, align, evidence
 from cluster.audit.verify.evidence import verify_pair
 from pipeline.base.errors import BadImage
 from pipeline.dataset.dataset import Address, Dataset
@@ -21,7 +20,7 @@ from pipeline.image.decode import decode
 from pipeline.store.url import open_store
 
 _PAIRS_PER_TASK = 64
-_CHECKED_SCHEMA = pa.schema([*list(PAIR_SCHEMA)[1:], pa.field("side", pa.string()), pa.field("detail", pa.string())])
+_COMPARED_SCHEMA = pa.schema([*list(PAIR_SCHEMA)[1:], pa.field("side", pa.string()), pa.field("detail", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class VerifyTask:
 
     Attributes:
         pairs: (up_row, down_shard, down_row, distance, element) of each.
-        radius: Largest distance that the hashes found; an embedding found the others.
+        radius: Pairs up to this distance are of the hash search; an embedding proposed the others.
+        work: URL of the work folder.
     """
 
     sides: Sides
@@ -44,37 +44,50 @@ class VerifyTask:
         return f"verification of {len(self.pairs)} pairs of shard {self.shard} of {self.sides.up.url}"
 
 
-def compare(kept: pa.Table, radius: int, sides: Sides, job: AuditJob) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """Return all pairs with evidence, and rows of UNCHECKED_SCHEMA for pictures that could not be compared."""
-    rows = kept.to_pylist()
-    pairs = [_told_by_bytes(row, sides) for row in rows if row["known"]]
+def verify_matches(
+    matches: pa.Table, radius: int, sides: Sides, job: AuditJob
+) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """Compare the pictures of all matches that digests do not prove.
+
+    Args:
+        matches: As join_tasks.cap_matches returns them.
+        radius: Of the hash search.
+        sides: Both sets.
+        job: Where the tasks run.
+
+    Returns:
+        All pairs with their evidence, a table of PAIR_SCHEMA, and rows of UNCHECKED_SCHEMA for pictures that could not
+        be compared.
+    """
+    rows = matches.to_pylist()
+    pairs = [_proven_pair(row, sides) for row in rows if row["known"]]
     tasks = list(_verify_tasks([row for row in rows if not row["known"]], radius, sides, job))
-    unread = []
+    unreadable = []
     with job.reporting.progress("verifying", sum(len(task.pairs) for task in tasks), "pairs") as advance:
         results = stored_results(job, verify_pairs, tasks, lambda task: advance(len(task.pairs), 0))
         for task, result in sorted(results, key=lambda done: (done[0].shard, done[0].pairs)):
             if isinstance(result, Quarantined):
-                unread += [unread_row("downstream", pair[1], pair[2], result.reason) for pair in task.pairs]
+                unreadable += [unreadable_row("downstream", pair[1], pair[2], result.reason) for pair in task.pairs]
                 continue
             for row in result.to_pylist():
                 side, detail = row.pop("side"), row.pop("detail")
                 if row["evidence"] == UNREADABLE:
-                    unread.append(unread_row("downstream", row["down_shard"], row["down_row"], detail))
+                    unreadable.append(unreadable_row("downstream", row["down_shard"], row["down_row"], detail))
                     if side == "upstream":
-                        unread.append(unread_row("upstream", task.shard, row["up_row"], detail))
+                        unreadable.append(unreadable_row("upstream", task.shard, row["up_row"], detail))
                 else:
                     pairs.append({"up_shard": task.shard} | row)
-    return pa.Table.from_pylist(pairs, schema=PAIR_SCHEMA), unread
+    return pa.Table.from_pylist(pairs, schema=PAIR_SCHEMA), unreadable
 
 
-def _told_by_bytes(row: dict[str, Any], sides: Sides) -> dict[str, Any]:
+def _proven_pair(row: dict[str, Any], sides: Sides) -> dict[str, Any]:
     quality = sides.downstream.sample(Address(row["down_shard"], row["down_row"]))["quality"]
     named = {name: row[name] for name in CANDIDATE_SCHEMA.names}
     return named | {"quality": quality, "correlation": 1.0, "evidence": row["known"]}
 
 
 def _verify_tasks(rows: Sequence[dict[str, Any]], radius: int, sides: Sides, job: AuditJob) -> Iterator[VerifyTask]:
-    shared = (content_digest(sides.downstream), code_digest(verify, align, affine, fingerprint), radius)
+    shared = (content_digest(sides.downstream), code_digest(evidence, align, affine, fingerprint), radius)
     by_shard: dict[int, list[tuple[int, int, int, int, int]]] = defaultdict(list)
     for row in rows:
         pair = (row["up_row"], row["down_shard"], row["down_row"], row["distance"], row["element"])
@@ -88,11 +101,11 @@ def _verify_tasks(rows: Sequence[dict[str, Any]], radius: int, sides: Sides, job
 
 
 def verify_pairs(task: VerifyTask) -> pa.Table:
-    """Return what the pictures of the pairs say, a table of _CHECKED_SCHEMA."""
-    return stored_or_made(open_store(task.work), task.result_key, partial(_checked, task))
+    """Compare the pictures of the pairs; return a table of _COMPARED_SCHEMA."""
+    return load_or_compute(open_store(task.work), task.result_key, partial(_compare_pairs, task))
 
 
-def _checked(task: VerifyTask) -> pa.Table:
+def _compare_pairs(task: VerifyTask) -> pa.Table:
     upstream, downstream = task.sides.upstream, task.sides.downstream
     rows = []
     for up_row, down_shard, down_row, distance, element in task.pairs:
@@ -101,13 +114,12 @@ def _checked(task: VerifyTask) -> pa.Table:
         row = {"up_row": up_row, "down_shard": down_shard, "down_row": down_row, "distance": distance,
                "element": element, "quality": quality}  # fmt: skip
         rows.append(
-            row
-            | _verdict(upstream, downstream, up, down, row["quality"], distance if distance <= task.radius else None)
+            row | _compare(upstream, downstream, up, down, quality, distance if distance <= task.radius else None)
         )
-    return pa.Table.from_pylist(rows, schema=_CHECKED_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=_COMPARED_SCHEMA)
 
 
-def _verdict(
+def _compare(
     upstream: Dataset, downstream: Dataset, up: Address, down: Address, quality: int, distance: int | None
 ) -> dict[str, Any]:
     up_bytes, down_bytes = read_picture(upstream, up), read_picture(downstream, down)
@@ -117,6 +129,6 @@ def _verdict(
             pixels.append(decode(data))
         except BadImage as error:
             return {"correlation": None, "evidence": UNREADABLE, "side": side, "detail": str(error)}
-    verdict = verify_pair(up_bytes, down_bytes, pixels[0], pixels[1], quality, distance=distance)
-    told = {"correlation": verdict.correlation, "evidence": str(verdict.evidence), "side": None, "detail": None}
-    return told | ({"element": verdict.alignment.element} if verdict.alignment else {})
+    found = verify_pair(up_bytes, down_bytes, pixels[0], pixels[1], quality, distance=distance)
+    columns = {"correlation": found.correlation, "evidence": str(found.evidence), "side": None, "detail": None}
+    return columns | ({"element": found.alignment.element} if found.alignment else {})

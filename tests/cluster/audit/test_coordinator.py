@@ -1,4 +1,4 @@
-"""The audit finds what was planted, refuses look-alikes, and does not depend on cutting, workers or Ray."""
+"""The audit finds what was planted, rejects look-alikes, and does not depend on shards, workers or Ray."""
 
 import re
 from pathlib import Path
@@ -8,36 +8,15 @@ import pytest
 from PIL import Image, ImageDraw
 
 from cluster.audit.base.tables import AuditConfig, AuditTables, Evidence
-from cluster.audit.coordinator import audit, sides_of
 from cluster.audit.result.canaries import TRANSFORMS
 from cluster.stack.services import Stack
 from pipeline.base.errors import ConfigError, CorruptShard, NotFound
 from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.store.base import put
 from pipeline.store.url import open_store
-from tests.cluster.audit.audits import LEAKS, contents, here, leaky_sets
+from tests.cluster.audit.audits import LEAKS, audited, contents, leaky_sets
 from tests.conftest import BUCKET, class_folders, jpeg, pack, run_cli, running_stack
 from tests.soak.audit_kill import soak
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """An upstream set with altered copies of six downstream pictures, one of them byte for byte."""
-    return leaky_sets(tmp_path_factory.mktemp("audit"))
-
-
-@pytest.fixture(scope="module")
-def config(sets: tuple[Path, Path]) -> AuditConfig:
-    return AuditConfig(upstream=str(sets[0]), downstream=str(sets[1]), canaries_each=2)
-
-
-def found_by(config: AuditConfig, work: Path) -> AuditTables:
-    return audit(config, sides_of(config), here(work))
-
-
-@pytest.fixture(scope="module")
-def found(config: AuditConfig, tmp_path_factory: pytest.TempPathFactory) -> AuditTables:
-    return found_by(config, tmp_path_factory.mktemp("work"))
 
 
 def duplicates(tables: AuditTables, down: Dataset) -> dict[str, str]:
@@ -68,7 +47,7 @@ def test_canaries_measure_recall_per_transform(found: AuditTables) -> None:
 def test_the_result_does_not_depend_on_sharding(found: AuditTables, sets: tuple[Path, Path], tmp_path: Path) -> None:
     pack(sets[0].parent / "up-in", str(tmp_path / "one"))
     other_config = AuditConfig(upstream=str(tmp_path / "one"), downstream=str(sets[1]), canaries_each=2)
-    other = found_by(other_config, tmp_path / "work")
+    other = audited(other_config, tmp_path / "work")
     assert len(open_dataset(str(sets[0])).shards) > len(open_dataset(str(tmp_path / "one")).shards)
     assert other.downstream.equals(found.downstream)
     assert other.canaries.equals(found.canaries)
@@ -84,18 +63,18 @@ def test_the_report_made_on_ray_is_the_same_to_the_byte(cluster: Stack, config: 
     assert contents(tmp_path / "ray") == contents(tmp_path / "here")
 
 
-def test_a_rerun_makes_nothing_and_a_changed_shard_is_joined_alone(tmp_path: Path) -> None:
+def test_a_rerun_computes_nothing_and_a_changed_shard_is_joined_alone(tmp_path: Path) -> None:
     up, down = leaky_sets(tmp_path)
     config = AuditConfig(upstream=str(up), downstream=str(down), canaries_each=0)
-    before = found_by(config, tmp_path / "work")
-    made = set(tmp_path.glob("work/joined/*"))
-    assert found_by(config, tmp_path / "work").found == before.found
-    assert set(tmp_path.glob("work/joined/*")) == made
+    before = audited(config, tmp_path / "work")
+    stored = set(tmp_path.glob("work/joined/*"))
+    assert audited(config, tmp_path / "work").found == before.found
+    assert set(tmp_path.glob("work/joined/*")) == stored
     extra = class_folders(tmp_path / "more" / "photos", classes=1, each=3, seed=77_000)
     (extra / "class0" / "leak.jpg").write_bytes((tmp_path / "down-in" / "class2" / "000.jpg").read_bytes())
     assert run_cli("pipeline", "append", f"more={extra}", str(up)).returncode == 0
-    after = found_by(config, tmp_path / "work")
-    assert len(set(tmp_path.glob("work/joined/*")) - made) == 1
+    after = audited(config, tmp_path / "work")
+    assert len(set(tmp_path.glob("work/joined/*")) - stored) == 1
     gained = after.downstream["state"].to_pylist().count("duplicate")
     assert gained == before.downstream["state"].to_pylist().count("duplicate") + 1
 
@@ -106,7 +85,7 @@ def test_a_missing_shard_stops_with_its_name(tmp_path: Path) -> None:
     gone.unlink()
     config = AuditConfig(upstream=str(up), downstream=str(down))
     with pytest.raises(NotFound, match=f"{re.escape(gone.name)}, shard . of .* is gone; restore it, or rebuild it"):
-        found_by(config, tmp_path / "work")
+        audited(config, tmp_path / "work")
 
 
 def test_a_shard_with_other_pictures_stops_with_its_name(tmp_path: Path) -> None:
@@ -118,10 +97,10 @@ def test_a_shard_with_other_pictures_stops_with_its_name(tmp_path: Path) -> None
     (up / dataset.shard_path(0)).write_bytes(body)
     config = AuditConfig(upstream=str(up), downstream=str(down), radius=100)
     with pytest.raises(CorruptShard, match="the picture is not the fingerprinted one"):
-        found_by(config, tmp_path / "work")
+        audited(config, tmp_path / "work")
     (up / dataset.shard_path(0)).write_bytes(body[:-512])
     with pytest.raises(CorruptShard, match="its manifest says"):
-        found_by(config, tmp_path / "other")
+        audited(config, tmp_path / "other")
 
 
 def test_descriptors_of_another_release_are_refused(sets: tuple[Path, Path], tmp_path: Path) -> None:
@@ -130,7 +109,7 @@ def test_descriptors_of_another_release_are_refused(sets: tuple[Path, Path], tmp
     put(store, "MANIFEST.json", re.sub(rb"dct256-sign/\d+", b"dct256-sign/1", store.read("MANIFEST.json")))
     config = AuditConfig(upstream=str(sets[0]), downstream=str(tmp_path / "old"))
     with pytest.raises(ConfigError, match="has descriptors dct256-sign/1, this release compares"):
-        found_by(config, tmp_path / "work")
+        audited(config, tmp_path / "work")
 
 
 def test_unusable_pictures_are_unchecked_and_listed(tmp_path: Path) -> None:
@@ -139,22 +118,22 @@ def test_unusable_pictures_are_unchecked_and_listed(tmp_path: Path) -> None:
     pack(down, str(tmp_path / "down"), max_reject_fraction=0.5)
     pack(class_folders(tmp_path / "up-in", classes=1, each=4), str(tmp_path / "up"))
     config = AuditConfig(upstream=str(tmp_path / "up"), downstream=str(tmp_path / "down"), canaries_each=0)
-    unchecked = found_by(config, tmp_path / "work").found.unchecked.to_pylist()
+    unchecked = audited(config, tmp_path / "work").found.unchecked.to_pylist()
     assert [(row["side"], row["source"]) for row in unchecked] == [("downstream", "class0/broken.jpg")]
 
 
 def flat_pictures() -> dict[str, np.ndarray]:
-    """Pictures that hash alike without being copies: solid, gradients, product on white, sky, page of text."""
-    made: dict[str, np.ndarray] = {}
+    """Return pictures that hash alike without being copies: solid, gradients, product on white, sky, page of text."""
+    pictures: dict[str, np.ndarray] = {}
     for number, grey in enumerate((30, 128, 250)):
-        made[f"solid {number}"] = np.full((96, 128, 3), grey, np.uint8)
+        pictures[f"solid {number}"] = np.full((96, 128, 3), grey, np.uint8)
         ramp = np.linspace(grey // 2, grey, 128)[None, :, None]
-        made[f"gradient {number}"] = np.broadcast_to(ramp, (96, 128, 3)).astype(np.uint8)
+        pictures[f"gradient {number}"] = np.broadcast_to(ramp, (96, 128, 3)).astype(np.uint8)
     for number, (width, height) in enumerate(((50, 40), (56, 36), (44, 44))):
         image = Image.new("RGB", (128, 96), "white")
         box = (64 - width // 2, 48 - height // 2, 64 + width // 2, 48 + height // 2)
         ImageDraw.Draw(image).ellipse(box, fill=(200 - 60 * number, 40 * number, 90))
-        made[f"product {number}"] = np.asarray(image)
+        pictures[f"product {number}"] = np.asarray(image)
     for number in range(3):
         page = Image.new("RGB", (128, 96), "white")
         generator = np.random.default_rng(number)
@@ -163,8 +142,8 @@ def flat_pictures() -> dict[str, np.ndarray]:
                 ImageDraw.Draw(page).rectangle(
                     (word, line, word + int(generator.integers(4, 11)), line + 3), fill="black"
                 )
-        made[f"page {number}"] = np.asarray(page)
-    return made
+        pictures[f"page {number}"] = np.asarray(page)
+    return pictures
 
 
 def test_flat_and_look_alike_pictures_are_not_called_duplicates(tmp_path: Path) -> None:
@@ -176,7 +155,7 @@ def test_flat_and_look_alike_pictures_are_not_called_duplicates(tmp_path: Path) 
     pack(tmp_path / "up", str(tmp_path / "u"))
     pack(tmp_path / "down", str(tmp_path / "d"))
     config = AuditConfig(upstream=str(tmp_path / "u"), downstream=str(tmp_path / "d"), canaries_each=0)
-    tables = found_by(config, tmp_path / "work")
+    tables = audited(config, tmp_path / "work")
     assert "duplicate" not in tables.downstream["state"].to_pylist()
     assert "unchecked" in tables.downstream["state"].to_pylist()
 

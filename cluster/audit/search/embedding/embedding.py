@@ -1,7 +1,7 @@
-"""An embedding of pictures for copies that a hash of the whole picture does not see: crops, borders, overlays.
+"""Embeddings find copies that a hash of the whole picture misses: crops, borders, overlays.
 
 A model is an ONNX or TorchScript file (SSCD, ISC21, ...), or the default, EfficientNet-Lite0. Vectors have 256 numbers
-and length 1; the signs of them after a fixed rotation go through the same Hamming search as the hashes, and the cosine
+and length 1; their signs after a fixed rotation go through the same Hamming search as the hashes, and the cosine
 decides. Pictures go through the model one by one on one thread: a vector depends on its picture alone, to the last bit.
 """
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 from cluster.audit.base.tables import ADDRESS_COLUMNS
 from cluster.audit.search.embedding import lite0
 from cluster.audit.search.hamming import build_index, plain_words, search
-from cluster.audit.search.join import codes_of
+from cluster.audit.search.join import codes_of, is_first_of_run
 from pipeline.base.errors import ConfigError
 from pipeline.image.decode import Pixels
 
@@ -26,23 +26,23 @@ DIMENSIONS = 256
 DEFAULT_MODEL = "efficientnet-lite0"
 COSINE_FROM = 0.45  # of the default embedding; docs/audit-quality.md
 PROJECTION_PATH = Path(__file__).with_name("lite0_projection.npz")
-_SIDE = 224  # pixels; the whole picture is squeezed into it
-_MEAN, _SCALE = 127.0, 128.0  # as Lite0 was trained
-_IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of torchvision, which SSCD and ISC21 were trained with
+_SIDE_PX = 224  # the whole picture is resized to this square
+_MEAN, _SCALE = 127.0, 128.0  # with which Lite0 was trained
+_IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of torchvision, with which SSCD and ISC21 were trained
 _IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 # Bits of 256 that the signs of two vectors of a given cosine differ in are binomial with mean 256 acos(cosine) / pi.
-# The reach of the search lies this many standard deviations above it.
+# The radius of the search lies this many standard deviations above it.
 _DEVIATIONS = 2.0
 
 Vectors = npt.NDArray[np.float32]  # (pictures, 256)
-CANDIDATE_SCHEMA = pa.schema([*((name, pa.int32()) for name in ADDRESS_COLUMNS), ("cosine", pa.float32())])
+COSINE_SCHEMA = pa.schema([*((name, pa.int32()) for name in ADDRESS_COLUMNS), ("cosine", pa.float32())])
 
 
 class Embedder(Protocol):
-    """A model with its preparation of pictures.
+    """A model with its preprocessing.
 
     Attributes:
-        version: Of model and projection; vectors of different versions cannot be compared.
+        version: Names model and projection; vectors of different versions cannot be compared.
     """
 
     version: str
@@ -57,7 +57,7 @@ class Session:
 
     def __init__(self, model: bytes) -> None:
         try:
-            import onnxruntime  # noqa: PLC0415 - a second, and an optional part
+            import onnxruntime  # noqa: PLC0415 - takes a second, and is an optional dependency
         except ImportError as error:
             raise ConfigError("embeddings need onnxruntime; run `pip install 'bit-pretrain[embedding]'`") from error
         options = onnxruntime.SessionOptions()
@@ -66,21 +66,21 @@ class Session:
         self._input = self._session.get_inputs()[0].name
 
     def features(self, picture_BCHW: Vectors) -> Vectors:
-        """Return the first output for one prepared picture, shape (features,)."""
+        """Return the first output for one preprocessed picture, shape (features,)."""
         found: Vectors = self._session.run(None, {self._input: picture_BCHW})[0].reshape(-1)
         return found
 
 
-def _squeezed(pixels: Pixels) -> Vectors:
+def _resized(pixels: Pixels) -> Vectors:
     from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
 
-    how = Image.Resampling.BOX if min(pixels.shape[:2]) >= 2 * _SIDE else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(pixels).resize((_SIDE, _SIDE), how), np.float32)
+    resampling = Image.Resampling.BOX if min(pixels.shape[:2]) >= 2 * _SIDE_PX else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(pixels).resize((_SIDE_PX, _SIDE_PX), resampling), np.float32)
 
 
 def model_input(pixels: Pixels) -> Vectors:
-    """Return a picture as Lite0 takes it, float32 of shape (1, 3, 224, 224)."""
-    return np.ascontiguousarray(((_squeezed(pixels) - _MEAN) / _SCALE).transpose(2, 0, 1)[None])
+    """Return a picture as input of Lite0, float32 of shape (1, 3, 224, 224)."""
+    return np.ascontiguousarray(((_resized(pixels) - _MEAN) / _SCALE).transpose(2, 0, 1)[None])
 
 
 class _Lite0:
@@ -97,8 +97,8 @@ class _Lite0:
         return _unit(rows)
 
 
-class _OfFile:
-    """A model of the user's: torchvision's normalisation, 224x224, an output of 256 numbers or more."""
+class _ModelFile:
+    """The user's own model: torchvision's normalisation, 224x224, an output of 256 numbers or more."""
 
     def __init__(self, path: Path) -> None:
         self._run = Session(path.read_bytes()).features if path.suffix == ".onnx" else _torchscript(path)
@@ -107,18 +107,18 @@ class _OfFile:
     def embed(self, pictures: Sequence[Pixels]) -> Vectors:
         rows = []
         for pixels in pictures:
-            normal = (_squeezed(pixels) / 255.0 - _IMAGENET_MEAN) / _IMAGENET_DEVIATION
+            normal = (_resized(pixels) / 255.0 - _IMAGENET_MEAN) / _IMAGENET_DEVIATION
             found = self._run(np.ascontiguousarray(normal.transpose(2, 0, 1)[None]))
             if len(found) < DIMENSIONS:
                 raise ConfigError(
-                    f"{self.version} gives {len(found)} numbers a picture; at least {DIMENSIONS} are needed"
+                    f"{self.version} returns {len(found)} numbers per picture; at least {DIMENSIONS} are needed"
                 )
             rows.append(found if len(found) == DIMENSIONS else found @ _rotation(len(found))[:, :DIMENSIONS])
         return _unit(rows)
 
 
 def _torchscript(path: Path) -> Any:
-    import torch  # noqa: PLC0415 - two seconds
+    import torch  # noqa: PLC0415 - takes two seconds
 
     model = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
 
@@ -135,24 +135,24 @@ def load(model: str | Path = DEFAULT_MODEL) -> Embedder:
 
     Args:
         model: `efficientnet-lite0`, or the path of an ONNX (.onnx) or TorchScript (.pt, .ts, .torchscript) file that
-            takes float32 RGB of shape (1, 3, 224, 224) in torchvision's normalisation and gives at least 256 numbers;
-            of more, a fixed random projection to 256 is taken.
+            takes float32 RGB of shape (1, 3, 224, 224) in torchvision's normalisation and returns at least 256 numbers;
+            if it returns more, they are projected to 256 by a fixed random matrix.
 
     Raises:
-        ConfigError: The file is not there, or what runs it is not installed.
+        ConfigError: The file does not exist, or the package that runs it is not installed.
     """
     if str(model) == DEFAULT_MODEL:
         return _Lite0()
     path = Path(model)
     if not path.is_file():
         raise ConfigError(f"no embedding model at {path}; give {DEFAULT_MODEL}, or an ONNX or TorchScript file")
-    return _OfFile(path)
+    return _ModelFile(path)
 
 
 def sign_codes(vectors: Vectors) -> npt.NDArray[np.uint8]:
     """Return the signs of the vectors after a fixed random rotation, as bits, shape (pictures, 32)."""
     rotation = _rotation(DIMENSIONS)
-    # One by one: a product of matrices may round a row according to how many others there are.
+    # One by one: how a matrix product rounds a row may depend on the number of rows.
     return np.packbits(np.array([vector @ rotation > 0 for vector in vectors]).reshape(-1, DIMENSIONS), axis=1)
 
 
@@ -161,12 +161,12 @@ def embedding_candidates(upstream: pa.Table, downstream: pa.Table, cosine_from: 
 
     Args:
         upstream: Has shard, row, sign_code (32 bytes), vector (list of 256 float16 or float32).
-        downstream: Likewise; this side is held in memory, and a picture may stand in it several times.
-        cosine_from: Least cosine of a pair. Signs differ by chance: of the pairs just at it one in 44 is lost, of
+        downstream: Likewise; this side is held in memory, and a picture may have several rows.
+        cosine_from: Smallest cosine of a pair. Signs differ by chance: of the pairs just at it one in 44 is lost, of
             those 0.1 above one in 4,000.
 
     Returns:
-        Table of CANDIDATE_SCHEMA, each pair of addresses once, at its largest cosine, sorted by addresses.
+        Table of COSINE_SCHEMA, each pair of addresses once, at its largest cosine, sorted by addresses.
     """
     share = np.arccos(cosine_from) / np.pi
     radius = int(np.ceil(DIMENSIONS * share + _DEVIATIONS * np.sqrt(DIMENSIONS * share * (1 - share))))
@@ -180,20 +180,10 @@ def embedding_candidates(upstream: pa.Table, downstream: pa.Table, cosine_from: 
     columns = [column.to_numpy()[taken] for column, taken in zip(addresses, rows, strict=True)]
     order = np.lexsort((-cosines, *columns[::-1]))
     ordered = [column[order] for column in columns]
-    first = np.ones(len(order), bool)
-    first[1:] = np.any([np.diff(column) != 0 for column in ordered], axis=0)
+    first = is_first_of_run(*ordered)
     return pa.table(
-        [*(pa.array(column[first]) for column in ordered), pa.array(cosines[order][first])], schema=CANDIDATE_SCHEMA
+        [*(pa.array(column[first]) for column in ordered), pa.array(cosines[order][first])], schema=COSINE_SCHEMA
     )
-
-
-def union_candidates(hashed: pa.Table, embedded: pa.Table) -> pa.Table:
-    """Return each pair of either search once.
-
-    Distance and element are null where only the embedding found it, the cosine where only the hash did.
-    """
-    both = hashed.join(embedded, list(ADDRESS_COLUMNS), join_type="full outer")
-    return both.sort_by([(name, "ascending") for name in ADDRESS_COLUMNS])
 
 
 def _vectors(table: pa.Table, rows: npt.NDArray[np.int64]) -> Vectors:

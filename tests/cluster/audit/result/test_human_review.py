@@ -1,0 +1,39 @@
+"""Pairs for review are drawn by band and stay drawn; verdicts become precision."""
+
+from typing import Any
+
+import pytest
+
+from cluster.audit.result.human_review import draw_pairs, parse_verdicts, precision_by_band
+from pipeline.base.errors import ConfigError
+
+
+def rows_of(count: int, distance: int, first: int = 0) -> list[dict[str, Any]]:
+    return [
+        {"pair": f"{number:04d}", "evidence": "near-duplicate", "distance": distance}
+        for number in range(first, first + count)
+    ]
+
+
+def test_review_draws_as_many_of_each_band_and_keeps_them_when_pairs_come_and_go() -> None:
+    pairs = [*rows_of(100, 10), *rows_of(3, 40, 1000), {"pair": "same", "evidence": "same bytes", "distance": 0}]
+    drawn = draw_pairs(pairs, 62, 20, seed=0)
+    assert [row["band_size"] for row in drawn] == [100] * 20 + [3] * 3
+    again = draw_pairs(pairs[50:], 62, 20, seed=0)
+    left = {row["pair"] for row in drawn} & {row["pair"] for row in pairs[50:]}
+    assert left <= {row["pair"] for row in again}
+
+
+def test_precision_weighs_bands_by_their_size() -> None:
+    drawn = draw_pairs([*rows_of(90, 10), *rows_of(10, 40, 1000)], 62, 10, seed=0)
+    verdicts = {row["pair"]: "0" if row["distance"] == 10 else "2" for row in drawn}
+    close, far, everything = precision_by_band(drawn, verdicts)
+    assert (close["share"], far["share"]) == (1.0, 0.0)
+    assert everything["share"] == pytest.approx(0.9)
+    assert everything["low"] < 0.9 < everything["high"]
+
+
+@pytest.mark.parametrize("body", [b"{}", b"a,b\n1,2\n", b'{"verdicts": {"x": "5"}}', b"\xff\xfe"])
+def test_files_without_verdicts_are_refused(body: bytes) -> None:
+    with pytest.raises(ConfigError, match=r"holds no verdicts|must be one of"):
+        parse_verdicts(body, "file")

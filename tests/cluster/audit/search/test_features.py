@@ -1,0 +1,32 @@
+"""Embeddings of a set are computed once, and find what its hashes miss."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from cluster.audit.base.tables import AuditConfig
+from tests.cluster.audit.audits import audited, scene
+from tests.conftest import class_folders, pack
+
+
+def test_a_crop_needs_the_embedding_and_a_new_test_set_embeds_nothing_upstream_again(tmp_path: Path) -> None:
+    down = class_folders(tmp_path / "down-in", classes=1, each=4, seed=500)
+    up = class_folders(tmp_path / "up-in", classes=1, each=4)
+    whole = Image.fromarray(scene(9, 320, 240))
+    whole.save(down / "class0" / "scene.png")
+    whole.crop((70, 50, 250, 190)).save(up / "class0" / "crop.png")
+    for name in ("up", "down"):
+        pack(tmp_path / f"{name}-in", str(tmp_path / name))
+    pack(class_folders(tmp_path / "other-in", classes=1, each=3, seed=900), str(tmp_path / "other"))
+    plain = AuditConfig(upstream=str(tmp_path / "up"), downstream=str(tmp_path / "down"), canaries_each=0)
+    assert "duplicate" not in states_of(plain, tmp_path / "work")
+    embedded = plain.model_copy(update={"embedding": "efficientnet-lite0", "most_matches": 2})
+    assert states_of(embedded, tmp_path / "work").count("duplicate") == 1
+    vectors = set(tmp_path.glob("work/vectors/*"))
+    states_of(embedded.model_copy(update={"downstream": str(tmp_path / "other")}), tmp_path / "work")
+    assert len(set(tmp_path.glob("work/vectors/*")) - vectors) == 1
+
+
+def states_of(config: AuditConfig, work: Path) -> list[str]:
+    states: list[str] = audited(config, work).downstream["state"].to_pylist()
+    return states
