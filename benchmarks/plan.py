@@ -45,7 +45,7 @@ _NUM_SHARDS, _BLOCKS_PER_SHARD = 131_072, 32
 def synthetic(num_rows: int) -> Source:
     """Rows like `00/12/000000001234.jpg`, about 110 kB each, with a label."""
 
-    def read(mapped: Any) -> Iterator[pa.RecordBatch]:
+    def read(parallel_map: Any) -> Iterator[pa.RecordBatch]:
         for first in range(0, num_rows, _BATCH_ROWS):
             numbers = np.arange(first, min(num_rows, first + _BATCH_ROWS))
             digits = pc.utf8_lpad(pa.array(numbers).cast(pa.string()), 12, "0")

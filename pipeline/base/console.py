@@ -43,11 +43,11 @@ def run(group: click.Group) -> None:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
-    except Exception as error:  # noqa: BLE001 - the last door: whatever comes is told in one sentence
+    except Exception as error:  # noqa: BLE001 - the outermost handler: whatever comes is reported in one sentence
         if debug:
             traceback.print_exc()
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
-        click.echo(f"error: internal error ({told}); run again with --debug and report the traceback", err=True)
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        click.echo(f"error: internal error ({message}); run again with --debug and report the traceback", err=True)
         sys.exit(EXIT_FAILED)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -76,13 +76,13 @@ Advance = Callable[[int, int], None]  # done since the last call: units, bytes
 
 @contextmanager
 def silent(what: str, total: int | None, unit: str) -> Iterator[Advance]:
-    """As `progress`, and shows nothing."""
+    """Do as `progress` does, but show nothing."""
     yield lambda count, num_bytes: None
 
 
 @contextmanager
 def progress(what: str, total: int | None, unit: str) -> Iterator[Advance]:
-    """Show done/total, rate, MB/s where bytes are told, and ETA on stderr; return the function that advances it.
+    """Show done/total, rate, MB/s where bytes are reported, and ETA on stderr; return the function that advances it.
 
     A terminal gets a bar, anything else a line every few seconds. `total` is None where it is not known.
     """
@@ -91,7 +91,7 @@ def progress(what: str, total: int | None, unit: str) -> Iterator[Advance]:
 
 
 class _Meter:
-    """Counts, and says it in words."""
+    """Counts what is done; as text, the count with its rate and ETA."""
 
     def __init__(self, total: int | None, unit: str) -> None:
         self._total, self._unit = total, unit
@@ -109,16 +109,13 @@ class _Meter:
     def __str__(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = self.done / seconds
-        told = (
-            f"{self.done:,}"
-            + (f"/{self._total:,}" if self._total is not None else "")
-            + f" {self._unit}, {rate:,.0f}/s"
-        )
+        total = f"/{self._total:,}" if self._total is not None else ""
+        text = f"{self.done:,}{total} {self._unit}, {rate:,.0f}/s"
         if self._num_bytes:
-            told += f", {human_bytes(self._num_bytes / seconds)}/s"
+            text += f", {human_bytes(self._num_bytes / seconds)}/s"
         if self._total is not None and rate:
-            told += f", {(self._total - self.done) / rate:,.0f} s left"
-        return told
+            text += f", {(self._total - self.done) / rate:,.0f} s left"
+        return text
 
 
 @contextmanager
@@ -141,13 +138,13 @@ def _bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
     from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
 
     meter = _Meter(total, unit)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}", style="dim"))
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}", style="dim"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total, told="")
+        task = bar.add_task(what, total=total, detail="")
 
         def advance(count: int, num_bytes: int) -> None:
             meter.add(count, num_bytes)
-            bar.update(task, completed=meter.done, told=str(meter))
+            bar.update(task, completed=meter.done, detail=str(meter))
 
         yield advance
 

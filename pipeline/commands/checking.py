@@ -35,8 +35,10 @@ LEVELS = ("exists", "size", "checksum", "tar", "decode")
 def verify(url: str, level: str, fraction: float, seed: int, as_json: bool, workers: int | None, on_ray: bool) -> None:
     """Check the dataset at URL against its manifest; exit 1 if anything differs."""
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
-    from pipeline.upkeep.verify import sampled_shards  # noqa: PLC0415
-    from pipeline.upkeep.verify import verify as faults_of  # noqa: PLC0415
+    from pipeline.upkeep.verify import (
+        sampled_shards,  # noqa: PLC0415
+        verify as faults_of,  # noqa: PLC0415
+    )
 
     dataset = open_any(absolute_pattern(url))
     shards = sampled_shards(len(dataset.shards), fraction, seed)
@@ -44,13 +46,13 @@ def verify(url: str, level: str, fraction: float, seed: int, as_json: bool, work
     with pool_of(workers, on_ray) as pool, progress("verifying", len(shards), "shards") as advance:
         for fault in faults_of(dataset, level, pool, shards, lambda num_bytes: advance(1, num_bytes)):
             num_faults += 1
-            as_line = json.dumps({"path": fault.path, "problem": fault.problem, "shard": fault.shard})
-            click.echo(as_line if as_json else f"FAULT {fault.path}: {fault.problem}")
+            row = {"path": fault.path, "problem": fault.problem, "shard": fault.shard}
+            click.echo(json.dumps(row) if as_json else f"FAULT {fault.path}: {fault.problem}")
     if num_faults:
         click.echo(f"error: {num_faults} faults in {url}; run `pipeline repair {url} --level {level}`", err=True)
         sys.exit(1)
-    told = "" if len(shards) == len(dataset.shards) else f" of {len(dataset.shards):,}"
-    click.echo(f"{url}: {len(shards):,}{told} shards sound at level {level}")
+    total = "" if len(shards) == len(dataset.shards) else f" of {len(dataset.shards):,}"
+    click.echo(f"{url}: {len(shards):,}{total} shards sound at level {level}")
 
 
 @click.command(epilog=examples("pipeline repair s3://bucket/set", "pipeline repair data/train --level decode"))

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they stand for."""
+"""Options that several commands share, and the objects they stand for."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ Command = Callable[..., Any]
 
 
 def source_options(command: Command) -> Command:
-    """How tables are read."""
+    """Add the options of how tables are read."""
     for option in (
         click.option(
             "--classes", "classes_file", help="File with one class name a line; the line number is the label."
@@ -40,13 +40,13 @@ def source_options(command: Command) -> Command:
 
 
 def pool_options(command: Command) -> Command:
-    """Where work runs."""
+    """Add the options of where work runs."""
     for option in (
         click.option("--ray", "on_ray", is_flag=True, help="Use the Ray cluster of RAY_ADDRESS, or of this job."),
         click.option(
             "--workers",
             type=click.IntRange(1),
-            help="Processes on this machine (default 1), or most tasks under way on Ray (default: all its CPUs).",
+            help="Processes on this machine (default 1), or most tasks at a time on Ray (default: all its CPUs).",
         ),
     ):
         command = option(command)
@@ -54,7 +54,7 @@ def pool_options(command: Command) -> Command:
 
 
 def job_options(command: Command) -> Command:
-    """How a packing job runs."""
+    """Add the options of how a packing job runs."""
     for option in (
         click.option("--log-jsonl", help="Append events as JSON lines to this file."),
         click.option("--scratch", help="Folder for the plan's sort; the system's temporary folder by default."),
@@ -86,7 +86,7 @@ def columns_of(
 
 @contextmanager
 def pool_of(workers: int | None, on_ray: bool) -> Iterator["Pool"]:
-    """Return what `pool_options` ask for."""
+    """Yield the pool that `pool_options` ask for; it is closed in the end."""
     from pipeline.work.on_ray import OnRay  # noqa: PLC0415
     from pipeline.work.pools import Processes  # noqa: PLC0415
 
@@ -101,7 +101,7 @@ def pool_of(workers: int | None, on_ray: bool) -> Iterator["Pool"]:
 def job_of(
     dest: str, workers: int | None, on_ray: bool, max_reject_fraction: float, scratch: str | None, log_jsonl: str | None
 ) -> Iterator["Job"]:
-    """Return what `job_options` ask for."""
+    """Yield the job that `job_options` ask for."""
     from pipeline.image.decode import check_pillow  # noqa: PLC0415
     from pipeline.packing.jobs import Job, Reporting  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
@@ -126,7 +126,7 @@ def class_list(path: str | None) -> list[str]:
     """Return the names of a class file.
 
     Raises:
-        ConfigError: It does not exist, or a line is no name or stands twice.
+        ConfigError: It does not exist, or a line is blank or repeated.
         EmptySource: It has no line.
     """
     if path is None:
@@ -142,8 +142,8 @@ def class_list(path: str | None) -> list[str]:
     seen: set[str] = set()
     for number, name in enumerate(names, start=1):
         if not name or name in seen:
-            told = f"names {name!r} again" if name else "is blank"
-            raise ConfigError(f"class file {path}, line {number} {told}; the line number is the label")
+            problem = f"repeats {name!r}" if name else "is blank"
+            raise ConfigError(f"class file {path}, line {number} {problem}; the line number is the label")
         seen.add(name)
     return names
 

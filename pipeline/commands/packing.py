@@ -56,12 +56,14 @@ def shard(sources: tuple[str, ...], dest: str, **options: Any) -> None:
     """Pack SOURCEs into a dataset at DEST, a local folder or s3://bucket/prefix.
 
     A SOURCE is a folder of class folders; a CSV, TSV, JSONL or Parquet table of paths, URLs or image bytes; WebDataset
-    tars; or a dataset made by this command. Tables and tars may be patterns, at any URL that fsspec reads. Of several
+    tars; or a dataset packed by this command. Tables and tars may be patterns, at any URL that fsspec reads. Of several
     sources, NAME=URL names one. Interrupted, the same command goes on; finished, it does nothing.
     """
     from pipeline.image.policy import ImagePolicy  # noqa: PLC0415
-    from pipeline.packing.jobs import plan_sources  # noqa: PLC0415
-    from pipeline.packing.jobs import shard as run_shard  # noqa: PLC0415
+    from pipeline.packing.jobs import (
+        plan_sources,  # noqa: PLC0415
+        shard as run_shard,  # noqa: PLC0415
+    )
     from pipeline.packing.plan import ShardConfig  # noqa: PLC0415
     from pipeline.packing.sources.open import open_sources  # noqa: PLC0415
 
@@ -88,9 +90,9 @@ def shard(sources: tuple[str, ...], dest: str, **options: Any) -> None:
     with job_of(dest, **options) as job:
         opened = open_sources(sources, columns)
         if dry_run:
-            _tell_plan(plan_sources(job, opened, config), job.pool.num_slots, job.store.url.startswith("s3://"))
+            _print_plan(plan_sources(job, opened, config), job.pool.num_slots, job.store.url.startswith("s3://"))
             return
-        _tell_published(job.store.url, run_shard(job, opened, config, columns))
+        _print_published(job.store.url, run_shard(job, opened, config, columns))
 
 
 @click.command(
@@ -101,16 +103,16 @@ def shard(sources: tuple[str, ...], dest: str, **options: Any) -> None:
 @source_options
 @job_options
 def append(sources: tuple[str, ...], dest: str, **options: Any) -> None:
-    """Pack what the dataset at DEST does not have yet into a new version of it, with the settings it was made with.
+    """Pack what the dataset at DEST does not have yet into a new version of it, with the settings it was packed with.
 
-    Pictures are known by their names in the source. Running readers keep the version they opened.
+    Pictures are identified by their names in the source. Running readers keep the version they opened.
     """
     from pipeline.packing.jobs import append as run_append  # noqa: PLC0415
     from pipeline.packing.sources.open import open_sources  # noqa: PLC0415
 
     columns = _columns(options)
     with job_of(dest, **options) as job:
-        _tell_published(job.store.url, run_append(job, open_sources(sources, columns), columns))
+        _print_published(job.store.url, run_append(job, open_sources(sources, columns), columns))
 
 
 @click.command(epilog=examples("pipeline retry-rejects s3://bucket/set --workers 8"))
@@ -122,7 +124,7 @@ def retry_rejects(dest: str, **options: Any) -> None:
 
     options["max_reject_fraction"] = options["max_reject_fraction"] or 1.0  # all of them were rejected before
     with job_of(dest, **options) as job:
-        _tell_published(job.store.url, run_retry(job))
+        _print_published(job.store.url, run_retry(job))
 
 
 def _bytes(option: str, value: float, unit: int) -> int:
@@ -136,7 +138,7 @@ def _columns(options: dict[str, Any]) -> Any:
     return columns_of(**{name: options.pop(name) for name in names})
 
 
-def _tell_plan(planned: "Planned", num_slots: int, is_s3: bool) -> None:
+def _print_plan(planned: "Planned", num_slots: int, is_s3: bool) -> None:
     plan = planned.plan
     shard_bytes = plan.num_bytes / plan.num_shards
     parts = -(-shard_bytes // _PART_BYTES)
@@ -167,10 +169,10 @@ def _tell_plan(planned: "Planned", num_slots: int, is_s3: bool) -> None:
     click.echo("nothing written")
 
 
-def _tell_published(url: str, version: "ManifestVersion") -> None:
-    told = f", {version.num_duplicates:,} duplicates left out" if version.num_duplicates else ""
+def _print_published(url: str, version: "ManifestVersion") -> None:
+    duplicates = f", {version.num_duplicates:,} duplicates left out" if version.num_duplicates else ""
     click.echo(
         f"published {url} version {version.version}: {version.num_samples:,} samples in {version.num_shards:,} "
         f"shards, {human_bytes(version.num_bytes)}, {version.num_rejects:,} rejected "
-        f"{version.reject_reasons or ''}{told}"
+        f"{version.reject_reasons or ''}{duplicates}"
     )

@@ -51,29 +51,29 @@ def stats(url: str, version_number: int | None, html_path: str | None, as_json: 
 
     dataset = open_any(url, version_number)
     with progress("reading sidecars", len(dataset.shards), "shards") as advance:
-        told = statistics(dataset, lambda count: advance(count, 0))
+        summary = statistics(dataset, lambda count: advance(count, 0))
     if html_path:
-        Path(html_path).write_bytes(page(dataset, told))
+        Path(html_path).write_bytes(page(dataset, summary))
     if as_json:
-        click.echo(json.dumps(told.to_dict()))
+        click.echo(json.dumps(summary.to_dict()))
         return
     count = dataset.version.num_samples
     click.echo(f"{url} version {dataset.version.version}: {count:,} samples")
     click.echo(
-        f"  image: {human_bytes(told.num_image_bytes / count)}, {told.num_pixels / count / 1e6:.2f} MP on average"
+        f"  image: {human_bytes(summary.num_image_bytes / count)}, {summary.num_pixels / count / 1e6:.2f} MP on average"
     )
     for name, counts, unit in (
-        ("shorter side", told.shorter_side, "px"),
-        ("size", told.kilobytes, "kB"),
-        ("labels", told.labels_per_sample, "a sample"),
+        ("shorter side", summary.shorter_side, "px"),
+        ("size", summary.kilobytes, "kB"),
+        ("labels", summary.labels_per_sample, "a sample"),
     ):
         low, middle, high = (percentile(counts, share) for share in (0.05, 0.5, 0.95))
         click.echo(f"  {name}: median {middle:,} {unit}, 5 to 95 %: {low:,} to {high:,}")
-    click.echo(f"  {len(told.classes):,} of {dataset.version.num_classes:,} classes have samples")
-    for label, samples in told.classes.most_common(_SHOWN_CLASSES):
+    click.echo(f"  {len(summary.classes):,} of {dataset.version.num_classes:,} classes have samples")
+    for label, samples in summary.classes.most_common(_SHOWN_CLASSES):
         click.echo(f"    {dataset.class_name(label)}: {samples:,}")
-    if len(told.classes) > _SHOWN_CLASSES:
-        click.echo(f"    ... and {len(told.classes) - _SHOWN_CLASSES:,} more classes")
+    if len(summary.classes) > _SHOWN_CLASSES:
+        click.echo(f"    ... and {len(summary.classes) - _SHOWN_CLASSES:,} more classes")
     if html_path:
         click.echo(f"page: {html_path}")
 

@@ -49,7 +49,7 @@ def _opened(url: str) -> "Dataset":
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option("--log", help="Append the figures of each second as JSON lines to this file.")
 def bench(url: str, as_json: bool, log: str | None, **options: Any) -> None:
-    """Stream the dataset or WebDataset tars at URL as pretraining would, and tell how fast and what limits it.
+    """Stream the dataset or WebDataset tars at URL as pretraining would, and report how fast and what limits it.
 
     Ctrl-C ends it with what was measured so far.
     """
@@ -137,5 +137,5 @@ def peek(url: str, out: str, batches: int, batch: int, px: int, view: str, seed:
         body = page(url, about, shown)
     Path(out).write_bytes(body)
     num_replaced = sum(bool(tile.replaced) for one in shown for tile in one)
-    told = f", {num_replaced:,} of them in place of damaged ones" if num_replaced else ""
-    click.echo(f"{out}: {batches * batch:,} pictures{told}")
+    replaced = f", {num_replaced:,} of them in place of damaged ones" if num_replaced else ""
+    click.echo(f"{out}: {batches * batch:,} pictures{replaced}")

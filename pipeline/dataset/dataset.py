@@ -44,17 +44,17 @@ class Dataset:
 
     @cached_property
     def shards(self) -> "Shards":
-        """Rows of manifest.SHARD_SCHEMA, by shard number."""
+        """Rows of schema.SHARD_SCHEMA, by shard number."""
         return Shards(self._checked_table(self.version.shards, self.version.shards_sha256))
 
     @cached_property
     def blocks(self) -> pa.Table:
-        """Table of manifest.BLOCK_SCHEMA, in shard order."""
+        """Table of schema.BLOCK_SCHEMA, in shard order."""
         return self._checked_table(self.version.blocks, self.version.blocks_sha256)
 
     @cached_property
     def rejects(self) -> pa.Table:
-        """Rows that could not be used and were not packed since, a table of manifest.REJECT_SCHEMA."""
+        """Rows that could not be used and were not packed since, a table of schema.REJECT_SCHEMA."""
         return outstanding_rejects(self.store, self.version)
 
     @cached_property
@@ -74,7 +74,7 @@ class Dataset:
         return sha256_hex("\n".join(self.classes).encode())
 
     def samples(self, shard: int) -> pa.Table:
-        """Return a shard's sidecar, a table of manifest.SAMPLE_SCHEMA.
+        """Return a shard's sidecar, a table of schema.SAMPLE_SCHEMA.
 
         Those used last are kept, up to SIDECAR_CACHE_BYTES together.
 
@@ -154,10 +154,8 @@ class Dataset:
         sample = self.sample(address)
         if not sample["json_bytes"]:
             return {}
-        described: dict[str, Any] = json.loads(
-            self.read_span(address.shard, sample["json_offset"], sample["json_bytes"])
-        )
-        return described
+        about: dict[str, Any] = json.loads(self.read_span(address.shard, sample["json_offset"], sample["json_bytes"]))
+        return about
 
     def sample(self, address: Address) -> dict[str, Any]:
         """Return one row of a sidecar."""
@@ -169,7 +167,7 @@ class Dataset:
 
 
 class Shards(Sequence[dict[str, Any]]):
-    """Rows of manifest.SHARD_SCHEMA; each becomes a dictionary when it is asked for, since there may be 131 k."""
+    """Rows of schema.SHARD_SCHEMA; each becomes a dictionary when it is asked for, since there may be 131 k."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table.combine_chunks()
@@ -204,7 +202,7 @@ def open_dataset(url: str, version: int | None = None) -> Dataset:
     store = open_store(url)
     latest = published_version(store)
     if latest is None:
-        raise NotFound(f"{url} holds no published dataset (no {POINTER_KEY}); make one with `pipeline shard`")
+        raise NotFound(f"{url} holds no published dataset (no {POINTER_KEY}); create one with `pipeline shard`")
     if version is None or version == latest.version.version:
         return Dataset(store, latest.version)
     try:

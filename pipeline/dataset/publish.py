@@ -32,10 +32,10 @@ class Addition:
     Attributes:
         plan_id: Where it comes from.
         split: First part of the shard names.
-        shards: Rows of manifest.SHARD_SCHEMA, numbered after those that are there.
-        blocks: Their rows of manifest.BLOCK_SCHEMA.
-        rejects: Tables of manifest.REJECT_SCHEMA.
-        retries: Whether it is made of the rejects of the version before, which are settled by it.
+        shards: Rows of schema.SHARD_SCHEMA, numbered after those that are there.
+        blocks: Their rows of schema.BLOCK_SCHEMA.
+        rejects: Tables of schema.REJECT_SCHEMA.
+        retries: Whether it is made of the rejects of the version before, which it resolves.
         classes: Class names by label; may be empty.
         num_classes: At least the number of names.
         num_duplicates: Rows left out for equal image bytes.
@@ -55,7 +55,7 @@ class Addition:
 
 
 def publish(store: Store, before: Published | None, addition: Addition, *, replaces: bool = False) -> ManifestVersion:
-    """Write the next version, then swings the pointer to it. With `replaces` it holds nothing of the one before.
+    """Write the next version, then swing the pointer to it. With `replaces` it holds nothing of the one before.
 
     All objects but the pointer are created if absent, under names that hold version and content; the pointer is swung
     by compare-and-swap. So a crash anywhere leaves the old version or the new one, and a second writer of the same
@@ -90,7 +90,7 @@ def publish(store: Store, before: Published | None, addition: Addition, *, repla
         classes_sha256=sha256_hex(classes) if classes else None,
         rejects=_table_key(name, rejects, "rejects.parquet") if rejects else None,
         rejects_sha256=sha256_hex(rejects) if rejects else None,
-        # That of the oldest shards: with another one beside it an audit refuses the set.
+        # That of the oldest shards; an audit refuses a set with another one beside it.
         descriptor=(old.descriptor if old else DESCRIPTOR_VERSION) if addition.has_fingerprints else None,
         plan_ids=(*(old.plan_ids if old else ()), addition.plan_id),
         writer=f"bit-pretrain {metadata.version('bit-pretrain')}",
@@ -142,9 +142,9 @@ def _rejects(store: Store, old: ManifestVersion | None, addition: Addition) -> t
     """Return the outstanding rejects as Parquet, their number and their reasons."""
     sink, count = io.BytesIO(), 0
     reasons: dict[str, int] = {}
-    kept = [outstanding_rejects(store, old)] if old and not addition.retries else []
+    earlier = [outstanding_rejects(store, old)] if old and not addition.retries else []
     with pq.ParquetWriter(sink, REJECT_SCHEMA, compression="zstd", write_statistics=False) as writer:
-        for table in (*kept, *addition.rejects):
+        for table in (*earlier, *addition.rejects):
             writer.write_table(table)
             count += table.num_rows
             for found in table["reason"].combine_chunks().value_counts().to_pylist():

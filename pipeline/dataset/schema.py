@@ -15,7 +15,7 @@ POINTER_KEY = "MANIFEST.json"
 INDEX_FOLDER = "index/"  # of the sidecars of adopted tars
 # Half of the BLAKE3 of an image's bytes: 128 bits tell 300 M images apart, and a sidecar stays below 60 B a sample.
 DIGEST_BYTES = 16
-PIXELS_COLUMN = "pixels"  # digest of the decoded picture, in sidecars that `cluster fingerprint` makes
+PIXELS_COLUMN = "pixels"  # digest of the decoded picture, in sidecars that `cluster fingerprint` writes
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -85,7 +85,7 @@ class Blocks(Record):
 
 
 class CommitRecord(Record):
-    """Says that a shard exists whole: written last, after its tar and its sidecar.
+    """The mark that a shard is whole: written last, after its tar and its sidecar.
 
     Attributes:
         plan_id: The plan it belongs to; for an adopted tar a digest of the list of tars.

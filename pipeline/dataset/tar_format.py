@@ -1,6 +1,6 @@
 """USTAR members, byte for byte reproducible.
 
-Own header code because the libraries cannot give this: webdataset's writer adds a PAX header with a float time to
+Own header code because no library writes this: webdataset's writer adds a PAX header with a float time to
 every member (+1,024 bytes each), `tarfile` costs 61 us a member. Read back in tests with GNU tar, `tarfile`,
 webdataset and Hugging Face datasets.
 """

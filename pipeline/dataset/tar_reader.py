@@ -1,4 +1,4 @@
-"""The samples of a WebDataset tar, by anybody: read once from front to back for its members."""
+"""The samples of a WebDataset tar, whoever wrote it: read once from front to back for its members."""
 
 import json
 import re

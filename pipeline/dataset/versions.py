@@ -58,7 +58,7 @@ def parsed_version(body: bytes, url: str) -> ManifestVersion:
 
 
 def outstanding_rejects(store: Store, version: ManifestVersion) -> pa.Table:
-    """Return the rows that could not be used and were not packed since, a table of manifest.REJECT_SCHEMA."""
+    """Return the rows that could not be used and were not packed since, a table of schema.REJECT_SCHEMA."""
     if not version.rejects:
         return REJECT_SCHEMA.empty_table()
     return from_parquet(read_checked(store, version.rejects, str(version.rejects_sha256)))

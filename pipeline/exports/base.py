@@ -29,7 +29,7 @@ class Written:
 
 
 class Export(ABC):
-    """One format on its way. `of_shard` is called from any thread, all else from one.
+    """One format being written. `of_shard` is called from any thread, all else from one.
 
     Attributes:
         hand_written: Keys of files it writes that people also write by hand; see `check_ours`.
@@ -47,14 +47,14 @@ class Export(ABC):
 
     @abstractmethod
     def add(self, shard: ShardTar) -> None:
-        """Take a shard in; they come in the order of the manifest."""
+        """Add a shard; they come in the order of the manifest."""
 
     @abstractmethod
     def finish(self) -> Written:
         """Write the files about the whole dataset."""
 
     def close(self) -> None:  # noqa: B027 - most formats hold nothing
-        """Let go of what it holds, finished or not."""
+        """Release what it holds, finished or not."""
 
 
 def check_ours(store: Store, key: str) -> None:

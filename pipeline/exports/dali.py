@@ -1,4 +1,4 @@
-"""DALI: an index a shard as its `wds2idx` writes it, or fn.readers.webdataset scans all tars at every start."""
+"""DALI: an index a shard, as its `wds2idx` writes it; without, fn.readers.webdataset scans all tars at every start."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def index(layout: Layout) -> bytes:
 
 
 def _word(text: str) -> str:
-    """DALI splits at blanks; it looks nothing up by the name, and nobody asks for an extension with a blank."""
+    """Return the text without blanks, at which DALI splits; it uses no name, and nobody asks for such an extension."""
     return "_".join(text.split()) or "_"
 
 

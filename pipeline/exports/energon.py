@@ -1,4 +1,4 @@
-"""Megatron-Energon: `.nv-meta/` at the root and `SHARD.tar.idx` beside each shard, as `energon prepare` makes them."""
+"""Megatron-Energon: `.nv-meta/` at the root and `SHARD.tar.idx` beside each shard, as `energon prepare` writes them."""
 
 import tempfile
 import uuid
@@ -38,9 +38,9 @@ class Energon(Export):
         self._extensions: set[str] = set()
         self._place: str | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="energon-")
-        self._index = self._begun_index()
+        self._index = self._new_index()
 
-    def _begun_index(self) -> SampleIndex | None:
+    def _new_index(self) -> SampleIndex | None:
         """Return the index to fill, unless the one that is there is of these shards, or it would be too large."""
         if self._dataset.version.num_samples > _MOST_INDEXED_SAMPLES or self._has_index():
             return None
@@ -88,11 +88,11 @@ class Energon(Export):
         self._scratch.cleanup()
 
     def _finish_index(self) -> bool:
-        """Put the index in its place, or take that of another version away. Tells whether there is one."""
+        """Put the index in its place, or remove that of another version; return whether there is one."""
         store = self._dataset.store
         if self._index is None and self._has_index():
             return True
-        # The uuid says which shards an index is of, so it goes first and comes last.
+        # The uuid names the shards of an index, so it is deleted first and written last.
         store.delete(_UUID_KEY)
         store.delete(_SQLITE_KEY)
         if self._index is None or self._index.has_repeated_keys:

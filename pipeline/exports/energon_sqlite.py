@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.exports.layout import Layout
 
-# As SqliteIndexWriter of megatron-energon 7.4.1 makes them.
+# As SqliteIndexWriter of megatron-energon 7.4.1 writes them.
 _TABLES = """
 CREATE TABLE samples (
     tar_file_id INTEGER NOT NULL, sample_key TEXT NOT NULL UNIQUE, sample_index INTEGER NOT NULL,

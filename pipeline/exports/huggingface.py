@@ -1,4 +1,4 @@
-"""Hugging Face: `README.md`, a dataset card whose front matter tells `datasets` which tars make which split."""
+"""Hugging Face: `README.md`, a dataset card whose front matter names the tars of each split for `datasets`."""
 
 import json
 from collections import defaultdict
@@ -23,7 +23,7 @@ def size_category(num_samples: int) -> str:
 
 
 def patterns(paths: list[str], present: dict[str, list[str]]) -> list[str]:
-    """Return what names exactly these tars: `FOLDER/*.tar` where it does, and the names themselves where not.
+    """Return patterns that match exactly these tars: `FOLDER/*.tar` where it does, the names themselves where not.
 
     Patterns keep the card of 131 k shards short; the Hub refuses front matter of megabytes.
 

@@ -1,4 +1,4 @@
-"""Where the samples of a dataset hold their label: `.cls` in shards of ours, anywhere in tars that were taken over."""
+"""Where the samples of a dataset hold their label: `.cls` in our shards, anywhere in adopted tars."""
 
 from pipeline.dataset.dataset import Address, Dataset
 from pipeline.exports.shard_tar import ShardTar
@@ -10,7 +10,7 @@ _FIELDS = ("label", "cls", "labels")
 def label_place(dataset: Dataset, shard: ShardTar) -> str:
     """Return CLS, or the field of the JSON member that holds a label or a list of them, or "" where there is none.
 
-    Decided by the first sample of the shard: the samples of a dataset are alike, or no such tool can read it.
+    The first sample of the shard decides: the samples of a dataset are alike, or no such tool can read it.
     """
     if shard.is_ours:
         return CLS

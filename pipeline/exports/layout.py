@@ -1,7 +1,7 @@
 """Where the members of a shard lie, for tools that want the offset of each.
 
-Shards of ours are laid out by rule (docs/format.md), so that sidecars tell everything: 5 GB are read for 33 TB of tars.
-Tars that `pipeline index` took over may hold anything: their headers are read, once for all formats.
+Our shards are laid out by rule (docs/format.md), so that sidecars hold everything: 5 GB are read for 33 TB of tars.
+Tars that `pipeline index` adopted may hold anything: their headers are read, once for all formats.
 """
 
 import itertools
@@ -15,8 +15,8 @@ import pyarrow as pa
 from pipeline.base.errors import CorruptShard
 from pipeline.dataset.tar_format import TAR_BLOCK_BYTES, padded
 
-# As webdataset and Energon split names and skip members; unlike sources.tars it keeps the extension's case, by which
-# DALI and Energon look members up.
+# As webdataset and Energon split names and skip members; unlike dataset.tar_reader it keeps the extension's case, by
+# which DALI and Energon look members up.
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _SKIPPED = re.compile(r"__[^/]*__($|/)")
 
@@ -38,7 +38,7 @@ class Sample:
         key: Folder and name up to the first dot.
         start: First byte of its first header.
         members: In tar order.
-        is_listed: Whether the manifest knows it; rejects of a tar that was taken over are in the tar all the same.
+        is_listed: Whether the manifest knows it; rejects of an adopted tar are still in it.
     """
 
     key: str
@@ -63,7 +63,7 @@ class Layout:
 
 
 def layout_by_rule(table: pa.Table) -> Layout:
-    """Return the layout of a shard of ours from its sidecar, a table of manifest.SAMPLE_SCHEMA."""
+    """Return the layout of one of our shards from its sidecar, a table of schema.SAMPLE_SCHEMA."""
     names = ("key", "image_offset", "image_bytes", "json_offset", "json_bytes", "labels")
     samples, end = [], 0
     for key, image, image_bytes, about, about_bytes, labels in zip(

@@ -9,7 +9,7 @@ from pipeline.store.any_url import open_file
 
 
 class ShardTar:
-    """One tar; where its samples lie is found out when a format asks, once for all.
+    """One tar; where its samples lie is looked up when the first format asks.
 
     Attributes:
         path: Key of the tar.

@@ -24,16 +24,16 @@ class Timm(Export):
     def add(self, shard: ShardTar) -> None:
         """See Export.add."""
         if shard.split not in self._splits:
-            self._splits[shard.split] = self._begun(shard)
+            self._splits[shard.split] = self._new_split(shard)
         split = self._splits[shard.split]
         split["num_samples"] += shard.num_samples
         split["filenames"].append(shard.path)
         split["shard_lengths"].append(shard.num_samples)
 
-    def _begun(self, shard: ShardTar) -> dict[str, Any]:
+    def _new_split(self, shard: ShardTar) -> dict[str, Any]:
         split = {"name": shard.split, "num_samples": 0, "filenames": [], "shard_lengths": []}
         place = label_place(self._dataset, shard)
-        # timm takes `.cls` if told of no field; for a list of labels it wants a target format that only the user knows.
+        # timm takes `.cls` without `alt_label`; for a list of labels it wants a target format that only the user knows.
         return split if place in (CLS, "", "labels") else split | {"alt_label": place}
 
     def finish(self) -> Written:

@@ -23,7 +23,7 @@ class Wids(Export):
 
     def of_shard(self, shard: ShardTar) -> Iterator[tuple[str, bytes]]:
         """See Export.of_shard."""
-        _count(shard)  # reads the headers of a foreign tar, here where many threads are at it
+        _count(shard)  # reads the headers of an adopted tar, here where many threads do it
         return iter(())
 
     def add(self, shard: ShardTar) -> None:
@@ -46,7 +46,7 @@ class Wids(Export):
 
 
 def _count(shard: ShardTar) -> int:
-    """Return the samples that wids meets: it goes by their number in the tar, so what others leave out counts too."""
+    """Return the samples that wids meets: it counts them in the tar, so what other formats leave out counts too."""
     if shard.is_ours:
         return shard.num_samples
     return len(shard.layout.samples) + shard.layout.num_skipped

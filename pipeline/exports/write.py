@@ -1,4 +1,4 @@
-"""`pipeline export`: writes the index files of other tools beside the shards of a dataset."""
+"""`pipeline export`: writes index files for other tools beside the shards of a dataset."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,9 +29,9 @@ _THREADS = 8
 
 
 def export(dataset: Dataset, formats: Sequence[str], on_shard: Callable[[int], None]) -> Iterator[Written]:
-    """Write the files of each format, replacing those of an earlier export; return the formats as they are done.
+    """Write the files of each format, replacing those of an earlier export; yield the formats as they are done.
 
-    The shards are gone through once for all formats. The files describe this version of the dataset: after `append`,
+    One pass over the shards serves all formats. The files describe this version of the dataset: after `append`,
     export again.
 
     Args:

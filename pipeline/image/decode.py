@@ -29,7 +29,7 @@ MAX_SCANS = 100
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, b"\xff\xd9"
 _END_SEARCH_BYTES = 65_536  # cameras append thumbnails and makers' notes after the end mark
 _MAX_JPEG_SIDE = 65_500  # libjpeg's limit
-_WHOLE = 0  # simplejpeg's word for no shrinking
+_WHOLE = 0  # simplejpeg's value for no shrinking
 _EXIF_MARK = b"Exif\x00\x00"
 _MARKER, _APP0, _APP15 = 0xFF, 0xE0, 0xEF
 _BASELINE = (0xC0, 0xC1)  # frames whose scans are complete, in Huffman codes
@@ -72,7 +72,7 @@ def is_jpeg(data: bytes) -> bool:
 
 
 class JpegHeader(NamedTuple):
-    """What a JPEG says of itself.
+    """What a JPEG reports of itself.
 
     Attributes:
         width: Pixels of the upright picture (EXIF orientation applied).
@@ -93,7 +93,7 @@ class JpegHeader(NamedTuple):
 
 
 def read_jpeg_header(data: bytes, *, check_end: bool = False) -> JpegHeader:
-    """Check a JPEG as far as its header tells.
+    """Check a JPEG as far as its header allows.
 
     Args:
         data: The file.
@@ -154,7 +154,7 @@ def check_scans(data: bytes) -> None:
     values = np.frombuffer(data, np.uint8)
     # As data.count(b"\xff\xda"), in 20 us for a photo of 108 kB instead of 100.
     if np.count_nonzero((values[:-1] == _MARKER) & (values[1:] == _START_OF_SCAN)) > MAX_SCANS:
-        raise BadImage("too-slow", f"a JPEG of more than {MAX_SCANS} scans, made to be slow")
+        raise BadImage("too-slow", f"a JPEG of more than {MAX_SCANS} scans, crafted to be slow")
 
 
 def _has_one_scan(data: bytes) -> bool:
@@ -197,7 +197,7 @@ def _orientation(data: bytes) -> int:
         unopened = Image.Exif()
         unopened.load(exif)  # 35 us; 80 by opening the picture
         found = unopened.get(_ORIENTATION_TAG)
-    if found is None:  # then XMP may tell, or a further segment
+    if found is None:  # then XMP may hold it, or a further segment
         try:
             with Image.open(io.BytesIO(data)) as image:
                 found = image.getexif().get(_ORIENTATION_TAG, 1)
@@ -223,7 +223,7 @@ def _exif(data: bytes) -> bytes:
 
 
 def upright(pixels: npt.NDArray[T], orientation: int) -> npt.NDArray[T]:
-    """Return pixels (height and width first) turned as an EXIF orientation of 1..8 says."""
+    """Return pixels (height and width first) turned by an EXIF orientation of 1..8."""
     if orientation == 1:
         return pixels
     mirrored, upended = _TURNS[orientation]
@@ -242,9 +242,9 @@ def _decode_with_pillow(data: bytes) -> Pixels:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("too-large", str(error)) from error
     except UnidentifiedImageError as error:
-        told = "WebP, which this build of pillow-simd cannot read: install libwebp-dev and build it again"
+        webp = "WebP, which this build of pillow-simd cannot read: install libwebp-dev and build it again"
         unknown = f"no known picture format, begins with {data[:8]!r}"
-        raise BadImage("not-an-image", told if data[8:12] == b"WEBP" else unknown) from error
+        raise BadImage("not-an-image", webp if data[8:12] == b"WEBP" else unknown) from error
     except Exception as error:
         raise BadImage("truncated", f"{type(error).__name__}: {error}") from error
 
@@ -265,7 +265,7 @@ def _rgb(image: "PilImage") -> "PilImage":
 
 
 def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
-    """Return a JPEG without chroma subsampling; the same pixels give the same bytes.
+    """Return a JPEG without chroma subsampling; the same pixels become the same bytes.
 
     Raises:
         BadImage: A side is longer than JPEG allows.

@@ -43,8 +43,8 @@ def luma64(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
     """Return the picture's luma, shape (64, 64), in 256ths: averages when shrinking, bilinear when enlarging.
 
     Args:
-        pixels: RGB of shape (height, width, 3), or luma of shape (height, width): the Y channel of a JPEG gives the
-            code of its RGB pixels within one bit (200 photos), and decodes in 0.75 of the time.
+        pixels: RGB of shape (height, width, 3), or luma of shape (height, width): the code of a JPEG's Y
+            channel is that of its RGB pixels within one bit (200 photos), and Y decodes in 0.75 of the time.
     """
     from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
 
@@ -79,7 +79,7 @@ def fingerprint_of_image(data: bytes) -> tuple[bytes, int]:
         As `fingerprint_of_luma`.
 
     Raises:
-        BadImage: As image.decode.
+        BadImage: As `decode`.
     """
     if is_jpeg(data):
         header = read_jpeg_header(data)
@@ -94,10 +94,10 @@ def fingerprint_of_jpeg(data: bytes, header: JpegHeader, least_side_px: int = 0)
     Args:
         data: The file.
         header: Its header.
-        least_side_px: As of image.decode_luma; 0 decodes it whole.
+        least_side_px: As of `decode_luma`; 0 decodes it whole.
 
     Raises:
-        BadImage: As image.decode_luma.
+        BadImage: As `decode_luma`.
     """
     return fingerprint_of_luma(upright(luma64(decode_luma(data, least_side_px)), header.orientation))
 
@@ -111,7 +111,7 @@ def fingerprint_of_luma(luma: npt.NDArray[np.uint16]) -> tuple[bytes, int]:
     Returns:
         The 32-byte code (bit 16*u+v is vertical frequency u, horizontal v, most significant bit first) and the
         quality 0..255: the mean absolute luma step between neighbours of the 64x64 picture, times 8, capped. Flat
-        pictures score near 0 and their codes say little.
+        pictures score near 0 and their codes mean little.
     """
     cosines = _cosines()
     signs = (cosines @ luma.astype(np.float64) @ cosines.T) > 0
@@ -122,7 +122,7 @@ def fingerprint_of_luma(luma: npt.NDArray[np.uint16]) -> tuple[bytes, int]:
 
 
 def dihedral_codes(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the codes of all eight flips and turn.
+    """Return the codes of all eight flips and turns.
 
     Args:
         codes: Shape (pictures, 32).

@@ -22,7 +22,7 @@ class ImagePolicy(Record):
         reencode: Whether to encode every picture again, without its metadata.
         jpeg_quality: For whatever is encoded.
         max_bytes: Larger files are rejected unread by the decoder. 64 MB: 5.7 bits for each pixel of
-            `image.MAX_PIXELS`.
+            `decode.MAX_PIXELS`.
     """
 
     check: Literal["decode", "header"] = "decode"

@@ -34,8 +34,8 @@ class PackedShard:
     """What is known of a shard whose tar went to its writer.
 
     Attributes:
-        samples: Table of manifest.SAMPLE_SCHEMA, in tar order.
-        rejects: Table of manifest.REJECT_SCHEMA.
+        samples: Table of schema.SAMPLE_SCHEMA, in tar order.
+        rejects: Table of schema.REJECT_SCHEMA.
         blocks: Runs of whole samples that cover the tar up to its end mark.
         num_bytes: Of the tar.
         blake3: Of the tar.
@@ -82,7 +82,7 @@ class TarSink:
         self._thread.shutdown(cancel_futures=True)
 
     def add(self, before: bytes, image: bytes, after: bytes) -> int:
-        """Take a sample: its picture, and what stands before and after it. Gives where it begins in the tar.
+        """Add a sample: its picture, and what stands before and after it; return where it begins in the tar.
 
         Raises what writing an earlier block raised.
         """
@@ -118,7 +118,7 @@ class TarSink:
         return blocks, self._digest.hexdigest()
 
     def _end_block(self) -> None:
-        """Have the open block written; wait while two are under way, and take the memory of one of them."""
+        """Have the open block written; wait while two are being written, and take the memory of one of them."""
         self._counts.append(self._num_samples)
         self._offsets.append(self.num_bytes - self._used)
         self._sizes.append(self._used)
@@ -144,7 +144,7 @@ def _memory(num_bytes: int) -> memoryview:
 
 
 def sidecar_table(samples: list[tuple[Any, ...]]) -> pa.Table:
-    """Return rows, each in the order of manifest.SAMPLE_SCHEMA, as a table."""
+    """Return rows, each in the order of schema.SAMPLE_SCHEMA, as a table."""
     columns = zip(*samples, strict=True) if samples else ([] for _ in SAMPLE_SCHEMA)
     return pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, SAMPLE_SCHEMA, strict=True)],
@@ -168,8 +168,8 @@ def pack_shard(
         number: The shard's number in the dataset; part of every key.
         config: See ShardConfig.
         writer: Receives the tar.
-        prepare: See prepare.prepare.
-        plan_id: Is noted with each reject.
+        prepare: See policy.prepare.
+        plan_id: Is recorded with each reject.
         on_image: Called with the bytes read after each picture, for progress.
 
     Returns:
@@ -189,7 +189,7 @@ def pack_shard(
                 continue
             key = f"{number:06d}-{len(samples):06d}"
             image = prepared.data
-            cls, about = described(row, prepared)
+            cls, about = label_and_json(row, prepared)
             before, after = sample_parts(key.encode(), len(image), cls, about)
             start = sink.add(before, image, after)
             samples.append(
@@ -212,12 +212,12 @@ def pack_shard(
     return PackedShard(sidecar_table(samples), table_of(rejects, REJECT_SCHEMA), blocks, sink.num_bytes, tar_digest)
 
 
-def described(row: Row, prepared: Prepared) -> tuple[bytes, bytes]:
+def label_and_json(row: Row, prepared: Prepared) -> tuple[bytes, bytes]:
     """Return the contents of a sample's `.cls` and `.json`."""
     labels = row["labels"]
     cls = str(labels[0] if labels else -1).encode()
     if row["extra"] == NO_EXTRA:
-        # What json.dumps gives, in 1 us instead of 4.
+        # What json.dumps returns, in 1 us instead of 4.
         listed = ",".join(map(str, labels))
         source = _quoted(row["source"])
         about = f'{{"height":{prepared.height},"labels":[{listed}],"source":{source},"width":{prepared.width}}}'

@@ -59,14 +59,14 @@ def record_key(plan_id: str, number: int) -> str:
 
 
 def pack_and_commit(task: PackTask, on_image: Callable[[int], None] = lambda num_bytes: None) -> CommitRecord:
-    """Pack one shard and commits tar, rejects, sidecar and, last, the record, which alone makes it a shard.
+    """Pack one shard and commit tar, rejects, sidecar and, last, the record, which alone makes it a shard.
 
-    Whoever made the record first has made the shard. An attempt that died before its record leaves objects that
+    Whoever writes the record first has packed the shard. An attempt that died before its record leaves objects that
     are equal to those of the next one, which adopts them; where the pictures changed in between they are not, and the
     next one writes under a name of its own. So what a record names was always written by one attempt.
 
     Raises:
-        StorageError: As the destination, or as a store of ours that the pictures come from.
+        StorageError: As the destination, or as the local or S3 store that the pictures come from.
     """
     store, plan = open_plan(task.url, task.plan_id)
     for attempt in range(_MOST_ATTEMPTS):
@@ -165,7 +165,7 @@ def _preparing(task: PackTask) -> Iterator[Prepare]:
 
 
 def shard_rows(store: Store, plan: Plan, number: int) -> pa.Table:
-    """Return the rows of a shard, a table of manifest.PLAN_SCHEMA, reading no other row of the plan.
+    """Return the rows of a shard, a table of schema.PLAN_SCHEMA, reading no other row of the plan.
 
     Raises:
         NotFound: The plan is not stored there.

@@ -49,20 +49,20 @@ def leave_out_duplicates(
         planned: The plan of all rows.
         scratch: Existing folder for the new plan's files.
         pool: Where pictures are read.
-        earlier: Ids of the plans that the dataset holds; rows with a picture of theirs are left out, too.
+        earlier: Ids of the plans that the dataset holds; rows with one of their pictures are left out, too.
         on_images: Called with the number of pictures since the last call.
 
     Raises:
         ConfigError: The digests of an earlier plan are gone.
         StorageError: As the destination or the sources.
     """
-    held = _of_all_rows(store, earlier)
+    earlier_plans = _full_plans(store, earlier)
     # Only the plan without duplicates answers the request.
     plan = store_plan(store, replace(planned, plan=planned.plan.model_copy(update={"request": None})))
     tasks = [(store.url, plan.plan_id, number) for number in range(plan.num_shards)]
     for (_, _, number), _ in run_calls(pool, _digest_shard, tasks):
         on_images(plan.num_rows(number))
-    compared = [*held, plan]
+    compared = [*earlier_plans, plan]
     starts = np.cumsum([0, *(each.num_samples for each in compared)])
     dropped, kept_instead = _later_copies(_all_digests(store, compared, scratch), int(starts[-2]))
     place = np.searchsorted(starts, kept_instead, "right") - 1
@@ -115,11 +115,11 @@ def _digest_shard(attempt: Attempt[tuple[str, str, int]]) -> None:
             shard_rows(store, plan, number), plan.bases, plan.image_columns, plan.config.image.max_bytes
         )
     ]
-    store.create(key, b"".join(digests))  # whoever was first has told
+    store.create(key, b"".join(digests))  # whoever was first wrote the same
 
 
-def _of_all_rows(store: Store, plan_ids: Sequence[str]) -> list[Plan]:
-    """Return the plans whose rows were compared to make these; a plan of retried rows has none, nor has it digests."""
+def _full_plans(store: Store, plan_ids: Sequence[str]) -> list[Plan]:
+    """Return the plans of all rows from which these leave out duplicates; a plan of retried rows has no such plan."""
     slim = (read_plan(store, plan_id) for plan_id in plan_ids)
     try:
         return [read_plan(store, plan.slimmed_from) for plan in slim if plan.slimmed_from]

@@ -17,7 +17,7 @@ from pipeline.packing.plan import Hashes, window_of
 
 _NUM_BUCKETS = 256
 _BUCKET_BITS = 8
-_MOST_ROWS = 2_000_000  # in memory before they are spilled: about 500 MB with their copies
+_MOST_ROWS = 2_000_000  # in memory before they are written out: about 500 MB with their copies
 _MOST_BYTES = 400_000_000
 NAME_HASH, RUN_HASH = "_name_hash", "_run_hash"
 
@@ -29,7 +29,9 @@ def scratch_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            raise StorageFull(f"no space left in the scratch folder {folder}; free some, or give --scratch") from error
+            raise StorageFull(
+                f"no space left in the scratch folder {folder}; free some, or choose another with --scratch"
+            ) from error
         raise
 
 
@@ -37,7 +39,7 @@ class ExternalSort:
     """An external sort. For one thread."""
 
     def __init__(self, folder: Path) -> None:
-        """Open a sort that spills below `folder`, which must exist."""
+        """Open a sort that writes below `folder`, which must exist, what memory does not hold."""
         self._folder = folder
         self._pending: list[pa.Table] = []
         self._pending_rows = self._pending_bytes = 0
@@ -112,18 +114,18 @@ def _in_order(rows: pa.Table, windows: int) -> pa.Table:
     order = np.lexsort((names, window))
     same = (names[order][1:] == names[order][:-1]) & (window[order][1:] == window[order][:-1])
     for start, end in _runs(same):
-        order[start:end] = sorted(order[start:end].tolist(), key=lambda row: _told(rows, row))
+        order[start:end] = sorted(order[start:end].tolist(), key=lambda row: _tie_break(rows, row))
     return rows.take(pa.array(order))
 
 
 def _runs(same: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of each stretch of equal neighbours; same[i] tells whether item i + 1 equals item i."""
+    """Yield (start, end) of each stretch of equal neighbours; same[i] is whether item i + 1 equals item i."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
     for start, end in edges.reshape(-1, 2).tolist():
         yield start, end + 1
 
 
-def _told(rows: pa.Table, row: int) -> tuple[str, str]:
-    """Order rows of one hash: by name, then by everything else that is known of them."""
+def _tie_break(rows: pa.Table, row: int) -> tuple[str, str]:
+    """Return the sort key among rows of one hash: the name, then everything else that is known of the row."""
     values = rows.slice(row, 1).to_pylist()[0]
     return values["source"], repr(values)

@@ -1,6 +1,6 @@
 """Reading the bytes of a shard's pictures, in plan order, wherever they lie.
 
-Remote reads are on their way 32 at a time, and row groups of Parquet files are read once each. What cannot be had ends
+Remote reads run 32 at a time, and row groups of Parquet files are read once each. What cannot be had ends
 as a reject with its reason, or, where a whole store does not answer, as an error: a dataset must not depend on an
 outage.
 """
@@ -9,8 +9,7 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def fetch(
     """Yield every row with its bytes, or with the reason why there are none.
 
     Args:
-        rows: Table of manifest.PLAN_SCHEMA.
+        rows: Table of schema.PLAN_SCHEMA.
         bases: What relative paths are relative to.
         image_columns: Column of image bytes in Parquet files, for each base.
         max_bytes: Larger pictures are not read where their size is known.
@@ -53,14 +52,14 @@ def fetch(
 
     Raises:
         Denied: The credentials are wrong.
-        Unreachable: A store of ours, or a Parquet file, does not answer.
+        Unreachable: A local or S3 store, or a Parquet file, does not answer.
     """
-    with _Inline(rows, bases, image_columns) as inline:
+    with _InlineImages(rows, bases, image_columns) as inline:
         yield from _fetched(rows.to_pylist(), bases, inline, max_bytes, source_seconds)
 
 
 def _fetched(
-    rows: list[Row], bases: Sequence[str], inline: "_Inline", max_bytes: int, source_seconds: float
+    rows: list[Row], bases: Sequence[str], inline: "_InlineImages", max_bytes: int, source_seconds: float
 ) -> Iterator[Fetched]:
     if not any(is_remote(base) for base in bases) and not any("://" in (row["path"] or row["source"]) for row in rows):
         for row in rows:
@@ -83,17 +82,17 @@ def _arrived(row: Row, reading: "Future[bytes | BadImage]", bases: Sequence[str]
     try:
         return row, reading.result(seconds)
     except FutureTimeoutError as error:
-        told = f"{_url(row, bases)} was not read within {seconds:g} s"
+        message = f"{_url(row, bases)} was not read within {seconds:g} s"
         if scheme_of(_url(row, bases)) in _STORES:
-            raise Unreachable(told) from error
-        return row, BadImage("timeout", told)
+            raise Unreachable(message) from error
+        return row, BadImage("timeout", message)
 
 
 def _url(row: Row, bases: Sequence[str]) -> str:
     return join(bases[row["base"]], row["path"] or row["source"])
 
 
-def _read(row: Row, bases: Sequence[str], inline: "_Inline", max_bytes: int) -> "bytes | BadImage":
+def _read(row: Row, bases: Sequence[str], inline: "_InlineImages", max_bytes: int) -> "bytes | BadImage":
     url = _url(row, bases)
     if row["container"] == PARQUET:
         return inline.read(url, row["offset"])
@@ -109,7 +108,7 @@ def _read(row: Row, bases: Sequence[str], inline: "_Inline", max_bytes: int) -> 
         return BadImage(_REASONS[type(error)], str(error))
 
 
-class _Inline:
+class _InlineImages:
     """The inline images of a shard: their row groups are read once each, and the images wait in a file on disk.
 
     They come in the order of the files and are wanted in the order of the plan, and may be many times what is stored
@@ -125,7 +124,7 @@ class _Inline:
         self._spans: dict[tuple[str, int], tuple[int, int]] = {}
         self._file = tempfile.TemporaryFile() if self._wanted else None  # noqa: SIM115 - closed by __exit__
 
-    def __enter__(self) -> "_Inline":
+    def __enter__(self) -> "_InlineImages":
         position = 0
         for (url, column), offsets in self._wanted.items():
             for offset, image in _images_of(url, column, sorted(offsets)):
@@ -167,7 +166,7 @@ def _images_of(url: str, column: str, offsets: list[int]) -> Iterator[tuple[int,
 def _images_of_group(
     file: pq.ParquetFile, number: int, column: str, first: int, offsets: list[int]
 ) -> Iterator[tuple[int, bytes]]:
-    """64 rows at a time; Arrow holds the group's pages meanwhile (see sources.table for the limit)."""
+    """Yield the images, 64 rows at a time; Arrow holds the group's pages meanwhile (sources.table has the limit)."""
     position = first
     for batch in file.iter_batches(64, row_groups=[number], columns=[column], use_threads=False):
         values = batch.column(0)

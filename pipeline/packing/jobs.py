@@ -34,10 +34,10 @@ _REJECT_BATCH_ROWS = 65_536
 
 @dataclass(frozen=True)
 class Reporting:
-    """Where a job tells how far it is.
+    """Where a job reports how far it is.
 
     Attributes:
-        progress: Context of a progress display of (what, total or None, unit); gives a function of (count, bytes).
+        progress: Context of a progress display of (what, total or None, unit); yields a function of (count, bytes).
         event: Is called with the name and the values of each event.
         say: Is called with a line for the user.
     """
@@ -67,9 +67,9 @@ class Job:
 
 
 def plan_sources(job: Job, sources: Sequence[tuple[str, Source]], config: ShardConfig, **options: Any) -> Planned:
-    """Plan the rows of all sources, in the scratch folder; see planner.make_plan for options and errors."""
+    """Plan the rows of all sources, in the scratch folder; see `make_plan` for options and errors."""
 
-    def mapped(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    def parallel_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         return (result for _, result in run_calls(job.pool, partial(_call, function), items))
 
     with job.reporting.progress("planning", None, "rows") as advance:
@@ -78,7 +78,7 @@ def plan_sources(job: Job, sources: Sequence[tuple[str, Source]], config: ShardC
             config,
             job.scratch,
             probe=prober(config.image),
-            mapped=mapped,
+            parallel_map=parallel_map,
             on_rows=lambda count: advance(count, 0),
             **options,
         )
@@ -92,8 +92,10 @@ def request_of(sources: Sequence[tuple[str, Source]], config: ShardConfig, setti
     """Return the digest of a request whose sources need not be listed again while their files are unchanged."""
     if any(source.identity is None for _, source in sources):
         return None
-    told = [[prefix, source.url, source.identity] for prefix, source in sources]
-    return hashlib.sha256(f"{json.dumps(told)}\n{config.model_dump_json()}\n{settings!r}".encode()).hexdigest()[:16]
+    identities = [[prefix, source.url, source.identity] for prefix, source in sources]
+    return hashlib.sha256(f"{json.dumps(identities)}\n{config.model_dump_json()}\n{settings!r}".encode()).hexdigest()[
+        :16
+    ]
 
 
 def find_plan(store: Store, **wanted: str | None) -> Plan | None:
@@ -120,7 +122,7 @@ def shard(
         settings: How the sources are read, besides themselves: part of the identity of the request.
 
     Raises:
-        ConfigError: The destination holds a dataset made from other inputs.
+        ConfigError: The destination holds a dataset of other inputs.
         EmptySource: There is no row, or every row was rejected.
         TooManyRejects: More rows than allowed were rejected; nothing is published.
         Fenced: A newer run has taken over.
@@ -128,7 +130,7 @@ def shard(
     """
     published = published_version(job.store)
     # Before anything that takes long: it shows whether the destination can be written.
-    lease = None if published else Lease(job.store)
+    lease = None if published else Lease.take(job.store)
     plan, planned = _find_or_plan(job, sources, config, settings)
     if published:
         if plan.plan_id != published.version.plan_ids[0]:
@@ -136,7 +138,7 @@ def shard(
         if planned:
             store_plan(job.store, planned)  # the sources may have moved; `repair` will look for them
         return published.version
-    return _pack_and_publish(job, _stored(job, planned) if planned else plan, None, lease or Lease(job.store))
+    return _pack_and_publish(job, _stored(job, planned) if planned else plan, None, lease or Lease.take(job.store))
 
 
 def _find_or_plan(
@@ -161,10 +163,10 @@ def _other_dataset(store: Store, published: Published, plan: Plan) -> ConfigErro
 
 
 def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None) -> ManifestVersion:
-    """Pack what the dataset does not have yet into a new version of it, with the settings it was made with.
+    """Pack what the dataset does not have yet into a new version of it, with the settings it was packed with.
 
     Readers of the older version are not disturbed. Rows with a name that the dataset has are left out, and where it was
-    made without duplicates, rows with the bytes of a picture that it has (not of one that `retry_rejects` added).
+    packed without duplicates, rows with the bytes of a picture that it has (not of one that `retry_rejects` added).
 
     Raises:
         NotFound: Nothing is published there.
@@ -172,7 +174,7 @@ def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None
         BitError: As `shard`.
     """
     published = _require(job.store)
-    lease = Lease(job.store)
+    lease = Lease.take(job.store)
     latest = _latest_plan(job.store, published.version)
     config = latest.config.model_copy(update={"first_shard": latest.config.first_shard + latest.num_shards})
     known = _known_rows(job.store, published.version)
@@ -181,13 +183,13 @@ def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None
         job.reporting.say(f"{plan.num_known:,} rows have names that the dataset has, and are left out")
     if plan.classes and not latest.classes and published.version.num_classes:
         raise ConfigError(
-            f"{job.store.url} has numbers for labels, the new source has names; give it numbers, or --classes"
+            f"{job.store.url} has numbers for labels, the new source has names; use numbers for it, or --classes"
         )
     if planned and plan.num_samples:
         plan = _stored(job, planned, published.version.plan_ids)
     if plan.num_samples == 0:
-        told = f"; {plan.num_duplicates:,} pictures have the bytes of others" if plan.num_duplicates else ""
-        job.reporting.say(f"nothing new{told}")
+        duplicates = f"; {plan.num_duplicates:,} pictures have the bytes of others" if plan.num_duplicates else ""
+        job.reporting.say(f"nothing new{duplicates}")
         return published.version
     return _pack_and_publish(job, plan, published, lease)
 
@@ -200,7 +202,7 @@ def retry_rejects(job: Job) -> ManifestVersion:
         BitError: As `shard`.
     """
     published = _require(job.store)
-    lease = Lease(job.store)
+    lease = Lease.take(job.store)
     rejects = outstanding_rejects(job.store, published.version)
     if not rejects.num_rows:
         return published.version
@@ -221,7 +223,7 @@ def retry_rejects(job: Job) -> ManifestVersion:
     return _pack_and_publish(job, plan, published, lease, retries=True)
 
 
-def _reject_batches(rows: pa.Table, mapped: Any) -> Iterator[pa.RecordBatch]:
+def _reject_batches(rows: pa.Table, parallel_map: Any) -> Iterator[pa.RecordBatch]:
     columns = rows.drop_columns(["run"]).append_column("run", pa.nulls(rows.num_rows, pa.string())).select(COLUMNS)
     yield from columns.combine_chunks().to_batches(max_chunksize=_REJECT_BATCH_ROWS)
 
@@ -229,7 +231,7 @@ def _reject_batches(rows: pa.Table, mapped: Any) -> Iterator[pa.RecordBatch]:
 def _require(store: Store) -> Published:
     published = published_version(store)
     if published is None:
-        raise NotFound(f"{store.url} holds no published dataset; make one with `pipeline shard`")
+        raise NotFound(f"{store.url} holds no published dataset; create one with `pipeline shard`")
     return published
 
 
@@ -298,12 +300,12 @@ def _pack_and_publish(
 
 
 def _check_records(store: Store, plan: Plan) -> None:
-    """Make sure that what was packed is still there: `pipeline gc` may have been told that nobody needs it."""
+    """Make sure that what was packed is still there: `pipeline gc` may have removed it as abandoned."""
     committed = sum(1 for _ in store.list(f"commits/{plan.plan_id}/"))
     if committed != plan.num_shards:
         raise Conflict(
-            f"{store.url}: {committed:,} of {plan.num_shards:,} shards are there; somebody removed the others while "
-            f"this run was at work. Run again to pack them"
+            f"{store.url}: {committed:,} of {plan.num_shards:,} shards are there; somebody removed the others "
+            f"during this run. Run again to pack them"
         )
 
 

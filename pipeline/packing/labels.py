@@ -28,7 +28,7 @@ class Labels:
         self._first = first_classes
         self._names: set[str] = set()
         self._are_names: bool | None = None
-        self._told_by = ""
+        self._first_url = ""
 
     def taken(self, labels: pa.Array, source: Source) -> pa.Array:
         """Return lists of numbers (int32) or names as lists of text.
@@ -55,7 +55,7 @@ class Labels:
         return self._shared or self._first
 
     def numbered(self, labels: pa.Array) -> pa.Array:
-        """Return what `taken` gave as lists of int32. To be called when all was taken."""
+        """Return what `taken` returned as lists of int32. Call it when all was taken."""
         values = labels.flatten()
         if self._are_names:
             return _relisted(labels, pc.index_in(values, pa.array(self.class_names())))
@@ -75,10 +75,10 @@ class Labels:
 
     def _check_kind(self, are_names: bool, url: str) -> None:
         if self._are_names is None:
-            self._are_names, self._told_by = are_names, url
+            self._are_names, self._first_url = are_names, url
         elif are_names != self._are_names:
             raise ConfigError(
-                f"labels are all numbers or all names; those of {self._told_by} are "
+                f"labels are all numbers or all names; those of {self._first_url} are "
                 f"{'names' if self._are_names else 'numbers'}, those of {url} are not"
             )
 

@@ -1,6 +1,6 @@
-"""Makes a plan from sources: one pass to list, hash and spill the rows, one to sort, cut and write them.
+"""From sources to a plan: one pass to list and hash the rows, one to sort, cut and write them.
 
-At no time is the list of rows in memory; see spill.
+At no time is the list of rows in memory; see external_sort.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,13 +29,13 @@ from pipeline.packing.plan import (
     plan_key,
 )
 from pipeline.packing.probe import Probe
-from pipeline.packing.sources.rows import Mapping, Source
+from pipeline.packing.sources.rows import ParallelMap, Source
 from pipeline.packing.write_plan import PlanWriter
 from pipeline.store.base import Store, commit
 
-_PROBED_ROWS = 64  # tell mean sizes within about 10 % and take 0.1 s on a local disk
+_PROBED_ROWS = 64  # estimate mean sizes within about 10 % and take 0.1 s on a local disk
 _KNOWN = "_known"  # marks rows of the dataset that is appended to
-_SPILLED_SCHEMA = pa.schema(
+_SORTED_SCHEMA = pa.schema(
     [pa.field("labels", pa.list_(pa.string())) if f.name == "labels" else f for f in PLAN_SCHEMA]
     + [pa.field(_KNOWN, pa.bool_())]
 )
@@ -48,7 +48,7 @@ class Planned:
     Attributes:
         plan: The plan.
         parts: Parquet files of its rows, in the scratch folder.
-        probe: What trying a few pictures told.
+        probe: What trying a few pictures showed.
         duplicates: Parquet file of the rows left out for equal image bytes; None where none was looked for.
     """
 
@@ -67,10 +67,10 @@ def make_plan(
     request: str | None = None,
     known: Iterable[pa.Table] = (),
     classes: tuple[str, ...] = (),
-    mapped: Mapping[Any, Any] = map,
+    parallel_map: ParallelMap[Any, Any] = map,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> Planned:
-    """List, orders and cut the rows of all sources.
+    """List, order and cut the rows of all sources.
 
     Args:
         sources: Each with the prefix of its names.
@@ -80,7 +80,7 @@ def make_plan(
         request: See Plan.
         known: Tables of (source, num_bytes) of rows that the dataset has; such rows are left out and counted.
         classes: Names that the dataset to append to numbers its labels by; new names follow them.
-        mapped: How to read the parts of a source.
+        parallel_map: How to read the parts of a source.
         on_rows: Called with the number of rows since the last call.
 
     Raises:
@@ -90,7 +90,7 @@ def make_plan(
     """
     reading = _Reading(sources, config, classes)
     external_sort = ExternalSort(scratch)
-    for batch, names, runs in reading.batches(mapped):
+    for batch, names, runs in reading.batches(parallel_map):
         on_rows(batch.num_rows)
         external_sort.add(batch, names, runs)
     if not reading.num_rows:
@@ -182,20 +182,20 @@ def _without_known(rows: pa.Table) -> pa.Table:
 
 
 class _Reading:
-    """The first pass: rows of all sources, and what is told of them on the way."""
+    """The first pass: rows of all sources, and what is counted on the way."""
 
     def __init__(self, sources: Sequence[tuple[str, Source]], config: ShardConfig, classes: tuple[str, ...]) -> None:
         self._sources = sources
         self._seed = config.seed
         self.labels = Labels([source for _, source in sources], classes)
         self.num_rows = self.num_bytes = self.num_unknown = 0
-        self.sample = _SPILLED_SCHEMA.empty_table()
+        self.sample = _SORTED_SCHEMA.empty_table()
         self._sample_hashes = np.empty(0, np.uint64)
 
-    def batches(self, mapped: Mapping[Any, Any]) -> Iterator[tuple[pa.Table, Hashes, Hashes]]:
+    def batches(self, parallel_map: ParallelMap[Any, Any]) -> Iterator[tuple[pa.Table, Hashes, Hashes]]:
         """Yield rows with the hashes of their names and of their runs."""
         for base, (prefix, source) in enumerate(self._sources):
-            for batch in source.read(mapped):
+            for batch in source.read(parallel_map):
                 table = self._taken(batch, base, prefix, source)
                 names, runs = _hashes(table, self._seed)
                 self._count(table, names)
@@ -206,8 +206,8 @@ class _Reading:
         for table in known:
             own = {"source": table["source"], "num_bytes": table["num_bytes"], "run": table["run"]}
             marks = {_KNOWN: pa.repeat(pa.scalar(True), table.num_rows)}
-            filled = [(own | marks).get(field.name, pa.nulls(table.num_rows, field.type)) for field in _SPILLED_SCHEMA]
-            marked = pa.table(filled, schema=_SPILLED_SCHEMA)
+            filled = [(own | marks).get(field.name, pa.nulls(table.num_rows, field.type)) for field in _SORTED_SCHEMA]
+            marked = pa.table(filled, schema=_SORTED_SCHEMA)
             yield marked, *_hashes(marked, self._seed)
 
     def numbered(self, rows: pa.Table) -> pa.Table:
@@ -223,9 +223,9 @@ class _Reading:
             path = pc.coalesce(path, names)
             names = pc.binary_join_element_wise(prefix, names, "")
         if batch["run"].null_count < count:
-            told = batch["run"].dictionary_encode()
-            hashes = hash_names([f"{prefix}{name}" for name in told.dictionary.to_pylist()], self._seed)
-            run = pa.array(hashes).take(told.indices)
+            encoded = batch["run"].dictionary_encode()
+            hashes = hash_names([f"{prefix}{name}" for name in encoded.dictionary.to_pylist()], self._seed)
+            run = pa.array(hashes).take(encoded.indices)
         columns = {name: batch[name] for name in ("container", "offset", "num_bytes", "extra")} | {
             "source": names,
             "base": pa.repeat(pa.scalar(base, pa.int16()), count),
@@ -234,7 +234,7 @@ class _Reading:
             "run": run,
             _KNOWN: pa.repeat(pa.scalar(False), count),
         }
-        return pa.table([columns[name] for name in _SPILLED_SCHEMA.names], schema=_SPILLED_SCHEMA)
+        return pa.table([columns[name] for name in _SORTED_SCHEMA.names], schema=_SORTED_SCHEMA)
 
     def _count(self, table: pa.Table, hashes: Hashes) -> None:
         """Keep the rows with the lowest hashes: a random sample that does not depend on the order of reading."""

@@ -18,9 +18,9 @@ from pipeline.store.lease import Lease
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls
 
-_READ_THREADS = 16  # of commit records; boto3 gives about 400 small reads a second in one process
+_READ_THREADS = 16  # of commit records; boto3 does about 400 small reads a second in one process
 _CAREFUL_AFTER = 2  # workers lost over a shard
-_EARLY_ROWS = 10_000  # before these are done, a rate of rejects says little
+_EARLY_ROWS = 10_000  # before these are done, a rate of rejects means little
 _EARLY_FACTOR = 2.0
 
 
@@ -29,7 +29,7 @@ class Packed:
     """Commit records of a plan as they come in, kept small: 131 k shards have 4 M blocks.
 
     Attributes:
-        shards: Rows of manifest.SHARD_SCHEMA without `shard`, by number in the plan.
+        shards: Rows of schema.SHARD_SCHEMA without `shard`, by number in the plan.
         num_rejects: Rejected rows.
         num_done: Rows packed or rejected.
         reject_reasons: Rejected rows by reason.
@@ -46,7 +46,7 @@ class Packed:
     _blocks: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = field(default_factory=dict)
 
     def add(self, record: CommitRecord) -> None:
-        """Take a record in."""
+        """Add a record."""
         about = record.model_dump(include=set(SHARD_SCHEMA.names))
         self.shards[record.plan_shard] = about
         blocks = record.blocks
@@ -121,10 +121,10 @@ def pack_plan(
         if number not in packed.shards
     )
 
-    def told(event: str, task: PackTask, detail: str) -> None:
+    def on_call_event(event: str, task: PackTask, detail: str) -> None:
         on_event(event, shard=task.number, detail=detail)
 
-    for _, record in run_calls(pool, _attempt, missing, told):
+    for _, record in run_calls(pool, _attempt, missing, on_call_event):
         packed.add(record)
         on_images(record.num_samples + record.num_rejects, record.num_bytes)
         on_event("shard", **record.model_dump(exclude={"blocks"}))
@@ -150,8 +150,8 @@ def committed_records(store: Store, plan_id: str) -> Iterator[CommitRecord]:
 def _already_packed(store: Store, plan: Plan, max_reject_fraction: float) -> Packed:
     """Gather what earlier runs committed.
 
-    Where they rejected more than is allowed, nothing is published yet, and shards with rejects are taken back and
-    packed again: the user may have mended the pictures.
+    Where they rejected more than is allowed, nothing is published yet, and shards with rejects are deleted and
+    packed again: the user may have repaired the pictures.
     """
     packed = Packed()
     for record in committed_records(store, plan.plan_id):
@@ -163,7 +163,7 @@ def _already_packed(store: Store, plan: Plan, max_reject_fraction: float) -> Pac
         if record.rejects is None:
             kept.add(record)
             continue
-        # The record goes first: without it the rest is nothing, and is overtaken if it stays.
+        # The record goes first: without it the rest is nothing, and is superseded if it stays.
         for key in (record_key(plan.plan_id, record.plan_shard), record.rejects, record.sidecar, record.path):
             store.delete(key)
     return kept
@@ -178,6 +178,6 @@ def _check_rejects(store: Store, packed: Packed, plan: Plan, max_reject_fraction
     first = from_parquet(store.read(key)).slice(0, 1).to_pylist()[0]
     raise TooManyRejects(
         f"{packed.num_rejects} of {plan.num_samples} pictures cannot be used ({dict(packed.reject_reasons)}), first "
-        f"{first['source']}: {first['reason']} ({first['detail']}); nothing is published. Mend or remove them, or "
+        f"{first['source']}: {first['reason']} ({first['detail']}); nothing is published. Repair or remove them, or "
         f"allow a share with --max-reject-fraction"
     )

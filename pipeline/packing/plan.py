@@ -21,7 +21,9 @@ from pipeline.image.policy import ImagePolicy
 
 # Headers and padded small members of one sample: two are about 100 bytes, so three headers and two content blocks.
 OVERHEAD_BYTES = 5 * TAR_BLOCK_BYTES
-UNKNOWN_IMAGE_BYTES = 110_000  # mean ImageNet JPEG (docs/format.md); where a source tells nothing and none can be read
+UNKNOWN_IMAGE_BYTES = (
+    110_000  # mean ImageNet JPEG (docs/format.md); where a source reports no sizes and nothing can be read
+)
 SHARDS_PER_PART = 256  # row groups of a plan's Parquet file: at 2,300 rows each a part is about 35 MB
 Hashes = npt.NDArray[np.uint64]
 
@@ -59,7 +61,7 @@ class Plan(Record):
         bases: What relative paths of the rows are relative to; may change without changing the plan.
         image_columns: Column of image bytes of each base's Parquet files.
         request: Digest of the sources' files and of all settings: an equal request has this plan, and its sources
-            need not be listed again. None where only listing tells whether a source changed.
+            need not be listed again. None where only listing shows whether a source changed.
         slimmed_from: Id of the plan of all rows, from which this one leaves out duplicates; None for others.
         classes: Class names by label; may be empty.
         num_samples: Rows to pack.

@@ -16,7 +16,7 @@ from pipeline.packing.sources.rows import Source
 
 @dataclass(frozen=True)
 class Probe:
-    """What the tried pictures told.
+    """What trying a few pictures showed.
 
     Attributes:
         mean_source_bytes: Of a picture as it lies in its source.
@@ -30,7 +30,7 @@ class Probe:
 
 
 def prober(policy: ImagePolicy) -> Callable[[pa.Table, Sequence[tuple[str, Source]]], Probe]:
-    """Return the function that reads and prepares a sample of rows; those that fail are passed over."""
+    """Return the function that reads and prepares a sample of rows; those that fail are skipped."""
 
     def probe(rows: pa.Table, sources: Sequence[tuple[str, Source]]) -> Probe:
         bases = [source.url for _, source in sources]

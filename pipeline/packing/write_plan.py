@@ -44,7 +44,7 @@ class PlanWriter:
         self.highest_label = -1
 
     def add(self, rows: pa.Table) -> None:
-        """Add rows of manifest.PLAN_SCHEMA; all whole shards are written, the rest waits for more."""
+        """Add rows of schema.PLAN_SCHEMA; all whole shards are written, the rest waits for more."""
         pending = pa.concat_tables([self._pending, rows]).combine_chunks()
         sizes = self._sizes(pending)
         ends = cut(sizes, self._config.shard_bytes, self._config.max_samples_per_shard)

@@ -21,8 +21,8 @@ _COUNTER_NAME = ".num-bytes"
 _TEMPORARY_PREFIX = ".tmp-"
 _NAME_LENGTH = 64  # of a SHA-256 in hexadecimal digits
 _RECORD_LENGTH = 57  # of the count: the boot in 36 characters, a slash and 20 digits
-_ABANDONED_SECONDS = 600.0  # a choice: a living writer needs less than a second for a block
-# A choice: an eviction frees 1/20 of the limit, so that of 100,000 blocks one put in 5,000 scans, which took 0.6 to
+_ABANDONED_SECONDS = 600.0  # a choice: a live writer needs less than a second for a block
+# A choice: an eviction frees 1/20 of the limit, so that with 100,000 blocks one put in 5,000 scans, which took 0.6 to
 # 0.9 s on a shared machine of two cores.
 _FREED_PARTS = 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -54,12 +54,12 @@ class BlockCache:
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Make the folder, and evicts what is beyond the limit.
+        """Make the folder, and evict what is beyond the limit.
 
         Args:
-            folder: On a disk of this node; made if absent. All processes of the node give the same.
-            max_bytes: Limit of all entries together, in bytes; give the same in all processes. A body larger than
-                it is not cached, so 0 caches nothing.
+            folder: On a disk of this node; made if absent. The same in all processes of the node.
+            max_bytes: Limit of all entries together, in bytes; the same in all processes. A body larger than it is
+                not cached, so 0 caches nothing.
 
         Raises:
             ConfigError: The folder cannot be made, written or locked. A full disk is no error: see `put`.
@@ -78,7 +78,7 @@ class BlockCache:
             if error.errno not in _FULL:
                 raise ConfigError(
                     f"the cache folder {self.folder} cannot be used ({error.strerror or error}); "
-                    f"give a folder on a local disk that this user may write"
+                    f"choose a folder on a local disk that this user may write"
                 ) from error
             self._stop(error)
 
@@ -105,8 +105,8 @@ class BlockCache:
         """Add a body; if the key is there, only makes it the last to be evicted.
 
         Never raises for the disk: when there is no space left, or a write fails, this copy warns once through
-        logging and writes no more; `get` goes on. A body that is larger than the limit, or for which the writes
-        under way leave no room, is not cached.
+        logging and writes no more; `get` goes on. A body that is larger than the limit, or for which the
+        writes in progress leave no room, is not cached.
         """
         if self._is_stopped or len(body) > self.max_bytes:
             return
@@ -221,7 +221,7 @@ class _Ledger:
 
 
 def _boot_id() -> str:
-    """Return what tells one boot of this machine from the next, 36 characters."""
+    """Return the id of this boot of the machine, 36 characters."""
     try:
         return f"{_BOOT_ID.read_text().strip():36}"
     except FileNotFoundError:
@@ -252,7 +252,7 @@ def _fill(path: Path, body: bytes) -> None:
 
 
 def _remove(ledger: _Ledger, path: Path) -> None:
-    """Remove an entry or a temporary file, then takes it from the count: the count is never too low."""
+    """Remove an entry or a temporary file, then subtract it: the count is never too low."""
     with suppress(FileNotFoundError):
         num_bytes = path.stat().st_size
         path.unlink()

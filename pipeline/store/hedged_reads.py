@@ -19,7 +19,7 @@ _HEDGE_MEDIANS = 3.0
 _REMEMBERED_READS = 64
 _HEDGE_BURST = 2.0  # a choice: hedges that may be saved up, so that the first slow reads need not wait for a budget
 
-# What an attempt gives, and how long it took in seconds.
+# What an attempt returned, and how long it took in seconds.
 _Answer = Future[tuple[Any, float]]
 T = TypeVar("T")
 
@@ -41,9 +41,9 @@ class RangeReader:
 
     Attributes:
         reads: Calls of `read`.
-        retries: Attempts after a failure that may pass.
+        retries: Attempts after a transient failure.
         hedges: Attempts started beside a slow one.
-        hedges_won: How many of these gave the body.
+        hedges_won: How many of these returned the body.
         seconds: Time spent in `read`, pauses and failures included, summed over threads.
     """
 
@@ -59,9 +59,9 @@ class RangeReader:
             ConfigError: A value is outside its range.
         """
         if not 0 <= max_hedged_fraction <= 1:
-            raise ConfigError(f"max_hedged_fraction is {max_hedged_fraction}; give a share of reads, from 0 to 1")
+            raise ConfigError(f"max_hedged_fraction is {max_hedged_fraction}; choose a share of reads, from 0 to 1")
         if not deadline_seconds > 0:
-            raise ConfigError(f"deadline_seconds is {deadline_seconds}; give a number of seconds above 0")
+            raise ConfigError(f"deadline_seconds is {deadline_seconds}; choose a number of seconds above 0")
         self.reads = self.retries = self.hedges = self.hedges_won = 0
         self.seconds = 0.0
         self._fraction = max_hedged_fraction
@@ -72,7 +72,7 @@ class RangeReader:
         self._lock = threading.Lock()
 
     def read(self, attempt: Callable[[], T]) -> T:
-        """Return what `attempt` gives; call it in other threads, repeatedly if need be, and up to twice at a time.
+        """Return what `attempt` returns; call it in other threads, repeatedly if need be, and up to twice at a time.
 
         Args:
             attempt: Reads from storage. May be called again before an earlier call has ended.
@@ -103,13 +103,13 @@ class RangeReader:
                 self.seconds += time.monotonic() - started
 
     def close(self) -> None:
-        """End the reads under way, which raise Unreachable, and refuse new ones. Waits for nothing."""
+        """End the reads in progress, which raise Unreachable, and refuse new ones. Wait for nothing."""
         with self._lock:
             if not self._closed.done():
                 self._closed.set_exception(_closed_error())
 
     def _raced(self, attempt: Callable[[], T], deadline: float) -> T:
-        """One attempt and, if it is slow, one beside it."""
+        """Return the body of one attempt or, if it is slow, of one beside it."""
         first = self._started(attempt)
         pair, awaited = [first], [first]
         while True:
@@ -142,7 +142,7 @@ class RangeReader:
         return answered
 
     def _decisive_error(self, pair: list[_Answer]) -> BaseException:
-        """Return the error that says most: one that does not pass, if either is such; none at all is a time-out."""
+        """Return the error that matters: a lasting one, if either is; none at all is a time-out."""
         errors = [error for answer in pair if answer.done() and (error := answer.exception())]
         lasting = [error for error in errors if not isinstance(error, Unreachable)]
         no_answer = f"no answer from storage within {self._deadline_seconds:g} s; check the service and the network"

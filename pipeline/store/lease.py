@@ -24,17 +24,22 @@ class _LeaseRecord(Record):
 
 
 class Lease:
-    """The right to publish."""
+    """The right to publish; take it with `take`. May be pickled."""
 
-    def __init__(self, store: Store) -> None:
-        """Take the right from whoever has it. Raises StorageError as the destination."""
+    def __init__(self, store: Store, number: int) -> None:
+        """Hold a right that was taken, here or in another process."""
         self._store = store
         self._checked = time.monotonic()
+        self.number = number
+
+    @classmethod
+    def take(cls, store: Store) -> "Lease":
+        """Take the right from whoever has it. Raises StorageError as the destination."""
         body = _LeaseRecord(host=socket.gethostname(), pid=os.getpid(), started=time.time()).to_json()
-        numbers = [int(entry.key[len(PREFIX) :].partition(".")[0]) for entry in store.list(PREFIX)]
-        self.number = max(numbers, default=0) + 1
-        while not store.create(_key(self.number), body):
-            self.number += 1
+        number = max(_numbers(store), default=0) + 1
+        while not store.create(_key(number), body):
+            number += 1
+        return cls(store, number)
 
     def check(self, *, now: bool = False) -> None:
         """Ask the store, every two seconds or at once, whether this run still has the right.
@@ -45,12 +50,17 @@ class Lease:
         if not now and time.monotonic() - self._checked < _CHECK_SECONDS:
             return
         self._checked = time.monotonic()
-        if exists(self._store, _key(self.number + 1)):
-            taker = _LeaseRecord.model_validate_json(self._store.read(_key(self.number + 1)))
+        newest = max(_numbers(self._store), default=0)  # those in between may have been removed by `pipeline gc`
+        if newest > self.number:
+            taker = _LeaseRecord.model_validate_json(self._store.read(_key(newest)))
             raise Fenced(
                 f"{self._store.url}: a newer run (host {taker.host}, process {taker.pid}) has taken over, and this one "
-                f"stops. If both pack the same, that one uses what this one packed; if not, run this one again later"
+                f"stops. If both do the same, that one uses what this one stored; if not, run this one again later"
             )
+
+
+def _numbers(store: Store) -> list[int]:
+    return [int(entry.key[len(PREFIX) :].partition(".")[0]) for entry in store.list(PREFIX)]
 
 
 def _key(number: int) -> str:

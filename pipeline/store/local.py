@@ -17,7 +17,7 @@ _LOCK_NAME = ".store.lock"
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[None]:
+def _storage_errors(path: Path) -> Iterator[None]:
     """Turn an OSError into the storage error with the path and the remedy."""
     try:
         yield
@@ -73,13 +73,13 @@ class LocalStore:
     def read(self, key: str) -> bytes:
         """See Store.read."""
         path = self._path(key)
-        with _mapped(path):
+        with _storage_errors(path):
             return path.read_bytes()
 
     def read_range(self, key: str, offset: int, num_bytes: int) -> bytes:
         """See Store.read_range."""
         path = self._path(key)
-        with _mapped(path), path.open("rb") as file:
+        with _storage_errors(path), path.open("rb") as file:
             data = os.pread(file.fileno(), num_bytes, offset)
         if len(data) != num_bytes:
             raise CorruptShard(f"{path} ends at {offset + len(data)}, bytes to {offset + num_bytes} expected")
@@ -93,7 +93,7 @@ class LocalStore:
     def num_bytes(self, key: str) -> int:
         """See Store.num_bytes."""
         path = self._path(key)
-        with _mapped(path):
+        with _storage_errors(path):
             if path.is_dir():
                 raise IsADirectoryError
             return path.stat().st_size
@@ -110,7 +110,7 @@ class LocalStore:
     def writer(self, key: str) -> Iterator["_LocalWriter"]:
         """See Store.writer."""
         path = self._path(key)
-        with _mapped(path):
+        with _storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             writer = _LocalWriter(path)
         try:
@@ -121,7 +121,7 @@ class LocalStore:
     def replace(self, key: str, body: bytes, tag: str) -> None:
         """See Store.replace."""
         path = self._path(key)
-        with _mapped(path), (self.root / _LOCK_NAME).open("w") as lock:
+        with _storage_errors(path), (self.root / _LOCK_NAME).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.read_tagged(key)[1] != tag:
                 raise Conflict(f"{path} was changed by another writer meanwhile; run again")
@@ -138,7 +138,7 @@ class LocalStore:
         if not folder.is_dir():
             return
         inner = prefix[: prefix.rfind("/") + 1]
-        with _mapped(folder):
+        with _storage_errors(folder):
             yield from sorted(
                 (entry for entry in _walk(str(folder), inner) if entry.key.startswith(prefix)),
                 key=lambda entry: entry.key,
@@ -146,25 +146,25 @@ class LocalStore:
 
     def walk(self) -> Iterator[Entry]:
         """See Store.walk."""
-        with _mapped(self.root):
+        with _storage_errors(self.root):
             yield from _walk(str(self.root))
 
     def delete(self, key: str) -> None:
         """See Store.delete."""
         path = self._path(key)
-        with _mapped(path):
+        with _storage_errors(path):
             path.unlink(missing_ok=True)
 
     def unfinished(self) -> Iterator[Unfinished]:
         """See Store.unfinished."""
-        with _mapped(self.root):
+        with _storage_errors(self.root):
             for path in sorted(self.root.rglob(f"{_TEMPORARY_PREFIX}*")):
                 with suppress(FileNotFoundError):  # its writer has just finished
                     yield Unfinished(path.relative_to(self.root).as_posix(), str(path), path.stat().st_mtime)
 
     def discard(self, unfinished: Unfinished) -> None:
         """See Store.discard."""
-        with _mapped(Path(unfinished.handle)):
+        with _storage_errors(Path(unfinished.handle)):
             Path(unfinished.handle).unlink(missing_ok=True)
 
 
@@ -178,14 +178,14 @@ class _LocalWriter:
 
     def write(self, chunk: bytes | memoryview) -> None:
         """See ObjectWriter.write."""
-        with _mapped(self._path):
+        with _storage_errors(self._path):
             rest = memoryview(chunk)
             while rest:
                 rest = rest[self._file.write(rest) :]
 
     def finish(self) -> bool:
         """See ObjectWriter.finish."""
-        with _mapped(self._path):
+        with _storage_errors(self._path):
             os.fsync(self._file.fileno())
             try:
                 os.link(self._temporary, self._path)

@@ -44,7 +44,7 @@ _ERRORS: dict[str, tuple[type[BitError], str]] = {
     "ExpiredToken": (Denied, "the session token has expired; renew the credentials"),
     "PreconditionFailed": (Conflict, "the object was changed by another writer meanwhile; run again"),
     "412": (Conflict, "the object was changed by another writer meanwhile; run again"),
-    # An upload that ended although its answer was lost, or that `gc` removed: the object tells which.
+    # An upload that ended although its answer was lost, or that `gc` removed: whether the object exists shows which.
     "NoSuchUpload": (Conflict, "the upload was ended by another writer meanwhile; run again"),
     "InvalidPart": (Unreachable, "a part did not arrive as it was sent; run again"),
     "InvalidRange": (CorruptShard, "the object is shorter than expected"),
@@ -61,7 +61,7 @@ _ERRORS: dict[str, tuple[type[BitError], str]] = {
 
 
 @contextmanager
-def _mapped(url: str) -> Iterator[None]:
+def _storage_errors(url: str) -> Iterator[None]:
     """Turn botocore's errors into ours, with the URL and the remedy."""
     from botocore.exceptions import (  # noqa: PLC0415 - boto3 costs 0.3 s; the command line must answer at once
         BotoCoreError,
@@ -84,16 +84,16 @@ def _mapped(url: str) -> Iterator[None]:
         raise Unreachable(f"{url}: no answer from S3 ({error}); check AWS_ENDPOINT_URL and the network") from error
 
 
-def _is_passing(error: BaseException) -> bool:
-    """Return whether botocore does not retry this: a body cut off in the middle, or two writers at one moment."""
-    from botocore.exceptions import (  # noqa: PLC0415 - see _mapped
+def _is_transient(error: BaseException) -> bool:
+    """Return whether it may pass and botocore does not retry it: a body cut off in the middle, or a race of writers."""
+    from botocore.exceptions import (  # noqa: PLC0415 - see _storage_errors
         ClientError,
         FlexibleChecksumError,
         IncompleteReadError,
         ReadTimeoutError,
         ResponseStreamingError,
     )
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - see _mapped
+    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - see _storage_errors
 
     if isinstance(error, ClientError):
         return str(error.response.get("Error", {}).get("Code", "")) in ("ConditionalRequestConflict", "409")
@@ -103,7 +103,7 @@ def _is_passing(error: BaseException) -> bool:
 
 
 class S3Store:
-    """Objects below `s3://bucket/prefix`. The client is made on first use, so a store may be sent to a worker."""
+    """Objects below `s3://bucket/prefix`. The client is created on first use, so a store may be sent to a worker."""
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self.bucket = bucket
@@ -112,7 +112,7 @@ class S3Store:
 
     @cached_property
     def _client(self) -> "S3Client":
-        import boto3  # noqa: PLC0415 - see _mapped
+        import boto3  # noqa: PLC0415 - see _storage_errors
         from botocore.config import Config  # noqa: PLC0415
 
         config = Config(
@@ -152,10 +152,10 @@ class S3Store:
             body = answer["Body"].read() if length == num_bytes else b""
             return answer["ResponseMetadata"]["HTTPStatusCode"], length, body
 
-        with _mapped(url):
-            status, length, data = retried(_is_passing, fetch)
+        with _storage_errors(url):
+            status, length, data = retried(_is_transient, fetch)
         if status != 206 or len(data) != num_bytes:
-            raise CorruptShard(f"{url}: {byte_range} gave status {status} and {length} bytes")
+            raise CorruptShard(f"{url}: {byte_range} returned status {status} and {length} bytes")
         return data
 
     def read_tagged(self, key: str) -> tuple[bytes, str]:
@@ -165,12 +165,12 @@ class S3Store:
             answer = self._client.get_object(Bucket=self.bucket, Key=self._key(key))
             return answer["Body"].read(), answer["ETag"]
 
-        with _mapped(f"{self.url}/{key}"):
-            return retried(_is_passing, fetch)
+        with _storage_errors(f"{self.url}/{key}"):
+            return retried(_is_transient, fetch)
 
     def num_bytes(self, key: str) -> int:
         """See Store.num_bytes."""
-        with _mapped(f"{self.url}/{key}"):
+        with _storage_errors(f"{self.url}/{key}"):
             return self._client.head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"]
 
     def create(self, key: str, body: bytes) -> bool:
@@ -190,15 +190,15 @@ class S3Store:
 
     def replace(self, key: str, body: bytes, tag: str) -> None:
         """See Store.replace."""
-        with _mapped(f"{self.url}/{key}"):
+        with _storage_errors(f"{self.url}/{key}"):
             retried(
-                _is_passing,
+                _is_transient,
                 lambda: self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=body, IfMatch=tag),
             )
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """See Store.list."""
-        with _mapped(f"{self.url}/{prefix}"):
+        with _storage_errors(f"{self.url}/{prefix}"):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
             skipped = len(self.prefix) + 1 if self.prefix else 0
             for page in pages:
@@ -211,12 +211,12 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         """See Store.delete."""
-        with _mapped(f"{self.url}/{key}"):
+        with _storage_errors(f"{self.url}/{key}"):
             self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
 
     def unfinished(self) -> Iterator[Unfinished]:
         """See Store.unfinished."""
-        with _mapped(self.url):
+        with _storage_errors(self.url):
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self.bucket, Prefix=self._key("")
             )
@@ -227,7 +227,7 @@ class S3Store:
 
     def discard(self, unfinished: Unfinished) -> None:
         """See Store.discard."""
-        with suppress(NotFound), _mapped(f"{self.url}/{unfinished.key}"):
+        with suppress(NotFound), _storage_errors(f"{self.url}/{unfinished.key}"):
             self._client.abort_multipart_upload(
                 Bucket=self.bucket, Key=self._key(unfinished.key), UploadId=unfinished.handle
             )
@@ -259,24 +259,24 @@ class _S3Writer:
         if self._upload is not None:
             self._send_part()
         try:
-            with _mapped(self._url):
-                retried(_is_passing, self._complete if self._upload is not None else self._put)
+            with _storage_errors(self._url):
+                retried(_is_transient, self._complete if self._upload is not None else self._put)
         except Conflict:
             return False
         self._upload = None
         return True
 
     def close(self) -> None:
-        """Return up an upload that was not finished."""
+        """Abort an upload that was not finished."""
         if self._upload is not None:
-            with suppress(StorageError), _mapped(self._url):
+            with suppress(StorageError), _storage_errors(self._url):
                 self._client.abort_multipart_upload(**self._where, UploadId=self._upload)
 
     def _put(self) -> None:
         self._client.put_object(**self._where, Body=self._buffer, IfNoneMatch="*")  # type: ignore[arg-type]
 
     def _send_part(self) -> None:
-        with _mapped(self._url):
+        with _storage_errors(self._url):
             if self._upload is None:
                 self._upload = self._client.create_multipart_upload(**self._where)["UploadId"]
             part = self._client.upload_part(

@@ -17,11 +17,11 @@ Keep = Callable[[pa.Table], npt.NDArray[np.bool_]]
 
 
 def rows_where(dataset: Dataset, columns: Sequence[str], keep: Keep) -> Rows:
-    """Return the rows of every shard for which `keep` says so, from the sidecars; what a Selection takes.
+    """Return the rows of every shard that `keep` chooses from the sidecars, as a Selection takes them.
 
     Args:
         dataset: The dataset.
-        columns: Of manifest.SAMPLE_SCHEMA, those that `keep` needs.
+        columns: Of schema.SAMPLE_SCHEMA, those that `keep` needs.
         keep: From a shard's table of these columns to a mask of shape (samples,).
 
     Raises:

@@ -9,7 +9,7 @@ it, is less than two samples a source away from exact, at every step, for any nu
 Each source has an order of its own with the same lanes (pipeline.streaming.order). A lane draws from the same lane of
 its sources, each from position 0 on without gap or repetition; how far it is in each is counted in O(1) from the rounds
 of the cycle. Lanes of one source are never more than three samples apart. A source smaller than its share asks for
-comes round again sooner: its epochs are its own.
+starts its next epoch sooner: its epochs are its own.
 
 A source's share differs from its weight by less than 1 / SLOTS of the whole, because slots are whole.
 """

@@ -18,7 +18,7 @@ from pipeline.streaming.order import even_pieces
 from pipeline.streaming.selection import Selection, Span
 from pipeline.streaming.stream import Batch
 
-# While one block is worked on the next are on their way, for 80 MB at most; with four, readers waited for sidecars.
+# While one block is worked on the next are being read, for 80 MB at most; with four, readers waited for sidecars.
 _READERS = 2
 _BLOCKS_AHEAD = 8
 
@@ -96,23 +96,23 @@ def encoded_samples(
 def _read_ahead(selection: Selection, rank: int, num_ranks: int, *, mapped: bool) -> Iterator[tuple[Span, Loaded]]:
     ranged = RangeReader()
     reader = BlockReader(selection.dataset, ranged, None, in_order=True, mapped=mapped)
-    on_their_way: deque[tuple[Span, Future[Loaded]]] = deque()
+    pending: deque[tuple[Span, Future[Loaded]]] = deque()
     with ThreadPoolExecutor(_READERS, thread_name_prefix="one-pass") as pool:
         try:
             for piece in even_pieces(selection.block_counts, rank, num_ranks):
                 span = selection.span(piece)
-                on_their_way.append((span, pool.submit(reader.read, span)))
-                if len(on_their_way) > _BLOCKS_AHEAD:
-                    yield _arrived(on_their_way)
-            while on_their_way:
-                yield _arrived(on_their_way)
+                pending.append((span, pool.submit(reader.read, span)))
+                if len(pending) > _BLOCKS_AHEAD:
+                    yield _arrived(pending)
+            while pending:
+                yield _arrived(pending)
         finally:
             ranged.close()
             pool.shutdown(cancel_futures=True)
 
 
-def _arrived(on_their_way: deque[tuple[Span, Future[Loaded]]]) -> tuple[Span, Loaded]:
-    span, future = on_their_way.popleft()
+def _arrived(pending: deque[tuple[Span, Future[Loaded]]]) -> tuple[Span, Loaded]:
+    span, future = pending.popleft()
     return span, future.result()
 
 

@@ -85,7 +85,7 @@ class Selection:
         *,
         excluded_by_shard: RowsByShard | None = None,
     ) -> None:
-        """Open a view.
+        """Open a selection.
 
         Args:
             dataset: The dataset.
@@ -96,14 +96,14 @@ class Selection:
             ConfigError: A row is not in the dataset, or both choices are given.
         """
         if rows_by_shard is not None and excluded_by_shard is not None:
-            raise ConfigError("a view takes chosen rows or excluded ones, not both")
+            raise ConfigError("a selection takes chosen rows or excluded ones, not both")
         self.dataset = dataset
         self._chosen = None if rows_by_shard is None else _keys(dataset, rows_by_shard)
         self._excluded = None if excluded_by_shard is None else _keys(dataset, excluded_by_shard)
 
     @cached_property
     def identity(self) -> str:
-        """Digest of the dataset version and the choice: equal views have equal identities."""
+        """Digest of the dataset version and the choice: equal selections have equal identities."""
         digest = hashlib.sha256(self.dataset.version.to_json())
         for name, keys in (("chosen", self._chosen), ("excluded", self._excluded)):
             if keys is not None:
@@ -112,7 +112,7 @@ class Selection:
 
     @property
     def addresses(self) -> list[tuple[int, int]] | None:
-        """Shard and row of every chosen sample; None for a view without a choice."""
+        """Shard and row of every chosen sample; None where all rows or all but some are selected."""
         if self._chosen is None:
             return None
         return [(key >> 32, key & 0xFFFFFFFF) for key in self._chosen.tolist()]
@@ -126,7 +126,7 @@ class Selection:
 
     @cached_property
     def block_counts(self) -> Ints:
-        """Samples of the view in each block, shape (blocks,)."""
+        """Selected samples in each block, shape (blocks,)."""
         counts = self._blocks["num_samples"]
         if self._chosen is not None:
             return self._counted(self._chosen)
@@ -134,12 +134,12 @@ class Selection:
 
     @property
     def num_samples(self) -> int:
-        """Samples of the view."""
+        """Selected samples."""
         return int(self.block_counts.sum())
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the view's samples; an estimate by their share of each block where there is a choice."""
+        """Bytes of the selected samples; an estimate by their share of each block where there is a choice."""
         blocks = self._blocks
         return int(np.sum(blocks["num_bytes"] * (self.block_counts / np.maximum(blocks["num_samples"], 1))))
 
@@ -162,7 +162,7 @@ class Selection:
         return (stops - np.searchsorted(keys, self._block_keys)).astype(np.int64)
 
     def _rows(self, block: int) -> Ints:
-        """Return the view's rows of a block, ascending."""
+        """Return the selected rows of a block, ascending."""
         first, count = int(self._blocks["first_row"][block]), int(self._blocks["num_samples"][block])
         key = int(self._block_keys[block])
         if self._chosen is not None:

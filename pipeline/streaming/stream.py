@@ -17,7 +17,7 @@ from pipeline.base.records import Record
 from pipeline.base.seeds import key128
 from pipeline.dataset.dataset import SIDECAR_CACHE_BYTES, Address
 from pipeline.image.transforms import Transform
-from pipeline.streaming.loader.messages import AskWindow, BadSample, Done, ReadCounts, WindowSpec, Work
+from pipeline.streaming.loader.messages import BadSample, Done, ReadCounts, WindowRequest, WindowSpec, Work
 from pipeline.streaming.loader.worker_pool import WorkerPool
 from pipeline.streaming.mixture import Mixture
 from pipeline.streaming.order import ORDER_VERSION, Order, OrderConfig, Piece, lanes_of_rank, samples_of
@@ -26,13 +26,13 @@ from pipeline.streaming.selection import Selection
 logger = logging.getLogger(__name__)
 
 _LEAST_DEFAULT_BUDGET_BYTES = 1 << 30
-_NUM_SLOTS = 4  # batches: two lent to the caller, one finished, one in the making
+_NUM_SLOTS = 4  # batches: two lent to the caller, one finished, one being filled
 WORKER_BYTES = 90_000_000  # of a loader process without pictures: growth of a rank by workers (benchmarks/stream.py)
 _BAD_SAMPLES_GRACE = 16  # a choice: so many bad ones never stop a run, however short it is
 
 
 class LoaderConfig(Record):
-    """How batches are made; none of it changes what is in them.
+    """How batches are loaded; none of it changes what is in them.
 
     Attributes:
         num_workers: Processes of a rank that read and decode; 0 for a thread of its own process, and so is None, which
@@ -130,7 +130,7 @@ class Stream:
             transform: From pictures to views.
             rank: This rank.
             num_ranks: All ranks.
-            loader: How batches are made.
+            loader: How batches are loaded.
             on_bad: Called with each sample that was replaced.
 
         Raises:
@@ -150,7 +150,7 @@ class Stream:
         ]
         self._side_px = _side_of(transform)
         self._picture_bytes, self._keeps_all = self._budget()
-        self._desk: WorkerPool | None = None
+        self._pool: WorkerPool | None = None
         self._step = 0
         self._num_bad = 0
         self.counts = ReadCounts()
@@ -162,12 +162,12 @@ class Stream:
     def __next__(self) -> Batch:
         started = time.perf_counter()
         try:
-            if self._desk is None:
-                self._desk = self._started()
-            images, parts = self._desk.batch(self._step)
+            if self._pool is None:
+                self._pool = self._started()
+            images, parts = self._pool.batch(self._step)
             self._count(parts)
         except BaseException:
-            self.close()  # the same step is made again if the caller goes on
+            self.close()  # if the caller goes on, it gets the same step
             raise
         finally:
             self.wait_seconds += time.perf_counter() - started
@@ -182,8 +182,8 @@ class Stream:
     @property
     def identity(self) -> str:
         """Digest of what is streamed: datasets with their versions, choices and weights."""
-        told = [(source.selection.identity, source.weight) for source in self._sources]
-        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+        parts = [(source.selection.identity, source.weight) for source in self._sources]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last batch handed out."""
@@ -206,10 +206,10 @@ class Stream:
         self._num_bad = 0
 
     def close(self) -> None:
-        """Stop the workers; batches made ahead are dropped. The next batch starts them again."""
-        desk, self._desk = self._desk, None
-        if desk:
-            desk.close()
+        """Stop the workers; batches finished ahead are dropped. The next batch starts them again."""
+        pool, self._pool = self._pool, None
+        if pool:
+            pool.close()
 
     def _budget(self) -> tuple[int, bool]:
         """Return the bytes that the rank may hold of encoded pictures, and whether each worker can keep all of them.
@@ -272,21 +272,21 @@ class Stream:
             )
         return WorkerPool(works, self._window, in_processes=self._num_workers > 0)
 
-    def _window(self, ask: AskWindow) -> WindowSpec:
-        window = self._orders[ask.source].window(ask.lane, ask.position)
+    def _window(self, request: WindowRequest) -> WindowSpec:
+        window = self._orders[request.source].window(request.lane, request.position)
         places = samples_of(window, window.start, len(window.permutation)).astype(np.int32)
-        selection = self._sources[ask.source].selection
+        selection = self._sources[request.source].selection
         pieces = window.pieces
         if self._keeps_all:
             # Whole blocks, since these stay: the pieces at the borders of lanes are others in every epoch.
             pieces = tuple(Piece(piece.block, 0, int(selection.block_counts[piece.block])) for piece in pieces)
         places[:, 1] -= np.array([piece.first for piece in pieces], np.int32)[places[:, 0]]
         return WindowSpec(
-            source=ask.source,
-            lane=ask.lane,
+            source=request.source,
+            lane=request.lane,
             epoch=window.epoch,
             start=window.start,
-            position=ask.position,
+            position=request.position,
             spans=tuple(selection.span(piece) for piece in pieces),
             places=places,
         )
@@ -308,12 +308,12 @@ class Stream:
 
 
 def _order_of(order: OrderConfig, source: int) -> OrderConfig:
-    """Return each source a seed of its own: sets of equal blocks must not be read in the same order side by side."""
+    """Return the order with the source's own seed: sets of equal blocks must not be read in the same order."""
     return order.model_copy(update={"seed": key128(order.seed, "source", source)}) if source else order
 
 
 def _kept_bytes(selection: Selection) -> int:
-    """Return what all of a view's samples take in memory, at most: blocks of which half is wanted are held whole."""
+    """Return what all selected samples take in memory, at most: blocks of which half is wanted are held whole."""
     return selection.num_bytes * (1 if selection.num_samples == selection.dataset.version.num_samples else 2)
 
 

@@ -22,7 +22,7 @@ class Limit:
 
     Attributes:
         stage: What the others wait for.
-        reason: The figures that tell.
+        reason: The figures that show it.
         remedy: What to do.
     """
 
@@ -37,7 +37,7 @@ def limiting_stage(
     """Return which stage the others wait for.
 
     Whether it is the consumer, the consumer's own waiting decides and not the workers': one whose part of a batch is
-    ready also stands still while another worker makes its own.
+    ready also stands still while another worker finishes its own.
 
     Args:
         counts: Of the stretch of time.
@@ -77,7 +77,7 @@ def limiting_stage(
 
 
 def _share(part: float, whole: float) -> str:
-    # ReadCounts come with finished batches, so a short stretch may be told of more seconds than it had.
+    # ReadCounts come with finished batches, so a short stretch may count more seconds than it had.
     return f"{min(part / whole, 1.0):.0%}"
 
 
@@ -112,7 +112,7 @@ class Lap:
         return self.wait_seconds / self.seconds
 
     def figures(self) -> dict[str, Any]:
-        """Return the figures that tell of the loader and not of who consumes: rates, sums, `limiting_stage`."""
+        """Return the figures about the loader and not its consumer: rates, sums, `limiting_stage`."""
         counts = self.counts
         return {
             "read_mb_per_second": round(counts.bytes_read / 1e6 / self.seconds, 3),
@@ -142,7 +142,7 @@ class Lap:
 
 
 class Laps:
-    """Measures a stream from lap to lap. Tell it every batch."""
+    """Measures a stream from lap to lap. Call `took` with every batch."""
 
     def __init__(self, stream: Stream, num_workers: int) -> None:
         """Start the first lap.
@@ -161,7 +161,7 @@ class Laps:
         return time.perf_counter() - self._started
 
     def took(self, batch: Batch) -> None:
-        """ReadCount a batch that the stream gave."""
+        """Count a batch that the stream returned."""
         self._images += len(batch.labels)
         self._bad_samples += len(batch.bad)
 
@@ -169,7 +169,7 @@ class Laps:
         """End the lap, return it and start the next."""
         now, before = self._stream.counts, self._counts
         lap = Lap(
-            counts=ReadCounts(**{name: value - getattr(before, name) for name, value in vars(now).items()}),
+            counts=now.since(before),
             images=self._images,
             bad_samples=self._bad_samples,
             seconds=max(self.seconds, 1e-9),

@@ -69,7 +69,7 @@ def batches_of(dataset: Dataset, transform: Transform, *, seed: int, batch_size:
 
 
 def tiles(dataset: Dataset, batch: Batch) -> Iterator[Tile]:
-    """Yield the pictures of a batch with what is to be said of them."""
+    """Yield the pictures of a batch with their captions."""
     due = {(bad.source, bad.epoch, *bad.substitute): bad for bad in batch.bad}
     left = Counter((bad.source, bad.epoch, *bad.substitute) for bad in batch.bad)
     for pixels, labels, row in zip(batch.images, batch.labels, batch.places.tolist(), strict=True):

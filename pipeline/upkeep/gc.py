@@ -1,4 +1,4 @@
-"""What a destination holds that no version needs: left by writers that died and by runs that were given up."""
+"""What a destination holds that no version needs: left by writers that died and by abandoned runs."""
 
 import time
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ _PLAN_DIGITS = 8  # of a plan's id in the names of its shards
 
 @dataclass(frozen=True)
 class Garbage:
-    """One thing that may go.
+    """One thing that may be removed.
 
     Attributes:
         path: Key of the object.
         why: What it is.
-        num_bytes: Its size; -1 where the store does not tell.
+        num_bytes: Its size; -1 where the store does not report it.
         unfinished: What to discard, where it is no object.
     """
 
@@ -37,7 +37,7 @@ def garbage(store: Store, *, older_than_hours: float, with_abandoned_runs: bool)
 
     Args:
         store: The destination.
-        older_than_hours: Younger things are left alone: a run may be at them.
+        older_than_hours: Younger things are left alone: a run may be using them.
         with_abandoned_runs: Whether plans that were never published, and all they packed, count.
     """
     before = time.time() - older_than_hours * _SECONDS_PER_HOUR
@@ -69,7 +69,7 @@ def remove(store: Store, found: Garbage) -> None:
 
 
 def _abandoned(store: Store, plan_ids: set[str], before: float) -> set[str]:
-    """Return the plans never published to which nothing was written since: a living run commits shards."""
+    """Return the plans never published to which nothing was written since: a live run commits shards."""
     newest: dict[str, float] = {}
     for prefix in ("plans/", "commits/"):
         for entry in store.list(prefix):
@@ -81,7 +81,7 @@ def _abandoned(store: Store, plan_ids: set[str], before: float) -> set[str]:
 
 
 def _needed(store: Store) -> tuple[set[str], set[str]]:
-    """Return the keys that the latest version needs (versions only add), and its plans, with what they were made from.
+    """Return the keys that the latest version needs (versions only add), and its plans, with those they were made from.
 
     The plans of all rows hold the digests that `append` compares new pictures with.
     """

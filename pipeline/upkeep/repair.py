@@ -26,7 +26,7 @@ def repair_shards(dataset: Dataset, shards: Iterable[int], scratch: Path) -> Ite
         scratch: Existing folder with room for a shard.
 
     Returns:
-        Each shard's number with what stands in the way; empty where it is whole again.
+        Each shard's number with the problem; empty where it is whole again.
     """
     for number in shards:
         try:
@@ -53,7 +53,9 @@ def _repair(dataset: Dataset, row: dict[str, Any], scratch: Path) -> None:
         if packed.blake3 != row["blake3"]:
             raise CorruptShard(f"{row['path']}: its sources, or the JPEG encoder, have changed since it was packed")
         if sha256_hex(sidecar) != row["sidecar_sha256"]:
-            raise CorruptShard(f"{row['sidecar']}: this release of pyarrow writes it otherwise than the one before")
+            raise CorruptShard(
+                f"{row['sidecar']}: this release of pyarrow writes it differently than the one that packed it"
+            )
         if _digest(store, row["path"]) != row["blake3"]:
             _replace(store, row["path"], aside)
         if _sidecar_is_bad(store, row):

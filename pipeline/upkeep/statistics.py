@@ -1,4 +1,4 @@
-"""Facts of a dataset that its sidecars tell, without reading a picture."""
+"""Facts of a dataset from its sidecars, without reading a picture."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +14,6 @@ from pipeline.dataset.dataset import Dataset
 
 _BINS = 40
 _SHOWN_CLASSES = 200
-Counts = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -49,7 +48,7 @@ class Statistics:
         }
 
 
-def _count(counter: Counter[int], values: Counts) -> None:
+def _count(counter: Counter[int], values: npt.NDArray[np.int64]) -> None:
     found, counts = np.unique(values, return_counts=True)
     counter.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
 
@@ -65,21 +64,21 @@ def statistics(dataset: Dataset, on_shard: Callable[[int], None] = lambda count:
     Raises:
         CorruptShard: One is damaged.
     """
-    told = Statistics()
+    stats = Statistics()
     for shard in range(len(dataset.shards)):
         samples = dataset.samples(shard)
         labels = samples["labels"].combine_chunks()
-        _count(told.classes, labels.flatten().to_numpy())
-        _count(told.labels_per_sample, np.diff(labels.offsets.to_numpy()))
+        _count(stats.classes, labels.flatten().to_numpy())
+        _count(stats.labels_per_sample, np.diff(labels.offsets.to_numpy()))
         width, height, size = (samples[name].to_numpy().astype(np.int64) for name in ("width", "height", "image_bytes"))
-        _count(told.shorter_side, np.minimum(width, height))
-        _count(told.aspect, 10 * width // height)
-        _count(told.kilobytes, size // 1000)
-        _count(told.quality, samples["quality"].drop_null().to_numpy().astype(np.int64))
-        told.num_pixels += int((width * height).sum())
-        told.num_image_bytes += int(size.sum())
+        _count(stats.shorter_side, np.minimum(width, height))
+        _count(stats.aspect, 10 * width // height)
+        _count(stats.kilobytes, size // 1000)
+        _count(stats.quality, samples["quality"].drop_null().to_numpy().astype(np.int64))
+        stats.num_pixels += int((width * height).sum())
+        stats.num_image_bytes += int(size.sum())
         on_shard(1)
-    return told
+    return stats
 
 
 def percentile(counts: Counter[int], share: float) -> int:
@@ -93,29 +92,29 @@ def percentile(counts: Counter[int], share: float) -> int:
     return 0
 
 
-def page(dataset: Dataset, told: Statistics) -> bytes:
+def page(dataset: Dataset, stats: Statistics) -> bytes:
     """Return the statistics as an HTML page that opens offline."""
-    ranked = told.classes.most_common()
+    ranked = stats.classes.most_common()
     return render_page(
         "pipeline.upkeep",
         "stats.html.j2",
         title=f"{dataset.store.url} version {dataset.version.version}",
         version=dataset.version,
-        told=told,
-        mean_kilobytes=told.num_image_bytes / max(1, dataset.version.num_samples) / 1000,
-        sides=[percentile(told.shorter_side, share) for share in (0.05, 0.5, 0.95)],
+        statistics=stats,
+        mean_kilobytes=stats.num_image_bytes / max(1, dataset.version.num_samples) / 1000,
+        sides=[percentile(stats.shorter_side, share) for share in (0.05, 0.5, 0.95)],
         balance=(ranked[0][1], ranked[-1][1]) if ranked else (0, 0),
         classes=[(dataset.class_name(label), count) for label, count in ranked[:_SHOWN_CLASSES]],
-        num_empty=dataset.version.num_classes - len(told.classes),
+        num_empty=dataset.version.num_classes - len(stats.classes),
         charts=[
             _chart(
                 Counter(dict(enumerate(count for _, count in ranked))), "Classes by size", "class, the largest first"
             ),
-            _chart(told.labels_per_sample, "Labels of a sample", "labels"),
-            _chart(told.shorter_side, "Shorter side", "px"),
-            _chart(Counter({value / 10: count for value, count in told.aspect.items()}), "Width over height", ""),
-            _chart(told.kilobytes, "Size of an image", "kB"),
-            _chart(told.quality, "Fingerprint quality (below 20 an audit cannot tell)", "gradient score"),
+            _chart(stats.labels_per_sample, "Labels of a sample", "labels"),
+            _chart(stats.shorter_side, "Shorter side", "px"),
+            _chart(Counter({value / 10: count for value, count in stats.aspect.items()}), "Width over height", ""),
+            _chart(stats.kilobytes, "Size of an image", "kB"),
+            _chart(stats.quality, "Fingerprint quality (below 20 an audit cannot judge)", "gradient score"),
         ],
         rejects=list(reject_lines(dataset, 100)),
     )

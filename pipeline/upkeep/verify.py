@@ -36,7 +36,7 @@ class Fault:
 
 
 def sampled_shards(num_shards: int, fraction: float, seed: int) -> list[int]:
-    """Return the shards of a spot check: the share, rounded up, chosen by the key, ascending."""
+    """Return the shards of a spot check: the share, rounded up, chosen by the seed, ascending."""
     count = int(np.ceil(num_shards * fraction))
     return sorted(rng(seed, "verify").permutation(num_shards)[:count].tolist())
 
@@ -68,7 +68,7 @@ def verify(
 
 
 def _manifest_faults(dataset: Dataset) -> Iterator[Fault]:
-    """Tables and class names are small: their checksums are checked at every level."""
+    """Yield damaged tables and class names; these are small, so their checksums are checked at every level."""
     for key, read in (
         (dataset.version.blocks, lambda: dataset.blocks),
         (dataset.version.classes, lambda: dataset.classes),
@@ -129,11 +129,11 @@ class _ShardCheck:
         for sample in samples:
             image = found.pop(sample["key"], None)
             if image is None or image.image != (sample["image_offset"], sample["image_bytes"]):
-                yield path, f"sample {sample['key']} is not where its sidecar says"
+                yield path, f"sample {sample['key']} is not where its sidecar has it"
                 continue
             data = tar[sample["image_offset"] : sample["image_offset"] + sample["image_bytes"]]
             if image_digest(data) != sample["digest"]:
-                yield path, f"image of sample {sample['key']} has another digest than its sidecar says"
+                yield path, f"image of sample {sample['key']} has another digest than in its sidecar"
             elif self.depth >= LEVELS.index("decode"):
                 try:
                     decode(data)

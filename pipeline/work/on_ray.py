@@ -20,7 +20,7 @@ class OnRay:
         """Connect to the cluster.
 
         Args:
-            num_slots: Most calls under way; the cluster's CPUs by default.
+            num_slots: Most calls at a time; the cluster's CPUs by default.
 
         Raises:
             ServiceError: There is no cluster.
@@ -44,16 +44,16 @@ class OnRay:
         self.num_slots = num_slots or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._references: dict[Future[Any], Any] = {}
         # One remote function for all calls: Ray keeps each one it is given. Whoever submits a call decides on repeating
-        # it: a lost worker counts, and is told in the log.
+        # it: a lost worker is counted and logged.
         self._apply = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_apply)
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
         """See Pool.submit."""
         reference = self._apply.remote(function, *arguments)
-        told: Future[T] = Future()
-        self._references[told] = reference
-        reference.future().add_done_callback(lambda done: self._settle(done, told))
-        return told
+        future: Future[T] = Future()
+        self._references[future] = reference
+        reference.future().add_done_callback(lambda done: self._finish(done, future))
+        return future
 
     def cancel(self, future: "Future[Any]") -> None:
         """See Pool.cancel."""
@@ -65,17 +65,17 @@ class OnRay:
         """See Pool.close."""
         self._ray.shutdown()
 
-    def _settle(self, done: "Future[Any]", told: "Future[Any]") -> None:
+    def _finish(self, done: "Future[Any]", future: "Future[Any]") -> None:
         error = done.exception()
-        self._references.pop(told, None)
+        self._references.pop(future, None)
         if error is None:
-            told.set_result(done.result())
+            future.set_result(done.result())
         elif isinstance(error, self._ray.exceptions.RayTaskError):
-            told.set_exception(error.cause if isinstance(getattr(error, "cause", None), Exception) else error)
+            future.set_exception(error.cause if isinstance(getattr(error, "cause", None), Exception) else error)
         elif isinstance(error, self._ray.exceptions.RayError):
-            told.set_exception(WorkerLost(f"{type(error).__name__}: {str(error).splitlines()[0]}"))
+            future.set_exception(WorkerLost(f"{type(error).__name__}: {str(error).splitlines()[0]}"))
         else:
-            told.set_exception(error)
+            future.set_exception(error)
 
 
 def _apply(function: Callable[..., T], *arguments: Any) -> T:

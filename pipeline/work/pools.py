@@ -5,8 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import Future, ProcessPoolExecutor, TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing.connection import wait
@@ -70,11 +69,11 @@ class Processes:
         self._lock = threading.Lock()
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
-        """See Pool.submit. The caller keeps at most `num_slots` calls under way."""
-        told: Future[T] = Future()
+        """See Pool.submit. The caller keeps at most `num_slots` calls running."""
+        future: Future[T] = Future()
         worker, running = self._start(function, *arguments)
 
-        def settle(done: "Future[T]") -> None:
+        def finish(done: "Future[T]") -> None:
             error = done.exception()
             with self._lock:
                 self._busy.discard(worker)
@@ -82,14 +81,14 @@ class Processes:
                     self._idle.append(worker)
             if isinstance(error, BrokenProcessPool):
                 worker.executor.shutdown(wait=False)
-                told.set_exception(WorkerLost("a worker process was killed"))
+                future.set_exception(WorkerLost("a worker process was killed"))
             elif error:
-                told.set_exception(error)
+                future.set_exception(error)
             else:
-                told.set_result(done.result())
+                future.set_result(done.result())
 
-        running.add_done_callback(settle)
-        return told
+        running.add_done_callback(finish)
+        return future
 
     def _start(self, function: Callable[..., T], *arguments: Any) -> "tuple[_Worker, Future[T]]":
         while True:
@@ -107,7 +106,7 @@ class Processes:
         """See Pool.cancel. A running call of a local process is left to its end."""
 
     def close(self) -> None:
-        """See Pool.close. All are killed: nobody wants what is under way, and a read that hangs may be."""
+        """See Pool.close. All are killed: nobody wants what still runs, and it may be a read that hangs."""
         with self._lock:
             workers = [*self._busy, *self._idle]
             self._idle.clear()

@@ -57,10 +57,10 @@ def run_calls(
     """Yield each call with its result, in the order they end.
 
     Args:
-        pool: Where they run; at most its `num_slots` are under way.
+        pool: Where they run; at most its `num_slots` at a time.
         function: What is run with each attempt; repeating it must be harmless.
         calls: Hashable; taken one by one as places get free.
-        on_event: Told of `lost`, `outage` and `copied` calls.
+        on_event: Called with `lost`, `outage` or `copied`, the call and a detail.
 
     Raises:
         ServiceError: Workers kept dying over one call.
@@ -88,7 +88,7 @@ class _State(Generic[C, T]):
         self._not_before = 0.0
 
     def fill(self) -> bool:
-        """Start calls while there are places; return whether anything is under way or wait."""
+        """Start calls while there are places; return whether anything is running or waiting."""
         while len(self.running) < self._pool.num_slots and time.monotonic() >= self._not_before:
             attempt = self._next()
             if attempt is None:
@@ -116,12 +116,12 @@ class _State(Generic[C, T]):
         for running in self.running.values():
             call = running.attempt.call
             if now - running.started > limit and copied.count(call) == 1 and call not in self._done:
-                self._on_event("copied", call, f"{now - running.started:.0f} s under way")
+                self._on_event("copied", call, f"{now - running.started:.0f} s so far")
                 return running.attempt
         return None
 
     def collect(self) -> Iterator[tuple[C, T]]:
-        """Wait for a moment; return what ended."""
+        """Wait for a moment and yield what ended."""
         if not self.running:
             time.sleep(min(_POLL_SECONDS, max(0.0, self._not_before - time.monotonic())))
             return

@@ -1,4 +1,4 @@
-"""Makes WebDataset tars of others readable as a dataset, without touching them: sidecars and a manifest."""
+"""Makes third-party WebDataset tars readable as a dataset, without touching them: sidecars and a manifest."""
 
 import hashlib
 import shutil
@@ -102,7 +102,7 @@ def adopt(
         if published.version.plan_ids == (plan_id,):
             return published.version
         raise ConfigError(f"{store.url} holds a published dataset; index tars in a folder of their own")
-    lease = Lease(store)
+    lease = Lease.take(store)
     packed = Packed()
     for record in committed_records(store, plan_id):
         packed.add(record)
@@ -137,12 +137,12 @@ def adopt(
 
 
 def _identity(tars: Sequence[Entry], split: str, classes: Sequence[str], block_bytes: int) -> str:
-    told = [f"{entry.key}\t{entry.num_bytes}" for entry in tars]
-    return hashlib.sha256(repr((told, split, list(classes), block_bytes)).encode()).hexdigest()[:16]
+    listed = [f"{entry.key}\t{entry.num_bytes}" for entry in tars]
+    return hashlib.sha256(repr((listed, split, list(classes), block_bytes)).encode()).hexdigest()[:16]
 
 
 def _index_tar(attempt: Attempt[_IndexTask]) -> CommitRecord:
-    """Read one tar and commits its sidecar and its record."""
+    """Read one tar and commit its sidecar and its record."""
     task = attempt.call
     store = open_store(task.url)
     url = join(store.url, task.path)
@@ -159,7 +159,7 @@ def described_tar(
     block_bytes: int,
     on_picture: Callable[[bytes], None] = lambda data: None,
 ) -> PackedShard:
-    """Read a tar whole and return what a sidecar and a commit record tell of it.
+    """Read a tar whole and return what its sidecar and its commit record hold.
 
     Args:
         file: The open tar, see `opened_tar`.
@@ -179,7 +179,7 @@ def described_tar(
     for sample in found:
         try:
             data = _image(file, sample)
-            samples.append(_described(sample, data))
+            samples.append(_sidecar_row(sample, data))
             on_picture(data)
             starts.append(sample.start)
         except BadImage as error:
@@ -223,7 +223,7 @@ def whole_tar(file: BinaryIO) -> tuple[int, str]:
 
 
 def _sidecar_key(task: _IndexTask) -> str:
-    """Two URLs may differ in what a key cannot hold, so that tars elsewhere go by their number."""
+    """Return the key by the tar's name; by its number elsewhere, since URLs may differ in what a key cannot hold."""
     is_below = join(task.url, task.path) != task.path
     name = task.path.removesuffix(".tar") if is_below else f"{task.number:06d}"
     return f"{INDEX_FOLDER}{task.plan_id[:8]}/{name}.parquet"
@@ -237,7 +237,7 @@ def _image(file: BinaryIO, sample: TarSample) -> bytes:
     return file.read(num_bytes)
 
 
-def _described(sample: TarSample, data: bytes) -> tuple[Any, ...]:
+def _sidecar_row(sample: TarSample, data: bytes) -> tuple[Any, ...]:
     """Return a sidecar row. The picture is checked as if it were packed, and stays as it is."""
     prepared = prepare(data, ImagePolicy())
     return (

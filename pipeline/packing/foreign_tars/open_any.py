@@ -1,4 +1,4 @@
-"""Any WebDataset URL as a dataset: tars of others, wherever they lie, are indexed in a folder of this machine."""
+"""Any WebDataset URL as a dataset: third-party tars, wherever they lie, are indexed in a folder of this machine."""
 
 import fcntl
 import hashlib
@@ -91,7 +91,7 @@ def open_any(
 
     Raises:
         NotFound: There is neither a dataset nor a tar, or no such version.
-        ConfigError: The URL is none that can be read, or the dataset's format is another release's.
+        ConfigError: The URL cannot be read, or the dataset's format is another release's.
         EmptySource: No picture of the tars can be used.
         CorruptShard: A tar is damaged.
         Denied: The index folder cannot be written.
@@ -127,13 +127,13 @@ def tars_of(url: str) -> list[Entry]:
     parts = [part.strip() for part in url.split("::")]
     for part in parts:
         if not part or part.startswith("pipe:"):
-            raise ConfigError(f"{url}: {part!r} is no URL that can be read by range; give the one of the tars")
+            raise ConfigError(f"{url}: {part!r} is no URL that can be read by range; use that of the tars")
     with ThreadPoolExecutor(_LIST_THREADS) as threads:
         found = {entry.key: entry for part in parts for entry in _tars_of(part, threads)}
     if not found:
         raise NotFound(
-            f"{url} holds no published dataset (no {POINTER_KEY}) and names no WebDataset tar; make a dataset with "
-            f"`pipeline shard`, or give a folder, a URL or a pattern of .tar files"
+            f"{url} holds no published dataset (no {POINTER_KEY}) and names no WebDataset tar; create a dataset "
+            f"with `pipeline shard`, or name a folder, a URL or a pattern of .tar files"
         )
     return sorted(found.values(), key=lambda entry: entry.key)
 
@@ -160,7 +160,7 @@ def _tars_below(folder: str) -> Iterator[Entry]:
     except NoBucket:
         raise
     except NotFound:
-        return  # told by the caller, who knows what else it might have been
+        return  # reported by the caller, who knows what else it might have been
 
 
 def _listed_on_s3(urls: list[str]) -> Iterator[Entry]:
@@ -179,8 +179,8 @@ def _listed_on_s3(urls: list[str]) -> Iterator[Entry]:
 
 
 def _identity(tars: list[Entry]) -> str:
-    told = "\n".join([FORMAT, *(f"{tar.key}\t{tar.num_bytes}\t{tar.modified}" for tar in tars)])
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    listed = "\n".join([FORMAT, *(f"{tar.key}\t{tar.num_bytes}\t{tar.modified}" for tar in tars)])
+    return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
 def _index_folder() -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.base.errors import ConfigError, EmptySource
-from pipeline.packing.sources.rows import FILE, Mapping, Source, batch_of
+from pipeline.packing.sources.rows import FILE, ParallelMap, Source, batch_of
 from pipeline.store.any_url import walk_files
 from pipeline.store.base import Entry
 
@@ -33,7 +33,7 @@ def check_name(url: str, name: str) -> None:
 
 
 def folder_source(url: str, classes: tuple[str, ...] | None = None) -> Source:
-    """Yield the pictures of class folders, labelled with the folders' names.
+    """Return class folders as a source; its labels are the folders' names.
 
     Reading raises:
         NotFound: The folder does not exist.
@@ -41,7 +41,7 @@ def folder_source(url: str, classes: tuple[str, ...] | None = None) -> Source:
         ConfigError: Its first level are splits, not classes; or a file name is not UTF-8.
     """
 
-    def read(mapped: Mapping[Any, Any]) -> Iterator[pa.RecordBatch]:
+    def read(parallel_map: ParallelMap[Any, Any]) -> Iterator[pa.RecordBatch]:
         classes: set[str] = set()
         pictures: list[Entry] = []
         for entry in walk_files(url):
@@ -60,8 +60,8 @@ def folder_source(url: str, classes: tuple[str, ...] | None = None) -> Source:
                 f"expected {url}/CLASS/NAME.jpg"
             )
         if classes <= SPLIT_NAMES:
-            told = sorted(classes)
-            raise ConfigError(f"{url} holds the splits {', '.join(told)}, not classes; shard {url}/{told[0]} alone")
+            splits = sorted(classes)
+            raise ConfigError(f"{url} holds the splits {', '.join(splits)}, not classes; shard {url}/{splits[0]} alone")
         if pictures:
             yield _batch(pictures)
 

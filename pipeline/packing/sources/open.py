@@ -1,4 +1,4 @@
-"""From SOURCE arguments to sources, told apart by what is there."""
+"""From SOURCE arguments to sources, whose kind is recognised by what is there."""
 
 import itertools
 import os
@@ -14,7 +14,7 @@ from pipeline.store.any_url import join, read_file, walk_files
 from pipeline.store.base import Entry
 from pipeline.store.url import absolute_url
 
-_LOOKED_AT = 1000  # files of a folder that tell what kind it is
+_INSPECTED_FILES = 1000  # of a folder, to recognise its kind
 
 
 def open_sources(arguments: Sequence[str], columns: Columns) -> list[tuple[str, Source]]:
@@ -23,20 +23,20 @@ def open_sources(arguments: Sequence[str], columns: Columns) -> list[tuple[str, 
     A single source has no prefix. Of several, it is NAME in `NAME=URL`, else the last part of the URL.
 
     Raises:
-        ConfigError: Two sources have one name, or one cannot be told.
+        ConfigError: Two sources have the same name, or one cannot be read.
         NotFound: A source does not exist.
     """
     named = [_named(argument) for argument in arguments]
     names = [name for name, _, _ in named]
     for name in names:
         if len(names) > 1 and names.count(name) > 1:
-            raise ConfigError(f"two sources are named {name!r}; write NAME=URL to tell their pictures apart")
+            raise ConfigError(f"two sources are named {name!r}; write NAME=URL to keep their pictures apart")
     is_prefixed = len(named) > 1 or named[0][2]
     return [(f"{name}/" if is_prefixed else "", open_source(url, columns)) for name, url, _ in named]
 
 
 def _named(argument: str) -> tuple[str, str, bool]:
-    """Return name, URL, and whether the name was given."""
+    """Return name, URL, and whether the argument has a name."""
     name, sign, url = argument.partition("=")
     if sign and name and not any(c in name for c in "/:.*?{") and not os.path.lexists(argument):
         return name, absolute_url(url), True
@@ -45,7 +45,7 @@ def _named(argument: str) -> tuple[str, str, bool]:
 
 
 def open_source(url: str, columns: Columns) -> Source:
-    """Return one source: a dataset of ours, tars, tables, or class folders.
+    """Return one source: a dataset that `pipeline shard` packed, tars, tables, or class folders.
 
     Raises:
         NotFound: It does not exist.
@@ -58,7 +58,7 @@ def open_source(url: str, columns: Columns) -> Source:
     published = _published(url, columns)
     if published:
         return published
-    found = [entry.key for entry in itertools.islice(walk_files(url), _LOOKED_AT)]
+    found = [entry.key for entry in itertools.islice(walk_files(url), _INSPECTED_FILES)]
     if not any(is_image_name(name) and "/" in name for name in found):
         # img2dataset keeps a Parquet file beside each tar, so tars are looked for first.
         if any(name.endswith(".tar") for name in found):
@@ -77,7 +77,7 @@ def _published(url: str, columns: Columns) -> Source | None:
     from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415 - only here are datasets sources
 
     dataset = open_dataset(url, version.version)
-    # An object named in a manifest never changes: its digest tells as much as a time would.
+    # An object named in a manifest never changes: its digest identifies it as a time would.
     entries = [Entry(join(url, row["path"]), row["num_bytes"], int(row["blake3"][:12], 16)) for row in dataset.shards]
     classes = dataset.classes if version.classes else columns.classes or None
     return source_of_tars(entries, url, classes, is_ours=True)

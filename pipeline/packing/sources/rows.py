@@ -1,4 +1,4 @@
-"""What every source gives: record batches with one row per picture."""
+"""What every source yields: record batches with one row per picture."""
 
 import json
 import math
@@ -8,16 +8,16 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-# `labels` is a list of int32 (numbers) or of string (names); everything else as in manifest.PLAN_SCHEMA.
+# `labels` is a list of int32 (numbers) or of string (names); everything else as in schema.PLAN_SCHEMA.
 # `run` names the run of rows that is read at once (a row group of a Parquet file), null for a picture of its own.
 COLUMNS = ("source", "path", "container", "offset", "num_bytes", "labels", "extra", "run")
-RESERVED = frozenset(["source", "labels", "width", "height"])  # names of our own in each sample's JSON
+RESERVED = frozenset(["source", "labels", "width", "height"])  # what packing itself writes to each sample's JSON
 FILE, TAR, PARQUET = "file", "tar", "parquet"
 NO_EXTRA = "{}"
 A = TypeVar("A")
 B = TypeVar("B")
 # How to run a function over many arguments: `map`, or over the workers of a run. In any order.
-Mapping = Callable[[Callable[[A], B], Iterable[A]], Iterator[B]]
+ParallelMap = Callable[[Callable[[A], B], Iterable[A]], Iterator[B]]
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class Source:
 
     Attributes:
         url: What relative paths of its rows are relative to.
-        read: Gives its rows as batches of `batch_of`'s kind, in any order; may be called again.
+        read: Yields its rows as batches of `batch_of`'s kind, in any order; may be called again.
         classes: Class names by label, where the source brings its own numbering.
-        identity: Digest of the files that list its pictures (name, size, time); None where only listing tells.
+        identity: Digest of the files that list its pictures (name, size, time); None where only listing shows a change.
         image_column: Column of the image bytes in Parquet files.
-        num_ignored: After reading: other files, or rows that say themselves that they hold no picture.
+        num_ignored: After reading: other files, or samples without a picture.
     """
 
     url: str
-    read: Callable[[Mapping[Any, Any]], Iterator[pa.RecordBatch]]
+    read: Callable[[ParallelMap[Any, Any]], Iterator[pa.RecordBatch]]
     classes: tuple[str, ...] | None = None
     identity: str | None = None
     image_column: str | None = None

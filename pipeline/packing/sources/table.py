@@ -17,14 +17,14 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import ConfigError, EmptySource
-from pipeline.packing.sources.rows import FILE, PARQUET, RESERVED, Mapping, Source, batch_of, extra_of
+from pipeline.packing.sources.rows import FILE, PARQUET, RESERVED, ParallelMap, Source, batch_of, extra_of
 from pipeline.store.any_url import common_folder, expand, identity_of, join, open_file, parent, scheme_of
 from pipeline.store.base import Entry
 
 _MOST_CLASSES = 1_000_000  # a larger number is a mistake: ImageNet-21k has 21,843, JFT 18,291
 _BATCH_ROWS = 131_072
 _MOST_GROUP_BYTES = 1_000_000_000  # 9,000 images of 110 kB; groups of 100 have 11 MB
-_PARSE_BYTES = 16 << 20  # a batch of text is parsed at once; types are told from the first
+_PARSE_BYTES = 16 << 20  # a batch of text is parsed at once; types are inferred from the first
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -58,7 +58,7 @@ class _Part:
 
 
 def table_source(url: str, columns: Columns) -> Source:
-    """Yield the pictures of a table, or of all tables that a pattern such as `s3://bucket/part-*.parquet` names.
+    """Return a table, or all tables that a pattern such as `s3://bucket/part-*.parquet` names, as a source.
 
     Image paths that are not absolute are taken from the table's folder.
 
@@ -66,13 +66,13 @@ def table_source(url: str, columns: Columns) -> Source:
         NotFound: There is no such table.
 
     Reading raises:
-        ConfigError: A column is missing, the table cannot be parsed, or a label is none.
+        ConfigError: A column is missing, the table cannot be parsed, or a label is invalid.
         EmptySource: The table has no row.
     """
     entries = expand(url)
     base = common_folder([entry.key for entry in entries])
 
-    def read(mapped: Mapping[Any, Any]) -> Iterator[pa.RecordBatch]:
+    def read(parallel_map: ParallelMap[Any, Any]) -> Iterator[pa.RecordBatch]:
         num_rows = 0
         for entry in entries:
             for part in _parts(entry, columns):
@@ -307,6 +307,6 @@ def _checked_numbers(part: _Part, values: pa.Array, rows: pa.Array) -> pa.Array:
     if len(values) and pc.any(bad).as_py():
         at = pc.index(bad, True).as_py()
         row = part.first_row + rows[at].as_py() + 1
-        told = f"label {values[at].as_py()!r} is not a class number from 0 to {most - 1:,}"
-        raise ConfigError(f"{part.url}, row {row}: {told}")
+        message = f"label {values[at].as_py()!r} is not a class number from 0 to {most - 1:,}"
+        raise ConfigError(f"{part.url}, row {row}: {message}")
     return values.cast(pa.int32())

@@ -1,4 +1,4 @@
-"""WebDataset tars as a source: ours, img2dataset's, or anybody's; with or without an index.
+"""WebDataset tars as a source, whoever wrote them; with or without an index.
 
 A tar is read once from front to back for its members; packing then reads each image by its range.
 """
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.base.errors import ConfigError, EmptySource, NotFound
 from pipeline.dataset.tar_reader import labels_of, scan_tar
 from pipeline.packing.sources.folder import check_name
-from pipeline.packing.sources.rows import RESERVED, TAR, Mapping, Source, batch_of, extra_of
+from pipeline.packing.sources.rows import RESERVED, TAR, ParallelMap, Source, batch_of, extra_of
 from pipeline.store.any_url import common_folder, expand, identity_of, open_file
 from pipeline.store.base import Entry
 
@@ -21,9 +21,9 @@ _IMG2DATASET_STATUS = "status"
 
 
 def tar_source(url: str, classes: tuple[str, ...] | None = None) -> Source:
-    """Return the pictures of the tars that a URL, brace or glob pattern names.
+    """Return the tars that a URL, brace or glob pattern names as a source.
 
-    img2dataset's Parquet file beside a tar is taken for the further columns, where it is there.
+    Further columns come from img2dataset's Parquet file beside a tar, where there is one.
 
     Raises:
         NotFound: There is no such tar.
@@ -39,14 +39,14 @@ def tar_source(url: str, classes: tuple[str, ...] | None = None) -> Source:
 def source_of_tars(
     entries: list[Entry], url: str, classes: tuple[str, ...] | None = None, *, is_ours: bool = False
 ) -> Source:
-    """Yield the pictures of tars; see `tar_source`. Those of a dataset of ours keep the names they have in it."""
+    """Return tars as a source, see `tar_source`; with `is_ours` pictures keep the names they have in their dataset."""
     if not entries:
         raise EmptySource(f"{url} names no .tar file")
     base = common_folder([entry.key for entry in entries])
 
-    def read(mapped: Mapping[Any, Any]) -> Iterator[pa.RecordBatch]:
+    def read(parallel_map: ParallelMap[Any, Any]) -> Iterator[pa.RecordBatch]:
         found = 0
-        for batch, num_ignored in mapped(_TarReader(base, is_ours), [entry.key for entry in entries]):
+        for batch, num_ignored in parallel_map(_TarReader(base, is_ours), [entry.key for entry in entries]):
             source.num_ignored[0] += num_ignored
             found += batch.num_rows
             if batch.num_rows:
@@ -60,7 +60,7 @@ def source_of_tars(
 
 @dataclass(frozen=True)
 class _TarReader:
-    """Gives the rows of one tar; runs on a worker."""
+    """Reads the rows of one tar; runs on a worker."""
 
     base: str
     is_ours: bool
@@ -94,7 +94,7 @@ def _extra(about: dict[str, Any]) -> str:
 
 
 def _img2dataset_columns(url: str) -> dict[str, dict[str, Any]]:
-    """Return the rows of img2dataset's Parquet file by key; none where it is not there, or is another's."""
+    """Return the rows of img2dataset's Parquet file by key; none where it is missing or written by another tool."""
     beside = f"{url.removesuffix('.tar')}.parquet"
     try:
         with open_file(beside) as file:

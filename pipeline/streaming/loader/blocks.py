@@ -1,4 +1,4 @@
-"""From a span to its samples: read, checked, and where damaged, what can be saved of it."""
+"""From a span to its samples: read, checked, and where damaged, what can be salvaged of it."""
 
 import itertools
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from pipeline.streaming.selection import Span
 _LARGEST_GAP_BYTES = 1 << 20  # a choice: unwanted bytes that cost less than a request of their own
 
 
-class Entry(NamedTuple):
+class SampleSlice(NamedTuple):
     """One sample in the body it was read with.
 
     Attributes:
@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Damaged:
-    """One sample that could not be had.
+    """One sample that could not be read.
 
     Attributes:
         row: In its shard.
@@ -62,7 +62,7 @@ class Loaded:
     """
 
     body: bytes | memoryview
-    samples: tuple[Entry | Damaged, ...]
+    samples: tuple[SampleSlice | Damaged, ...]
 
 
 class BlockReader:
@@ -84,8 +84,8 @@ class BlockReader:
             ranged: By which it is read.
             cache: Of blocks.
             in_order: Whether spans come in the order of the dataset. Then a sidecar serves all spans of its shard, and
-                tells the samples in a third of the time that their tar headers take (1.4 us instead of 3.8).
-            mapped: Whether local tars are mapped instead of read; see mapped.MappedFile.
+                lists the samples in a third of the time that their tar headers take (1.4 us instead of 3.8).
+            mapped: Whether local tars are mapped instead of read; see memory_map.MappedFile.
         """
         self._dataset = dataset
         self._ranged = ranged
@@ -102,10 +102,12 @@ class BlockReader:
             Unreachable: The store does not answer.
             Denied: The credentials are wrong.
         """
-        loaded = self._sound(span) or min((self._saved(span) for _ in range(READS_BEFORE_DAMAGE)), key=_num_damaged)
+        loaded = self._undamaged(span) or min(
+            (self._salvaged(span) for _ in range(READS_BEFORE_DAMAGE)), key=_num_damaged
+        )
         return loaded if span.is_read_whole else _only_samples(loaded)
 
-    def _sound(self, span: Span) -> Loaded | None:
+    def _undamaged(self, span: Span) -> Loaded | None:
         for attempt in range(READS_BEFORE_DAMAGE):
             try:
                 body = self._cached(span)
@@ -136,10 +138,10 @@ class BlockReader:
             _check(body, span)
             if self._cache:
                 self._cache.put(_cache_key(span), body)
-        return Loaded(body, self._listed(span, -span.offset) if by_sidecar else _own_entries(body, span))
+        return Loaded(body, self._listed(span, -span.offset) if by_sidecar else _entries_by_headers(body, span))
 
     def _map(self, span: Span) -> memoryview | None:
-        """Return a block of a local tar; None where it or its sidecar cannot be had so: reading it tells why."""
+        """Return a block of a local tar; None where it or its sidecar cannot be mapped: reading it raises why."""
         last = self._tar
         try:
             tar = last[1] if last and last[0] == span.shard else MappedFile(self._dataset.shard_url(span.shard))
@@ -154,21 +156,21 @@ class BlockReader:
     def _scattered(self, span: Span) -> Loaded:
         """Read the wanted samples, near ones at once; without the block's checksum each digest is checked."""
         bodies: list[bytes] = []
-        entries: list[Entry] = []
+        entries: list[SampleSlice] = []
         digests = self._sidecar(span)["digest"].to_pylist()
-        for run in _runs(self._listed(span, 0)):
+        for run in _nearby(self._listed(span, 0)):
             start, stop = run[0].start, run[-1].stop
             shift = sum(map(len, bodies)) - start
             bodies.append(self._read(span, start, stop - start))
-            entries += [Entry(e.row, e.start + shift, e.stop + shift, e.labels) for e in run]
+            entries += [SampleSlice(e.row, e.start + shift, e.stop + shift, e.labels) for e in run]
         loaded = Loaded(b"".join(bodies), tuple(entries))
         for entry, digest in zip(entries, digests, strict=True):
             if image_digest(loaded.body[entry.start : entry.stop]) != digest:
                 raise CorruptShard(f"{span.path}, sample {entry.row}: digest differs from the sidecar")
         return loaded
 
-    def _saved(self, span: Span) -> Loaded:
-        """Return the samples whose own digest is right, from what is there of a block that is not as it was."""
+    def _salvaged(self, span: Span) -> Loaded:
+        """Return the samples whose own digest is right, from what is left of a damaged block."""
         try:
             available = self._ranged.read(lambda: self._dataset.store.num_bytes(span.path)) - span.offset
             body = self._read(span, span.offset, max(0, min(span.num_bytes, available)))
@@ -180,15 +182,17 @@ class BlockReader:
             sidecar = self._sidecar(span)
         except (CorruptShard, NotFound) as error:
             return _lost(span, "checksum", f"the block is damaged, and so is its sidecar: {error}")
-        saved: list[Entry | Damaged] = []
+        salvaged: list[SampleSlice | Damaged] = []
         for entry, digest in zip(self._listed(span, -span.offset), sidecar["digest"].to_pylist(), strict=True):
             if entry.stop > len(body):
-                saved.append(Damaged(entry.row, "truncated", f"{span.path} ends before this sample"))
+                salvaged.append(Damaged(entry.row, "truncated", f"{span.path} ends before this sample"))
             elif image_digest(body[entry.start : entry.stop]) != digest:
-                saved.append(Damaged(entry.row, "checksum", f"{span.path}: the picture's digest is not the sidecar's"))
+                salvaged.append(
+                    Damaged(entry.row, "checksum", f"{span.path}: the picture's digest is not the sidecar's")
+                )
             else:
-                saved.append(entry)
-        return Loaded(body, tuple(saved))
+                salvaged.append(entry)
+        return Loaded(body, tuple(salvaged))
 
     def _read(self, span: Span, offset: int, num_bytes: int) -> bytes:
         if num_bytes == 0:
@@ -198,7 +202,7 @@ class BlockReader:
         return body
 
     def _is_adopted(self, span: Span) -> bool:
-        """Return whether the tar was written by others: then only the sidecar knows which members are samples."""
+        """Return whether the tar is third-party: then only the sidecar knows which members are samples."""
         return bool(self._dataset.shards[span.shard]["sidecar"].startswith(INDEX_FOLDER))
 
     def _sidecar(self, span: Span) -> pa.Table:
@@ -207,7 +211,7 @@ class BlockReader:
             sidecar = self._ranged.read(lambda: self._dataset.samples(span.shard))
         return sidecar.slice(span.first_row, span.num_rows) if span.rows is None else sidecar.take(span.rows)
 
-    def _listed(self, span: Span, shift: int) -> tuple[Entry, ...]:
+    def _listed(self, span: Span, shift: int) -> tuple[SampleSlice, ...]:
         """Return the wanted samples as the sidecar lists them, offsets moved by `shift`."""
         sidecar = self._sidecar(span)
         starts = sidecar["image_offset"].to_numpy() + shift
@@ -216,7 +220,7 @@ class BlockReader:
         bounds, values = labels.offsets.tolist(), labels.values.tolist()
         labels_of_row = [tuple(values[start:stop]) for start, stop in itertools.pairwise(bounds)]
         rows = zip(span.wanted.tolist(), starts.tolist(), stops.tolist(), labels_of_row, strict=True)
-        return tuple(map(Entry._make, rows))
+        return tuple(map(SampleSlice._make, rows))
 
 
 def _check(body: bytes | memoryview, span: Span) -> None:
@@ -224,24 +228,24 @@ def _check(body: bytes | memoryview, span: Span) -> None:
         raise CorruptShard(f"{span.path}, bytes {span.offset} to {span.offset + span.num_bytes}: checksum")
 
 
-def _own_entries(body: bytes, span: Span) -> tuple[Entry, ...]:
+def _entries_by_headers(body: bytes, span: Span) -> tuple[SampleSlice, ...]:
     """Return the wanted samples of a block that our packer wrote, from its tar headers: no request for the sidecar."""
-    found: list[Entry] = []
+    found: list[SampleSlice] = []
     try:
         in_turn = iter(contents(body))  # picture, class, JSON of each sample: the format has no other members
         for image, _, about in zip(in_turn, in_turn, in_turn, strict=True):
             labels = orjson.loads(body[about[0] : about[1]])["labels"]
-            found.append(Entry(span.first_row + len(found), *image, tuple(labels)))
+            found.append(SampleSlice(span.first_row + len(found), *image, tuple(labels)))
     except (ValueError, KeyError) as error:
-        raise CorruptShard(f"{span.path} at {span.offset} holds other members than its format says") from error
+        raise CorruptShard(f"{span.path} at {span.offset} holds members that its format does not have") from error
     if len(found) != span.num_rows:
         raise CorruptShard(f"{span.path} at {span.offset}: {len(found)} samples, the manifest says {span.num_rows}")
     return tuple(found) if span.rows is None else tuple(found[row - span.first_row] for row in span.rows.tolist())
 
 
-def _runs(entries: tuple[Entry, ...]) -> list[list[Entry]]:
+def _nearby(entries: tuple[SampleSlice, ...]) -> list[list[SampleSlice]]:
     """Group samples whose distance in the tar is small."""
-    runs: list[list[Entry]] = []
+    runs: list[list[SampleSlice]] = []
     for entry in entries:
         if runs and entry.start - runs[-1][-1].stop <= _LARGEST_GAP_BYTES:
             runs[-1].append(entry)
@@ -253,14 +257,14 @@ def _runs(entries: tuple[Entry, ...]) -> list[list[Entry]]:
 def _only_samples(loaded: Loaded) -> Loaded:
     """Drop what lies between the samples: a part of a block holds no more than its share of the budget."""
     parts: list[bytes] = []
-    samples: list[Entry | Damaged] = []
+    samples: list[SampleSlice | Damaged] = []
     start = 0
     for sample in loaded.samples:
         if isinstance(sample, Damaged):
             samples.append(sample)
             continue
         parts.append(bytes(loaded.body[sample.start : sample.stop]))
-        samples.append(Entry(sample.row, start, start + len(parts[-1]), sample.labels))
+        samples.append(SampleSlice(sample.row, start, start + len(parts[-1]), sample.labels))
         start += len(parts[-1])
     return Loaded(b"".join(parts), tuple(samples))
 

@@ -12,15 +12,15 @@ import numpy.typing as npt
 from pipeline.base.errors import BadImage, CorruptShard
 from pipeline.base.seeds import sample_uniform
 from pipeline.image.render import render
-from pipeline.streaming.loader.blocks import Damaged, Entry, Loaded
-from pipeline.streaming.loader.messages import AskWindow, BadSample, ReadCounts, WindowSpec, Work
+from pipeline.streaming.loader.blocks import Damaged, Loaded, SampleSlice
+from pipeline.streaming.loader.messages import BadSample, ReadCounts, WindowRequest, WindowSpec, Work
 from pipeline.streaming.loader.read_ahead import Lane, Prefetcher
 from pipeline.streaming.selection import Span
 
 
 @dataclass
 class _Window:
-    """A window of a lane, its spans read or on their way.
+    """A window of a lane, its spans read or being read.
 
     Attributes:
         spec: What it holds.
@@ -60,24 +60,24 @@ class Lanes:
         work: Work,
         prefetcher: Prefetcher,
         read: Callable[[int, Span], Loaded],
-        ask: Callable[[AskWindow], None],
+        request: Callable[[WindowRequest], None],
         wait: Callable[[], None],
         counts: ReadCounts,
     ) -> None:
-        """Prepare; asks for nothing yet.
+        """Prepare; request nothing yet.
 
         Args:
             work: See Work.
             prefetcher: Reads spans ahead.
-            read: Reads a span at once, for the rare sample whose bytes were given back.
-            ask: Asks the rank for a window; the answer comes to `arrived`.
-            wait: Returns after at least one message of the rank was dealt with.
+            read: Reads a span at once, for the rare sample whose bytes were released.
+            request: Asks the rank for a window; the answer comes to `arrived`.
+            wait: Returns after at least one message of the rank was handled.
             counts: Receives where the time goes.
         """
         self._work = work
         self._prefetcher = prefetcher
         self._read = read
-        self._ask = ask
+        self._request = request
         self._wait = wait
         self._counts = counts
         self._open: dict[Lane, _Window] = {}
@@ -89,10 +89,10 @@ class Lanes:
         for lane in self._work.lanes:
             starts = self._work.mixture.starts(lane, self._work.first_step * self._work.samples_per_lane)
             for source, position in enumerate(starts):
-                self._ask(AskWindow(source, lane, position))
+                self._request(WindowRequest(source, lane, position))
 
     def arrived(self, spec: WindowSpec) -> None:
-        """Take a window that was asked for, and queues its spans."""
+        """Take a window that was requested, and queue its spans."""
         lane = (spec.source, spec.lane)
         per_step = self._work.samples_per_lane * self._work.mixture.shares[spec.source]
         wanted = spec.places[spec.position - spec.start :, 0]
@@ -115,15 +115,15 @@ class Lanes:
         for holder, span_index, loaded, sample in self._candidates(window, index):
             span = holder.spec.spans[span_index]
             rendered = self._rendered(window.spec, span, loaded, sample, out)
-            if isinstance(rendered, Entry):
+            if isinstance(rendered, SampleSlice):
                 place = (source, window.spec.epoch, span.shard, rendered.row)
-                told = None if due is None else _told(window.spec, *due, step, (span.shard, rendered.row))
+                bad = None if due is None else _bad_sample(window.spec, *due, step, (span.shard, rendered.row))
                 self._used(window, int(window.spec.places[index, 0]))
-                return Taken(place, rendered.labels, told)
+                return Taken(place, rendered.labels, bad)
             due = due or (span, rendered)
-        told_why = f": {due[1].detail}" if due else ""
+        detail = f": {due[1].detail}" if due else ""
         raise CorruptShard(
-            f"no sample of two windows near {window.spec.spans[0].path} can be used{told_why}; "
+            f"no sample of two windows near {window.spec.spans[0].path} can be used{detail}; "
             f"run `pipeline verify` on the dataset"
         )
 
@@ -133,7 +133,7 @@ class Lanes:
             while lane not in self._next:
                 self._wait()
             window = self._open[lane] = self._next.pop(lane)
-            self._ask(AskWindow(*lane, window.end))
+            self._request(WindowRequest(*lane, window.end))
         return window
 
     def _load(self, spec: WindowSpec, span: Span, need: float) -> "Future[Loaded]":
@@ -144,7 +144,7 @@ class Lanes:
             self._kept[key] = self._prefetcher.want((spec.source, spec.lane), span, need)
         return self._kept[key]
 
-    def _candidates(self, window: _Window, index: int) -> Iterator[tuple[_Window, int, Loaded, Entry | Damaged]]:
+    def _candidates(self, window: _Window, index: int) -> Iterator[tuple[_Window, int, Loaded, SampleSlice | Damaged]]:
         """Yield the sample that is due, those after it in the window, around its end, and those of the next window."""
         count = len(window.spec.places)
         for step in range(count):
@@ -156,10 +156,10 @@ class Lanes:
         for place in range(following.spec.position - following.spec.start, len(following.spec.places)):
             yield self._candidate(following, place)
 
-    def _candidate(self, window: _Window, place: int) -> tuple[_Window, int, Loaded, Entry | Damaged]:
+    def _candidate(self, window: _Window, place: int) -> tuple[_Window, int, Loaded, SampleSlice | Damaged]:
         span_index, number = window.spec.places[place].tolist()
         load = window.loads[span_index]
-        # Without a load its bytes were given back.
+        # Without a load its bytes were released.
         loaded = self._result(load) if load else self._read(window.spec.source, window.spec.spans[span_index])
         return window, span_index, loaded, loaded.samples[number]
 
@@ -172,9 +172,9 @@ class Lanes:
         return load.result()
 
     def _rendered(
-        self, spec: WindowSpec, span: Span, loaded: Loaded, sample: Entry | Damaged, out: npt.NDArray[np.uint8]
-    ) -> Entry | Damaged:
-        """Render a sample; return it back, or why it cannot be used."""
+        self, spec: WindowSpec, span: Span, loaded: Loaded, sample: SampleSlice | Damaged, out: npt.NDArray[np.uint8]
+    ) -> SampleSlice | Damaged:
+        """Render a sample; return it, or why it cannot be used."""
         if isinstance(sample, Damaged):
             return sample
         random = sample_uniform(self._work.seed, "augment", spec.source, spec.epoch, span.shard, sample.row)
@@ -198,7 +198,7 @@ class Lanes:
             self._prefetcher.release((window.spec.source, window.spec.lane), window.spec.spans[span_index])
 
 
-def _told(spec: WindowSpec, span: Span, fault: Damaged, step: int, substitute: tuple[int, int]) -> BadSample:
+def _bad_sample(spec: WindowSpec, span: Span, fault: Damaged, step: int, substitute: tuple[int, int]) -> BadSample:
     return BadSample(
         step=step,
         source=spec.source,

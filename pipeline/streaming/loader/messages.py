@@ -1,4 +1,4 @@
-"""What a rank and its loader workers tell each other. Plain data: it crosses process borders."""
+"""The messages between a rank and its loader workers. Plain data: it crosses process borders."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,7 +58,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class AskWindow:
+class WindowRequest:
     """Worker to rank: which window holds this position of a lane?"""
 
     source: int
@@ -90,7 +90,7 @@ class WindowSpec:
 
 
 @dataclass(frozen=True)
-class Granted:
+class SlotGranted:
     """Rank to worker: the first batch that has no slot yet goes to this one."""
 
     slot: int
@@ -136,7 +136,7 @@ class ReadCounts:
         cache_hits: Blocks found on disk.
         read_seconds: All reads together; more than the clock's where they overlap.
         decode_seconds: Decoding and resizing.
-        wait_read_seconds: The decoder stood still for want of encoded pictures.
+        wait_read_seconds: The decoder waited for encoded pictures.
     """
 
     samples: int = 0
@@ -153,6 +153,10 @@ class ReadCounts:
         """Add another's counts to these."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
+
+    def since(self, before: "ReadCounts") -> "ReadCounts":
+        """Return what was counted after `before`, an earlier state of these counts."""
+        return ReadCounts(**{name: value - getattr(before, name) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)

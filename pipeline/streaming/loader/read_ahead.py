@@ -42,7 +42,7 @@ class Prefetcher:
         """Start the threads.
 
         Args:
-            read: Gives the samples of a span of a source.
+            read: Returns the samples of a span of a source.
             budget_bytes: Most bytes held by spans that are being read or were not released.
             num_threads: Concurrent reads.
             lane_bytes: Part of the budget that is each lane's own; the rest is for whoever needs it first.
@@ -59,7 +59,7 @@ class Prefetcher:
             threading.Thread(target=self._work, name=f"read-{number}", daemon=True).start()
 
     def want(self, lane: Lane, span: Span, need: float) -> "Future[Loaded]":
-        """Queue a span. Lower `need` (a step) is read earlier; of one lane, give them in this order."""
+        """Queue a span. Lower `need` (a step) is read earlier; those of one lane come in this order."""
         future: Future[Loaded] = Future()
         with self._changed:
             insort(self._queue, _Wanted(need, next(self._numbers), lane, span, future))
@@ -76,7 +76,7 @@ class Prefetcher:
             self._changed.notify_all()
 
     def release(self, lane: Lane, span: Span) -> None:
-        """Return the bytes of a span back."""
+        """Return the bytes of a span to the budget."""
         with self._changed:
             self._held[lane] -= span.held_bytes
             self._changed.notify()

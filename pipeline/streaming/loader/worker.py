@@ -28,7 +28,7 @@ from pipeline.store.block_cache import BlockCache
 from pipeline.store.hedged_reads import RangeReader
 from pipeline.streaming.loader.blocks import BlockReader
 from pipeline.streaming.loader.lanes import Lanes, Taken
-from pipeline.streaming.loader.messages import Done, Failed, Granted, Message, ReadCounts, WindowSpec, Work
+from pipeline.streaming.loader.messages import Done, Failed, Message, ReadCounts, SlotGranted, WindowSpec, Work
 from pipeline.streaming.loader.read_ahead import Prefetcher
 
 IMPORTABLE = "define a transform of your own in a module, not in a notebook or script, or use no loader processes"
@@ -45,7 +45,7 @@ class _HungUp(Exception):  # noqa: N818 - reads as a fact in except clauses
 
 
 def serve(connection: Connection, memory: mmap.mmap, work: Work, on_end: Callable[[], None] = lambda: None) -> None:
-    """Work until the rank closes the connection, or until an error, which is told to the rank.
+    """Work until the rank closes the connection, or until an error, which is sent to the rank.
 
     Args:
         connection: To the rank.
@@ -69,7 +69,7 @@ def _portable(error: BaseException) -> BaseException:
     error.add_note(f"in a loader worker:\n{''.join(traceback.format_exception(error))}")
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - whatever an exception of others does when it is copied
+    except Exception:  # noqa: BLE001 - whatever a third-party exception does when it is copied
         return ServiceError(f"a loader worker failed: {type(error).__name__}: {error}")
     return error
 
@@ -91,7 +91,7 @@ class _Worker:
         self._work = work
         self._slots = slots
         self._counts = ReadCounts()
-        self._told = ReadCounts()
+        self._reported = ReadCounts()
         self._granted = deque(work.slots)
         self._cache = BlockCache(Path(work.cache[0]), work.cache[1]) if work.cache else None
         self._ranged = RangeReader()
@@ -111,7 +111,7 @@ class _Worker:
         )
 
     def run(self) -> None:
-        """Make batch after batch, each when there is a slot for it."""
+        """Fill batch after batch, each when there is a slot for it."""
         step = self._work.first_step
         try:
             self._lanes.begin()
@@ -148,7 +148,7 @@ class _Worker:
             raise _HungUp
         if isinstance(message, WindowSpec):
             self._lanes.arrived(message)
-        elif isinstance(message, Granted):
+        elif isinstance(message, SlotGranted):
             self._granted.append(message.slot)
 
     def _part(self, step: int, slot: npt.NDArray[np.uint8]) -> Done:
@@ -178,8 +178,7 @@ class _Worker:
             read_seconds=self._ranged.seconds,
             cache_hits=self._cache.hits if self._cache else 0,
         )
-        since = ReadCounts(**{name: value - getattr(self._told, name) for name, value in vars(now).items()})
-        self._told = now
+        since, self._reported = now.since(self._reported), now
         return since
 
 
@@ -192,9 +191,9 @@ def main(arguments: Sequence[str]) -> None:
     except EOFError:
         return
     except (AttributeError, ImportError) as error:
-        connection.send(Failed(ConfigError(f"a loader worker cannot import what it was given ({error}); {IMPORTABLE}")))
+        connection.send(Failed(ConfigError(f"a loader worker cannot import what it was sent ({error}); {IMPORTABLE}")))
         return
-    # At once, not when storage has answered: nobody is left to take what it would make.
+    # At once, not when storage has answered: nobody is left to take its batches.
     serve(connection, mmap.mmap(memory_descriptor, 0), work, on_end=lambda: os._exit(0))
 
 

@@ -1,4 +1,4 @@
-"""The rank's side of its loader workers: starts them, answers them, and starts one again that died."""
+"""The rank's side of its loader workers: starts them, answers them, and restarts one that died."""
 
 import mmap
 import os
@@ -18,16 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.base.errors import ConfigError, ServiceError
-from pipeline.streaming.loader.messages import AskWindow, Done, Failed, Granted, Message, WindowSpec, Work
+from pipeline.streaming.loader.messages import Done, Failed, Message, SlotGranted, WindowRequest, WindowSpec, Work
 from pipeline.streaming.loader.worker import IMPORTABLE, hang_up, serve, slots_of
 
 # glibc keeps freed blocks of 8 MiB for itself, 17 % beyond a budget of 750 MB after 10,000 photos; so they are mapped
-# one by one (5 % beyond), while the small buffers of pictures stay on a heap that is not given back each time. They are
+# one by one (5 % beyond), while the small buffers of pictures stay on a heap that is not returned each time. They are
 # mapped in large pages where the system has them: small ones take longer to get than a block takes to read.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 _TUNABLES = "GLIBC_TUNABLES"
 _LARGE_PAGES = "glibc.malloc.hugetlb=1"
-_STARTS_WITHOUT_PROGRESS = 3  # then it is no accident
+_STARTS_WITHOUT_PROGRESS = 3  # more cannot be chance
 _MOST_LENT = 2  # the batch the caller works on, and the one before it until its name is given to the next
 
 
@@ -49,7 +49,7 @@ class _Worker:
     next_step: int
     starts: int = 1
 
-    def told(self) -> str:
+    def exit_reason(self) -> str:
         """Return what is known of its end."""
         code = self.process.wait() if self.process else None
         killed = code == -9
@@ -68,14 +68,16 @@ def _free(slot: int, lent: set[int], freed: "Connection[bytes, bytes]", pid: int
     """Free a slot that the caller is done with. Takes no lock: the garbage collector calls it anywhere."""
     if os.getpid() == pid:  # a forked child has arrays of its own and must not speak for its parent
         lent.discard(slot)
-        with suppress(OSError):  # the desk is closed
+        with suppress(OSError):  # the pool is closed
             freed.send_bytes(bytes([slot]))
 
 
 class WorkerPool:
     """The loader workers of one rank. Close it. `batch` is for one thread."""
 
-    def __init__(self, works: Sequence[Work], window_of: Callable[[AskWindow], WindowSpec], in_processes: bool) -> None:
+    def __init__(
+        self, works: Sequence[Work], window_of: Callable[[WindowRequest], WindowSpec], in_processes: bool
+    ) -> None:
         """Start the workers.
 
         Args:
@@ -93,7 +95,7 @@ class WorkerPool:
         self._memory = mmap.mmap(descriptor, size)
         self._slots = slots_of(self._memory, first)
         self._slot_of = {first.first_step + number: slot for number, slot in enumerate(first.slots)}
-        self._next_granted = first.first_step + len(first.slots)
+        self._next_step_to_grant = first.first_step + len(first.slots)
         self._lent: set[int] = set()
         self._freed, self._free = Pipe(duplex=False)
         self._changed = threading.Condition()
@@ -108,7 +110,7 @@ class WorkerPool:
         except BaseException:
             self._release()
             raise
-        self._thread = threading.Thread(target=self._answer, name="loader-desk", daemon=True)
+        self._thread = threading.Thread(target=self._answer, name="loader-pool", daemon=True)
         self._thread.start()
 
     def batch(self, step: int) -> tuple[npt.NDArray[np.uint8], list[Done]]:
@@ -140,7 +142,7 @@ class WorkerPool:
         return images, [parts[number] for number in sorted(parts)]
 
     def close(self) -> None:
-        """End the workers and return their memory back; that of batches the caller keeps when these are gone."""
+        """End the workers and free their memory; that of batches which the caller keeps is freed with these."""
         self._closed = True
         with self._replacing:
             for worker in self._workers:
@@ -191,17 +193,17 @@ class WorkerPool:
             theirs.close()
         worker = _Worker(work, connection, process, work.first_step)
         try:
-            with suppress(OSError):  # a worker that died at once is dealt with where messages are read
+            with suppress(OSError):  # a worker that died at once is handled where messages are read
                 connection.send(work)
         except (AttributeError, TypeError, pickle.PicklingError) as error:
             process.kill()
             process.wait()
             connection.close()
-            raise ConfigError(f"loader processes cannot be given the transform ({error}); {IMPORTABLE}") from error
+            raise ConfigError(f"loader processes cannot receive the transform ({error}); {IMPORTABLE}") from error
         return worker
 
     def _answer(self) -> None:
-        """Serve all workers until the desk is closed."""
+        """Serve all workers until the pool is closed."""
         try:
             while not self._closed and not self._error:
                 by_connection = {worker.connection: number for number, worker in enumerate(self._workers)}
@@ -213,23 +215,23 @@ class WorkerPool:
                     try:
                         message = self._workers[number].connection.recv()
                     except (EOFError, OSError):
-                        self._revive(number)
+                        self._restart(number)
                     else:
-                        self._deal_with(number, message)
+                        self._handle(number, message)
         except BaseException as error:  # noqa: BLE001 - is raised where batches are asked for
             self._fail(error)
 
     def _grant(self, slot: int) -> None:
-        """Have the next batch without a slot made in this one."""
+        """Have the next batch without a slot written to this one."""
         with self._changed:
-            self._slot_of[self._next_granted] = slot
-            self._next_granted += 1
+            self._slot_of[self._next_step_to_grant] = slot
+            self._next_step_to_grant += 1
         for worker in self._workers:
-            self._send(worker, Granted(slot))
+            self._send(worker, SlotGranted(slot))
 
-    def _deal_with(self, number: int, message: Message) -> None:
+    def _handle(self, number: int, message: Message) -> None:
         worker = self._workers[number]
-        if isinstance(message, AskWindow):
+        if isinstance(message, WindowRequest):
             self._send(worker, self._window_of(message))
         elif isinstance(message, Failed):
             self._fail(message.error)
@@ -239,21 +241,21 @@ class WorkerPool:
                 self._done.setdefault(message.step, {})[number] = message
                 self._changed.notify_all()
 
-    def _revive(self, number: int) -> None:
-        """Start a worker again at the first step it has not delivered: what it makes is a function of the step."""
+    def _restart(self, number: int) -> None:
+        """Start a worker again at the first step it has not delivered: its batches are a function of the step."""
         worker = self._workers[number]
         if self._closed:
             return
         if worker.starts >= _STARTS_WITHOUT_PROGRESS:
             self._fail(
                 ServiceError(
-                    f"loader worker {number} died {worker.starts} times without a batch ({worker.told()}); "
+                    f"loader worker {number} died {worker.starts} times without a batch ({worker.exit_reason()}); "
                     f"lower the number of loader workers or their memory budget"
                 )
             )
             return
         with self._changed:
-            slots = tuple(self._slot_of[step] for step in range(worker.next_step, self._next_granted))
+            slots = tuple(self._slot_of[step] for step in range(worker.next_step, self._next_step_to_grant))
         again = self._started(replace(worker.work, first_step=worker.next_step, slots=slots))
         again.starts = worker.starts + 1
         with self._replacing:
@@ -266,6 +268,6 @@ class WorkerPool:
             self._changed.notify_all()
 
     def _send(self, worker: _Worker, message: Message) -> None:
-        # One that has died is dealt with where messages are read.
+        # One that has died is handled where messages are read.
         with suppress(OSError):
             worker.connection.send(message)

@@ -117,7 +117,7 @@ CASES: list[tuple[Callable[[Path], list[str]], str]] = [
     (unknown_class, "class 'fish' is not in the class list"),
     (negative_label, "label -4 is not a class number"),
     (odd_split_name, "--split 'a/b'"),
-    (repeated_class, "line 2 names 'cat' again"),
+    (repeated_class, "line 2 repeats 'cat'"),
     (reserved_column, "rename the columns source"),
     (enormous_label, "label 20000000 is not a class number"),
     (odd_labels, "labels are all numbers or all names"),

@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import pipeline.packing.external_sort
 from pipeline.base.errors import ConfigError, StorageFull
@@ -27,7 +26,7 @@ def source_of(names: list[str], url: str = "/x", labels: list[Any] | None = None
     """A source whose rows are given."""
     told = [[len(name) % 3] for name in names] if labels is None else labels
 
-    def read(mapped: Any) -> Iterator[pa.RecordBatch]:
+    def read(parallel_map: Any) -> Iterator[pa.RecordBatch]:
         for start in range(0, len(names), batch_rows):
             part = names[start : start + batch_rows]
             yield batch_of(
@@ -135,7 +134,7 @@ def test_rows_of_a_row_group_are_spread_over_few_shards_and_shards_over_many_gro
     """Each group is read for one or two shards, and each shard draws on groups from all over the set."""
     groups, each = 512, 20
 
-    def read(mapped: Any) -> Iterator[pa.RecordBatch]:
+    def read(parallel_map: Any) -> Iterator[pa.RecordBatch]:
         for group in range(groups):
             yield batch_of(
                 [f"f#{group * each + row}" for row in range(each)],

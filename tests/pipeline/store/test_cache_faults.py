@@ -78,7 +78,7 @@ def test_a_disk_that_is_full_at_the_start_is_no_error(tiny_disk: Path, caplog: p
 
 def test_a_folder_that_cannot_be_written_is_refused_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"cache folder .*file cannot be used .* give a folder"):
+    with pytest.raises(ConfigError, match=r"cache folder .*file cannot be used .* choose a folder"):
         BlockCache(tmp_path / "file", 1000)
 
 
@@ -89,7 +89,7 @@ def test_a_folder_of_another_user_is_refused_with_a_remedy() -> None:
     try:
         if is_root:
             os.seteuid(65534)
-        with pytest.raises(ConfigError, match=r"Permission denied.*give a folder"):
+        with pytest.raises(ConfigError, match=r"Permission denied.*choose a folder"):
             BlockCache(folder, 1000)
     finally:
         if is_root:

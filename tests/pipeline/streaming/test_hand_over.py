@@ -20,9 +20,9 @@ from tests.loading import (
 
 def lent_by(stream: Stream, images: np.ndarray) -> bool:
     """Return whether pictures lie in the memory that the stream shares with its workers."""
-    desk = stream._desk
-    assert desk
-    return np.shares_memory(images, desk._slots)
+    pool = stream._pool
+    assert pool
+    return np.shares_memory(images, pool._slots)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

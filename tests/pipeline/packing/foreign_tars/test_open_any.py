@@ -251,10 +251,10 @@ def test_processes_that_open_at_once_index_once(tmp_path: Path, index_folder: Pa
     program = (
         "import sys\n"
         "from pipeline.packing.foreign_tars.open_any import open_any\n"
-        "from pipeline.streaming.selection import View\n"
+        "from pipeline.streaming.selection import Selection\n"
         "told = []\n"
         "dataset = open_any(sys.argv[1], on_tar=lambda *_: told.append(1))\n"
-        "print(View(dataset).identity, len(told))\n"
+        "print(Selection(dataset).identity, len(told))\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "in")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
