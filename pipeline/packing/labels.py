@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.base.errors import ConfigError
+from pipeline.packing.sources.label_lists import with_values
 from pipeline.packing.sources.rows import Source
 
 
@@ -46,7 +47,7 @@ class Labels:
             self._check_kind(are_names, source.url)
         if are_names:
             self._names.update(pc.unique(values).to_pylist())
-        return _relisted(labels, values.cast(pa.string()))
+        return with_values(labels, values.cast(pa.string()))
 
     def class_names(self) -> tuple[str, ...]:
         """Return the names by label; empty where labels are numbers without names."""
@@ -58,8 +59,8 @@ class Labels:
         """Return what `taken` returned as lists of int32. Call it when all was taken."""
         values = labels.flatten()
         if self._are_names:
-            return _relisted(labels, pc.index_in(values, pa.array(self.class_names())))
-        return _relisted(labels, values.cast(pa.int32()))
+            return with_values(labels, pc.index_in(values, pa.array(self.class_names())))
+        return with_values(labels, values.cast(pa.int32()))
 
     @staticmethod
     def _in_shared_list(values: pa.Array, are_names: bool, classes: tuple[str, ...], url: str) -> pa.Array:
@@ -81,9 +82,3 @@ class Labels:
                 f"labels are all numbers or all names; those of {self._first_url} are "
                 f"{'names' if self._are_names else 'numbers'}, those of {url} are not"
             )
-
-
-def _relisted(lists: pa.Array, values: pa.Array) -> pa.Array:
-    """Return lists of the lengths of `lists` with other values."""
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).cast(pa.int32())
-    return pa.ListArray.from_arrays(pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(lengths)]), values)

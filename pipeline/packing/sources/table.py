@@ -17,11 +17,11 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import ConfigError, EmptySource
+from pipeline.packing.sources.label_lists import label_lists
 from pipeline.packing.sources.rows import FILE, PARQUET, RESERVED, ParallelMap, Source, batch_of, extra_of
 from pipeline.store.any_url import common_folder, expand, identity_of, join, open_file, parent, scheme_of
 from pipeline.store.base import Entry
 
-_MOST_CLASSES = 1_000_000  # a larger number is a mistake: ImageNet-21k has 21,843, JFT 18,291
 _BATCH_ROWS = 131_072
 _MOST_GROUP_BYTES = 1_000_000_000  # 9,000 images of 110 kB; groups of 100 have 11 MB
 _PARSE_BYTES = 16 << 20  # a batch of text is parsed at once; types are inferred from the first
@@ -195,7 +195,10 @@ def _check_columns(url: str, names: list[str], columns: Columns) -> None:
 def _batch(part: _Part, base: str) -> pa.RecordBatch:
     columns, table = part.columns, part.table
     _check_columns(part.url, table.column_names, columns)
-    labels = _labels(part) if columns.label else pa.array([[]] * table.num_rows, pa.list_(pa.int32()))
+    if columns.label:
+        labels = label_lists(table[columns.label].combine_chunks(), columns.classes, part.url, part.first_row)
+    else:
+        labels = pa.array([[]] * table.num_rows, pa.list_(pa.int32()))
     extra = _extra(table, columns)
     if part.run is not None:
         name = part.url.removeprefix(base).lstrip("/")
@@ -261,52 +264,3 @@ def _extra(table: pa.Table, columns: Columns) -> list[str] | None:
         return None
     rows = table.select(others).to_pylist()
     return [extra_of(row) for row in rows]
-
-
-def _labels(part: _Part) -> pa.Array:
-    """Return lists of numbers or of names. Labels of a class list become numbers here, where the row is known."""
-    found = part.table[str(part.columns.label)].combine_chunks()
-    if isinstance(found, pa.ChunkedArray):
-        found = pa.concat_arrays(found.chunks) if found.chunks else pa.array([], found.type)
-    lists = found if pa.types.is_list(found.type) or pa.types.is_large_list(found.type) else _as_lists(found)
-    values, rows = pc.list_flatten(lists), pc.list_parent_indices(lists)
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        if part.columns.classes:
-            values = _numbered(part, values.cast(pa.string()), rows)
-    elif pa.types.is_integer(values.type) or pa.types.is_null(values.type):
-        values = _checked_numbers(part, values, rows)
-    else:
-        raise ConfigError(f"{part.url}: labels are all numbers or all names, or lists of them; found {values.type}")
-    counts = pc.fill_null(pc.list_value_length(lists), 0).cast(pa.int32())
-    ends = pc.cumulative_sum(counts)
-    offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])
-    return pa.ListArray.from_arrays(offsets, values)
-
-
-def _as_lists(values: pa.Array) -> pa.Array:
-    """Return each value as a list of one; null and empty text as an empty list."""
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        values = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
-    counts = pc.is_valid(values).cast(pa.int32())
-    offsets = pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(counts)])
-    return pa.ListArray.from_arrays(offsets, values.drop_null())
-
-
-def _numbered(part: _Part, names: pa.Array, rows: pa.Array) -> pa.Array:
-    numbers = pc.index_in(names, pa.array(part.columns.classes))
-    if numbers.null_count:
-        at = pc.index(pc.is_null(numbers), True).as_py()
-        row = part.first_row + rows[at].as_py() + 1
-        raise ConfigError(f"{part.url}, row {row}: class {names[at].as_py()!r} is not in the class list")
-    return numbers
-
-
-def _checked_numbers(part: _Part, values: pa.Array, rows: pa.Array) -> pa.Array:
-    most = len(part.columns.classes) or _MOST_CLASSES
-    bad = pc.fill_null(pc.or_(pc.less(values, 0), pc.greater_equal(values, most)), True)
-    if len(values) and pc.any(bad).as_py():
-        at = pc.index(bad, True).as_py()
-        row = part.first_row + rows[at].as_py() + 1
-        message = f"label {values[at].as_py()!r} is not a class number from 0 to {most - 1:,}"
-        raise ConfigError(f"{part.url}, row {row}: {message}")
-    return values.cast(pa.int32())
