@@ -87,6 +87,14 @@ def test_files_and_modules_that_are_named_exist(page: Path) -> None:
         pkgutil.resolve_name(name)
 
 
+def test_guides_that_the_code_names_exist() -> None:
+    sources = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    named = {
+        (path, name) for path in sources for name in re.findall(r"\bdocs/[\w./-]+\.(?:md|svg)\b", path.read_text())
+    }
+    assert [f"{path}: {name}" for path, name in sorted(named) if not (ROOT / name).exists()] == []
+
+
 @each_page
 def test_tests_that_are_named_exist(page: Path) -> None:
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
