@@ -12,7 +12,7 @@ from pipeline.commands.streaming import bench, peek
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="bit-pretrain")
 def cli() -> None:
-    """Image and labels into WebDataset tars, locally or on S3. Add --debug for tracebacks."""
+    """Images and labels into WebDataset tars, locally or on S3. Add --debug for tracebacks."""
 
 
 for command in (shard, append, retry_rejects, inspect, stats, peek, bench, verify, repair, export, index, gc):

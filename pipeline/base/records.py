@@ -1,4 +1,4 @@
-"""Everything written as JSON: records, and values that are none."""
+"""What is written as JSON: records and plain values."""
 
 import json
 from typing import Any

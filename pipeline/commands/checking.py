@@ -35,10 +35,7 @@ LEVELS = ("exists", "size", "checksum", "tar", "decode")
 def verify(url: str, level: str, fraction: float, seed: int, as_json: bool, workers: int | None, on_ray: bool) -> None:
     """Check the dataset at URL against its manifest; exit 1 if anything differs."""
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
-    from pipeline.upkeep.verify import (
-        sampled_shards,  # noqa: PLC0415
-        verify as faults_of,  # noqa: PLC0415
-    )
+    from pipeline.upkeep.verify import sampled_shards, verify as faults_of  # noqa: PLC0415
 
     dataset = open_any(absolute_pattern(url))
     shards = sampled_shards(len(dataset.shards), fraction, seed)

@@ -60,10 +60,7 @@ def shard(sources: tuple[str, ...], dest: str, **options: Any) -> None:
     sources, NAME=URL names one. Interrupted, the same command goes on; finished, it does nothing.
     """
     from pipeline.image.policy import ImagePolicy  # noqa: PLC0415
-    from pipeline.packing.jobs import (
-        plan_sources,  # noqa: PLC0415
-        shard as run_shard,  # noqa: PLC0415
-    )
+    from pipeline.packing.jobs import plan_sources, shard as run_shard  # noqa: PLC0415
     from pipeline.packing.plan import ShardConfig  # noqa: PLC0415
     from pipeline.packing.sources.open import open_sources  # noqa: PLC0415
 

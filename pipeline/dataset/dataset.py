@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.base.errors import NotFound
-from pipeline.dataset.schema import INDEX_FOLDER, POINTER_KEY, ManifestVersion, from_parquet, sha256_hex, version_key
+from pipeline.dataset.schema import POINTER_KEY, ManifestVersion, from_parquet, is_adopted, sha256_hex, version_key
 from pipeline.dataset.versions import outstanding_rejects, parsed_version, published_version
 from pipeline.store.base import Store, read_checked
 from pipeline.store.url import open_store
@@ -133,7 +133,7 @@ class Dataset:
     def _are_trusted(self) -> list[bool]:
         sidecars: list[str] = self.shards.table["sidecar"].to_pylist()
         was_decoded = self.version.descriptor is not None
-        return [was_decoded and not sidecar.startswith(INDEX_FOLDER) for sidecar in sidecars]
+        return [was_decoded and not is_adopted(sidecar) for sidecar in sidecars]
 
     def shard_url(self, shard: int) -> str:
         """Return the absolute URL of a shard's tar."""

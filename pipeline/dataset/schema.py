@@ -149,6 +149,11 @@ def version_key(version: int) -> str:
     return f"manifests/v{version:06d}.json"
 
 
+def is_adopted(sidecar: str) -> bool:
+    """Return whether the sidecar of this key is that of an adopted tar: those have a folder of their own."""
+    return sidecar.startswith(INDEX_FOLDER)
+
+
 def sha256_hex(body: bytes) -> str:
     """Return the sha256 as 64 hexadecimal digits."""
     return hashlib.sha256(body).hexdigest()

@@ -1,4 +1,4 @@
-"""What a format does when a dataset is exported, and how an index file gets its place."""
+"""What every format of an export implements, and which files it may replace."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator

@@ -27,7 +27,7 @@ def scheme_of(url: str) -> str:
 
 
 def is_remote(url: str) -> bool:
-    """Return whether reading takes a network: then many reads should be on their way at once."""
+    """Return whether reading takes a network: then many reads should run at once."""
     return scheme_of(url) not in ("", "file")
 
 

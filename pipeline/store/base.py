@@ -172,5 +172,5 @@ def blake3_of(store: Store, key: str) -> str:
 def _conflict(store: Store, key: str, found: str, expected: str) -> Conflict:
     return Conflict(
         f"{store.url}/{key} exists with other content (digest {found[:12]}, expected {expected[:12]}); "
-        f"give another destination or remove it"
+        f"choose another destination or remove it"
     )

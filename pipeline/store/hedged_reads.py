@@ -1,4 +1,4 @@
-"""Reads for training that neither fail for an error that passes nor wait for one slow connection."""
+"""Reads for training that neither fail for a transient error nor wait for one slow connection."""
 
 import math
 import statistics

@@ -11,7 +11,7 @@ import time
 
 from pipeline.base.errors import Fenced
 from pipeline.base.records import Record
-from pipeline.store.base import Store, exists
+from pipeline.store.base import Store
 
 _CHECK_SECONDS = 2.0
 PREFIX = "leases/"

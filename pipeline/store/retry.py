@@ -1,4 +1,4 @@
-"""Repeating what may pass. The figures of all repetition stand here."""
+"""Repeating what may pass, with the figures of all repetition."""
 
 import random
 from collections.abc import Callable
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def pause_seconds(num_failures: int) -> float:
-    """Return a random pause after so many failures in a row, at least 1: below 0.2 s, twice that and so on to 10 s."""
+    """Return a random pause after `num_failures` (1..) in a row: at most 0.2 s, doubled with each, never above 10 s."""
     return random.uniform(0.0, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(num_failures - 1, 10)))
 
 

@@ -119,7 +119,7 @@ class Selection:
 
     @cached_property
     def reads_sidecars(self) -> bool:
-        """Whether reading it takes sidecars, too: of tars that others packed, and where a block is not wanted whole."""
+        """Whether reading it takes sidecars, too: of adopted tars, and where a block is not wanted whole."""
         sidecars = self.dataset.shards.table["sidecar"]
         is_adopted = bool(pc.any(pc.starts_with(sidecars, INDEX_FOLDER)).as_py())
         return is_adopted or self._chosen is not None or self._excluded is not None

@@ -18,7 +18,7 @@ _LOG_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Limit:
-    """What a stream would have to be relieved of to be faster.
+    """What limits the speed of a stream.
 
     Attributes:
         stage: What the others wait for.

@@ -33,7 +33,7 @@ class Garbage:
 
 
 def garbage(store: Store, *, older_than_hours: float, with_abandoned_runs: bool) -> Iterator[Garbage]:
-    """Find it; remove nothing.
+    """Yield what may be removed; remove nothing.
 
     Args:
         store: The destination.
@@ -61,7 +61,7 @@ def garbage(store: Store, *, older_than_hours: float, with_abandoned_runs: bool)
 
 
 def remove(store: Store, found: Garbage) -> None:
-    """Remove it."""
+    """Remove one thing that `garbage` found."""
     if found.unfinished:
         store.discard(found.unfinished)
     else:

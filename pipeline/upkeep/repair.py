@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.base.errors import CorruptShard, NotFound
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.schema import INDEX_FOLDER, from_parquet, sha256_hex, to_parquet
+from pipeline.dataset.schema import from_parquet, is_adopted, sha256_hex, to_parquet
 from pipeline.packing.commit import prepare_shard, read_plan, read_record, shard_rows
 from pipeline.packing.plan import Plan
 from pipeline.store.base import Store, blake3_of
@@ -39,7 +39,7 @@ def repair_shards(dataset: Dataset, shards: Iterable[int], scratch: Path) -> Ite
 
 def _repair(dataset: Dataset, row: dict[str, Any], scratch: Path) -> None:
     store = dataset.store
-    if row["sidecar"].startswith(INDEX_FOLDER):
+    if is_adopted(row["sidecar"]):
         raise NotFound(f"{row['path']} was not packed by `pipeline shard`: restore it from where it came from")
     plan = read_plan(store, row["plan_id"])
     rows = _packed_rows(store, plan, row["plan_shard"])

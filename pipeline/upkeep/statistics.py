@@ -59,7 +59,7 @@ def class_counts(dataset: Dataset) -> Counter[int]:
 
 
 def statistics(dataset: Dataset, on_shard: Callable[[int], None] = lambda count: None) -> Statistics:
-    """Read every sidecar once.
+    """Return the statistics of a dataset; read every sidecar once.
 
     Raises:
         CorruptShard: One is damaged.

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.base.errors import BadImage, CorruptShard, NotFound
 from pipeline.base.seeds import rng
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.schema import INDEX_FOLDER, from_parquet, image_digest
+from pipeline.dataset.schema import from_parquet, image_digest, is_adopted
 from pipeline.dataset.tar_reader import scan_tar
 from pipeline.image.decode import decode
 from pipeline.store.base import Store, blake3_of, read_checked
@@ -114,7 +114,7 @@ class _ShardCheck:
             return
         if self.depth >= LEVELS.index("tar"):
             # Pictures of an adopted tar that cannot be used are still in it.
-            most_unlisted = row["num_rejects"] if row["sidecar"].startswith(INDEX_FOLDER) else 0
+            most_unlisted = row["num_rejects"] if is_adopted(row["sidecar"]) else 0
             yield from self._content_problems(row["path"], store.read(row["path"]), samples.to_pylist(), most_unlisted)
 
     def _content_problems(

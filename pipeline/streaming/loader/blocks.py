@@ -10,7 +10,7 @@ from crc32c import crc32c
 
 from pipeline.base.errors import CorruptShard, NotFound, StorageError
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.schema import INDEX_FOLDER, image_digest
+from pipeline.dataset.schema import image_digest, is_adopted
 from pipeline.dataset.tar_format import contents
 from pipeline.store.block_cache import BlockCache
 from pipeline.store.hedged_reads import RangeReader
@@ -203,7 +203,7 @@ class BlockReader:
 
     def _is_adopted(self, span: Span) -> bool:
         """Return whether the tar is third-party: then only the sidecar knows which members are samples."""
-        return bool(self._dataset.shards[span.shard]["sidecar"].startswith(INDEX_FOLDER))
+        return is_adopted(self._dataset.shards[span.shard]["sidecar"])
 
     def _sidecar(self, span: Span) -> pa.Table:
         sidecar = self._dataset.held_samples(span.shard)
