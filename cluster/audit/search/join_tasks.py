@@ -210,12 +210,10 @@ def _matches(task: JoinTask) -> pa.Table:
         dict(zip(names, address, strict=True)) | {"distance": 0, "element": 0, "known": evidence}
         for address, evidence in known.items()
     ]
-    rows += [
-        row | {"known": None}
-        for row in cap_hubs(by_code, task.most_matches)[0].to_pylist()
-        if _address(row) not in known
-    ]
-    listed = known.keys() | {_address(row) for row in by_code.to_pylist()}
+    addresses = [_address(row) for row in by_code.to_pylist()]
+    unproven = by_code.filter(pa.array([address not in known for address in addresses], pa.bool_()))
+    rows += [row | {"known": None} for row in cap_hubs(unproven, task.most_matches)[0].to_pylist()]
+    listed = known.keys() | set(addresses)
     rows += [row | {"known": None} for row in by_vector.to_pylist() if _address(row) not in listed]
     rows.sort(key=_address)
     counted = [row | {"num_matches": num_matches.get((row["down_shard"], row["down_row"]), 0)} for row in rows]
