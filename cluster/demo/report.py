@@ -19,7 +19,8 @@ from pipeline.dataset.dataset import open_dataset
 from pipeline.store.local import LocalStore
 from pipeline.store.url import open_store
 from trainer.jobs.finetune import read_results
-from trainer.run.folder import attempts, read_config, read_metrics
+from trainer.run.folder import attempts, read_metrics
+from trainer.run.history import read_config
 
 _INITS = ("pretrained", "scratch")
 

@@ -20,7 +20,7 @@ from cluster.stack.services import Stack, start_stack, stop_leftover, stop_stack
 from pipeline.base.console import human_bytes
 from pipeline.base.errors import ConfigError, EmptySource, StorageFull
 from pipeline.dataset.dataset import open_dataset
-from trainer.jobs.finetune import SCRATCH
+from trainer.jobs.config import SCRATCH
 
 _BUCKET = "bit-demo"
 _MARKER = ".bit-demo"  # only a folder that holds it is ever removed

@@ -132,7 +132,7 @@ def search(index: HammingIndex, queries: Words) -> tuple[Ints, Ints]:
     for start in range(0, len(queries), _QUERIES_PER_CALL):
         pairs = _search_block(index, np.ascontiguousarray(queries[start : start + _QUERIES_PER_CALL]))
         found.append(np.unique((pairs[:, 0] + start) * index.num_codes + pairs[:, 1]))
-    query, code = np.divmod(np.concatenate(found), max(index.num_codes, 1))
+    query, code = np.divmod(np.concatenate(found), index.num_codes)
     return query, code
 
 

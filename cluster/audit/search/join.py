@@ -96,7 +96,7 @@ def candidates(upstream: pa.Table, downstream: pa.Table | DownstreamIndex, radiu
         raise ValueError(f"the index was built for radius {side.index.radius}, the join is at {radius}")
     up_codes = codes_of(upstream)
     up, entry = search(side.index, parity_words(up_codes))
-    code = entry % max(len(side.codes), 1)
+    code = entry % len(side.codes)
     best = np.empty((2, len(up)), np.int64)  # distance, element
     for start in range(0, len(up), _PAIRS_PER_STEP):
         step = slice(start, start + _PAIRS_PER_STEP)

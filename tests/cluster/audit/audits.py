@@ -84,6 +84,14 @@ def scene(seed: int, width: int = 240, height: int = 180) -> Pixels:
     return np.asarray(image)
 
 
+def ellipse(half_width: int, half_height: int) -> Pixels:
+    """Draw an ellipse on white; different ones are very similar."""
+    image = Image.new("RGB", (240, 180), "white")
+    box = (120 - half_width, 90 - half_height, 120 + half_width, 90 + half_height)
+    ImageDraw.Draw(image).ellipse(box, fill="navy")
+    return np.asarray(image)
+
+
 ALTERED = {
     "crop": lambda p: p[20:150, 30:220],
     "small": lambda p: np.asarray(Image.fromarray(p).resize((60, 45), Image.Resampling.BOX)),

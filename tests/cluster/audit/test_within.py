@@ -1,13 +1,90 @@
-"""Copies within one set are grouped, and all but one of each group are excluded."""
+"""Copies within one set are grouped, and all but one of each group are excluded, however the set is cut."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
+from PIL import Image
 
+from cluster.audit.base.tables import AuditConfig, is_duplicate
+from cluster.audit.coordinator import pin_sides
+from cluster.audit.within import run_audit_within
+from pipeline.base.errors import Conflict
+from pipeline.dataset.dataset import Address, open_dataset
+from pipeline.store.url import open_store
+from tests.cluster.audit.audits import ellipse, local_job
 from tests.conftest import class_folders, pack, run_cli
 
+SIMILAR = ("similar-a.png", "similar-b.png")
+COPIES = {"000.jpg": ("same.jpg", "mirrored.jpg", "small.png"), "001.jpg": ("grey.jpg",)}
 
-def test_copies_within_a_set_form_a_group_and_all_but_one_are_excluded(tmp_path: Path) -> None:
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures, four copies of two of them, and two pictures that are very similar."""
+    source = class_folders(tmp_path_factory.mktemp("within") / "in", classes=1, each=6)
+    pictures = source / "class0"
+    (pictures / "same.jpg").write_bytes((pictures / "000.jpg").read_bytes())
+    with Image.open(pictures / "000.jpg") as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(pictures / "mirrored.jpg")
+        image.resize((32, 24)).save(pictures / "small.png")
+    with Image.open(pictures / "001.jpg") as image:
+        image.convert("L").save(pictures / "grey.jpg")
+    for name, (half_width, half_height) in zip(SIMILAR, ((80, 60), (88, 55)), strict=True):
+        Image.fromarray(ellipse(half_width, half_height)).save(pictures / name)
+    return source
+
+
+def run(url: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    config = AuditConfig(upstream=str(url), downstream=str(url), canaries_each=0, **settings)
+    return run_audit_within(open_store(str(out)), config, pin_sides(config), local_job(out / "work"))
+
+
+def names_of(url: Path, rows: list[dict[str, Any]], prefix: str = "") -> set[str]:
+    dataset = open_dataset(str(url))
+    places = {Address(row[f"{prefix}shard"], row[f"{prefix}row"]) for row in rows}
+    return {Path(dataset.read_about(place)["source"]).name for place in places}
+
+
+@pytest.mark.parametrize("shard_bytes", [10_000_000, 10_000])
+def test_all_copies_but_the_centres_are_excluded_and_similar_pictures_stay(
+    folder: Path, tmp_path: Path, shard_bytes: int
+) -> None:
+    num_shards = len(pack(folder, str(tmp_path / "set"), shard_bytes=shard_bytes).shards)
+    assert (num_shards > 3) == (shard_bytes == 10_000)
+    summary = run(tmp_path / "set", tmp_path / "out")
+    pairs = pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
+    similar = [pair for pair in pairs if not is_duplicate(pair["evidence"])]
+    assert [names_of(tmp_path / "set", similar, f"{side}_") for side in ("up", "down")] in (
+        [{SIMILAR[0]}, {SIMILAR[1]}], [{SIMILAR[1]}, {SIMILAR[0]}],
+    )  # fmt: skip
+    members = pq.read_table(tmp_path / "out" / "stars.parquet").to_pylist()
+    groups = {}
+    for centre in {(row["centre_shard"], row["centre_row"]) for row in members}:
+        own = [row for row in members if (row["centre_shard"], row["centre_row"]) == centre]
+        groups[min(names_of(tmp_path / "set", own, "centre_"))] = names_of(tmp_path / "set", own)
+    assert sorted(sorted({centre, *copies}) for centre, copies in groups.items()) == sorted(
+        sorted({original, *copies}) for original, copies in COPIES.items()
+    )
+    excluded = names_of(tmp_path / "set", pq.read_table(tmp_path / "out" / "exclude.parquet").to_pylist())
+    assert excluded == set().union(*groups.values())
+    counts = {name: summary[name] for name in ("num_stars", "num_left_out", "num_samples", "num_duplicate_pairs")}
+    assert counts == {"num_stars": 2, "num_left_out": 4, "num_samples": 12, "num_duplicate_pairs": len(pairs) - 1}
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+
+
+def test_another_audit_does_not_overwrite_the_report(folder: Path, tmp_path: Path) -> None:
+    pack(folder, str(tmp_path / "set"))
+    run(tmp_path / "set", tmp_path / "out")
+    before = (tmp_path / "out" / "summary.json").read_bytes()
+    with pytest.raises(Conflict, match="choose another destination"):
+        run(tmp_path / "set", tmp_path / "out", radius=31)
+    assert (tmp_path / "out" / "summary.json").read_bytes() == before
+
+
+def test_more_copies_than_are_verified_form_one_group(tmp_path: Path) -> None:
     source = class_folders(tmp_path / "in", classes=2, each=6)
     first = (source / "class0" / "000.jpg").read_bytes()
     for number in range(25):  # more than are verified of any one picture

@@ -12,6 +12,7 @@ def test_every_member_of_a_group_is_a_copy_of_its_centre(pairs: list[tuple[tuple
     linked = {frozenset(pair) for pair in pairs}
     groups = group_copies(pairs)
     members = [member for group in groups.values() for member in group]
+    assert all(groups.values())
     assert len(members) == len(set(members))
     assert not set(members) & set(groups)
     assert all(frozenset((centre, member)) in linked for centre, group in groups.items() for member in group)

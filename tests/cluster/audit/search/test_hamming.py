@@ -75,6 +75,20 @@ def test_no_code_is_lost_at_the_edges_of_groups_and_tiles(num_indexed: int, radi
     assert folded_pairs(indexed, queries, radius) == expected
 
 
+@pytest.mark.parametrize("flip", [(), (1, 3), (2, 3), (1, 2)])
+def test_one_near_chunk_is_enough(flip: tuple[int, ...]) -> None:
+    """A pair at radius 31 may have a single chunk that is 1 bit apart: in 15 of 16 chunks it is 2 bits apart."""
+    word = np.arange(4, dtype=np.uint64)[None] * np.uint64(0x123456789ABCDEF)
+    chunks = np.full((256, 16), 0b11 << 7, np.uint16)
+    for bit in range(256):
+        chunks[bit, bit // 16] = 1 << bit % 16
+    queries = word ^ chunks.view(np.uint64)
+    index = build_index(word, 31, folded=bool(flip))
+    queries[:, list(flip)] ^= np.uint64(2**64 - 1)
+    found, _ = search(index, queries)
+    assert found.tolist() == list(range(256))
+
+
 @pytest.mark.parametrize("radius", [31, 62])
 def test_queries_of_several_calls_keep_their_numbers(radius: int) -> None:
     """A call takes 65,536 queries, and a block of its lookups 4,096."""

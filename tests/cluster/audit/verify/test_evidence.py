@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 
 from cluster.audit.base.tables import Evidence
 from cluster.audit.verify.align import align
 from cluster.audit.verify.evidence import Comparison, verify_pair
 from pipeline.image.decode import Pixels, decode
 from pipeline.image.fingerprint import apply_dihedral
-from tests.cluster.audit.audits import ALTERED, scene
+from tests.cluster.audit.audits import ALTERED, ellipse, scene
 from tests.conftest import jpeg
 
 
@@ -61,14 +61,8 @@ def test_the_same_place_with_another_object_is_no_duplicate() -> None:
     assert not compared(changed, background).evidence.is_duplicate
 
 
-def ellipse(width: int, height: int, colour: str) -> Pixels:
-    image = Image.new("RGB", (240, 180), "white")
-    ImageDraw.Draw(image).ellipse((120 - width, 90 - height, 120 + width, 90 + height), fill=colour)
-    return np.asarray(image)
-
-
 def test_plain_shapes_that_fit_each_other_are_no_duplicates() -> None:
-    assert not compared(ellipse(80, 60, "navy"), ellipse(88, 55, "navy")).evidence.is_duplicate
+    assert not compared(ellipse(80, 60), ellipse(88, 55)).evidence.is_duplicate
 
 
 def test_flat_pictures_count_only_when_equal() -> None:
