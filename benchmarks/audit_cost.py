@@ -62,8 +62,8 @@ def time_parts(images: list[bytes]) -> None:
     }
     for name, (work, count) in parts.items():
         middle, low, high = seconds_each(work, count)
-        told = f"  {name}: {1000 * middle:.2f} ms ({1000 * low:.2f} to {1000 * high:.2f})"
-        print(told + f", {middle * _UPSTREAM / 3600:,.0f} core hours for 300 M", flush=True)
+        line = f"  {name}: {1000 * middle:.2f} ms ({1000 * low:.2f} to {1000 * high:.2f})"
+        print(line + f", {middle * _UPSTREAM / 3600:,.0f} core hours for 300 M", flush=True)
 
 
 def main() -> None:

@@ -4,9 +4,9 @@
     python benchmarks/audit_quality.py ../shared/data --scratch /dev/shm/quality --stage verify
     python benchmarks/audit_quality.py ../shared/data --scratch /dev/shm/quality --stage table
 
-Originals (the test set) are of the test parts of the tars; distractors are other pictures, of the test and
-validation parts as far as these go. Upstream are all altered copies and all distractors. Every pair of an original
-with a copy of another one or with a distractor is a negative. The stages go on where they were stopped.
+Originals (the test set) come from the test parts of the tars; distractors are other pictures, from the test and
+validation parts as far as these suffice. All altered copies and all distractors are upstream. Every pair of an original
+with a copy of another one, or with a distractor, is a negative. A stage that was stopped continues.
 """
 
 import argparse
@@ -36,7 +36,7 @@ ORIGINALS = {"photos-200": ("all", 200), "clothing": ("test", 110), "grocery": (
              "tiny-imagenet-100": ("test", 40)}  # fmt: skip
 DISTRACTORS = {"clothing": 1200, "grocery": 1200, "flowers12": 300, "tiny-imagenet-100": 1800, "cifar10-mini": 400,
                "sign-digits": 150}  # fmt: skip
-CHUNK = 20  # originals or 700 distractors a call
+CHUNK = 20  # originals per call, or 700 distractors
 
 
 @cache
@@ -59,7 +59,7 @@ def pictures(folder: str) -> tuple[list[tuple[str, bytes]], list[tuple[str, byte
 
 def degenerate() -> list[tuple[str, bytes]]:
     """Return pictures that look alike without being copies: solid, gradient, product on white, sky, page of text."""
-    made = []
+    images = []
     generator = np.random.default_rng(5)
     for number in range(25):
         grey, size = int(generator.integers(20, 240)), (320, 240)
@@ -92,8 +92,8 @@ def degenerate() -> list[tuple[str, bytes]]:
             ("sky", Image.fromarray(sky.astype(np.uint8))),
             ("page", page),
         ):
-            made.append((f"degenerate/{kind}/{number}", encode_jpeg(np.asarray(image), 88)))
-    return made
+            images.append((f"degenerate/{kind}/{number}", encode_jpeg(np.asarray(image), 88)))
+    return images
 
 
 def upstream(folder: str, number: int) -> list[tuple[str, str, bytes]]:
@@ -129,7 +129,7 @@ def describe(names: list[tuple[str, str]], images: list[bytes], shard: int) -> p
 
 
 def fingerprint_chunk(task: tuple[str, Path, int]) -> int:
-    """Write the fingerprints of a chunk, unless they are there."""
+    """Write the fingerprints of a chunk, unless they exist."""
     folder, scratch, number = task
     path = scratch / f"up-{number:03d}.parquet"
     if not path.exists():
@@ -151,7 +151,7 @@ def either_candidates(up: pa.Table, down: pa.Table) -> pa.Table:
 
 
 def verify_chunk(task: tuple[str, Path, int, pa.Table]) -> int:
-    """Write the verdicts on a chunk's pairs, unless they are there."""
+    """Write the comparisons of a chunk's pairs, unless they exist."""
     folder, scratch, number, pairs = task
     path = scratch / f"pairs-{number:03d}.parquet"
     if path.exists():
@@ -165,11 +165,11 @@ def verify_chunk(task: tuple[str, Path, int, pa.Table]) -> int:
         transform, name, data = images[pair["up_row"]]
         down = downs[pair["down_row"]]
         quality = min(fingerprint(decode(data))[1], fingerprint(decode(down))[1])
-        verdict = verify_pair(data, down, decode(data), decode(down), min_quality=quality, distance=pair["distance"])
-        measured = vars(verdict.alignment.agreement) if verdict.alignment else {}
+        result = verify_pair(data, down, decode(data), decode(down), min_quality=quality, distance=pair["distance"])
+        measured = vars(result.alignment.agreement) if result.alignment else {}
         rows.append(
             pair
-            | {"transform": transform, "name": name, "quality": quality, "evidence": str(verdict.evidence)}
+            | {"transform": transform, "name": name, "quality": quality, "evidence": str(result.evidence)}
             | measured
         )
     schema = pa.schema(
@@ -198,7 +198,7 @@ def downstream(folder: str, scratch: Path) -> pa.Table:
 
 
 def judged(row: dict[str, object]) -> str:
-    """Return the evidence by the rule as it is: the measures are kept, so a rule is tried without aligning again."""
+    """Return the evidence by the rule as it stands in the code: a changed rule needs no new alignment."""
     if row["quality"] < MIN_QUALITY or row["local"] is None:
         return str(row["evidence"])
     measures = {field: row.get(field) for field in Agreement.__dataclass_fields__}
@@ -213,9 +213,9 @@ def table(scratch: Path, down: pa.Table, num_originals: int, chunks: range) -> N
     )
     evidence = pa.array([judged(row) for row in pairs.to_pylist()])
     pairs = pairs.set_column(pairs.schema.get_field_index("evidence"), "evidence", evidence)
-    correlation = pc.fill_null(pairs["correlation"], 0.0)  # of refused flat pictures
+    correlation = pc.fill_null(pairs["correlation"], 0.0)  # of rejected flat pictures
     pairs = pairs.set_column(pairs.schema.get_field_index("correlation"), "correlation", correlation)
-    # Each transform is an upstream set of its own: its copies have no rivals among those of the others.
+    # Each transform is an upstream set of its own: its copies do not compete with those of other transforms.
     rows = [
         row
         for transform in ("", *TRANSFORMS)

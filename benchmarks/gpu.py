@@ -84,10 +84,12 @@ def compare(case: str, roles: list[str], rounds: int, *, recomputes: bool) -> No
     """Print what the contenders reach."""
     name, px, batch = case.split(":")
     found = layers(parse_architecture(name), 1000, int(px))
-    foretold = step_memory(found, int(batch), half=True, recomputes=recomputes).total
+    predicted = step_memory(found, int(batch), half=True, recomputes=recomputes).total
     options = ["--case", case, "--rounds", str(rounds), *(["--recomputes"] if recomputes else [])]
     peak = peak_flops()
-    print(f"\n{name}, {px} px, batch {batch}{', recomputing' if recomputes else ''}; foretold {foretold / 1e9:.1f} GB")
+    print(
+        f"\n{name}, {px} px, batch {batch}{', recomputing' if recomputes else ''}; predicted {predicted / 1e9:.1f} GB"
+    )
     print("| contender | images/s, median (lowest to highest) | memory, GB | of the peak |\n| --- | --- | --- | --- |")
     reached: dict[str, dict[str, Any]] = {}
     for role in roles:
@@ -99,8 +101,8 @@ def compare(case: str, roles: list[str], rounds: int, *, recomputes: bool) -> No
         reached[role] = json.loads(done.stdout.splitlines()[-1])
         rates, memory = reached[role]["rates"], reached[role]["bytes"] / 1e9
         share = median(rates) * 6 * sum(layer.num_macs for layer in found) / peak
-        told = f"{median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
-        print(f"| {role} | {told} | {memory:.1f} | {share:.0%} |", flush=True)
+        speed = f"{median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
+        print(f"| {role} | {speed} | {memory:.1f} | {share:.0%} |", flush=True)
     if len(reached) < len(roles):
         raise SystemExit(f"{', '.join(role for role in roles if role not in reached)}: failed, see above")
     first = torch.tensor(reached[roles[0]]["logits"])

@@ -1,11 +1,11 @@
-"""The exact Hamming join beside FAISS: the same pairs, the rates at two radii, and 300 M codes from a hundred million.
+"""The exact Hamming join beside FAISS: the same pairs, rates at two radii, and an estimate for 300 M codes.
 
     python benchmarks/join.py ../shared/data --scratch /dev/shm --codes 10000000
     python benchmarks/join.py ../shared/data --scratch /dev/shm --only large --codes 100000000
 
-60,000 indexed codes are those of real pictures (tars of JPEG, and mirrored pictures where there are fewer). The codes
-that stream through have the statistics of real ones: each bit is the sign of a normal variable with the mean and the
-correlations of the real codes' bits. 20,000 of 10 M are planted: an indexed code with 0 to 80 bits flipped.
+The 60,000 indexed codes are those of real pictures (tars of JPEG) and, if there are too few, of their mirror images.
+The codes that stream through have the statistics of real ones: each bit is the sign of a normal variable with the mean
+and the correlations of the real codes' bits. 20,000 of 10 M are planted: an indexed code with 0 to 80 bits flipped.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pipeline.image.decode import decode_luma
 from pipeline.image.fingerprint import dihedral_codes, fingerprint_of_luma, luma64
 
 NUM_INDEXED = 60_000
-BLOCK = 500_000  # codes a round
+BLOCK = 500_000  # codes per round
 PLANTED_PER_BLOCK = 1_000
 RADII = (31, 62)
 
@@ -47,13 +47,13 @@ def real_codes(folder: Path, scratch: Path) -> np.ndarray:
 
 
 def indexed_codes(real: np.ndarray) -> np.ndarray:
-    """Return 60,000 of the codes and their mirrored ones."""
+    """Return 60,000 codes, of the pictures and of their mirror images."""
     turned = np.concatenate(dihedral_codes(real)[[0, 2]])
     assert len(turned) >= NUM_INDEXED, "too few pictures"
     return np.ascontiguousarray(turned[:NUM_INDEXED])
 
 
-class Source:
+class CodeGenerator:
     """Codes with the statistics of real ones, block by block; a block is a function of its number."""
 
     def __init__(self, real: np.ndarray, indexed: np.ndarray) -> None:
@@ -100,8 +100,8 @@ def timed(run: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def compare(source: Source, blocks: range) -> None:
-    """Join the same blocks in turn; FAISS does so at radius 62, its cost does not depend on the radius."""
+def compare(source: CodeGenerator, blocks: range) -> None:
+    """Join the same blocks in turn. FAISS searches at radius 62; its cost does not depend on the radius."""
     faiss.omp_set_num_threads(1)
     flat = faiss.IndexBinaryFlat(256)
     flat.add(source.indexed)
@@ -138,7 +138,7 @@ def compare(source: Source, blocks: range) -> None:
 
 
 def work(task: tuple[np.ndarray, np.ndarray, int, int]) -> tuple[int, float, int]:
-    """One worker: joins its part of the codes; gives codes, seconds of joining, peak memory."""
+    """Join one worker's part of the codes; return the number of codes, the seconds of joining and the peak memory."""
     indexed, seed_codes, num_codes, radius = task
     index = build_index(plain_words(indexed), radius, folded=False)
     done, seconds = 0, 0.0
@@ -149,8 +149,8 @@ def work(task: tuple[np.ndarray, np.ndarray, int, int]) -> tuple[int, float, int
     return done, seconds, peak_bytes()
 
 
-def large(source: Source, num_codes: int, radius: int) -> None:
-    """One worker, then two: rate, scaling, and what 300 M codes would take."""
+def large(source: CodeGenerator, num_codes: int, radius: int) -> None:
+    """Print the rates of one worker and of two, and the time that 300 M codes would take."""
     blocks = [source.block(10_000 + number) for number in range(4)]
     context = multiprocessing.get_context("spawn")
     rates = []
@@ -171,7 +171,7 @@ def large(source: Source, num_codes: int, radius: int) -> None:
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run the comparison, or the large join."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of tars of JPEG")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for the real codes")
@@ -182,7 +182,7 @@ def main() -> None:
     given = parser.parse_args()
     given.scratch.mkdir(parents=True, exist_ok=True)
     real = real_codes(given.data, given.scratch)
-    source = Source(real, indexed_codes(real))
+    source = CodeGenerator(real, indexed_codes(real))
     if given.only == "large":
         large(source, given.codes, given.radius)
     else:

@@ -159,8 +159,8 @@ def large(rounds: int) -> None:
                     found[role].append(min(contenders[role].ask("step") for _ in range(2)))
                     peak = contenders[role].ask("peak")
                 share = flops * micro * num_micro / median(found[role]) / limit
-                told = f"{num_micro} x {micro}, {role}"
-                print(f"| {told} | {median(found[role]):.1f} | {share:.0%} | {peak / 1e9:.1f} |", flush=True)
+                label = f"{num_micro} x {micro}, {role}"
+                print(f"| {label} | {median(found[role]):.1f} | {share:.0%} | {peak / 1e9:.1f} |", flush=True)
         if "timm" in roles:
             ratios = [one / other for one, other in zip(found["timm"], found["ours"], strict=True)]
             print(f"\ntimm against ours, 4 x 1: {spread(ratios)}")

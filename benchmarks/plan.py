@@ -2,9 +2,9 @@
 
     python benchmarks/plan.py [--rows 100000000] [--scratch DIR] [--photos FOLDER]
 
-- `plan`: rows as a table of URLs with labels would give them, made on the fly, so that only the planner is timed: hash,
-  spill, sort, cut, write. In a process of its own, whose peak memory is taken. Physical limit: each row is written to
-  the scratch folder and read back once (about 100 B), and hashed once (0.08 us).
+- `plan`: rows as of a table of URLs with labels, generated on the fly, so that only the planner is timed: hash, write
+  out, sort, cut, write. In a process of its own, whose peak memory is taken. Physical limit: each row is written to the
+  scratch folder and read back once (about 100 B), and hashed once (0.08 us).
 - `manifest`: 131,072 shards with 32 blocks each, written by the publishing code to a folder, then opened.
 - `sidecars`: bytes a sample with fingerprints, from packing FOLDER (class folders).
 """

@@ -1,4 +1,4 @@
-"""What a contender of stream.py is told, and the samples of the tars it reads."""
+"""The settings of a contender of stream.py, and the samples of the tars it reads."""
 
 import tarfile
 from collections.abc import Iterator

@@ -1,11 +1,11 @@
-"""Fits the projection of the default embedding: cluster/audit/search/embedding/lite0_projection.npz.
+"""Fit the projection of the default embedding: cluster/audit/search/embedding/lite0_projection.npz.
 
     python benchmarks/whitening.py ../shared/data --scratch /dev/shm
 
-Pictures are of the training parts of the tars only, one of photos-200 never. Each gives its features and those of three
-altered copies: random crop, turn, mirroring, resampling, blur, noise, tone, border and JPEG quality, all continuous and
-drawn together. Directions in which copies differ are shrunk (within-class covariance normalisation), and of the rest
-the 256 of the largest variance between pictures are kept, each scaled to unit variance.
+Pictures come from the training parts of the tars only, and none from photos-200. Features are those of each picture and
+of three altered copies: random crop, turn, mirroring, resampling, blur, noise, tone, border and JPEG quality, all
+continuous and drawn together. Directions in which copies differ are shrunk (within-class covariance normalisation), and
+of the rest the 256 of the largest variance between pictures are kept, each scaled to unit variance.
 """
 
 import argparse

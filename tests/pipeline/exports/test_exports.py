@@ -207,10 +207,10 @@ def test_a_repeated_export_changes_no_file_and_tells_one_of_each_format(exported
     def content() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in root_of(exported).rglob("*") if path.is_file()}
 
-    before, told = content(), list[int]()
-    written = list(export(exported, tuple(FORMATS), told.append))
+    before, counts = content(), list[int]()
+    written = list(export(exported, tuple(FORMATS), counts.append))
     assert content() == before
-    assert told == [1] * len(FORMATS) * len(exported.shards)
+    assert counts == [1] * len(FORMATS) * len(exported.shards)
     assert [one.format for one in written] == list(FORMATS)
     assert all(root_of(exported) / one.key in before and one.how_to_use for one in written)
 

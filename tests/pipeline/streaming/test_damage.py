@@ -27,7 +27,7 @@ from tests.soak.damage import (
 from tests.soak.damages import DAMAGES, SHARD, Damage, damaged_copy, make, tar_of
 
 Sets = tuple[Path, Path]
-# What webdataset gives of 200 samples if told to go on, and what it raises if not.
+# What webdataset yields of 200 samples where it is to go on, and what it raises if not.
 BY_WEBDATASET = {
     "nothing": ("200", "none"),
     "shard truncated at a sample's border": ("182", "none"),
@@ -57,8 +57,8 @@ def test_each_damaged_sample_is_reported_and_replaced_alike_on_any_ranks_and_no_
     line = suffer(damage, sets, tmp_path / "set")
     assert (line.due, line.handed_out, line.lost) == (200, 200, 0)
     assert line.replaced == line.reported
-    told = (line.webdataset_samples, line.webdataset_error)
-    assert BY_WEBDATASET.get(damage.name, told) == told
+    measured = (line.webdataset_samples, line.webdataset_error)
+    assert BY_WEBDATASET.get(damage.name, measured) == measured
 
 
 def test_damaged_blocks_of_the_disk_cache_are_read_anew(sets: Sets, tmp_path: Path) -> None:
@@ -118,9 +118,11 @@ def test_above_sixteen_and_the_allowed_share_the_stream_stops_and_says_what_to_d
     for num_ranks, num_workers in ((1, 0), (1, 2)):
         with pytest.raises(CorruptShard, match=r"17 of [\d,]+ samples were bad") as raised:
             epoch_of(dataset, num_ranks, LoaderConfig(num_workers=num_workers))
-        told = str(raised.value)
-        assert re.search(rf"{dataset.shard_path(SHARD)} \(truncated: .*`pipeline verify` and `pipeline repair`", told)
-        assert "raise max_bad_fraction (0.001)" in told
+        message = str(raised.value)
+        assert re.search(
+            rf"{dataset.shard_path(SHARD)} \(truncated: .*`pipeline verify` and `pipeline repair`", message
+        )
+        assert "raise max_bad_fraction (0.001)" in message
 
 
 def test_damage_of_everything_stops_at_once_whatever_is_allowed(sets: Sets, tmp_path: Path) -> None:
