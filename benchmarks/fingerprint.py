@@ -2,9 +2,9 @@
 
     python benchmarks/fingerprint.py ../shared/data/photos-200.tar
 
-Ours reads and checks all of the JPEG and transforms its luma at a fraction of the size, and, as packing does, whole. PDQ
-(`pdqhash`, in an environment of its own) takes RGB pixels from simplejpeg, the fastest decoder here. Contenders take
-turns. 256 px pictures are resized from the photos.
+Ours reads and checks all of the JPEG and transforms its luma at a fraction of the size, and, as packing does, whole.
+PDQ (`pdqhash`, in an environment of its own) takes RGB pixels from simplejpeg, the fastest decoder here. Contenders
+take turns. 256 px pictures are resized from the photos.
 """
 
 import argparse
