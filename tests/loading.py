@@ -1,21 +1,18 @@
 """Streams of a small dataset, and what tests ask of their loaders."""
 
-import time
-from collections.abc import Callable
-from contextlib import suppress
+import os
 from typing import Any
 
 import numpy as np
-import psutil
 
 from pipeline.dataset.dataset import SIDECAR_CACHE_BYTES, Dataset
 from pipeline.image.transforms import PretrainView
 from pipeline.streaming.order import OrderConfig
 from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import Batch, LoaderConfig, Stream, WeightedSelection
+from tests.processes import running_children
 
 ORDER = OrderConfig(seed=11, batch_size=18, num_lanes=6, window_blocks=2)  # five steps an epoch of 90
-FEW_SECONDS = 60.0  # on a busy machine
 
 
 def stream_of(
@@ -45,7 +42,7 @@ def keys_of(batches: list[Batch], epoch: int) -> list[tuple[int, int]]:
 
 
 def least_bytes(selection: Selection, order: OrderConfig = ORDER) -> int:
-    """Return the smallest budget that is accepted, as the refusal tells it."""
+    """Return the smallest budget that is accepted."""
     batches = 4 * order.batch_size * 16 * 16 * 3
     windows = order.num_lanes * order.window_blocks * selection.max_block_bytes
     sidecars = SIDECAR_CACHE_BYTES if selection.reads_sidecars else 0
@@ -53,17 +50,5 @@ def least_bytes(selection: Selection, order: OrderConfig = ORDER) -> int:
 
 
 def worker_pids(of: int | None = None) -> list[int]:
-    """Return the loader processes that a process has started and that live."""
-    found = []
-    for child in psutil.Process(of).children():
-        with suppress(psutil.Error):
-            if "pipeline.streaming.loader.worker" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
-                found.append(child.pid)
-    return found
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + FEW_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+    """Return the loader processes that a process, by default this one, has started and that run."""
+    return running_children(of or os.getpid(), "pipeline.streaming.loader.worker")

@@ -4,11 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 
 import pipeline.store.s3
@@ -18,9 +18,12 @@ from pipeline.store.base import commit
 from pipeline.store.url import open_store
 from tests.conftest import BUCKET, class_folders, run_cli, running_stack
 from tests.faults import FaultProxy, first, sometimes
+from tests.processes import running_children
 from tests.soak.shard_kill import contents, soak
+from tests.waiting import wait_until
 
 _OPTIONS = ("--shard-mb", "0.1", "--block-mib", "0.04")
+_WORKER = "spawn_main"  # in the command line of a process of `multiprocessing`
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +48,16 @@ def endpoint(s3: Stack) -> str:
 @pytest.fixture
 def proxied(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FaultProxy]]:
     """Put a proxy between the client and the server."""
-    made = []
+    started = []
 
     def start(choose: Callable[[str, str], str | None], stall_seconds: float = 5.0) -> FaultProxy:
         proxy = FaultProxy(int(endpoint.rpartition(":")[2]), choose, stall_seconds)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-        made.append(proxy)
+        started.append(proxy)
         return proxy
 
     yield start
-    for proxy in made:
+    for proxy in started:
         proxy.close()
 
 
@@ -88,7 +91,7 @@ def test_a_server_that_stalls_is_asked_again(
 
 
 @pytest.mark.parametrize("method", ["PUT", "POST"])
-def test_an_answer_lost_after_the_object_was_made_is_success_once(
+def test_an_answer_lost_after_the_object_was_created_is_success_once(
     method: str, s3_url: Callable[[str], str], proxied: Callable[..., FaultProxy]
 ) -> None:
     """The server has the object, the client does not know: asking again meets its own object, not a rival's."""
@@ -139,15 +142,14 @@ def test_of_two_drivers_one_is_fenced_and_the_result_is_whole(
     command = [str(Path(sys.executable).parent / "pipeline"), "shard", str(source), dest, *_OPTIONS]
     older = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     store = open_store(dest)
-    while not list(store.list("commits/")):
-        time.sleep(0.005)
+    wait_until(lambda: list(store.list("commits/")), "the first commit")
     older.send_signal(signal.SIGSTOP)  # a driver that is cut off for a while, and comes back
     newer = subprocess.run(command, capture_output=True, text=True, check=False)
     older.send_signal(signal.SIGCONT)
-    _, said = older.communicate()
+    _, errors = older.communicate()
     assert newer.returncode == 0, newer.stderr
     assert older.returncode == 1
-    assert "has taken over" in said
+    assert "has taken over" in errors
     assert contents(dest) == calm
 
 
@@ -155,19 +157,18 @@ def test_dead_workers_cost_nothing_but_time(source: Path, calm: dict[str, bytes]
     dest, log = tmp_path / "set", tmp_path / "log.jsonl"
     command = [str(Path(sys.executable).parent / "pipeline"), "shard", str(source), str(dest), *_OPTIONS]
     command += ["--workers", "2", "--log-jsonl", str(log)]
-    killed = 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as driver:
-        while driver.poll() is None and killed < 3:
-            time.sleep(0.02)
-            if len(list(dest.glob("commits/*/*"))) <= killed:
-                continue
-            workers = [p for p in psutil.Process(driver.pid).children() if "spawn_main" in " ".join(p.cmdline())]
-            if workers:
-                workers[0].kill()
-                killed += 1
-        said = driver.communicate()[1].decode()
-    assert driver.returncode == 0, said
-    assert killed == 3
+
+        def has_committed(count: int) -> bool:
+            return driver.poll() is not None or len(list(dest.glob("commits/*/*"))) >= count
+
+        for count in (1, 2, 3):
+            wait_until(partial(has_committed, count), f"{count} commits")
+            for worker in running_children(driver.pid, _WORKER)[:1]:
+                with suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+        errors = driver.communicate()[1].decode()
+    assert driver.returncode == 0, errors
     assert log.read_text().count('"event": "lost"') >= 1
     assert contents(str(dest)) == calm
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from cluster.stack.services import Stack, free_ports
 from pipeline.base.errors import ConfigError, Conflict, CorruptShard, Denied, NotFound, StorageFull, Unreachable

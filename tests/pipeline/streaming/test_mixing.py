@@ -5,8 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pipeline.base.errors import ConfigError, ResumeMismatch
 from pipeline.dataset.dataset import SIDECAR_CACHE_BYTES, Dataset, open_dataset

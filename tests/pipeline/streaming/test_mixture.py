@@ -1,14 +1,12 @@
 """Mixing keeps the guarantees: exact positions, the same batch for any world size, nothing lost or repeated."""
 
-import time
 from collections import Counter
 from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pipeline.base.errors import ConfigError
 from pipeline.streaming.mixture import SLOTS, Draw, Mixture
@@ -137,13 +135,10 @@ def test_weights_that_fit_the_cycle_are_exact_in_every_batch() -> None:
         assert counts == [256, 128, 128]
 
 
-def test_a_far_position_costs_as_much_as_a_near_one() -> None:
+def test_a_far_position_is_reached_without_going_there() -> None:
     mixture = Mixture((5.0, 3.0, 0.2), 16)
-    mixture.draws(0, 0, 1)
-    started = time.perf_counter()
-    for lane in range(256):
-        mixture.draws(lane, 10**12, 16)
-    assert time.perf_counter() - started < 1
+    for lane in range(256):  # work for each sample before it, or for each cycle, would never end
+        assert sum(draw.count for draw in mixture.draws(lane, 10**15, 16)) == 16
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])

@@ -1,23 +1,19 @@
 """Batches: equal for every world size down to the pixels, resumable anywhere, and never silently damaged."""
 
 import json
-import os
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.base.errors import ConfigError, CorruptShard, ResumeMismatch
-from pipeline.base.seeds import rng
-from pipeline.dataset.dataset import Address, Dataset, open_dataset
-from pipeline.image.transforms import EvaluationView, PretrainView, inception_box
-from pipeline.store.memory_map import MappedFile
-from pipeline.streaming.one_pass import encoded_samples, one_pass
+from pipeline.base.errors import CorruptShard, ResumeMismatch
+from pipeline.dataset.dataset import Dataset, open_dataset
+from pipeline.image.transforms import PretrainView
 from pipeline.streaming.order import OrderConfig
 from pipeline.streaming.selection import Selection
-from pipeline.streaming.stream import Batch, LoaderConfig, Stream
+from pipeline.streaming.stream import Batch, LoaderConfig, Stream, WeightedSelection
 from tests.conftest import pack
+from tests.loading import stream_of
 
 CONFIG = OrderConfig(seed=5, batch_size=24, num_lanes=12, window_blocks=2)
 
@@ -110,112 +106,6 @@ def test_state_of_other_data_or_settings_is_refused(small_dataset: Dataset) -> N
     stream.close()
 
 
-def test_a_chosen_part_streams_only_its_samples(small_dataset: Dataset) -> None:
-    selection = Selection(small_dataset, {0: [3, 1, 20], 2: [0]})
-    drawn = {address for parts in batches(selection, 2, 0, 3) for part in parts for address in part.addresses}
-    assert {(a.shard, a.row) for a in drawn} == {(0, 1), (0, 3), (0, 20), (2, 0)}
-
-
-@pytest.mark.parametrize("num_ranks", [1, 2, 5])
-def test_one_pass_gives_every_sample_once_in_order(small_dataset: Dataset, num_ranks: int) -> None:
-    selection = Selection(small_dataset)
-    found = [
-        (address.shard, address.row)
-        for rank in range(num_ranks)
-        for batch in one_pass(selection, EvaluationView(8), 8, 7, rank=rank, num_ranks=num_ranks)
-        for address in batch.addresses
-    ]
-    assert found == sorted(found)
-    assert len(set(found)) == len(found) == 90
-
-
-@pytest.mark.parametrize("mapped", [False, True])
-def test_one_pass_gives_the_stored_bytes_and_a_pass_that_is_left_ends_its_threads(
-    small_dataset: Dataset, mapped: bool
-) -> None:
-    selection = Selection(small_dataset)
-    labels = small_dataset.all_samples(["labels"])["labels"].to_pylist()
-    for sample, expected in zip(encoded_samples(selection, mapped=mapped), labels, strict=True):
-        assert sample.image == small_dataset.read_image(Address(sample.shard, sample.row))
-        assert list(sample.labels) == expected
-    passing = encoded_samples(selection)
-    next(passing)
-    passing.close()
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("one-pass")]
-
-
-def test_a_mapped_pass_reads_no_tar(small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[int] = []
-    monkeypatch.setattr(small_dataset, "read_span", lambda shard, offset, num_bytes: reads.append(shard))
-    assert sum(1 for _ in encoded_samples(Selection(small_dataset), mapped=True)) == 90
-    assert not reads
-
-
-@pytest.mark.parametrize("mapped", [False, True])
-def test_one_pass_over_a_part_gives_that_part(small_dataset: Dataset, mapped: bool) -> None:
-    selection = Selection(small_dataset, {0: [0, 1, 2, 3, 5, 20], 2: range(3)})
-    found = [(sample.shard, sample.row) for sample in encoded_samples(selection, mapped=mapped)]
-    assert found == [(0, row) for row in (0, 1, 2, 3, 5, 20)] + [(2, row) for row in range(3)]
-
-
-@pytest.mark.parametrize("mapped", [False, True])
-@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
-def test_a_damaged_tar_ends_a_pass_with_an_error_that_names_it(
-    small_folder: Path, tmp_path: Path, damage: str, mapped: bool
-) -> None:
-    pack(small_folder, str(tmp_path / "set"), max_samples_per_shard=25, block_bytes=40_000)
-    dataset = open_dataset(str(tmp_path / "set"))
-    tar = Path(dataset.shard_url(1))
-    body = bytearray(tar.read_bytes())
-    tar.unlink()
-    body[len(body) // 2] ^= 1
-    if damage != "gone":
-        tar.write_bytes(body if damage == "flipped" else body[: len(body) // 3])
-    with pytest.raises(CorruptShard, match=tar.name):
-        list(encoded_samples(Selection(dataset), mapped=mapped))
-
-
-@pytest.mark.parametrize("mapped", [False, True])
-def test_a_damaged_sidecar_does_not_keep_a_pass_from_sound_tars(
-    small_folder: Path, tmp_path: Path, mapped: bool
-) -> None:
-    pack(small_folder, str(tmp_path / "set"), max_samples_per_shard=25, block_bytes=40_000)
-    whole = [bytes(sample.image) for sample in encoded_samples(Selection(open_dataset(str(tmp_path / "set"))))]
-    dataset = open_dataset(str(tmp_path / "set"))
-    sidecar = tmp_path / "set" / dataset.shards[1]["sidecar"]
-    sidecar.write_bytes(bytes(len(sidecar.read_bytes())))
-    assert [bytes(sample.image) for sample in encoded_samples(Selection(dataset), mapped=mapped)] == whole
-
-
-def test_a_file_that_is_shorter_than_the_part_is_an_error_and_not_a_signal(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(range(256)) * 64)
-    mapped = MappedFile(str(path))
-    assert mapped.part(5000, 300) == (bytes(range(256)) * 64)[5000:5300]
-    with pytest.raises(OSError, match="16384"):
-        mapped.part(16_000, 400)
-    os.truncate(path, 4096)
-    with pytest.raises(OSError, match="address"):
-        mapped.part(8192, 100)
-    path.write_bytes(b"")
-    with pytest.raises(ValueError, match="empty"):
-        MappedFile(str(path))
-
-
-def test_inception_boxes_keep_area_and_aspect() -> None:
-    generator = rng(0, "boxes")
-    for _ in range(500):
-        left, top, right, bottom = inception_box(300, 400, generator)
-        assert 0 <= left < right <= 400
-        assert 0 <= top < bottom <= 300
-        assert (right - left) * (bottom - top) >= 0.045 * 300 * 400
-        assert 0.7 <= (right - left) / (bottom - top) <= 1.4
-
-
-def test_a_picture_no_box_fits_is_used_whole() -> None:
-    assert inception_box(1, 500, rng(0, "narrow")) == (0, 0, 500, 1)
-
-
 def test_after_an_error_the_same_step_is_made_again(small_folder: Path, tmp_path: Path) -> None:
     pack(small_folder, str(tmp_path / "set"), shard_bytes=150_000, block_bytes=40_000)
     expected = [joined(parts)[0] for parts in batches(Selection(open_dataset(str(tmp_path / "set"))), 1, 0, 4)]
@@ -231,12 +121,8 @@ def test_after_an_error_the_same_step_is_made_again(small_folder: Path, tmp_path
     stream.close()
 
 
-def test_equal_choices_are_equal_and_wrong_ones_are_refused(small_dataset: Dataset) -> None:
-    same = [
-        Selection(small_dataset, choice).identity
-        for choice in ({0: [2, 1]}, {0: np.array([1, 2, 2])}, {0: [1, 2], 1: []})
-    ]
-    assert len(set(same)) == 1
-    for wrong in ({0: [-1]}, {0: [10_000]}, {999: [0]}):
-        with pytest.raises(ConfigError, match="are not all in"):
-            Selection(small_dataset, wrong)
+def test_state_with_twenty_sources_stays_below_a_kilobyte(dataset: Dataset) -> None:
+    sources = [WeightedSelection(Selection(dataset), weight=1.0 + number / 7) for number in range(20)]
+    stream = stream_of(sources, order=OrderConfig(seed=2**63, batch_size=4096 * 16, num_lanes=4096))
+    stream.load_state_dict(stream.state_dict() | {"step": 10**12})
+    assert len(json.dumps(stream.state_dict())) < 1000

@@ -21,7 +21,7 @@ from pipeline.work.schedule import MOST_LOSSES, Attempt, run_calls, slow_after
 
 
 class Scripted:
-    """A pool whose calls end as told: each attempt of a call takes the next of its outcomes."""
+    """A pool whose calls end as scripted: each attempt of a call takes the next of its outcomes."""
 
     may_lose_workers = True
 

@@ -1,18 +1,13 @@
-"""Tars of others read through `open_any`: wherever they lie, indexed once, never touched."""
+"""Third-party tars read through `open_any`: wherever they lie, indexed once, never touched."""
 
-import io
 import json
 import os
 import re
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import webdataset
@@ -24,9 +19,10 @@ from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.url import open_store
 from pipeline.streaming.selection import Selection
 from pipeline.upkeep.statistics import statistics
-from pipeline.upkeep.verify import verify
-from pipeline.work.pools import InProcess
 from tests.conftest import jpeg, picture
+from tests.contents import faults
+from tests.serving import serving
+from tests.tars import Members, write_tar
 
 Expected = dict[str, tuple[list[int], bytes]]
 
@@ -52,19 +48,15 @@ def by_webdataset(folder: Path, first: int = 0, count: int = 12) -> Expected:
 def by_tarfile(path: Path, first: int, count: int, kind: int) -> Expected:
     """Write one tar with labels in JSON."""
     expected: Expected = {}
-    with tarfile.open(path, "w", format=kind) as archive:
-        for number in range(first, first + count):
-            key, image = f"{'long name ' * 12}/{number:04d}", jpeg(picture(number))
-            for name, body in (
-                (f"{key}.jpg", image),
-                (f"{key}.json", json.dumps({"labels": [number, number + 1]}).encode()),
-            ):
-                about = tarfile.TarInfo(name)
-                about.size = len(body)
-                if kind == tarfile.PAX_FORMAT:
-                    about.mtime = 0.5  # a fraction makes a PAX header before every member
-                archive.addfile(about, io.BytesIO(body))
-            expected[key] = ([number, number + 1], image)
+    members: Members = []
+    for number in range(first, first + count):
+        key, image = f"{'long name ' * 12}/{number:04d}", jpeg(picture(number))
+        members += [
+            (f"{key}.jpg", image),
+            (f"{key}.json", json.dumps({"labels": [number, number + 1]}).encode()),
+        ]
+        expected[key] = ([number, number + 1], image)
+    write_tar(path, members, kind)
     return expected
 
 
@@ -94,38 +86,6 @@ def put(url: str, folder: Path) -> None:
         assert store.create(str(path.relative_to(folder)), path.read_bytes())
 
 
-class _Ranges(SimpleHTTPRequestHandler):
-    """Answers ranges, which Python's own handler does not."""
-
-    def do_GET(self) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        path = Path(self.translate_path(self.path))
-        if not asked or not path.is_file():
-            super().do_GET()
-            return
-        body = path.read_bytes()
-        part = body[int(asked[1]) : int(asked[2]) + 1]
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(part) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        self.wfile.write(part)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Ranges, directory=str(folder)))
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def test_what_webdataset_wrote_by_pattern_folder_and_join(tmp_path: Path) -> None:
     expected = by_webdataset(tmp_path / "in")
     root = tmp_path / "in"
@@ -143,7 +103,7 @@ def test_what_webdataset_wrote_by_pattern_folder_and_join(tmp_path: Path) -> Non
     ):
         assert open_any(same).version == dataset.version, same
     assert len(open_any(f"{root}/x-000001.tar").shards) == 1
-    assert list(verify(dataset, "decode", InProcess())) == []
+    assert faults(dataset) == []
     assert statistics(dataset).classes == {0: 4, 1: 4, 2: 4}
     with pytest.raises(NotFound, match="versions 1 to 1"):
         open_any(str(root), 2)
@@ -152,7 +112,6 @@ def test_what_webdataset_wrote_by_pattern_folder_and_join(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_tars_with_headers_of_their_own_and_labels_in_json(tmp_path: Path, kind: int) -> None:
-    (tmp_path / "in" / "part").mkdir(parents=True)
     expected = by_tarfile(tmp_path / "in" / "a.tar", 0, 4, kind) | by_tarfile(
         tmp_path / "in" / "part" / "b.tar", 4, 3, kind
     )
@@ -177,21 +136,21 @@ def test_nothing_is_written_beside_tars_and_relative_paths_work(
 
 def test_a_second_open_reads_no_tar_and_a_changed_one_is_indexed_anew(tmp_path: Path, index_folder: Path) -> None:
     by_webdataset(tmp_path / "in")
-    told: list[tuple[int, int]] = []
-    first = open_any(str(tmp_path / "in"), on_tar=lambda *values: told.append(values))
-    assert len(told) == 3
+    indexed: list[tuple[int, int]] = []
+    first = open_any(str(tmp_path / "in"), on_tar=lambda *values: indexed.append(values))
+    assert len(indexed) == 3
     tar = tmp_path / "in" / "x-000001.tar"
     status, body = tar.stat(), tar.read_bytes()
     tar.write_bytes(bytes(len(body)))
     os.utime(tar, ns=(status.st_atime_ns, status.st_mtime_ns))
     before = files_below(index_folder)
-    again = open_any(str(tmp_path / "in"), on_tar=lambda *values: told.append(values))
-    assert len(told) == 3
+    again = open_any(str(tmp_path / "in"), on_tar=lambda *values: indexed.append(values))
+    assert len(indexed) == 3
     assert again.version == first.version
     assert files_below(index_folder) == before
     with pytest.raises(CorruptShard, match=re.escape(str(tar))):
         check_blocks(again)
-    assert [fault.path for fault in verify(again, "checksum", InProcess())] == [str(tar)]
+    assert [fault.path for fault in faults(again, "checksum")] == [str(tar)]
 
     with webdataset.TarWriter(str(tar)) as writer:
         writer.write({"__key__": "new", "jpg": jpeg(picture(99)), "cls": 7})
@@ -217,11 +176,7 @@ def test_a_tar_of_other_bytes_and_equal_size_is_another_dataset(tmp_path: Path) 
 def test_two_machines_have_equal_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     by_webdataset(tmp_path / "in")
     (tmp_path / "in" / "y.tar").write_bytes((tmp_path / "in" / "x-000000.tar").read_bytes())
-    with tarfile.open(tmp_path / "in" / "broken.tar", "w") as archive:
-        for name, body in (("1.jpg", b"no picture"), ("2.jpg", jpeg(picture(2)))):
-            about = tarfile.TarInfo(name)
-            about.size = len(body)
-            archive.addfile(about, io.BytesIO(body))
+    write_tar(tmp_path / "in" / "broken.tar", [("1.jpg", b"no picture"), ("2.jpg", jpeg(picture(2)))])
     found = []
     for machine in ("one", "another"):
         monkeypatch.setenv("BIT_INDEX_FOLDER", str(tmp_path / machine))
@@ -241,7 +196,7 @@ def test_two_machines_have_equal_datasets(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_an_index_can_be_opened_by_its_folder(tmp_path: Path) -> None:
     expected = by_webdataset(tmp_path / "in")
-    with serving(tmp_path / "in") as url:
+    with serving(tmp_path / "in", by_range=True) as url:
         dataset = open_any(f"{url}/x-{{000000..000002}}.tar")
         assert samples_of(open_any(dataset.store.url)) == expected
 
@@ -252,16 +207,16 @@ def test_processes_that_open_at_once_index_once(tmp_path: Path, index_folder: Pa
         "import sys\n"
         "from pipeline.packing.foreign_tars.open_any import open_any\n"
         "from pipeline.streaming.selection import Selection\n"
-        "told = []\n"
-        "dataset = open_any(sys.argv[1], on_tar=lambda *_: told.append(1))\n"
-        "print(Selection(dataset).identity, len(told))\n"
+        "indexed = []\n"
+        "dataset = open_any(sys.argv[1], on_tar=lambda *_: indexed.append(1))\n"
+        "print(Selection(dataset).identity, len(indexed))\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "in")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = [process.communicate(timeout=120)[0].split() for process in running]
+    reports = [process.communicate()[0].split() for process in running]
     assert all(process.returncode == 0 for process in running)
-    assert len({identity for identity, _ in said}) == 1
-    assert sorted(int(count) for _, count in said) == [0, 0, 12]
+    assert len({identity for identity, _ in reports}) == 1
+    assert sorted(int(count) for _, count in reports) == [0, 0, 12]
     assert len(list(index_folder.glob("*/leases/*"))) == 1
 
 
@@ -271,7 +226,7 @@ def test_tars_on_s3(tmp_path: Path, s3_url: Callable[[str], str]) -> None:
     dataset = open_any(f"{s3_url('in')}/x-{{000000..000002}}.tar")
     assert samples_of(dataset) == expected
     check_blocks(dataset)
-    assert list(verify(dataset, "decode", InProcess())) == []
+    assert faults(dataset) == []
     for same in (
         s3_url("in"),
         f"{s3_url('in')}/*.tar",
@@ -287,11 +242,11 @@ def test_tars_on_s3(tmp_path: Path, s3_url: Callable[[str], str]) -> None:
 
 def test_tars_of_a_web_server(tmp_path: Path) -> None:
     expected = by_webdataset(tmp_path / "in")
-    with serving(tmp_path / "in") as url:
+    with serving(tmp_path / "in", by_range=True) as url:
         dataset = open_any(f"{url}/x-{{000000..000002}}.tar")
         assert samples_of(dataset) == expected
         check_blocks(dataset)
-        assert list(verify(dataset, "decode", InProcess())) == []
+        assert faults(dataset) == []
         assert dataset.shard_url(2) == f"{url}/x-000002.tar"
         with pytest.raises(NotFound, match=r"x-000003\.tar"):
             open_any(f"{url}/x-{{000000..000003}}.tar")
@@ -326,16 +281,15 @@ def test_what_cannot_be_opened_says_what_to_do(tmp_path: Path, monkeypatch: pyte
             open_any(url)
     with pytest.raises(NotFound, match=r"a\.tar"):
         open_any(str(tmp_path / "a.tar"))
-    for url, told in (
+    for url, message in (
         ("pipe:cat a.tar", "no URL that can be read by range"),
         (f"{tmp_path}/a.tar::", "no URL"),
         (f"{tmp_path}/a-{{0..3.tar", "no brace pattern"),
         ("unheard://host/a.tar", "unheard"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             open_any(url)
-    with tarfile.open(tmp_path / "text.tar", "w") as archive:
-        archive.addfile(tarfile.TarInfo("1.txt"))
+    write_tar(tmp_path / "text.tar", [("1.txt", b"")])
     with pytest.raises(EmptySource, match=r"text\.tar"):
         open_any(str(tmp_path / "text.tar"))
     by_webdataset(tmp_path / "in")

@@ -1,0 +1,181 @@
+"""Label tables are packed whole: any file format, image bytes or paths, names or numbers, local or remote."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.base.errors import BitError
+from pipeline.dataset.dataset import Address, open_dataset
+from pipeline.store.url import open_store
+from tests.conftest import class_folders, jpeg, pack, picture, run_cli
+from tests.contents import abouts, images, originals
+from tests.serving import serving
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_label_table_packs_what_it_lists(small_folder: Path, tmp_path: Path, kind: str) -> None:
+    paths = sorted(str(path) for path in small_folder.rglob("*.jpg"))[::3]
+    rows = [{"file": path, "kind": "dog" if n % 2 else "cat", "photographer": f"p{n}"} for n, path in enumerate(paths)]
+    path = tmp_path / f"labels.{kind}"
+    table = pa.Table.from_pylist(rows)
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        options = pyarrow.csv.WriteOptions(delimiter="\t" if kind == "tsv" else ",")
+        pyarrow.csv.write_csv(table, path, write_options=options)
+    done = run_cli(
+        "pipeline", "shard", str(path), str(tmp_path / "set"), "--image-column", "file", "--label-column", "kind"
+    )
+    assert done.returncode == 0, done.stderr
+    dataset = open_dataset(str(tmp_path / "set"))
+    assert dataset.classes == ("cat", "dog")
+    abouts = [dataset.read_about(Address(0, row)) for row in range(len(rows))]
+    assert {(a["source"], a["labels"][0], a["photographer"]) for a in abouts} == {
+        (row["file"], int(row["kind"] == "dog"), row["photographer"]) for row in rows
+    }
+
+
+def test_several_labels_a_picture_travel_with_it(small_folder: Path, tmp_path: Path) -> None:
+    lines = [
+        {"image": str(path), "label": [n % 5, 7]} for n, path in enumerate(sorted(small_folder.rglob("*.jpg"))[:10])
+    ]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run_cli("pipeline", "shard", "many.jsonl", "set", cwd=tmp_path).returncode == 0
+    dataset = open_dataset(str(tmp_path / "set"))
+    assert dataset.version.num_classes == 8
+    assert sorted(dataset.samples(0)["labels"].to_pylist()) == sorted(line["label"] for line in lines)
+
+
+def test_class_names_that_look_like_numbers_stay_names(small_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("001\n002\n")
+    pictures = sorted(small_folder.rglob("*.jpg"))[:2]
+    (tmp_path / "t.csv").write_text(f"image,label\n{pictures[0]},002\n{pictures[1]},001\n")
+    assert run_cli("pipeline", "shard", "t.csv", "set", "--classes", "names", cwd=tmp_path).returncode == 0
+    dataset = open_dataset(str(tmp_path / "set"))
+    found = {
+        dataset.read_about(Address(0, row))["source"]: dataset.samples(0)["labels"][row].as_py() for row in range(2)
+    }
+    assert found == {str(pictures[0]): [1], str(pictures[1]): [0]}
+
+
+def test_numbers_that_json_does_not_know_become_null(small_folder: Path, tmp_path: Path) -> None:
+    rows = [{"image": str(path), "label": 1, "score": float("nan")} for path in sorted(small_folder.rglob("*.jpg"))[:2]]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    assert run_cli("pipeline", "shard", "t.parquet", "set", cwd=tmp_path).returncode == 0
+    assert open_dataset(str(tmp_path / "set")).read_about(Address(0, 0))["score"] is None
+
+
+@pytest.mark.parametrize("as_struct", [True, False])
+def test_parquet_with_image_bytes(small_folder: Path, tmp_path: Path, as_struct: bool) -> None:
+    """The Hugging Face layout: a struct of bytes and path, class names in the schema's metadata."""
+    paths = sorted(small_folder.rglob("*.jpg"))
+    values: list[Any] = [{"bytes": p.read_bytes(), "path": p.name} if as_struct else p.read_bytes() for p in paths]
+    names = ["class0", "class1", "class2"]
+    table = pa.table(
+        {"image": values, "label": [names.index(p.parent.name) for p in paths], "note": ["n"] * len(paths)}
+    )
+    features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    (tmp_path / "in").mkdir()
+    for part in range(3):
+        pq.write_table(table.slice(part * 30, 30), tmp_path / "in" / f"train-{part}.parquet", row_group_size=7)
+    for source in (tmp_path / "in" / "train-*.parquet", tmp_path / "in"):
+        dataset = pack(source, str(tmp_path / f"set-{source.name[0]}"), shard_bytes=100_000, block_bytes=40_000)
+        assert images(dataset) == originals(small_folder)
+        assert dataset.classes == tuple(names)
+        found = abouts(dataset)
+        assert {about["source"] for about in found} == {
+            f"train-{n}.parquet#{row}" for n in range(3) for row in range(30)
+        }
+        assert {about["note"] for about in found} == {"n"}
+
+
+def test_pictures_without_labels(small_folder: Path, tmp_path: Path) -> None:
+    paths = sorted(small_folder.rglob("*.jpg"))[:5]
+    (tmp_path / "t.csv").write_text("image\n" + "\n".join(map(str, paths)) + "\n")
+    done = run_cli("pipeline", "shard", "t.csv", "set", "--no-labels", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    dataset = open_dataset(str(tmp_path / "set"))
+    assert dataset.version.num_classes == 0
+    assert dataset.samples(0)["labels"].to_pylist() == [[]] * 5
+
+
+def test_urls_are_read_over_http_and_dead_ones_rejected(small_folder: Path, tmp_path: Path) -> None:
+    with serving(small_folder) as url:
+        names = [str(p.relative_to(small_folder)) for p in sorted(small_folder.rglob("*.jpg"))[:6]] + [
+            "class0/gone.jpg"
+        ]
+        rows = [f"{url}/{name},{name[5]}" for name in names]
+        (tmp_path / "t.csv").write_text("image,label\n" + "\n".join(rows) + "\n")
+        done = run_cli(
+            "pipeline", "shard", "t.csv", "set", "--max-reject-fraction", "0.5", "--log-jsonl", "log", cwd=tmp_path
+        )
+    assert done.returncode == 0, done.stderr
+    dataset = open_dataset(str(tmp_path / "set"))
+    assert dataset.version.num_samples == 6
+    assert dataset.version.reject_reasons == {"missing": 1}
+
+
+def test_tables_and_pictures_on_s3(small_folder: Path, s3_url: Callable[[str], str]) -> None:
+    store = open_store(s3_url("in"))
+    rows = []
+    for path in sorted(small_folder.rglob("*.jpg"))[:12]:
+        store.create(f"photos/{path.parent.name}-{path.name}", path.read_bytes())
+        rows.append({"image": f"photos/{path.parent.name}-{path.name}", "label": path.parent.name})
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    store.create("list.parquet", sink.getvalue())
+    done = run_cli("pipeline", "shard", s3_url("in/list.parquet"), s3_url("set"))
+    assert done.returncode == 0, done.stderr
+    assert images(open_dataset(s3_url("set"))) == originals(small_folder)[:0] + sorted(
+        path.read_bytes() for path in sorted(small_folder.rglob("*.jpg"))[:12]
+    )
+    again = run_cli("pipeline", "shard", s3_url("set"), s3_url("again"))
+    assert again.returncode == 0, again.stderr
+    assert images(open_dataset(s3_url("again"))) == images(open_dataset(s3_url("set")))
+
+
+def test_a_table_that_did_not_change_is_not_listed_again(small_folder: Path, tmp_path: Path) -> None:
+    """A run goes on with the plan it began, even when reading the list again would give another."""
+    source = class_folders(tmp_path / "in", each=2)
+    rows = [f"{path},{path.parent.name}" for path in sorted(source.rglob("*.jpg"))]
+    (tmp_path / "t.csv").write_text("image,label\n" + "\n".join(rows) + "\n")
+    victim = source / "class0" / "000.jpg"
+    good = victim.read_bytes()
+    victim.write_bytes(b"not a picture")
+    first = run_cli("pipeline", "shard", "t.csv", "set", cwd=tmp_path)
+    assert first.returncode == 1
+    victim.write_bytes(good)
+    done = run_cli("pipeline", "shard", "t.csv", "set", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "planning" not in done.stderr
+    assert len(list((tmp_path / "set" / "plans").iterdir())) == 1
+    assert open_dataset(str(tmp_path / "set")).version.num_samples == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", "image,label\na.jpg,1\nb.jpg,cat\n"),
+        ("t.jsonl", '{"image": "a", "label": 1}\n{"image": "b", "label": "c"}\n'),
+    ],
+)
+def test_numbers_and_names_in_one_column(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    if name == "t.jsonl":
+        with pytest.raises(BitError, match="cannot be read as a table"):
+            pack(tmp_path / name, str(tmp_path / "set"))
+    else:  # a column of CSV with a word in it is a column of words
+        (tmp_path / "a.jpg").write_bytes(jpeg(picture(1)))
+        (tmp_path / "b.jpg").write_bytes(jpeg(picture(2)))
+        assert pack(tmp_path / name, str(tmp_path / "set")).classes == ("1", "cat")

@@ -1,0 +1,95 @@
+"""Equal images are packed once and the others listed; which of them stays follows from the plan alone."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dataset.dataset import open_dataset
+from pipeline.packing.commit import read_plan, shard_rows
+from pipeline.store.url import open_store
+from tests.conftest import class_folders, cli, jpeg, picture
+from tests.contents import original_names, source_counts
+from tests.waiting import wait_until
+
+
+def test_equal_pictures_are_packed_once_and_listed(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", each=8)
+    for number in range(4):
+        (source / "class2" / f"copy{number}.jpg").write_bytes((source / "class0" / f"{number:03d}.jpg").read_bytes())
+    said = cli("shard", source, tmp_path / "set", "--skip-duplicates", "--shard-mb", 0.05, "--workers", 2)
+    assert "24 samples" in said
+    assert "4 duplicates left out" in said
+    dataset = open_dataset(str(tmp_path / "set"))
+    kept = source_counts(dataset)
+    listed = pq.read_table(tmp_path / "set" / "plans" / dataset.version.plan_ids[0] / "duplicates.parquet")
+    assert sorted([*kept, *listed["source"].to_pylist()]) == original_names(source)
+    bodies = Counter((source / name).read_bytes() for name in kept)
+    assert set(bodies.values()) == {1}
+    assert cli("shard", source, tmp_path / "set", "--skip-duplicates", "--shard-mb", 0.05).count("24 samples") == 1
+
+
+def test_append_leaves_out_pictures_that_the_dataset_has_under_other_names(tmp_path: Path) -> None:
+    old = class_folders(tmp_path / "old", each=6)
+    (old / "class2" / "copy.jpg").write_bytes((old / "class0" / "001.jpg").read_bytes())  # so there are two plans
+    cli("shard", old, tmp_path / "set", "--skip-duplicates", "--shard-mb", 0.05)
+    new = tmp_path / "new"
+    for name in ("class1", "class2"):
+        (new / name).mkdir(parents=True)
+    held = (old / "class0" / "000.jpg").read_bytes()
+    fresh = jpeg(picture(900))
+    for name, body in {"a.jpg": held, "b.jpg": fresh, "c.jpg": fresh, "d.jpg": jpeg(picture(901))}.items():
+        (new / "class1" / name).write_bytes(body)
+    cli("gc", tmp_path / "set", "--abandoned-runs", "--older-than-hours", 0, "--delete")  # keeps what is compared with
+    assert "3 duplicates left out" in cli("append", new, tmp_path / "set")  # with the one before
+    dataset = open_dataset(str(tmp_path / "set"))
+    assert dataset.version.num_samples == 20
+    first, second = dataset.version.plan_ids
+    listed = pq.read_table(tmp_path / "set" / "plans" / second / "duplicates.parquet").to_pylist()
+    store = open_store(str(tmp_path / "set"))
+    whole = read_plan(store, read_plan(store, first).slimmed_from or "")
+    row_of = {row["source"]: row for row in listed}
+    assert row_of["class1/a.jpg"]["same_as_plan"] == whole.plan_id
+    rows = pa.concat_tables(shard_rows(store, whole, number) for number in range(whole.num_shards))
+    assert rows["source"][row_of["class1/a.jpg"]["same_as_row"]].as_py() == "class0/000.jpg"
+    assert len(row_of) == 2
+    (new / "class2" / "e.jpg").write_bytes(held)
+    (new / "class2" / "f.jpg").write_bytes(fresh)
+    for _ in range(2):
+        assert "nothing new; 2 pictures have the bytes of others" in cli("append", new, tmp_path / "set")
+    assert open_dataset(str(tmp_path / "set")).version == dataset.version
+
+
+def test_append_needs_the_digests_of_what_it_compares_with(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", each=2)
+    (source / "class1" / "copy.jpg").write_bytes((source / "class0" / "000.jpg").read_bytes())
+    cli("shard", source, tmp_path / "set", "--skip-duplicates")
+    store = open_store(str(tmp_path / "set"))
+    plan = read_plan(store, open_dataset(str(tmp_path / "set")).version.plan_ids[0])
+    store.delete(f"plans/{plan.slimmed_from}/plan.json")
+    (source / "class0" / "later.jpg").write_bytes(jpeg(picture(78)))
+    assert "has no digests of its pictures any more" in cli("append", source, tmp_path / "set", code=2)
+
+
+def test_leaving_out_duplicates_goes_on_after_a_kill_and_says_the_same_again(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", classes=2, each=10)
+    for number in range(5):
+        (source / "class1" / f"copy{number}.jpg").write_bytes((source / "class0" / f"{number:03d}.jpg").read_bytes())
+    table = tmp_path / "t.csv"
+    table.write_text("image,label\n" + "".join(f"{p},{p.parent.name}\n" for p in sorted(source.rglob("*.jpg"))))
+    command = ["shard", str(table), str(tmp_path / "set"), "--skip-duplicates", "--shard-mb", "0.03"]
+    pipeline = [str(Path(sys.executable).parent / "pipeline"), *command]
+    with subprocess.Popen(pipeline, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: list((tmp_path / "set").glob("plans/*/digests/*")), "the first digests")
+        process.kill()
+    for _ in range(2):
+        assert "20 samples" in cli(*command)
+    extra = source / "class0" / "new.jpg"
+    extra.write_bytes(jpeg(picture(500)))
+    with table.open("a") as file:
+        file.write(f"{extra},class0\n")
+    assert "25 rows have names that the dataset has" in cli("append", table, tmp_path / "set")
+    assert open_dataset(str(tmp_path / "set")).version.num_samples == 21  # no duplicate comes back
