@@ -134,7 +134,7 @@ static int find_version(struct dl_phdr_info *object, size_t size, void *data) {
 
 /* Returns the version of the libjpeg-turbo that this process has loaded, such as "2.1.5 (build 20230203)", or "" for
    any other libjpeg. No function returns it: the text stands among the constants of its compressor, so it is searched
-   for in the segment of the library that holds its messages. */
+   for in the segment of the library that holds its messages. README.md explains why this is sound. */
 const char *bit_libjpeg_version(void) {
     struct jpeg_error_mgr manager;
     struct version_search search = {jpeg_std_error(&manager)->jpeg_message_table[0], ""};
