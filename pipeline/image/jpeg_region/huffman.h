@@ -1,6 +1,6 @@
 /* Huffman decoding of baseline JPEGs in place of libjpeg's, where reading a photo spends most of its time.
 
-   One look into a table gives a coefficient with its value, and the bits come from a copy without stuffed bytes, in
+   One look into a table returns a coefficient with its value, and the bits come from a copy without stuffed bytes, in
    which nothing has to be watched. It knows sound data only: at anything else it calls `give_up`, and the caller
    decodes again with libjpeg alone, which decides what damage means. README.md holds the threat model. */
 

@@ -1,6 +1,6 @@
 /* Decodes the part of a JPEG that a crop needs: entropy decoding stops below it, and only its own columns and rows
    are transformed. libjpeg-turbo offers this to C callers only, and no Python package on PyPI passes it on without
-   a GPU library. Called by region.py through ctypes, which gives the GIL back meanwhile. */
+   a GPU library. Called by region.py through ctypes, which releases the GIL meanwhile. */
 
 #define _GNU_SOURCE /* dl_iterate_phdr, memmem */
 #include <link.h>

@@ -1,4 +1,4 @@
-"""Views of pictures: what is decoded in part equals the whole, cut; where a view lies follows from the seed alone."""
+"""Views of images: what is decoded in part equals the whole, cut; where a view lies follows from the seed alone."""
 
 import io
 from dataclasses import replace
@@ -60,7 +60,7 @@ SHARES = st.tuples(*[st.floats(0, 1)] * 4)
 
 
 class At:
-    """A transform that always gives the same placement."""
+    """A transform that always returns the same placement."""
 
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
@@ -77,7 +77,7 @@ def rendered(data: bytes, placement: Placement) -> np.ndarray:
 
 
 def expected(pixels: np.ndarray, placement: Placement) -> np.ndarray:
-    """Do the same with a fully decoded picture and Pillow alone."""
+    """Do the same with a fully decoded image and Pillow alone."""
     left, top, right, bottom = placement.box
     image = Image.fromarray(np.ascontiguousarray(pixels[top:bottom, left:right]))
     image = image.resize((placement.side_px, placement.side_px), Image.Resampling.BILINEAR)
@@ -94,7 +94,7 @@ def expected(pixels: np.ndarray, placement: Placement) -> np.ndarray:
 @given(KINDS, SIZES, SIZES, QUALITIES, SHARES, st.integers(0, 5))
 @example("420", 150, 150, 95, (0.5, 0.9, 1.0, 1.0), 0)
 @example("411", 33, 150, 95, (0.3, 0.3, 0.1, 0.1), 1)
-def test_a_decoded_region_is_the_whole_picture_cut_to_the_last_bit(
+def test_a_decoded_region_is_the_whole_image_cut_to_the_last_bit(
     kind: str, height: int, width: int, quality: int, shares: tuple[float, float, float, float], seed: int
 ) -> None:
     data = encoded(kind, height, width, quality, seed)
@@ -135,7 +135,7 @@ def test_boxes_at_every_offset_of_a_unit_are_exact(kind: str, size: tuple[int, i
 @pytest.mark.parametrize(
     "box", [(-1, 0, 5, 5), (0, -1, 5, 5), (0, 0, 65, 5), (0, 0, 5, 49), (5, 5, 5, 9), (5, 5, 9, 5), (60, 0, 70, 9)]
 )
-def test_a_box_outside_the_picture_is_refused(box: Box) -> None:
+def test_a_box_outside_the_image_is_rejected(box: Box) -> None:
     if box[2] > box[0] and box[3] > box[1]:
         with pytest.raises(BadImage, match="not inside"):
             decode_region(jpeg(picture(0)), box)
@@ -144,7 +144,7 @@ def test_a_box_outside_the_picture_is_refused(box: Box) -> None:
             decode_region(jpeg(picture(0)), box)
 
 
-def test_a_box_outside_the_shrunk_picture_is_refused() -> None:
+def test_a_box_outside_the_shrunk_image_is_rejected() -> None:
     data = jpeg(picture(0))  # 48 x 64
     assert decode_region(data, (0, 0, 32, 24), 2).width == 32
     with pytest.raises(BadImage, match="not inside"):
@@ -175,7 +175,7 @@ def test_memory_that_is_used_again_changes_no_pixel(memory: np.ndarray) -> None:
 
 @settings(max_examples=150)
 @given(KINDS, SIZES, SIZES, QUALITIES, SHARES, st.integers(38, 80), st.booleans())
-def test_a_view_without_shrinking_is_pillows_of_the_whole_picture_to_the_last_bit(
+def test_a_view_without_shrinking_is_pillows_of_the_whole_image_to_the_last_bit(
     kind: str,
     height: int,
     width: int,
@@ -250,7 +250,7 @@ SPECIAL = {
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
-def test_pictures_of_every_other_kind_show_what_decode_gives(kind: str) -> None:
+def test_images_of_every_other_kind_show_what_decode_returns(kind: str) -> None:
     data = SPECIAL[kind]
     pixels = decode(data)
     height, width = pixels.shape[:2]
@@ -263,7 +263,7 @@ def test_pictures_of_every_other_kind_show_what_decode_gives(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["444", "420", "progressive 2"])
-def test_a_truncated_picture_is_refused_and_the_rows_above_the_damage_are_no_excuse_for_a_whole_view(
+def test_a_truncated_image_is_rejected_and_the_rows_above_the_damage_are_no_excuse_for_a_whole_view(
     kind: str,
 ) -> None:
     data = encoded(kind, 90, 120, 90)
@@ -291,13 +291,13 @@ def test_whatever_bytes_come_a_view_is_made_or_badimage_is_raised(kind: str, dat
 @pytest.mark.parametrize(
     ("data", "reason"), [(b"", "empty"), (b"text", "not-an-image"), (b"\xff\xd8\xff", "not-an-image")]
 )
-def test_what_is_no_picture_is_refused(data: bytes, reason: str) -> None:
+def test_what_is_no_image_is_rejected(data: bytes, reason: str) -> None:
     with pytest.raises(BadImage) as raised:
         rendered(data, Placement((0, 0, 1, 1), 8))
     assert raised.value.reason == reason
 
 
-def test_an_output_of_another_size_than_the_view_is_refused() -> None:
+def test_an_output_of_another_size_than_the_view_is_rejected() -> None:
     with pytest.raises(ConfigError, match="8 x 8 pixels, 9 are wanted"):
         render(jpeg(picture(0)), EvaluationView(8), Random(0), np.empty((9, 9, 3), np.uint8))
 
@@ -310,7 +310,7 @@ SIDES = st.integers(1, 2000)
 
 @settings(max_examples=300)
 @given(SIDES, SIDES, SEEDS)
-def test_an_inception_crop_keeps_area_and_aspect_or_is_the_whole_picture(height: int, width: int, seed: int) -> None:
+def test_an_inception_crop_keeps_area_and_aspect_or_is_the_whole_image(height: int, width: int, seed: int) -> None:
     left, top, right, bottom = box = inception_box(height, width, Random(seed))
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
@@ -368,12 +368,12 @@ def test_half_of_the_views_are_flipped_and_none_where_it_is_switched_off(view: P
     assert off == [view(60, 80, Random(seed))._replace(flip=False) for seed in range(200)]
 
 
-def test_without_the_crop_a_picture_is_resized_straight_to_the_crops_size() -> None:
+def test_without_the_crop_an_image_is_resized_straight_to_the_crops_size() -> None:
     placement = FinetuneView(160, 128, flip=False, crop=False)(60, 80, Random(0))
     assert placement == Placement((0, 0, 80, 60), 128)
 
 
-def test_evaluation_shows_the_whole_picture_and_draws_nothing() -> None:
+def test_evaluation_shows_the_whole_image_and_draws_nothing() -> None:
     random = Random(5)
     before = random.getstate()
     assert EvaluationView(32)(60, 80, random) == Placement((0, 0, 80, 60), 32)
@@ -381,7 +381,7 @@ def test_evaluation_shows_the_whole_picture_and_draws_nothing() -> None:
 
 
 @given(SIDES, SIDES, SEEDS)
-def test_the_same_seed_gives_the_same_placement(height: int, width: int, seed: int) -> None:
+def test_the_same_seed_leads_to_the_same_placement(height: int, width: int, seed: int) -> None:
     for view in (PretrainView(224), FinetuneView(160, 128)):
         assert view(height, width, Random(seed)) == view(height, width, Random(seed))
 
