@@ -122,8 +122,8 @@ def check_tar(dataset: Dataset, shard: int) -> None:
         ) from error
     if num_bytes != about["num_bytes"]:
         raise CorruptShard(
-            f"{dataset.shard_url(shard)} has {num_bytes:,} bytes, its manifest says {about['num_bytes']:,}; look with "
-            f"`pipeline verify`, rebuild it with `pipeline repair`"
+            f"{dataset.shard_url(shard)} has {num_bytes:,} bytes, its manifest says {about['num_bytes']:,}; check it "
+            f"with `pipeline verify`, rebuild it with `pipeline repair`"
         )
 
 
@@ -137,6 +137,6 @@ def read_picture(dataset: Dataset, address: Address) -> bytes:
     if image_digest(data) != dataset.sample(address)["digest"]:
         raise CorruptShard(
             f"{dataset.shard_url(address.shard)}, row {address.row}: the picture is not the fingerprinted one; "
-            f"look with `pipeline verify`, rebuild the shard with `pipeline repair`"
+            f"check it with `pipeline verify`, rebuild the shard with `pipeline repair`"
         )
     return data

@@ -58,7 +58,7 @@ def pair_card(sides: Sides, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pixels(dataset: Dataset, address: Address) -> Pixels:
-    """Decode a picture; a grey square stands for one that does not decode, of which pairs with equal bytes exist."""
+    """Decode a picture; return a grey square if it does not decode, as broken pictures with equal bytes are pairs."""
     try:
         return decode(dataset.read_image(address))
     except BadImage:
