@@ -5,8 +5,12 @@ from .checkpoint.record import (
     require_latest as require_latest,
 )
 from .checkpoint.weights import load_model as load_model
-from .jobs.evaluate import (
+from .jobs.config import (
     EvaluateConfig as EvaluateConfig,
+    FinetuneConfig as FinetuneConfig,
+    PretrainConfig as PretrainConfig,
+)
+from .jobs.evaluate import (
     evaluate as evaluate,
 )
 from .jobs.exchange import (
@@ -14,12 +18,10 @@ from .jobs.exchange import (
     import_weights as import_weights,
 )
 from .jobs.finetune import (
-    FinetuneConfig as FinetuneConfig,
     finetune as finetune,
     read_results as read_results,
 )
 from .jobs.pretrain import (
-    PretrainConfig as PretrainConfig,
     pretrain as pretrain,
 )
 from .model.architecture import (
@@ -38,10 +40,8 @@ from .recipes.pretrain import (
     named_recipe as named_recipe,
     pretrain_learning_rate as pretrain_learning_rate,
 )
-from .run.folder import (
-    read_config as read_config,
-    read_metrics as read_metrics,
-)
+from .run.folder import read_metrics as read_metrics
+from .run.history import read_config as read_config
 from .scores.intervals import (
     paired_bootstrap as paired_bootstrap,
     wilson_interval as wilson_interval,

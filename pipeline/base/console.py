@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from pipeline.base.errors import BitError, ConfigError
+from pipeline.base.errors import BitError, ConfigError, Interrupted
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -37,6 +37,9 @@ def run(group: click.Group) -> None:
         sys.exit(EXIT_USAGE)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; run the same command again to go on", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except Interrupted as stop:
+        click.echo(str(stop), err=True)
         sys.exit(EXIT_INTERRUPTED)
     except (BitError, OSError) as error:
         if debug:

@@ -18,6 +18,7 @@ BitError
   TrainError             training cannot go on
     NonFinite            loss or gradient is NaN or infinite
     ResumeMismatch       the run to resume was started with another configuration
+    Interrupted          somebody asked the run to stop; its state is saved
   ServiceError           a server or a cluster job did not start or failed
 
 A message says what is wrong, which value, where, and what to do next.
@@ -106,6 +107,10 @@ class NonFinite(TrainError):  # noqa: N818
 
 class ResumeMismatch(TrainError):  # noqa: N818
     """The run to resume was started with another configuration."""
+
+
+class Interrupted(TrainError):  # noqa: N818
+    """Somebody asked the run to stop; its state is saved."""
 
 
 class ServiceError(BitError):

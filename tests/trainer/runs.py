@@ -9,7 +9,7 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from trainer.checkpoint.record import latest
 from trainer.checkpoint.sharded import load
-from trainer.jobs.pretrain import PretrainConfig
+from trainer.jobs.config import PretrainConfig
 from trainer.model.build import new_model
 from trainer.recipes.pretrain import PretrainRecipe
 from trainer.step.optimizer import MasterSGD

@@ -14,7 +14,7 @@ from tests.conftest import run_cli
         (["pretrain", "{data}", "out", "--model", "R99x1", "--workers", "0"], "model 'R99x1' is unknown"),
         (["pretrain", "{data}", "out", "--recipe", "bit-xl"], "recipe 'bit-xl' is unknown"),
         (["pretrain", "{data}", "out", "--set", "recipe.epochs=many"], "recipe.epochs"),
-        (["pretrain", "{data}", "out", "--set", "epochs=3"], "Extra inputs are not permitted"),
+        (["pretrain", "{data}", "out", "--set", "epochs=3"], "did you mean recipe.epochs"),
         (["pretrain", "{data}", "out", "--set", "epochs"], "write NAME=VALUE"),
         (["pretrain", "{data}", "out", "--mix", "{data}=0"], "write URL=WEIGHT"),
         (["pretrain", "{data}", "out", "--exclude", "nowhere.parquet"], "nowhere.parquet"),

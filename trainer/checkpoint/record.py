@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from pipeline.base.errors import NotFound
+from pydantic import ValidationError
+
+from pipeline.base.errors import CorruptShard, NotFound
 from pipeline.base.records import Record
 from pipeline.store.base import Store
 
@@ -35,16 +37,43 @@ class CheckpointRecord(Record):
     about: dict[str, Any]
 
 
+def record_key(step: int) -> str:
+    """Return the key of the record of a step's checkpoint."""
+    return f"{FOLDER}/{step:09d}.json"
+
+
+def steps(store: Store) -> list[int]:
+    """Return the steps of all committed checkpoints, oldest first."""
+    keys = [entry.key for entry in store.list(f"{FOLDER}/")]
+    names = [key.removeprefix(f"{FOLDER}/").removesuffix(".json") for key in keys if key.endswith(".json")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def read_record(store: Store, step: int) -> CheckpointRecord:
+    """Return the record of a step's checkpoint.
+
+    Raises:
+        NotFound: There is none.
+        CorruptShard: It is damaged.
+    """
+    body = store.read(record_key(step))
+    try:
+        return CheckpointRecord.model_validate_json(body)
+    except ValidationError as error:
+        raise CorruptShard(
+            f"{store.url}/{record_key(step)} is no commit record of a checkpoint; it is damaged"
+        ) from error
+
+
 def committed(store: Store) -> list[CheckpointRecord]:
     """Return all committed checkpoints, oldest first."""
-    keys = [entry.key for entry in store.list(f"{FOLDER}/") if entry.key.count("/") == 1]
-    return [CheckpointRecord.model_validate_json(store.read(key)) for key in keys if key.endswith(".json")]
+    return [read_record(store, step) for step in steps(store)]
 
 
 def latest(store: Store) -> CheckpointRecord | None:
     """Return the newest committed checkpoint, or None."""
-    keys = [e.key for e in store.list(f"{FOLDER}/") if e.key.count("/") == 1 and e.key.endswith(".json")]
-    return CheckpointRecord.model_validate_json(store.read(keys[-1])) if keys else None
+    found = steps(store)
+    return read_record(store, found[-1]) if found else None
 
 
 def require_latest(store: Store) -> CheckpointRecord:
@@ -55,11 +84,27 @@ def require_latest(store: Store) -> CheckpointRecord:
     """
     record = latest(store)
     if record is None:
-        models = sorted({entry.key.split("/")[1] for entry in store.list("models/")})
-        advice = (
-            f"it holds models/ with {', '.join(models)}: give one of them"
-            if models
-            else "give the OUT of `trainer pretrain`"
-        )
-        raise NotFound(f"{store.url} holds no checkpoint; {advice}")
+        raise NotFound(f"{store.url} holds no checkpoint; {_advice(store)}")
     return record
+
+
+def chosen(store: Store, step: int | None) -> CheckpointRecord:
+    """Return the checkpoint of a step, or for None the newest one.
+
+    Raises:
+        NotFound: There is none; names the steps that there are.
+    """
+    if step is None:
+        return require_latest(store)
+    found = steps(store)
+    if step not in found:
+        there = f"it has those of steps {', '.join(map(str, found))}" if found else _advice(store)
+        raise NotFound(f"{store.url} has no checkpoint of step {step}; {there}")
+    return read_record(store, step)
+
+
+def _advice(store: Store) -> str:
+    models = sorted({entry.key.split("/")[1] for entry in store.list("models/")})
+    if models:
+        return f"it holds models/ with {', '.join(models)}: give one of them"
+    return "give the OUT of `trainer pretrain`"

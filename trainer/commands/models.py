@@ -138,8 +138,8 @@ def import_file(
         resolution_px=resolution_px,
     )
     which_head = "its head" if done.head_is_kept else "a head of zeros"
-    layout, num_classes = done.layout, f"{done.num_classes:,}"
-    click.echo(f"{done.model} from a file in the layout of {layout}, with {which_head} for {num_classes} classes")
+    layout, count = done.layout, f"{done.num_classes:,}"
+    click.echo(f"{done.model} from a file in the layout of {layout}, with {which_head} for {count} classes")
 
 
 @click.command(

@@ -1,12 +1,12 @@
 """Pretrain, fine-tune and evaluate."""
 
-import json
 from typing import Any
 
 import click
 
 from pipeline.base.console import examples
 from pipeline.base.errors import ConfigError
+from trainer.commands.settings import build, parsed
 
 
 def _cluster_options(command: Any) -> Any:
@@ -28,28 +28,47 @@ def _cluster_options(command: Any) -> Any:
     return command
 
 
+def _json_option(command: Any) -> Any:
+    return click.option("--json", "as_json", is_flag=True, help="Print results as JSON lines.")(command)
+
+
 @click.command(
     epilog=examples(
         "trainer pretrain s3://bucket/i21k s3://bucket/runs/m --recipe bit-m --model R50x1 --workers 16 --gpu",
         "trainer pretrain data/train runs/tiny --model R14x0.5 --recipe bit-s --workers 0 \\",
         "    --set recipe.epochs=3 --set recipe.batch_size=64 --set recipe.warmup_steps=20 \\",
         "    --set recipe.resolution_px=64",
+        "trainer pretrain data/train runs/tiny --change recipe.epochs=6        # the same run, longer",
+        "trainer pretrain data/train runs/b --branch runs/a@2000 --skip-steps 10   # past where it diverged",
+        "trainer pretrain data/train runs/c --init runs/a                      # weights only, a new schedule",
     )
 )
 @click.argument("data")
 @click.argument("out")
-@click.option("--model", default="R50x1", show_default=True, help="DEPTHxWIDTH: R50x1, R101x3, R152x4, R14x0.5, ...")
-@click.option("--recipe", default="bit-m", show_default=True, help="bit-s, bit-m or bit-l.")
+@click.option("--model", help="DEPTHxWIDTH: R50x1 (the default), R101x3, R152x4, R14x0.5, ...")
+@click.option("--recipe", help="bit-s, bit-m (the default) or bit-l.")
 @click.option("--mix", "mixed", multiple=True, metavar="URL=WEIGHT", help="Another dataset; DATA has weight 1.")
 @click.option("--exclude", help="Parquet with shard and row of samples of DATA to leave out, such as an audit's.")
+@click.option(
+    "--init", metavar="RUN[@STEP]|FILE", help="Weights to start from: of a run, or a file of another code base."
+)
+@click.option("--branch", metavar="RUN[@STEP]", help="Go on from a checkpoint of another run, with all of its state.")
+@click.option("--skip-steps", default=0, type=click.IntRange(0), help="Batches to leave out after it, with --branch.")
+@click.option(
+    "--change", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting of the run from here on."
+)
 @_cluster_options
 def pretrain(
     data: str,
     out: str,
-    model: str,
-    recipe: str,
+    model: str | None,
+    recipe: str | None,
     mixed: tuple[str, ...],
     exclude: str | None,
+    init: str | None,
+    branch: str | None,
+    skip_steps: int,
+    changes: tuple[str, ...],
     workers: int,
     use_gpu: bool,
     max_failures: int,
@@ -57,43 +76,70 @@ def pretrain(
 ) -> None:
     """Pretrain MODEL on the dataset DATA, with checkpoints and metrics at OUT. Run again, it goes on."""
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
-    from pipeline.store.url import absolute_url  # noqa: PLC0415
-    from trainer.jobs.pretrain import PretrainConfig, check_pretrain  # noqa: PLC0415
-    from trainer.jobs.table import PRETRAIN  # noqa: PLC0415
+    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
+    from trainer.jobs.checks import check_pretrain, header, pretrain_warnings  # noqa: PLC0415
+    from trainer.jobs.config import PretrainConfig  # noqa: PLC0415
     from trainer.recipes.pretrain import named_recipe  # noqa: PLC0415
+    from trainer.run.history import learned_config  # noqa: PLC0415
+
+    values = parsed(PretrainConfig, "--set", settings)
+    wanted = parsed(PretrainConfig, "--change", changes)
+    data, out = absolute_pattern(data), absolute_url(out)
+    present = learned_config(open_store(out), PretrainConfig)
+    newest = open_any(data).version.version
+    fields: dict[str, Any] = (
+        present.model_dump()
+        if present
+        else {"data_version": newest, "model": "R50x1", "recipe": named_recipe("bit-m").model_dump()}
+    )
+    if present and present.data != data:
+        fields["data_version"] = newest
+    elif present and present.data_version != newest and "data_version" not in values | wanted:
+        click.echo(
+            f"{out} stays with version {present.data_version} of {data}; version {newest} is there: "
+            f"--change data_version={newest} goes on with it",
+            err=True,
+        )
+    if branch:
+        fields |= _branch_fields(branch, skip_steps, present)
+    if init:
+        fields |= _init_fields(init, present)
+    given: dict[str, Any] = {"model": model, "recipe": named_recipe(recipe).model_dump() if recipe else None}
+    given |= {"mix": [_mixed(text) for text in mixed] or None, "exclude": absolute_url(exclude) if exclude else None}
+    fields |= {"data": data, "out": out} | {name: value for name, value in given.items() if value is not None}
+    config = build(PretrainConfig, fields, values)
+    check_pretrain(config, workers)
+    if wanted:
+        config = _changed(config, wanted)
+        check_pretrain(config, workers)
+    for warning in pretrain_warnings(config):
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(header(config), err=True)
+    from trainer.jobs.table import PRETRAIN  # noqa: PLC0415 - torch: seconds after the header
     from trainer.run.launch import run  # noqa: PLC0415
 
-    data, out = absolute_pattern(data), absolute_url(out)
-    fields = {
-        "data": data,
-        "data_version": open_any(data).version.version,
-        "mix": [_mixed(text) for text in mixed],
-        "exclude": absolute_url(exclude) if exclude else None,
-        "out": out,
-        "model": model,
-        "recipe": named_recipe(recipe).model_dump(),
-    }
-    config = _config(PretrainConfig, fields, settings)
-    check_pretrain(config, workers)
     run(PRETRAIN, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures)
 
 
 @click.command(
     epilog=examples(
         "trainer finetune s3://bucket/runs/m-r50x1 s3://bucket/pets/train s3://bucket/pets/test s3://bucket/ft/pets",
+        "trainer finetune runs/m@20000 data/train data/test runs/ft           # from an earlier checkpoint",
         "trainer finetune scratch data/train data/test runs/scratch --model R50x1 --shots 1,5,10 --subsets 5",
     )
 )
-@click.argument("init")
+@click.argument("init", metavar="RUN[@STEP]|scratch")
 @click.argument("train")
 @click.argument("test")
 @click.argument("out")
-@click.option("--model", help="Needed with INIT `scratch`; otherwise that of the run.")
+@click.option("--model", help="Needed with `scratch`; otherwise that of the run.")
 @click.option("--shots", default="0", show_default=True, help="Pictures a class, several with commas; 0 is all.")
 @click.option("--subsets", default=5, show_default=True, help="Few-shot subsets for each number of shots.")
 @click.option("--exclude-test", help="Parquet with shard and row of samples of TEST to leave out, such as an audit's.")
 @click.option("--rule", type=click.Choice(["paper", "code"]), default="paper", show_default=True, help="HyperRule.")
+@click.option("--ignore-unknown-classes", is_flag=True, help="Leave out test pictures of classes that TRAIN lacks.")
 @_cluster_options
+@_json_option
 def finetune(
     init: str,
     train: str,
@@ -104,81 +150,198 @@ def finetune(
     subsets: int,
     exclude_test: str | None,
     rule: str,
+    ignore_unknown_classes: bool,
     workers: int,
     use_gpu: bool,
     max_failures: int,
     settings: tuple[str, ...],
+    as_json: bool,
 ) -> None:
-    """Fine-tune the run INIT (or `scratch`) on TRAIN by the HyperRule, and test on TEST; results at OUT."""
+    """Fine-tune a run (or `scratch`) on TRAIN by the HyperRule, and test on TEST; results at OUT.
+
+    Classes of TEST are matched to those of TRAIN by name.
+    """
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
-    from trainer.checkpoint.record import require_latest  # noqa: PLC0415
-    from trainer.jobs.finetune import SCRATCH, FinetuneConfig, check_finetune  # noqa: PLC0415
-    from trainer.jobs.table import FINETUNE  # noqa: PLC0415
-    from trainer.run.launch import run  # noqa: PLC0415
+    from trainer.jobs.checks import check_finetune, finetune_warnings  # noqa: PLC0415
+    from trainer.jobs.config import SCRATCH, FinetuneConfig  # noqa: PLC0415
+    from trainer.run.history import learned_config  # noqa: PLC0415
 
+    values = parsed(FinetuneConfig, "--set", settings)
     train, test, out = absolute_pattern(train), absolute_pattern(test), absolute_url(out)
+    present = learned_config(open_store(out), FinetuneConfig)
+    init_step = None
     if init != SCRATCH:
-        init = absolute_url(init)
-        pretrained = require_latest(open_store(init)).about["model"]
+        init, init_step = _run_and_step(init)
+        if init_step is None:
+            init_step = present.init_step if present and present.init == init else _newest_step(init)
+        pretrained = _model_of(init, init_step)
         if model not in (None, pretrained):
             raise ConfigError(f"{init} holds {pretrained}, not {model}; leave --model out")
         model = pretrained
     if not model:
         raise ConfigError("fine-tuning from scratch needs --model, such as --model R50x1")
+
+    def pinned(url: str, before: str, version: int) -> int:
+        """Return the version that the sweep began with, or else the newest one."""
+        return version if url == before else open_any(url).version.version
+
     fields = {
         "init": init,
+        "init_step": init_step,
         "model": model,
         "out": out,
         "shots": _numbers(shots),
         "num_subsets": subsets,
         "rule": rule,
         "train": train,
-        "train_version": open_any(train).version.version,
+        "train_version": pinned(train, present.train if present else "", present.train_version if present else 0),
         "test": test,
-        "test_version": open_any(test).version.version,
+        "test_version": pinned(test, present.test if present else "", present.test_version if present else 0),
         "exclude_test": absolute_url(exclude_test) if exclude_test else None,
+        "ignore_unknown_classes": ignore_unknown_classes,
     }
-    config = _config(FinetuneConfig, fields, settings)
+    config = build(FinetuneConfig, fields, values)
     check_finetune(config, workers)
-    run(FINETUNE, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures)
+    for warning in finetune_warnings(config):
+        click.echo(f"warning: {warning}", err=True)
+    start = "from scratch" if init == SCRATCH else f"from {init}, step {init_step:,}"
+    click.echo(f"fine-tuning {model} {start}; results at {out}", err=True)
+    from trainer.jobs.table import FINETUNE  # noqa: PLC0415 - torch: seconds after the header
+    from trainer.run.launch import run  # noqa: PLC0415
+
+    run(FINETUNE, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, as_json=as_json)
 
 
 @click.command(
-    epilog=examples("trainer evaluate runs/tiny data/val runs/tiny-val", "trainer evaluate s3://b/run s3://b/val out")
+    epilog=examples(
+        "trainer evaluate runs/tiny data/val runs/tiny-val",
+        "trainer evaluate s3://bucket/run@20000 s3://bucket/val results/val --json",
+    )
 )
-@click.argument("run_url", metavar="RUN")
+@click.argument("run_url", metavar="RUN[@STEP]")
 @click.argument("data")
 @click.argument("out")
 @click.option("--exclude", help="Parquet with shard and row of samples of DATA to leave out, such as an audit's.")
+@click.option("--ignore-unknown-classes", is_flag=True, help="Leave out pictures of classes that the model lacks.")
 @_cluster_options
+@_json_option
 def evaluate(
     run_url: str,
     data: str,
     out: str,
     exclude: str | None,
+    ignore_unknown_classes: bool,
     workers: int,
     use_gpu: bool,
     max_failures: int,
     settings: tuple[str, ...],
+    as_json: bool,
 ) -> None:
-    """Classify the dataset DATA with the newest checkpoint of RUN; accuracy and predictions at OUT."""
+    """Classify the dataset DATA with a checkpoint of RUN; accuracy and predictions at OUT.
+
+    Classes of DATA are matched to those of the model by name; pictures without a label are predicted and not counted.
+    """
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
-    from trainer.jobs.evaluate import EvaluateConfig  # noqa: PLC0415
-    from trainer.jobs.table import EVALUATE  # noqa: PLC0415
-    from trainer.run.launch import run  # noqa: PLC0415
+    from trainer.jobs.config import EvaluateConfig  # noqa: PLC0415
 
-    run_url, data, out = absolute_url(run_url), absolute_pattern(data), absolute_url(out)
+    values = parsed(EvaluateConfig, "--set", settings)
+    (run_url, step), data, out = _run_and_step(run_url), absolute_pattern(data), absolute_url(out)
+    _model_of(run_url, step)
     fields = {
         "run": run_url,
+        "step": step,
         "data": data,
         "data_version": open_any(data).version.version,
         "exclude": absolute_url(exclude) if exclude else None,
+        "ignore_unknown_classes": ignore_unknown_classes,
         "out": out,
     }
-    config = _config(EvaluateConfig, fields, settings)
-    run(EVALUATE, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures)
+    config = build(EvaluateConfig, fields, values)
+    from trainer.jobs.table import EVALUATE  # noqa: PLC0415 - torch
+    from trainer.run.launch import run  # noqa: PLC0415
+
+    run(EVALUATE, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, as_json=as_json)
+
+
+def _run_and_step(text: str) -> tuple[str, int | None]:
+    """Return the URL and the step of RUN or RUN@STEP."""
+    from pipeline.store.url import absolute_url  # noqa: PLC0415
+
+    place, at, step = text.rpartition("@")
+    if at and step.isdigit():
+        return absolute_url(place), int(step)
+    return absolute_url(text), None
+
+
+def _newest_step(run: str) -> int:
+    from pipeline.store.url import open_store  # noqa: PLC0415
+    from trainer.checkpoint.record import require_latest  # noqa: PLC0415
+
+    return require_latest(open_store(run)).step
+
+
+def _model_of(run: str, step: int | None = None) -> str:
+    from pipeline.store.url import open_store  # noqa: PLC0415
+    from trainer.checkpoint.record import chosen  # noqa: PLC0415
+
+    return str(chosen(open_store(run), step).about["model"])
+
+
+def _init_fields(init: str, present: Any) -> dict[str, Any]:
+    """Return the fields of a run that starts from weights; the model is that of the weights."""
+    from trainer.jobs.config import is_file_of_weights  # noqa: PLC0415
+
+    place, step = _run_and_step(init)
+    if is_file_of_weights(place):
+        return {"init": place, "init_step": None}
+    if step is None:
+        step = present.init_step if present and present.init == place else _newest_step(place)
+    return {"init": place, "init_step": step, "model": _model_of(place, step)}
+
+
+def _branch_fields(branch: str, skip_steps: int, present: Any) -> dict[str, Any]:
+    """Return the fields of a run that leaves another one: all that it does not set is the other one's."""
+    from pipeline.store.url import open_store  # noqa: PLC0415
+    from trainer.jobs.config import PretrainConfig  # noqa: PLC0415
+    from trainer.run.history import current_config  # noqa: PLC0415
+
+    place, step = _run_and_step(branch)
+    if step is None:
+        known = present.branch if present and present.branch and present.branch.run == place else None
+        step = known.step if known else _newest_step(place)
+    other = current_config(open_store(place), PretrainConfig)
+    if other is None:
+        raise ConfigError(f"--branch {place} is no run of `trainer pretrain`; give its OUT")
+    _model_of(place, step)
+    return {
+        "model": other.model,
+        "recipe": other.recipe.model_dump(),
+        "data_version": other.data_version,
+        "mix": [mixed.model_dump() for mixed in other.mix],
+        "exclude": other.exclude,
+        "weight": other.weight,
+        "seed": other.seed,
+        "num_lanes": other.num_lanes,
+        "window_blocks": other.window_blocks,
+        "precision": other.precision,
+        "branch": {"run": place, "step": step, "skip_steps": skip_steps},
+    }
+
+
+def _changed(config: Any, wanted: dict[str, Any]) -> Any:
+    """Record what is to be changed from here on, and return the configuration with it."""
+    from pipeline.store.url import open_store  # noqa: PLC0415
+    from trainer.checkpoint.record import steps  # noqa: PLC0415
+    from trainer.jobs.checks import epochs_done  # noqa: PLC0415
+    from trainer.run.history import changed, has_learned, settle  # noqa: PLC0415
+
+    store = open_store(config.out)
+    if not has_learned(store):
+        raise ConfigError(f"--change: {config.out} has no checkpoint yet; give the settings themselves, with --set")
+    config = settle(store, config)
+    return changed(store, config, wanted, epochs_done(config, steps(store)[-1]))
 
 
 def _mixed(text: str) -> dict[str, Any]:
@@ -200,38 +363,3 @@ def _numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"--shots {text!r}: write numbers with commas, such as 1,5,10") from error
-
-
-def _config(config_type: Any, fields: dict[str, Any], settings: tuple[str, ...]) -> Any:
-    """Build a configuration from fields and `--set a.b=value` settings.
-
-    Raises:
-        ConfigError: A field does not exist or its value has the wrong type.
-    """
-    from pydantic import ValidationError  # noqa: PLC0415
-
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {setting!r}: write NAME=VALUE")
-        *path, last = name.split(".")
-        place = fields
-        for part in path:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"--set {setting!r}: {part} has no fields")
-        place[last] = _value(value)
-    try:
-        return config_type.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(config_type.model_fields)
-        raise ConfigError(f"{where}: {first['msg']} (got {first['input']!r}); fields are {known}") from error
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text

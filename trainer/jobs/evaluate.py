@@ -1,132 +1,147 @@
 """Predictions of a model on a whole dataset, and their accuracy."""
 
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import torch
-from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
-from pipeline.base.errors import ConfigError, Conflict, NotFound
-from pipeline.base.records import Record
+from pipeline.base.errors import Conflict, NotFound
+from pipeline.base.records import json_bytes
 from pipeline.dataset.schema import table_of, to_parquet
 from pipeline.image.transforms import EvaluationView
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from pipeline.streaming.one_pass import one_pass
 from pipeline.streaming.selection import Selection
-from trainer.checkpoint.record import require_latest
-from trainer.checkpoint.weights import load_model
+from trainer.checkpoint.record import chosen
+from trainer.checkpoint.weights import load_chosen_model
+from trainer.jobs.config import EvaluateConfig
+from trainer.recipes.classes import match_classes
 from trainer.recipes.data import selection_without
+from trainer.run.classes import classes_of
+from trainer.run.controls import Controls
 from trainer.run.progress import Report
-from trainer.scores.predictions import PREDICTION_SCHEMA, summary
+from trainer.scores.predictions import NAMED_PREDICTION_SCHEMA, NUM_GUESSES, summary
 from trainer.step.ranks import World, broadcast, gather
-from trainer.step.tensors import to_device
+from trainer.step.tensors import images_to_device
 
 
-class EvaluateConfig(Record):
-    """An evaluation.
+@dataclass(frozen=True)
+class TestSet:
+    """Pictures with the labels that a model gives them.
 
     Attributes:
-        run: URL of a training run, whose newest checkpoint is taken.
-        data: URL of the test set.
-        data_version: Its manifest version.
-        exclude: URL of a Parquet file with `shard` and `row` of samples to leave out, such as an audit's.
-        out: URL of the results.
-        resolution_px: Side of the input; 0 for that of the run.
-        batch_size: Pictures in one forward pass.
+        selection: The pictures.
+        classes: Class names of the model, by label.
+        labels: For each label of the dataset that of the model; -1 where the model has no such class.
     """
 
-    run: str
-    data: str
-    data_version: int
-    exclude: str | None = None
-    out: str
-    resolution_px: NonNegativeInt = 0
-    batch_size: PositiveInt = 64
+    selection: Selection
+    classes: tuple[str, ...]
+    labels: tuple[int, ...]
 
 
-def predict(model: nn.Module, selection: Selection, world: World, resolution_px: int, batch_size: int) -> pa.Table:
-    """Classify every sample of the view; every rank must call and gets the whole table, in dataset order.
+def predict(model: nn.Module, test: TestSet, world: World, resolution_px: int, batch_size: int) -> pa.Table:
+    """Classify every picture of a test set; every rank must call and gets the whole table, in dataset order.
 
     Returns:
-        Table of PREDICTION_SCHEMA; `correct` says whether the highest logit is one of the labels.
+        Table of NAMED_PREDICTION_SCHEMA; `correct` says whether the highest logit is one of the labels. Pictures all of
+        whose labels the model does not know are left out.
     """
     model.eval()
+    dataset = test.selection.dataset
     rows: list[dict[str, Any]] = []
     batches = one_pass(
-        selection, EvaluationView(resolution_px), resolution_px, batch_size, rank=world.rank, num_ranks=world.num_ranks
+        test.selection,
+        EvaluationView(resolution_px),
+        resolution_px,
+        batch_size,
+        rank=world.rank,
+        num_ranks=world.num_ranks,
     )
-    num_classes = selection.dataset.version.num_classes
     with torch.inference_mode():
         for batch in batches:
-            logits = model(to_device(batch, num_classes, world.device).images_BCHW).float()
-            probabilities, predictions = logits.softmax(1).max(1)
-            for index, address in enumerate(batch.addresses):
-                prediction = int(predictions[index])
+            logits = model(images_to_device(batch, world.device)).float()
+            probabilities, guesses = logits.softmax(1).topk(min(NUM_GUESSES, logits.shape[1]), dim=1)
+            for address, given, chances, guessed in zip(
+                batch.addresses, batch.labels, probabilities.tolist(), guesses.tolist(), strict=True
+            ):
+                labels = [test.labels[label] for label in given if test.labels[label] >= 0]
+                if given and not labels:
+                    continue
                 rows.append(
                     {
                         "shard": address.shard,
                         "row": address.row,
-                        "labels": list(batch.labels[index]),
-                        "prediction": prediction,
-                        "probability": float(probabilities[index]),
-                        "correct": prediction in batch.labels[index],
+                        "labels": labels,
+                        "prediction": guessed[0],
+                        "probability": chances[0],
+                        "correct": guessed[0] in labels,
+                        "key": dataset.sample(address)["key"],
+                        "label_names": [test.classes[label] for label in labels],
+                        "prediction_name": test.classes[guessed[0]],
+                        "guesses": guessed,
+                        "guess_probabilities": chances,
                     }
                 )
-    return table_of([row for part in gather(world, rows) for row in part], PREDICTION_SCHEMA)
+    return table_of([row for part in gather(world, rows) for row in part], NAMED_PREDICTION_SCHEMA)
 
 
-def check_classes(first_url: str, first: Sequence[str], second_url: str, second: Sequence[str]) -> None:
-    """Refuse to compare labels of two sets whose classes differ.
-
-    Raises:
-        ConfigError: Names the first difference.
-    """
-    if len(first) != len(second):
-        raise ConfigError(
-            f"{first_url} has {len(first)} classes, {second_url} has {len(second)}; they must be the same"
-        )
-    for label, (one, other) in enumerate(zip(first, second, strict=True)):
-        if one != other:
-            raise ConfigError(f"class {label} is {one!r} in {first_url} and {other!r} in {second_url}; pack both alike")
-
-
-def evaluate(config: EvaluateConfig, world: World, report: Report) -> None:
-    """Write `predictions.parquet` and `result.json` below OUT, or repeats what is there; every rank must call.
+def evaluate(config: EvaluateConfig, world: World, report: Report, controls: Controls | None = None) -> None:
+    """Write `predictions.parquet` and `result.json` below OUT, or repeat what is there; every rank must call.
 
     Raises:
         NotFound: The run has no checkpoint.
-        ConfigError: The test set has other classes than the model.
+        ConfigError: The test set has classes that the model does not know.
         Conflict: OUT holds the result of another model or test set.
     """
     source, out = open_store(config.run), open_store(config.out)
-    record = require_latest(source)
-    if record.about["classes_sha256"] is None:
-        raise ConfigError(f"{config.run} was imported without class names; import it again with --classes")
+    record = chosen(source, config.step)
     selection = selection_without(config.data, config.data_version, config.exclude)
-    if selection.dataset.classes_sha256 != record.about["classes_sha256"]:
-        raise ConfigError(
-            f"{config.data} has other classes ({selection.dataset.version.num_classes}) than the model of {config.run} "
-            f"({record.about['num_classes']}); fine-tune it on this task first"
-        )
+    classes = classes_of(source, record, selection.dataset)
+    labels = match_classes(
+        classes, selection.dataset.classes, config.run, config.data, ignore_unknown=config.ignore_unknown_classes
+    )
     resolution_px = config.resolution_px or record.about["resolution_px"]
     identity = config.model_dump(exclude={"batch_size"}) | {"step": record.step, "resolution_px": resolution_px}
+    if config.exclude:  # its content decides, not its name
+        identity["selection"] = selection.identity
     found = broadcast(world, _existing(out) if world.is_first else None)
     if found is not None:
-        if any(found.get(name) != value for name, value in identity.items()):
-            raise Conflict(f"{config.out} holds the result of another model or test set; choose another OUT")
+        different = [name for name, value in identity.items() if found.get(name, _ABSENT.get(name)) != value]
+        if different:
+            changes = "; ".join(f"{name} was {found.get(name)!r}, is {identity[name]!r}" for name in different)
+            raise Conflict(f"{config.out} holds the result of another evaluation ({changes}); choose another OUT")
         report(found)
         return
-    predictions = predict(load_model(source, world, record), selection, world, resolution_px, config.batch_size)
+    model, used = load_chosen_model(source, world, config.step)
+    if used.step != record.step:
+        identity["step"] = used.step
+    predictions = predict(model, TestSet(selection, classes, labels), world, resolution_px, config.batch_size)
     result = identity | summary(predictions)
     if world.is_first:
         out.delete("predictions.parquet")  # of a start that died before its result
         out.create("predictions.parquet", to_parquet(predictions))
-        out.create("result.json", (json.dumps(result, indent=1) + "\n").encode())
+        out.create("result.json", json_bytes(result))
         report(result)
+
+
+# Of results that were written before these were asked for.
+_ABSENT: dict[str, Any] = {"ignore_unknown_classes": False}
+
+
+def evaluation_lines(row: dict[str, Any]) -> str:
+    """Return a result as lines for people."""
+    unlabelled = f"; {row['num_unlabelled']:,} without a label are predicted only" if "num_unlabelled" in row else ""
+    return (
+        f"accuracy {row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}]: {row['num_correct']:,} of "
+        f"{row['num_test']:,} pictures of {row['data']}{unlabelled}\n"
+        f"model {row['run']}, step {row['step']:,}, at {row['resolution_px']} px\n"
+        f"predictions: {row['out'].rstrip('/')}/predictions.parquet"
+    )
 
 
 def _existing(out: Store) -> dict[str, Any] | None:

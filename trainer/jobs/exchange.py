@@ -25,7 +25,8 @@ from trainer.formats.layouts import LAYOUTS, layout_of
 from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
-from trainer.run.folder import read_config, read_metrics
+from trainer.run.folder import read_metrics
+from trainer.run.history import read_config
 from trainer.step.optimizer import model_state
 from trainer.step.ranks import World
 

@@ -5,97 +5,48 @@ with its checkpoints, and goes on from its newest one; it is done when its resul
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from pipeline.base.errors import ConfigError, NonFinite
-from pipeline.base.records import Record
+from pipeline.base.errors import NonFinite
+from pipeline.base.records import json_bytes
 from pipeline.base.seeds import rng
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import table_of, to_parquet
 from pipeline.image.transforms import FinetuneView
 from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.base import Store, exists
+from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
-from pipeline.streaming.order import lanes_of_rank
 from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import WeightedSelection
-from trainer.checkpoint.record import latest, require_latest
+from trainer.checkpoint.record import latest
 from trainer.checkpoint.retention import discard_old
 from trainer.checkpoint.sharded import load, save
-from trainer.jobs.evaluate import check_classes, predict
-from trainer.model.architecture import parse_architecture
+from trainer.checkpoint.weights import load_into
+from trainer.jobs.checks import recipe_for, subset_rows, test_selection
+from trainer.jobs.config import SCRATCH, FinetuneConfig
+from trainer.jobs.evaluate import TestSet, predict
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
-from trainer.recipes.data import selection_without
-from trainer.recipes.hyperrule import TransferRecipe, finetune_learning_rate, hyperrule, shortened
+from trainer.recipes.classes import match_classes
+from trainer.recipes.hyperrule import TransferRecipe, finetune_learning_rate
+from trainer.run.classes import write_classes
+from trainer.run.controls import Controls
 from trainer.run.fit import TrainingRun, fit
-from trainer.run.folder import begin_attempt, require_same_config
+from trainer.run.folder import begin_attempt, settled_config
 from trainer.run.progress import Report, metrics_line
-from trainer.run.settings import RunSettings
+from trainer.scores.intervals import mean_interval
 from trainer.scores.predictions import summary
 from trainer.step.losses import LOSSES
 from trainer.step.optimizer import MasterSGD, model_state
 from trainer.step.ranks import World, broadcast
 from trainer.step.tensors import TensorBatch
-from trainer.tasks.few_shot import few_shot_rows
-
-SCRATCH = "scratch"
-
-
-class Shortened(Record):
-    """The HyperRule's schedule at another length, batch and resolution, for work on a CPU."""
-
-    steps: PositiveInt
-    batch_size: PositiveInt
-    resize_px: PositiveInt
-    crop_px: PositiveInt
-
-
-class FinetuneConfig(RunSettings):
-    """A sweep of fine-tuning runs, one for each number of shots and each subset.
-
-    Attributes:
-        init: URL of a pretraining run, or `scratch`.
-        model: Such as R50x1; that of the run unless from scratch.
-        train: URL of the training set.
-        train_version: Its manifest version.
-        test: URL of the test set.
-        test_version: Its manifest version.
-        exclude_test: URL of a Parquet file with `shard` and `row` of test samples to leave out, such as an audit's.
-        out: URL of the results.
-        shots: Pictures a class; 0 means the whole training set.
-        num_subsets: Few-shot subsets for each number of shots [paper 4.1: five].
-        rule: Variant of the HyperRule.
-        shortened: Another length of the schedule, or None for the rule itself.
-        flip: False for tasks whose label depends on direction.
-        crop: False for tasks whose label depends on position.
-        dropout: Share of the features before the head that training drops; none by the HyperRule.
-        decay_to_start: Weight decay towards the initial weights (L2-SP); none by the HyperRule.
-    """
-
-    init: str
-    model: str
-    train: str
-    train_version: int
-    test: str
-    test_version: int
-    exclude_test: str | None = None
-    out: str
-    shots: tuple[NonNegativeInt, ...] = (0,)
-    num_subsets: PositiveInt = 5
-    rule: Literal["paper", "code"] = "paper"
-    shortened: Shortened | None = None
-    flip: bool = True
-    crop: bool = True
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    decay_to_start: NonNegativeFloat = 0.0
 
 
 class SweepRun(NamedTuple):
@@ -126,24 +77,39 @@ class _Sweep:
     world: World
     store: Store
     train: Dataset
-    test: Selection
+    test: TestSet
     attempt: str
     report: Report
+    controls: Controls
 
 
-def finetune(config: FinetuneConfig, world: World, report: Report) -> None:
+def finetune(config: FinetuneConfig, world: World, report: Report, controls: Controls | None = None) -> None:
     """Train what is not done yet and write a result, predictions and weights for each run; every rank must call.
+
+    Args:
+        config: The sweep.
+        world: This rank.
+        report: Receives rows of metrics, a result for each run, and at the end the means over subsets.
+        controls: Of the launch; None for none.
 
     Raises:
         NotFound: The pretraining run has no checkpoint, or a dataset is missing.
         ConfigError: A class has too few pictures for the shots.
         ResumeMismatch: The results folder belongs to another configuration.
         NonFinite: The loss diverged; names the run, the step and the samples.
+        Interrupted: The sweep was asked to stop; the state of the run is saved.
     """
     store = open_store(config.out)
-    require_same_config(store, world, config)
-    train, test = open_any(config.train, config.train_version), _test_selection(config)
-    whole = _Sweep(config, world, store, train, test, begin_attempt(store, world, 0), report)
+    config = settled_config(store, world, config)
+    train, test = open_any(config.train, config.train_version), test_selection(config)
+    labels = match_classes(
+        train.classes, test.dataset.classes, config.train, config.test, ignore_unknown=config.ignore_unknown_classes
+    )
+    controls = controls or Controls()
+    if controls.lease is None and world.is_first:
+        controls = Controls(Lease.take(store), controls.wants_stop, controls.on_step)
+    attempt = begin_attempt(store, world, 0)
+    whole = _Sweep(config, world, store, train, TestSet(test, train.classes, labels), attempt, report, controls)
     for run in sweep(config):
         if not broadcast(world, exists(store, f"results/{run.name}.json") if world.is_first else None):
             try:
@@ -152,35 +118,19 @@ def finetune(config: FinetuneConfig, world: World, report: Report) -> None:
                 raise NonFinite(f"{run.name}: {error}") from error
         elif world.is_first:
             report(json.loads(store.read(f"results/{run.name}.json")))
+    if world.is_first:
+        for row in means(read_results(store)):
+            report(row)
 
 
-def check_finetune(config: FinetuneConfig, num_workers: int) -> None:
-    """Refuse what could not run, before any process starts.
-
-    Raises:
-        ConfigError: Unknown model, other classes in the test set, too few pictures for the shots, or lanes that
-            workers or batch do not fit.
-        NotFound: A dataset is missing.
-    """
-    parse_architecture(config.model)
-    train, test = open_any(config.train, config.train_version), _test_selection(config).dataset
-    check_classes(config.train, train.classes, config.test, test.classes)
-    lanes_of_rank(config.num_lanes, 0, max(1, num_workers))
-    for shots in config.shots:
-        rows = few_shot_rows(first_labels(train), train.version.num_classes, shots, config.seed, 0)
-        recipe = recipe_for(config, len(rows), (224, 224))
-        if config.order(recipe.batch_size).samples_per_lane() == 1 and recipe.mixup_alpha is not None:
-            raise ConfigError(f"MixUp needs two samples a lane; lower num_lanes {config.num_lanes} below the batch")
-
-
-def _test_selection(config: FinetuneConfig) -> Selection:
-    return selection_without(config.test, config.test_version, config.exclude_test)
-
-
-def first_labels(dataset: Dataset) -> npt.NDArray[np.int64]:
-    """Return the first label of every sample, -1 without label, shape (samples,)."""
-    labels = dataset.all_samples(["labels"])["labels"].to_pylist()
-    return np.array([sample[0] if sample else -1 for sample in labels], np.int64)
+def means(results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield for each number of shots with several subsets the mean accuracy, with its 95 % interval over subsets."""
+    for shots in sorted({result["shots"] for result in results}):
+        accuracies = [result["accuracy"] for result in results if result["shots"] == shots]
+        if len(accuracies) > 1:
+            low, high = mean_interval(accuracies)
+            mean = sum(accuracies) / len(accuracies)
+            yield {"shots": shots, "num_subsets": len(accuracies), "mean_accuracy": mean, "low": low, "high": high}
 
 
 def _run_one(whole: _Sweep, run: SweepRun) -> None:
@@ -188,7 +138,7 @@ def _run_one(whole: _Sweep, run: SweepRun) -> None:
     config, world, store = whole.config, whole.world, whole.store
     selection, nominal_px = _training_selection(config, whole.train, run)
     recipe = recipe_for(config, selection.num_samples, nominal_px)
-    num_classes = max(whole.train.version.num_classes, whole.test.dataset.version.num_classes)
+    num_classes = len(whole.train.classes)
     about = {
         "model": config.model,
         "num_classes": num_classes,
@@ -198,16 +148,20 @@ def _run_one(whole: _Sweep, run: SweepRun) -> None:
     folder = open_store(f"{config.out.rstrip('/')}/models/{run.name}")
     trained = latest(folder)
     is_trained = trained is not None and "result" in trained.about
-    model = initial_model(config, world, num_classes)
+    model, init_step = initial_model(config, world, num_classes)
+    if world.is_first:
+        write_classes(folder, whole.train.classes)
     if trained and is_trained:  # a start that died before it wrote the result
         load(folder, world, trained, model_state(model))
     else:
         training = _training_run(whole, folder, selection, model, recipe, about)
-        fit(training, lambda row: whole.report({"run": run.name, **row}))
+        fit(training, lambda row: whole.report({"run": run.name, **row}), whole.controls)
     predictions = predict(model, whole.test, world, recipe.crop_px, config.microbatch_size)
-    result = {"name": run.name, "init": config.init, "shots": run.shots, "subset": run.subset}
+    result = {"name": run.name, "init": config.init, "init_step": init_step, "shots": run.shots, "subset": run.subset}
     result |= {"num_train": selection.num_samples} | summary(predictions) | {"recipe": recipe.model_dump()}
-    if not is_trained:
+    if trained and is_trained:
+        result = trained.about["result"] | summary(predictions)
+    else:
         about |= {"result": result}
         save(folder, world, model_state(model), step=recipe.steps, attempt=whole.attempt, stream={}, about=about)
     if world.is_first:
@@ -215,7 +169,7 @@ def _run_one(whole: _Sweep, run: SweepRun) -> None:
         if run.shots:
             _write(store, f"subsets/{run.name}.parquet", subset_table(selection))
         _write(store, f"predictions/{run.name}.parquet", to_parquet(predictions))
-        store.create(f"results/{run.name}.json", (json.dumps(result, indent=1) + "\n").encode())
+        store.create(f"results/{run.name}.json", json_bytes(result))
         whole.report(result)
     broadcast(world, None)
 
@@ -226,7 +180,7 @@ def _training_selection(config: FinetuneConfig, train: Dataset, run: SweepRun) -
     nominal = int(np.median(samples["height"].to_numpy())), int(np.median(samples["width"].to_numpy()))
     if run.shots == 0:
         return Selection(train), nominal
-    rows = few_shot_rows(first_labels(train), train.version.num_classes, run.shots, config.seed, run.subset)
+    rows = subset_rows(config, train, run.shots, run.subset)
     chosen = samples.select(["shard", "row"]).take(rows)
     by_shard: dict[int, list[int]] = {}
     for shard, row in zip(chosen["shard"].to_pylist(), chosen["row"].to_pylist(), strict=True):
@@ -234,14 +188,8 @@ def _training_selection(config: FinetuneConfig, train: Dataset, run: SweepRun) -
     return Selection(train, by_shard), nominal
 
 
-def recipe_for(config: FinetuneConfig, num_train: int, nominal_px: tuple[int, int]) -> TransferRecipe:
-    """Return the recipe of one run: the HyperRule, shortened if the configuration says so."""
-    recipe = hyperrule(num_train, *nominal_px, model=config.model, variant=config.rule)
-    return shortened(recipe, **config.shortened.model_dump()) if config.shortened else recipe
-
-
-def initial_model(config: FinetuneConfig, world: World, num_classes: int) -> ResNetV2:
-    """Return the pretrained body (or a fresh one) with a head of zeros."""
+def initial_model(config: FinetuneConfig, world: World, num_classes: int) -> tuple[ResNetV2, int | None]:
+    """Return the pretrained body (or a fresh one) with a head of zeros, and the step of its checkpoint."""
     model = new_model(
         config.model,
         num_classes,
@@ -250,11 +198,10 @@ def initial_model(config: FinetuneConfig, world: World, num_classes: int) -> Res
         dropout=config.dropout,
         recomputes=config.recomputes,
     )
-    if config.init != SCRATCH:
-        source = open_store(config.init)
-        body = {name: value for name, value in model_state(model).items() if ".head." not in f".{name[6:]}"}
-        load(source, world, require_latest(source), body)
-    return model
+    if config.init == SCRATCH:
+        return model, None
+    body = {name: value for name, value in model_state(model).items() if not name.startswith("model/head.")}
+    return model, load_into(open_store(config.init), world, config.init_step, body).step
 
 
 def _training_run(
@@ -287,6 +234,11 @@ def _training_run(
 
 def result_line(row: dict[str, Any]) -> str:
     """Return a reported row as one line for people."""
+    if "mean_accuracy" in row:
+        return (
+            f"{row['shots']} shots: accuracy {row['mean_accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}], "
+            f"mean of {row['num_subsets']} subsets"
+        )
     if "name" in row:
         return (
             f"{row['name']}: accuracy {row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}] "

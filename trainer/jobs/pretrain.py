@@ -1,72 +1,58 @@
 """Pretraining: the upstream recipe over the stream; the same function with and without Ray."""
 
+import logging
+from collections.abc import Sequence
+
 from pipeline.base.errors import ConfigError
 from pipeline.image.transforms import PretrainView
+from pipeline.store.any_url import read_file
 from pipeline.store.url import open_store
-from pipeline.streaming.order import lanes_of_rank
-from trainer.model.architecture import parse_architecture
+from pipeline.streaming.stream import Stream
+from trainer.checkpoint.record import chosen
+from trainer.checkpoint.sharded import load
+from trainer.checkpoint.weights import load_into
+from trainer.formats.convert import infer_architecture, to_ours
+from trainer.formats.files import read_weights
+from trainer.jobs.checks import steps_ahead
+from trainer.jobs.config import PretrainConfig, is_file_of_weights
 from trainer.model.build import new_model
-from trainer.recipes.data import TrainingData, training_sources
-from trainer.recipes.pretrain import PretrainRecipe, pretrain_learning_rate, total_steps
+from trainer.model.network import ResNetV2
+from trainer.recipes.data import training_sources
+from trainer.recipes.pretrain import pretrain_learning_rate, total_steps
+from trainer.run.classes import classes_of, write_classes
+from trainer.run.controls import Controls
 from trainer.run.fit import TrainingRun, fit
-from trainer.run.folder import require_same_config
+from trainer.run.folder import settled_config
+from trainer.run.history import order_change
 from trainer.run.progress import Report
-from trainer.run.settings import RunSettings
 from trainer.step.losses import LOSSES
-from trainer.step.optimizer import MasterSGD
+from trainer.step.optimizer import MasterSGD, model_state
 from trainer.step.ranks import World
 
-
-class PretrainConfig(TrainingData, RunSettings):
-    """A pretraining run; together with the dataset it decides every weight.
-
-    Attributes:
-        out: URL of the run folder.
-        model: Such as R50x1.
-        recipe: Schedule and augmentation.
-        sharded: Whether the ranks share parameters, gradients and momentum instead of each holding all.
-    """
-
-    out: str
-    model: str
-    recipe: PretrainRecipe
-    sharded: bool = False
+logger = logging.getLogger(__name__)
 
 
-def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
-    """Refuse what could not run, before any process starts.
-
-    Raises:
-        NotFound: A dataset or a list of samples is not there.
-        ConfigError: Unknown model, fewer lanes than workers, a batch that the lanes do not divide, other classes,
-            shards for a single process.
-    """
-    parse_architecture(config.model)
-    if config.sharded and num_workers == 0:
-        raise ConfigError("sharded=true spreads the model over Ray workers; give --workers 2 or more, or leave it out")
-    config.order(config.recipe.batch_size).samples_per_lane()
-    lanes_of_rank(config.num_lanes, 0, max(1, num_workers))
-    training_sources(config)
-
-
-def pretrain(config: PretrainConfig, world: World, report: Report) -> None:
+def pretrain(config: PretrainConfig, world: World, report: Report, controls: Controls | None = None) -> None:
     """Train to the end of the recipe, from the newest checkpoint if there is one; every rank must call.
 
     Args:
         config: The run.
         world: This rank.
         report: Receives a row of metrics now and then, on rank 0.
+        controls: Of the launch; None for none.
 
     Raises:
         NonFinite: The loss diverged; names the step and the samples.
         ResumeMismatch: The run folder belongs to another configuration.
+        Interrupted: The run was asked to stop; its state is saved.
     """
-    store, recipe = open_store(config.out), config.recipe
-    require_same_config(store, world, config)
-    sources = training_sources(config)
+    store = open_store(config.out)
+    config = settled_config(store, world, config)
+    recipe, sources = config.recipe, training_sources(config)
     dataset = sources[0].selection.dataset
     num_classes = dataset.version.num_classes
     num_samples = sum(source.selection.num_samples for source in sources)
+    began, ahead = order_change(store), steps_ahead(config, num_samples)
     model = new_model(
         config.model,
         num_classes,
@@ -75,6 +61,17 @@ def pretrain(config: PretrainConfig, world: World, report: Report) -> None:
         recomputes=config.recomputes,
         sharded=config.sharded,
     )
+    optimizer = MasterSGD(model, recipe.momentum, recipe.weight_decay)
+    if world.is_first:
+        write_classes(store, dataset.classes)
+
+    def begin(stream: Stream) -> int:
+        if config.branch:
+            return _begin_branch(config, world, optimizer, stream)
+        if config.init:
+            _begin_from_weights(config, world, model, dataset.classes)
+        return 0
+
     run = TrainingRun(
         store=store,
         world=world,
@@ -83,10 +80,10 @@ def pretrain(config: PretrainConfig, world: World, report: Report) -> None:
         order=config.order(recipe.batch_size),
         transform=PretrainView(recipe.resolution_px, flip=recipe.flip),
         model=model,
-        optimizer=MasterSGD(model, recipe.momentum, recipe.weight_decay),
+        optimizer=optimizer,
         loss=LOSSES[recipe.loss],
-        learning_rate=lambda step: pretrain_learning_rate(recipe, step, num_samples),
-        num_steps=total_steps(recipe, num_samples),
+        learning_rate=lambda step: pretrain_learning_rate(recipe, step + ahead, num_samples),
+        num_steps=total_steps(recipe, num_samples) - ahead,
         num_classes=num_classes,
         about={
             "model": config.model,
@@ -96,5 +93,45 @@ def pretrain(config: PretrainConfig, world: World, report: Report) -> None:
             "data_version": config.data_version,
             "resolution_px": recipe.resolution_px,
         },
+        begin=begin,
+        order_from=began.step if began else 0,
     )
-    fit(run, report)
+    fit(run, report, controls)
+
+
+def _begin_branch(config: PretrainConfig, world: World, optimizer: MasterSGD, stream: Stream) -> int:
+    """Take up the state of another run, and pass over the batches that are to be left out."""
+    branch = config.branch
+    if branch is None:
+        return 0
+    other = open_store(branch.run)
+    record = chosen(other, branch.step)
+    load(other, world, record, optimizer.state())
+    stream.load_state_dict(record.stream | {"step": int(record.stream["step"]) + branch.skip_steps})
+    return record.step
+
+
+def _begin_from_weights(config: PretrainConfig, world: World, model: ResNetV2, classes: Sequence[str]) -> None:
+    """Fill a new network with the weights of a run or a file; a head of other classes stays one of zeros."""
+    state, url = model_state(model), str(config.init)
+    body = {name: value for name, value in state.items() if not name.startswith("model/head.")}
+    if is_file_of_weights(url):
+        weights = {f"model/{name}": value for name, value in to_ours(read_weights(read_file(url), url), url).items()}
+        found = infer_architecture({name.removeprefix("model/"): value for name, value in weights.items()}).name
+        keeps_head = all(
+            name in weights and weights[name].shape == value.shape for name, value in state.items() if name not in body
+        )
+        for name, value in (state if keeps_head else body).items():
+            value.copy_(weights[name])
+    else:
+        source = open_store(url)
+        record = chosen(source, config.init_step)
+        found = record.about["model"]
+        keeps_head = record.about["classes_sha256"] is not None and classes_of(source, record) == tuple(classes)
+        if found == config.model:
+            load_into(source, world, config.init_step, state if keeps_head else body)
+    if found != config.model:
+        raise ConfigError(f"--init {url} holds {found}, the run is of {config.model}; give --model {found}")
+    if world.is_first:
+        kept = "with its head" if keeps_head else "with a new head: its classes are others"
+        logger.info("starting from the weights of %s, %s", url, kept)

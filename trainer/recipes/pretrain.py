@@ -1,8 +1,8 @@
 """The upstream recipe as plain data and one function of the step [paper 3.3]."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pipeline.base.errors import ConfigError
 from pipeline.base.records import Record
@@ -32,7 +32,7 @@ class PretrainRecipe(Record):
     batch_size: PositiveInt = 4096
     lr_per_256: PositiveFloat = 0.03
     warmup_steps: NonNegativeInt = _PAPER_WARMUP_STEPS
-    momentum: float = 0.9
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegativeFloat = 1e-4
     resolution_px: PositiveInt = 224
     flip: bool = True
@@ -80,6 +80,18 @@ def steps_at(epochs: float, num_samples: int, batch_size: int) -> int:
 def total_steps(recipe: PretrainRecipe, num_samples: int) -> int:
     """Return the number of optimizer steps of the whole run, at least one."""
     return max(1, steps_at(recipe.epochs, num_samples, recipe.batch_size))
+
+
+def schedule_offset(step: int, epochs_done: float, num_samples: int, batch_size: int) -> int:
+    """Return by how many steps the schedule is ahead of the steps done, for a run whose batch or data was changed.
+
+    Args:
+        step: Optimizer steps done when it was changed.
+        epochs_done: Passes over the data by then.
+        num_samples: Samples of an epoch from then on.
+        batch_size: Global batch from then on.
+    """
+    return round(epochs_done * num_samples / batch_size) - step
 
 
 def pretrain_learning_rate(recipe: PretrainRecipe, step: int, num_samples: int) -> float:

@@ -10,55 +10,25 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-from pydantic import ValidationError
 
-from pipeline.base.errors import Conflict, NotFound, ResumeMismatch
+from pipeline.base.errors import Conflict
 from pipeline.base.records import Record
 from pipeline.store.base import Store, commit
+from trainer.run.history import settle
 from trainer.step.ranks import World, broadcast, gather
 
-_CONFIG_KEY = "run.json"
-_MAY_CHANGE = {"loader", "loader_log"}  # decide how fast batches come and what is logged of it, not what is in them
 R = TypeVar("R", bound=Record)
 
 
-def require_same_config(store: Store, world: World, config: R) -> R:
-    """Write the configuration on the first start, and on a later one makes sure it is the same.
+def settled_config(store: Store, world: World, config: R) -> R:
+    """Return the configuration to go on with, the same on every rank; every rank must call.
 
     Raises:
-        ResumeMismatch: The run was started with another configuration; names the fields.
+        ResumeMismatch: The run has learned with other settings; names those that differ.
+        ConfigError: The folder is another command's.
     """
-    if world.is_first and not store.create(_CONFIG_KEY, config.to_json()):
-        before, now = _with_defaults(store, type(config)), json.loads(config.to_json())
-        changed = [name for name in now if name not in _MAY_CHANGE and now[name] != before.get(name)]
-        if changed:
-            differences = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed)
-            raise ResumeMismatch(f"{store.url} was started with other settings: {differences}; use them or another OUT")
-    broadcast(world, None)
-    return config
-
-
-def _with_defaults(store: Store, config_type: type[Record]) -> dict[str, Any]:
-    """Return the stored configuration, with today's defaults for the fields that its release did not have."""
-    stored = store.read(_CONFIG_KEY)
-    try:
-        filled: dict[str, Any] = json.loads(config_type.model_validate_json(stored).to_json())
-    except ValidationError:  # another kind of run: the comparison names its fields
-        filled = json.loads(stored)
-    return filled
-
-
-def read_config(store: Store) -> dict[str, Any]:
-    """Return the configuration a run was started with.
-
-    Raises:
-        NotFound: There is no run.
-    """
-    try:
-        config: dict[str, Any] = json.loads(store.read(_CONFIG_KEY))
-    except NotFound as error:
-        raise NotFound(f"{store.url} holds no run; give the OUT of a `trainer` command") from error
-    return config
+    settled = broadcast(world, settle(store, config).to_json() if world.is_first else None)
+    return type(config).model_validate_json(settled)
 
 
 def begin_attempt(store: Store, world: World, step: int) -> str:

@@ -3,10 +3,11 @@
 import json
 import logging
 import os
+import sys
+import threading
 import time
 import uuid
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -14,12 +15,15 @@ from urllib.parse import urlsplit
 
 import click
 
-from pipeline.base.errors import BitError, ServiceError, StorageError
+from pipeline.base.errors import BitError, Fenced, Interrupted, ServiceError, StorageError
 from pipeline.base.records import Record
 from pipeline.store.base import Store
+from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
-from trainer.checkpoint.record import latest
-from trainer.run.progress import Report
+from trainer.run.board import Board, Watch, sign_of_life
+from trainer.run.controls import Controls
+from trainer.run.progress import Report, json_line
+from trainer.run.signals import stop_requests
 from trainer.step.ranks import World, alone
 
 logger = logging.getLogger(__name__)
@@ -27,8 +31,7 @@ logger = logging.getLogger(__name__)
 # Ray's default of 1800 s would hide a hang for half an hour.
 _COLLECTIVE_TIMEOUT_SECONDS = 300
 _STARTS_WITHOUT_PROGRESS = 5  # then it is no accident
-
-
+_LOOK_SECONDS = 2.0  # between two looks of the driver at its workers
 C = TypeVar("C", bound=Record)
 
 
@@ -39,17 +42,17 @@ class Job(Generic[C]):
     Attributes:
         name: Of the command.
         config_type: Of its configuration; has `out`, the URL of what it writes.
-        run: Called on every rank with the configuration, the rank and what takes its rows.
+        run: Called on every rank with the configuration, the rank, what takes its rows, and the launch's controls.
         line_of: From a reported row to a line for people.
     """
 
     name: str
     config_type: type[C]
-    run: Callable[[C, World, Report], None]
+    run: Callable[[C, World, Report, Controls], None]
     line_of: Callable[[dict[str, Any]], str]
 
 
-def run(job: Job[C], config: C, *, num_workers: int, use_gpu: bool, max_failures: int) -> None:
+def run(job: Job[C], config: C, *, num_workers: int, use_gpu: bool, max_failures: int, as_json: bool = False) -> None:
     """Run a job to its end.
 
     Args:
@@ -58,24 +61,46 @@ def run(job: Job[C], config: C, *, num_workers: int, use_gpu: bool, max_failures
         num_workers: Ray Train workers; 0 runs in this process, without Ray.
         use_gpu: One GPU for each worker instead of one CPU.
         max_failures: Restarts after a worker died or raised; -1 for no limit.
+        as_json: Whether rows are printed as JSON instead of lines for people.
 
     Raises:
-        ServiceError: The run failed more often than allowed.
+        ServiceError: The run failed more often than allowed, or without progress.
+        Interrupted: It was asked to stop (Ctrl-C, SIGTERM, `cluster stop`); its state is saved.
         BitError: As the job, where it runs in this process.
     """
+    line_of = json_line if as_json else job.line_of
     if num_workers == 0:
-        job.run(config, alone(), lambda row: click.echo(job.line_of(row)))
+        _show_messages()
+        with stop_requests() as wants_stop:
+            job.run(config, alone(use_gpu), lambda row: click.echo(line_of(row)), Controls(wants_stop=wants_stop))
         return
-    import ray.train  # noqa: PLC0415 - two seconds that `--help` need not pay
+    _run_on_ray(job, config, line_of, num_workers, use_gpu, max_failures)
+
+
+def _run_on_ray(
+    job: Job[C],
+    config: C,
+    line_of: Callable[[dict[str, Any]], str],
+    num_workers: int,
+    use_gpu: bool,
+    max_failures: int,
+) -> None:
+    import ray  # noqa: PLC0415 - two seconds that `--help` need not pay
+    import ray.train  # noqa: PLC0415
     import ray.train.torch  # noqa: PLC0415
 
     out = config.model_dump()["out"]
-    launch_id = uuid.uuid4().hex[:8]
+    store, launch_id = open_store(out), uuid.uuid4().hex[:8]
+    if not ray.is_initialized():
+        ray.init(log_to_driver=True)
+    board = Board.start(launch_id)
     loop_config = {
         "job": job,
+        "line_of": line_of,
         "config": config.model_dump_json(),
         "out": out,
-        "failures": f"failures/{launch_id}/",
+        "launch_id": launch_id,
+        "lease_number": Lease.take(store).number,
     }
     trainer = ray.train.torch.TorchTrainer(
         _worker,
@@ -91,13 +116,54 @@ def run(job: Job[C], config: C, *, num_workers: int, use_gpu: bool, max_failures
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
         ),
     )
-    try:
-        trainer.fit()
-    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-        raise ServiceError(_cause(error)) from error
-    message = _final_failure(open_store(out), loop_config["failures"])
+    with stop_requests() as wants_stop:
+        error = _fitted(trainer, board, wants_stop)
+    message = final_failure(store, launch_id)
     if message:
         raise ServiceError(f"the run stopped on its workers: {message}")
+    if error:
+        raise ServiceError(_cause(error)) from error
+    stopped = board.stopped()
+    if stopped:
+        raise Interrupted(stopped)
+
+
+def _fitted(trainer: Any, board: Board, wants_stop: Callable[[], bool]) -> BaseException | None:
+    """Wait for Ray Train in a thread, so that this one can take signals and look after the workers."""
+    import ray  # noqa: PLC0415
+    import ray.train  # noqa: PLC0415
+
+    failed: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    watch, is_asked = Watch(_COLLECTIVE_TIMEOUT_SECONDS), False
+    while thread.is_alive():
+        thread.join(_LOOK_SECONDS)
+        if wants_stop() and not is_asked:
+            is_asked = True
+            click.echo("stopping: the workers save their state; a second Ctrl-C ends them at once", err=True)
+            board.request_stop()
+        for line in watch.news(board.lives(), time.time()):
+            click.echo(line, err=True)
+    return failed[0] if failed else None
+
+
+def _show_messages() -> None:
+    """Print what the trainer has to say, as plain lines."""
+    ours = logging.getLogger("trainer")
+    if not ours.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        ours.addHandler(handler)
+        ours.propagate = False
+    ours.setLevel(min(ours.getEffectiveLevel(), logging.INFO))
 
 
 def _worker(loop_config: dict[str, Any]) -> None:
@@ -107,45 +173,68 @@ def _worker(loop_config: dict[str, Any]) -> None:
     logging.getLogger("botocore").setLevel(logging.WARNING)
     # Kernels of one pixel have two equal memory layouts; torch warns although only the name differs.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    _show_messages()
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-
     job: Job[Any] = loop_config["job"]
+    board = Board.join(loop_config["launch_id"])
 
-    # Ray starts the group again whatever went wrong, as often as it takes. So failures are written down; a start that
-    # finds it cannot succeed returns at once, and the driver says why.
-    store = open_store(loop_config["out"])
-    if _final_failure(store, loop_config["failures"]):
+    # Ray starts the group again whatever went wrong, as often as it takes. So starts and failures are written down; a
+    # start that finds it cannot succeed returns at once, and the driver says why.
+    store, launch_id = open_store(loop_config["out"]), loop_config["launch_id"]
+    if world.is_first:
+        write_start(store, launch_id)
+    if final_failure(store, launch_id):
         return
-    try:
-        config = job.config_type.model_validate_json(loop_config["config"])
-        job.run(config, world, lambda row: click.echo(job.line_of(row)))
-    except Exception as error:
-        _write_failure(store, loop_config["failures"], world.rank, error)
-        raise
+    with sign_of_life(board, world) as on_step:
+        controls = Controls(Lease(store, loop_config["lease_number"]), board.wants_stop, on_step)
+        try:
+            config = job.config_type.model_validate_json(loop_config["config"])
+            job.run(config, world, lambda row: click.echo(loop_config["line_of"](row)), controls)
+        except Interrupted as stop:  # asked for: not to be started again
+            if world.is_first:
+                board.report_stop(str(stop))
+        except BaseException as error:
+            write_failure(store, launch_id, world.rank, error)
+            raise
 
 
-def _write_failure(store: Store, folder: str, rank: int, error: Exception) -> None:
-    newest = latest(store)
+def write_start(store: Store, launch_id: str) -> None:
+    """Record that a group of workers starts, and what there is by then; called by rank 0."""
+    body = json.dumps({"progress": progress_of(store)})
+    store.create(f"failures/{launch_id}/starts/{time.time_ns()}.json", body.encode())
+
+
+def write_failure(store: Store, launch_id: str, rank: int, error: BaseException) -> None:
+    """Record what a rank ends with."""
+    is_final = isinstance(error, Fenced) or (isinstance(error, BitError) and not isinstance(error, StorageError))
     failure = {
         "rank": rank,
-        "step": newest.step if newest else 0,
-        "final": isinstance(error, BitError) and not isinstance(error, StorageError),
+        "final": is_final,
         "message": f"{error}" if isinstance(error, BitError) else f"{type(error).__name__}: {error}",
     }
-    store.create(f"{folder}{time.time_ns()}-{rank}.json", json.dumps(failure).encode())
+    store.create(f"failures/{launch_id}/{time.time_ns()}-{rank}.json", json.dumps(failure).encode())
 
 
-def _final_failure(store: Store, folder: str) -> str | None:
-    """Return why a launch cannot succeed: an error that would come again, or too many starts without a checkpoint."""
-    failures = [json.loads(store.read(entry.key)) for entry in store.list(folder)]
+def progress_of(store: Store) -> list[str]:
+    """Return the names of all that was finished at a run or sweep: checkpoints and results."""
+    found = [entry.key for folder in ("checkpoints/", "models/", "results/") for entry in store.list(folder)]
+    return sorted(key for key in found if key.endswith(".json") and "/attempts/" not in key)
+
+
+def final_failure(store: Store, launch_id: str) -> str | None:
+    """Return why a launch cannot succeed: an error that would come again, or too many starts without progress."""
+    folder = f"failures/{launch_id}/"
+    entries = [entry.key for entry in store.list(folder)]
+    failures = [json.loads(store.read(key)) for key in entries if "/starts/" not in key]
     for failure in failures:
         if failure["final"]:
             return str(failure["message"])
-    starts = Counter((failure["step"], failure["rank"]) for failure in failures)
-    if starts and max(starts.values()) >= _STARTS_WITHOUT_PROGRESS:
-        reason = str(failures[-1]["message"]).splitlines()[0]
-        return f"{_STARTS_WITHOUT_PROGRESS} starts in a row reached no new checkpoint; the last failed with {reason}"
+    starts = [json.loads(store.read(key))["progress"] for key in entries if "/starts/" in key]
+    last = starts[-(_STARTS_WITHOUT_PROGRESS + 1) :]
+    if len(last) > _STARTS_WITHOUT_PROGRESS and all(progress == last[0] for progress in last):
+        reason = str(failures[-1]["message"]).splitlines()[0] if failures else "a worker that was killed"
+        return f"{_STARTS_WITHOUT_PROGRESS} starts in a row reached no new checkpoint; the last ended with {reason}"
     return None
 
 

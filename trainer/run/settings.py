@@ -8,7 +8,7 @@ from pipeline.base.records import Record
 from pipeline.store.url import absolute_url
 from pipeline.streaming.order import OrderConfig
 from pipeline.streaming.stream import LoaderConfig
-from trainer.step.step import Precision
+from trainer.step.precision import Precision
 
 
 class RunSettings(Record):

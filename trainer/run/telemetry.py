@@ -67,11 +67,15 @@ class Telemetry:
         self._step, self._loss = 0, 0.0
         self._has_more = False
 
-    def after_step(self, step: int, batch: Batch, loss: float) -> None:
+    def on_result(self, loss: float) -> None:
+        """Take the loss of a step."""
+        self._loss = loss
+
+    def after_step(self, step: int, batch: Batch) -> None:
         """Count a step; `step` is the number of steps done."""
         self._row.took(batch)
         self._second.took(batch)
-        self._step, self._loss, self._has_more = step, loss, True
+        self._step, self._has_more = step, True
         if self._second.seconds >= _LINE_SECONDS:
             self._write_line()
 

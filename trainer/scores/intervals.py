@@ -1,6 +1,7 @@
 """Intervals for accuracies."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,12 @@ import numpy.typing as npt
 from pipeline.base.seeds import rng
 
 _Z95 = 1.959963984540054  # two-sided 95 %
+# Student's t at 97.5 % for 1, 2, ... degrees of freedom [any table of it]; beyond them the normal's is within 2 %.
+_T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042, 2.040, 2.037,
+    2.035, 2.032, 2.030, 2.028, 2.026, 2.024, 2.023, 2.021,
+)  # fmt: skip
 _NUM_RESAMPLES = 2000
 
 
@@ -20,6 +27,21 @@ def wilson_interval(num_correct: int, num_samples: int) -> tuple[float, float]:
     centre = (share + spread / 2) / (1 + spread)
     half = _Z95 * math.sqrt(share * (1 - share) / num_samples + spread / (4 * num_samples)) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of a few independent values by Student's t, cut to 0..1 as for accuracies.
+
+    Raises:
+        ValueError: There are fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"an interval needs two values or more, not {len(values)}")
+    degrees = len(values) - 1
+    quantile = _T95[degrees - 1] if degrees <= len(_T95) else _Z95
+    half = quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    mean = float(np.mean(values))
+    return max(0.0, mean - half), min(1.0, mean + half)
 
 
 def paired_bootstrap(

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from trainer.scores.intervals import wilson_interval
 
+# What an audit needs of them. Labels and predictions are numbered as the model numbers its classes.
 PREDICTION_SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),
@@ -17,16 +18,27 @@ PREDICTION_SCHEMA = pa.schema(
         ("correct", pa.bool_()),
     ]
 )
+NUM_GUESSES = 5  # the most probable classes that are listed
+# What is written: the same with names, for people.
+NAMED_PREDICTION_SCHEMA = pa.schema(
+    [
+        *PREDICTION_SCHEMA,
+        ("key", pa.string()),
+        ("label_names", pa.list_(pa.string())),
+        ("prediction_name", pa.string()),
+        ("guesses", pa.list_(pa.int32())),
+        ("guess_probabilities", pa.list_(pa.float32())),
+    ]
+)
 
 
 def summary(predictions: pa.Table) -> dict[str, Any]:
-    """Return accuracy, its 95 % Wilson interval and the counts behind it."""
-    num_correct = int(np.sum(predictions["correct"].to_numpy()))
-    low, high = wilson_interval(num_correct, predictions.num_rows)
-    return {
-        "accuracy": num_correct / max(1, predictions.num_rows),
-        "low": low,
-        "high": high,
-        "num_correct": num_correct,
-        "num_test": predictions.num_rows,
-    }
+    """Return accuracy, its 95 % Wilson interval and the counts behind it; pictures without a label are not counted."""
+    has_label = pa.compute.list_value_length(predictions["labels"]).to_numpy() > 0
+    num_test = int(np.sum(has_label))
+    num_correct = int(np.sum(predictions["correct"].to_numpy()[has_label]))
+    low, high = wilson_interval(num_correct, num_test)
+    counts = {"num_correct": num_correct, "num_test": num_test}
+    if num_test < predictions.num_rows:
+        counts["num_unlabelled"] = predictions.num_rows - num_test
+    return {"accuracy": num_correct / max(1, num_test), "low": low, "high": high, **counts}

@@ -15,8 +15,9 @@ from pipeline.base.errors import NonFinite
 from pipeline.streaming.stream import Batch
 from trainer.step.losses import Loss
 from trainer.step.optimizer import MasterSGD
+from trainer.step.precision import Precision
 from trainer.step.ranks import World
-from trainer.step.step import Precision, QueuedStep, StepResult, train_step
+from trainer.step.step import QueuedStep, StepResult, train_step
 from trainer.step.tensors import TensorBatch, to_device
 
 _NAMED_SAMPLES = 8  # of the batch of a failed step; a choice: enough to look at, short enough for a message
@@ -82,6 +83,7 @@ class Learner:
 
 class _Pending(NamedTuple):
     step: int
+    num_samples: int
     places: list[list[int]]  # of its first samples
     queued: QueuedStep
 
@@ -94,7 +96,8 @@ def train(
     first_step: int,
     num_steps: int,
     hooks: Sequence[Hook],
-    after_step: Callable[[int, Batch, float], None],
+    on_result: Callable[[StepResult, int], None],
+    after_step: Callable[[int, Batch], None],
     key_of: Callable[[Sequence[int]], str],
 ) -> int:
     """Take the steps from `first_step` to `num_steps`; every rank must call.
@@ -106,8 +109,9 @@ def train(
         first_step: Steps done already.
         num_steps: Steps to be done in all.
         hooks: Called in order where due.
-        after_step: Called after every step with the steps done, the batch, and the last loss that is known: of that
-            step where the loop rests, else of the one before it.
+        on_result: Called with the figures of every step, in order, and the number of this rank's samples behind them:
+            before the hooks of that step; where the loop does not rest, a step late.
+        after_step: Called after every step with the steps done and the batch.
         key_of: From a row of `Batch.places` to the sample's key, for messages.
 
     Returns:
@@ -117,27 +121,28 @@ def train(
         NonFinite: Loss or gradient is not finite; names the step, the rank and its first samples. Nothing was updated.
     """
 
-    def result_of(pending: _Pending) -> StepResult:
+    def finish(pending: _Pending) -> StepResult:
         try:
-            return pending.queued.result()
+            result = pending.queued.result()
         except NonFinite as error:
             keys = ", ".join(key_of(place) for place in pending.places)
             raise NonFinite(f"step {pending.step}, rank {world.rank}, samples {keys}, ...: {error}") from error
+        on_result(result, pending.num_samples)
+        return result
 
     learner.module.train()
     pending: _Pending | None = None
-    loss = 0.0
     for step in range(first_step, num_steps):
         batch = next(batches)
-        queued = _Pending(step, batch.places[:_NAMED_SAMPLES].tolist(), learner.queue(step, batch, world))
+        places = batch.places[:_NAMED_SAMPLES].tolist()
+        queued = _Pending(step, len(batch.labels), places, learner.queue(step, batch, world))
         if pending:
-            loss = result_of(pending).loss
+            finish(pending)
         pending, done = queued, step + 1
         due = [hook for hook in hooks if hook.is_due(done)]
         if due or done == num_steps or step == first_step:  # the first result shows at once that steps work
-            result, pending = result_of(pending), None
-            loss = result.loss
-        after_step(done, batch, loss)
+            result, pending = finish(pending), None
+        after_step(done, batch)
         if due:
             goes_on = [hook.run(done, result) for hook in due]
             learner.module.train()

@@ -38,8 +38,17 @@ class World:
         return self.rank == 0
 
 
-def alone() -> World:
-    """Return the world of a single process, on the GPU if there is one."""
+def alone(use_gpu: bool = False) -> World:
+    """Return the world of a single process, on the GPU if there is one.
+
+    Args:
+        use_gpu: Whether there has to be one.
+
+    Raises:
+        ConfigError: There has to be a GPU, and there is none.
+    """
+    if use_gpu and not torch.cuda.is_available():
+        raise ConfigError("--gpu: torch finds no GPU on this machine; leave --gpu out to train on the CPU")
     return World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 

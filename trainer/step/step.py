@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +9,9 @@ from torch import Tensor, nn
 from pipeline.base.errors import NonFinite
 from trainer.step.losses import Loss
 from trainer.step.optimizer import MasterSGD
+from trainer.step.precision import Precision
 from trainer.step.ranks import gradient_sync
 from trainer.step.tensors import TensorBatch
-
-Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)

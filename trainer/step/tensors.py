@@ -23,13 +23,20 @@ class TensorBatch:
 
 
 def to_device(batch: Batch, num_classes: int, device: torch.device) -> TensorBatch:
-    """Move uint8 pictures to the device and normalises them there: a quarter of the bytes cross the bus."""
-    images = torch.from_numpy(batch.images)
+    """Move a batch to the device."""
     targets = torch.from_numpy(label_matrix([list(labels) for labels in batch.labels], num_classes))
+    if device.type == "cuda":
+        targets = targets.pin_memory()
+    return TensorBatch(images_to_device(batch, device), targets.to(device, non_blocking=True))
+
+
+def images_to_device(batch: Batch, device: torch.device) -> Tensor:
+    """Move uint8 pictures to the device and normalise them there: a quarter of the bytes cross the bus.
+
+    Returns:
+        float32 in [-1, 1], shape (B, C, H, W).
+    """
+    images = torch.from_numpy(batch.images)
     if device.type == "cuda":  # from pinned memory a copy runs beside the computation
-        images, targets = images.pin_memory(), targets.pin_memory()
-    images = images.to(device, non_blocking=True)
-    return TensorBatch(
-        images_BCHW=images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0),
-        targets_BK=targets.to(device, non_blocking=True),
-    )
+        images = images.pin_memory()
+    return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)

@@ -21,9 +21,10 @@ from trainer.checkpoint.record import require_latest
 from trainer.checkpoint.sharded import save
 from trainer.checkpoint.weights import load_model
 from trainer.formats.layouts import LAYOUTS, place_of
-from trainer.jobs.evaluate import EvaluateConfig, evaluate
+from trainer.jobs.config import EvaluateConfig, FinetuneConfig
+from trainer.jobs.evaluate import evaluate
 from trainer.jobs.exchange import export_weights, import_weights
-from trainer.jobs.finetune import FinetuneConfig, initial_model
+from trainer.jobs.finetune import initial_model
 from trainer.model.architecture import parse_architecture
 from trainer.model.network import ResNetV2
 from trainer.step.optimizer import model_state
@@ -200,7 +201,7 @@ def test_a_head_for_other_classes_starts_at_zero_and_training_goes_on_from_the_b
         init=str(tmp_path / "run"), model="R14x0.5", train=url, train_version=1, test=url, test_version=1,
         out=str(tmp_path / "ft"),
     )  # fmt: skip
-    started = initial_model(config, alone(), 3).state_dict()
+    started = initial_model(config, alone(), 3)[0].state_dict()
     assert all(torch.equal(started[name], weights[name]) for name in started)
 
 

@@ -9,7 +9,8 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from tests.trainer.runs import RECIPE, Stopped, assert_equal, config, final_state
 from trainer.checkpoint.record import committed, latest
-from trainer.jobs.pretrain import check_pretrain, pretrain
+from trainer.jobs.checks import check_pretrain
+from trainer.jobs.pretrain import pretrain
 from trainer.run.folder import read_metrics
 from trainer.step.ranks import alone
 

@@ -21,8 +21,9 @@ from trainer.model.group_norm import GroupNorm
 from trainer.model.network import Bottleneck, ResNetV2
 from trainer.step.losses import softmax_loss
 from trainer.step.optimizer import MasterSGD, model_state
+from trainer.step.precision import Precision
 from trainer.step.ranks import World, average_buffers, distributed
-from trainer.step.step import Precision, in_precision, train_step
+from trainer.step.step import in_precision, train_step
 from trainer.step.tensors import TensorBatch
 
 SMALL = "R14x0.5"

@@ -4,27 +4,51 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.errors import ConfigError, Unreachable
+from pipeline.base.errors import ConfigError, Fenced, Unreachable
 from pipeline.store.url import open_store
-from trainer.run.launch import _final_failure, _write_failure
-
-FOLDER = "failures/abc/"
+from trainer.run.launch import final_failure, write_failure, write_start
 
 
-def test_an_error_that_would_come_again_is_final_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [ConfigError("17 lanes"), Fenced("17 lanes")])
+def test_an_error_that_would_come_again_is_final_at_once(tmp_path: Path, error: Exception) -> None:
     store = open_store(str(tmp_path))
-    _write_failure(store, FOLDER, 0, RuntimeError("Connection reset by peer"))
-    assert _final_failure(store, FOLDER) is None
-    _write_failure(store, FOLDER, 1, ConfigError("17 lanes"))
-    assert _final_failure(store, FOLDER) == "17 lanes"
-    assert _final_failure(store, "failures/another/") is None
+    write_failure(store, "abc", 0, RuntimeError("Connection reset by peer"))
+    assert final_failure(store, "abc") is None
+    write_failure(store, "abc", 1, error)
+    assert final_failure(store, "abc") == "17 lanes"
+    assert final_failure(store, "another") is None
 
 
-@pytest.mark.parametrize("error", [Unreachable("no answer from S3"), RuntimeError("out of memory")])
-def test_five_starts_without_a_checkpoint_are_enough(tmp_path: Path, error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Unreachable("no answer from S3"), "ended with no answer from S3"),
+        (RuntimeError("out of memory"), "ended with RuntimeError: out of memory"),
+        (SystemExit("torch.distributed.checkpoint's own is no Exception either"), "ended with SystemExit"),
+        (None, "ended with a worker that was killed"),
+    ],
+)
+def test_five_starts_without_progress_are_enough_whatever_ended_them(
+    tmp_path: Path, error: BaseException | None, said: str
+) -> None:
     store = open_store(str(tmp_path))
-    for start in range(5):
-        assert _final_failure(store, FOLDER) is None, start
-        for rank in (0, 1):
-            _write_failure(store, FOLDER, rank, error)
-    assert "5 starts in a row reached no new checkpoint" in str(_final_failure(store, FOLDER))
+    for start in range(6):
+        assert final_failure(store, "abc") is None, start
+        write_start(store, "abc")
+        if error:
+            for rank in (0, 1):
+                write_failure(store, "abc", rank, error)
+    message = str(final_failure(store, "abc"))
+    assert "5 starts in a row reached no new checkpoint" in message
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    "finished", ["checkpoints/{:09d}.json", "results/{:04d}.json", "models/a/checkpoints/{:09d}.json"]
+)
+def test_starts_that_each_finish_something_never_end_a_launch(tmp_path: Path, finished: str) -> None:
+    store = open_store(str(tmp_path))
+    for start in range(12):
+        write_start(store, "abc")
+        assert final_failure(store, "abc") is None
+        store.create(finished.format(start), b"{}")

@@ -18,7 +18,6 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -28,6 +27,8 @@ from pipeline.image.transforms import PretrainView
 from pipeline.streaming.order import OrderConfig
 from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import LoaderConfig, Stream
+from tests.processes import is_running, running_children
+from tests.waiting import wait_until
 from trainer.model.build import new_model
 from trainer.step.losses import LOSSES
 from trainer.step.optimizer import MasterSGD
@@ -38,7 +39,6 @@ from trainer.step.tensors import to_device
 ORDER = OrderConfig(seed=4, batch_size=12, num_lanes=4, window_blocks=2)
 NUM_STEPS = 24  # of 90 samples: three epochs and a bit
 CHECKPOINT_EVERY = 3
-PATIENCE_SECONDS = 100.0
 # Ranks and loader workers of each attempt; all but the last are killed.
 ATTEMPTS = ((1, 0), (2, 1), (4, 0), (1, 1), (4, 0), (2, 0))
 
@@ -145,9 +145,9 @@ def start(small_dataset: Dataset) -> Iterator[Start]:
         try:
             yield begin
         finally:
-            for child in psutil.Process(forker.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    child.kill()
+            for child in running_children(forker.pid, ""):
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
             forker.kill()
 
 
@@ -168,18 +168,11 @@ def has_reached(out: Path, attempt: int, num_ranks: int, step: int) -> bool:
 
 
 def are_gone(pids: list[int]) -> bool:
-    return not any(map(psutil.pid_exists, pids))
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
+    return not any(map(is_running, pids))
 
 
 def finish(out: Path, attempt: int, pids: list[int]) -> None:
-    wait_until(partial(are_gone, pids))
+    wait_until(partial(are_gone, pids), "the ranks to end")
     assert all(lines[-1] == "finished" for lines in written(out, attempt, len(pids)))
 
 
@@ -215,15 +208,15 @@ def test_through_kills_on_1_2_and_4_ranks_every_epoch_holds_each_sample_once(sta
             finish(killed, attempt, pids)
             break
         target = min(NUM_STEPS - 2, max(reached, default=-1) + chance.randint(1, 5))
-        wait_until(partial(has_reached, killed, attempt, num_ranks, target))
-        time.sleep(chance.uniform(0, 0.1))
+        wait_until(partial(has_reached, killed, attempt, num_ranks, target), f"step {target}")
+        time.sleep(chance.uniform(0, 0.1))  # the point: a random moment
         chance.shuffle(pids)
         os.kill(pids[0], signal.SIGKILL)
-        time.sleep(chance.choice((0, 0.1)))  # the others go on without it for a moment, or fail
+        time.sleep(chance.choice((0, 0.1)))  # the point: the others go on without it for a moment, or fail
         for pid in pids[1:]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        wait_until(partial(are_gone, pids))
+        wait_until(partial(are_gone, pids), "the killed ranks to end")
         reached.append(last_step(killed, attempt, num_ranks))
     finish(calm, 0, undisturbed)
 

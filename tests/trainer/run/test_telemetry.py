@@ -134,7 +134,8 @@ import sys, time, urllib.request
 import ray
 from pathlib import Path
 from trainer.step.ranks import alone
-from trainer.jobs.pretrain import PretrainConfig, pretrain
+from trainer.jobs.config import PretrainConfig
+from trainer.jobs.pretrain import pretrain
 
 ray.init()
 pretrain(PretrainConfig.model_validate_json(Path(sys.argv[1]).read_text()), alone(), lambda row: None)

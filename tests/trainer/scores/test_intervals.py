@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.base.errors import ConfigError
-from trainer.scores.intervals import paired_bootstrap, wilson_interval
-from trainer.tasks.few_shot import few_shot_rows
+from trainer.scores.intervals import mean_interval, paired_bootstrap, wilson_interval
 
 
 def test_wilson_interval_of_known_cases() -> None:
@@ -32,17 +30,10 @@ def test_paired_bootstrap_of_nothing_removed_is_zero() -> None:
     assert paired_bootstrap(correct, np.ones(3, bool)) == (0.0, 0.0, 0.0)
 
 
-def test_few_shot_subsets_are_balanced_reproducible_and_different() -> None:
-    labels = np.repeat(np.arange(4), 20)
-    subsets = [few_shot_rows(labels, 4, 5, seed=1, subset=number) for number in range(3)]
-    for rows in subsets:
-        assert np.bincount(labels[rows]).tolist() == [5, 5, 5, 5]
-        assert len(set(rows.tolist())) == 20
-    assert np.array_equal(subsets[0], few_shot_rows(labels, 4, 5, seed=1, subset=0))
-    assert not np.array_equal(subsets[0], subsets[1])
-    assert len(few_shot_rows(labels, 4, 0, seed=1, subset=0)) == 80
-
-
-def test_too_few_pictures_for_the_shots_are_named() -> None:
-    with pytest.raises(ConfigError, match="class 1 has 2 training pictures, fewer than 3 shots"):
-        few_shot_rows(np.array([0, 0, 0, 1, 1]), 2, 3, seed=0, subset=0)
+def test_the_interval_of_a_mean_is_students() -> None:
+    low, high = mean_interval([0.70, 0.72, 0.74, 0.71, 0.73])
+    assert (low + high) / 2 == pytest.approx(0.72)
+    assert (high - low) / 2 == pytest.approx(2.776 * 0.0158114 / 5**0.5, rel=1e-4)
+    assert mean_interval([0.1, 0.9]) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="two values or more"):
+        mean_interval([0.5])

@@ -35,9 +35,9 @@ def learner(learning_rate: float = 0.01) -> Learner:
     return Learner(model, MasterSGD(model, 0.9, 0.0), softmax_loss, lambda step: learning_rate, CLASSES, SAMPLES, 2)
 
 
-def run(chosen: Learner, num_steps: int, hooks: list[Hook], first_step: int = 0) -> tuple[int, list[tuple[int, float]]]:
-    """Train, and return the steps done and what was called after each of them."""
-    seen: list[tuple[int, float]] = []
+def run(chosen: Learner, num_steps: int, hooks: list[Hook], first_step: int = 0) -> tuple[int, list[tuple[str, float]]]:
+    """Train, and return the steps done and what was called on the way."""
+    seen: list[tuple[str, float]] = []
     done = train(
         alone(),
         chosen,
@@ -45,7 +45,8 @@ def run(chosen: Learner, num_steps: int, hooks: list[Hook], first_step: int = 0)
         first_step=first_step,
         num_steps=num_steps,
         hooks=hooks,
-        after_step=lambda done, batch, loss: seen.append((done, loss)),
+        on_result=lambda result, num_samples: seen.append(("loss", result.loss)),
+        after_step=lambda done, batch: seen.append(("done", done)),
         key_of=lambda place: f"{place[2]}-{place[3]}",
     )
     return done, seen
@@ -110,16 +111,16 @@ def test_a_hook_ends_the_training_after_the_hooks_that_are_due_with_it() -> None
     done, seen = run(learner(), 9, [ends, saves])
     assert done == 2
     assert calls == ["ends", "saves"]
-    assert [step for step, _ in seen] == [1, 2]
+    assert [step for what, step in seen if what == "done"] == [1, 2]
 
 
-def test_after_every_step_the_newest_known_loss_is_handed_on() -> None:
+def test_the_figures_of_every_step_are_handed_on_once_and_in_order_late_only_where_the_loop_does_not_rest() -> None:
     by_step: dict[int, float] = {}
-    log = Hook(every(1, 6), lambda done, result: by_step.update({done: result.loss}) is None)
-    run(learner(), 6, [log])
+    run(learner(), 6, [Hook(every(1, 6), lambda done, result: by_step.update({done: result.loss}) is None)])
     _, seen = run(learner(), 6, [Hook(lambda done: done == 4, lambda done, _: True)])
-    assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6]
-    assert [loss for _, loss in seen] == [by_step[step] for step in (1, 1, 2, 4, 4, 6)]
+    assert [loss for what, loss in seen if what == "loss"] == [by_step[step] for step in range(1, 7)]
+    order = [what if what == "loss" else int(value) for what, value in seen]
+    assert order == ["loss", 1, 2, "loss", 3, "loss", "loss", 4, 5, "loss", "loss", 6]
 
 
 def test_a_loss_that_is_not_finite_names_its_own_step_and_samples_though_later_ones_are_queued() -> None:

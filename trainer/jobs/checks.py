@@ -1,0 +1,185 @@
+"""What could not run, or would train nothing, is found before any process starts; without torch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.base.errors import ConfigError
+from pipeline.dataset.dataset import Dataset
+from pipeline.packing.foreign_tars.open_any import open_any
+from pipeline.store.url import open_store
+from pipeline.streaming.order import lanes_of_rank
+from pipeline.streaming.selection import Selection
+from trainer.jobs.config import FinetuneConfig, PretrainConfig
+from trainer.model.architecture import parse_architecture
+from trainer.model.cost import layers
+from trainer.recipes.classes import match_classes
+from trainer.recipes.data import selection_without, training_sources
+from trainer.recipes.hyperrule import TransferRecipe, hyperrule, shortened
+from trainer.recipes.pretrain import pretrain_learning_rate, schedule_offset, total_steps
+from trainer.run.history import order_change
+from trainer.run.settings import RunSettings
+from trainer.tasks.few_shot import few_shot_rows
+
+
+def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
+    """Refuse what could not run.
+
+    Raises:
+        NotFound: A dataset or a list of samples is not there.
+        ConfigError: Unknown model, fewer lanes than workers, a batch that the lanes do not divide, other classes,
+            shards for a single process, BatchNorm over single pictures, weights and a branch to start from.
+    """
+    if config.sharded and num_workers == 0:
+        raise ConfigError("sharded=true spreads the model over Ray workers; give --workers 2 or more, or leave it out")
+    if config.init and config.branch:
+        raise ConfigError("a run starts from --init or from --branch, not from both; leave one out")
+    _check_batch(config, config.model, config.recipe.batch_size, num_workers)
+    training_sources(config)
+
+
+def pretrain_warnings(config: PretrainConfig) -> Iterator[str]:
+    """Yield a sentence for each setting with which little or nothing would be learned."""
+    recipe, sources = config.recipe, training_sources(config)
+    num_samples = sum(source.selection.num_samples for source in sources)
+    last = total_steps(recipe, num_samples)
+    if num_samples < recipe.batch_size:
+        yield (
+            f"an epoch ({num_samples:,} pictures) is shorter than a batch ({recipe.batch_size:,}): a batch holds "
+            f"pictures several times; set a smaller recipe.batch_size"
+        )
+    if recipe.warmup_steps >= last:
+        highest = max(pretrain_learning_rate(recipe, step, num_samples) for step in {0, last - 1})
+        yield (
+            f"the warm-up ({recipe.warmup_steps:,} steps) is longer than the run ({last:,} steps): the learning "
+            f"rate gets to {highest:.2g} of {recipe.base_lr:.2g}; set a smaller recipe.warmup_steps"
+        )
+    if recipe.loss == "softmax" and any(_is_multi_label(source.selection.dataset) for source in sources):
+        yield (
+            "pictures of the training set have several labels: softmax shares the target among them; "
+            "set recipe.loss=sigmoid to learn each label by itself"
+        )
+
+
+def header(config: PretrainConfig) -> str:
+    """Return what is about to be trained, in two lines for people."""
+    recipe, sources = config.recipe, training_sources(config)
+    dataset = sources[0].selection.dataset
+    num_samples = sum(source.selection.num_samples for source in sources)
+    num_classes = dataset.version.num_classes
+    found = layers(parse_architecture(config.model), num_classes, recipe.resolution_px)
+    num_parameters = sum(layer.num_parameters for layer in found)
+    mixed = f" and {len(config.mix)} more" if config.mix else ""
+    return (
+        f"{config.model}, {num_parameters:,} parameters, {recipe.resolution_px} px, {config.precision}; "
+        f"{config.data} version {config.data_version}{mixed}: {num_samples:,} pictures, {num_classes:,} classes\n"
+        f"{num_steps(config):,} steps of {recipe.batch_size:,} pictures, {recipe.epochs:g} epochs; at {config.out}"
+    )
+
+
+def num_steps(config: PretrainConfig) -> int:
+    """Return the steps of a run from its beginning to its end, as its schedule and its changes have it."""
+    return total_steps(config.recipe, _num_samples(config)) - steps_ahead(config, _num_samples(config))
+
+
+def epochs_done(config: PretrainConfig, step: int) -> float:
+    """Return the passes over the data after `step` optimizer steps of a run."""
+    num_samples = _num_samples(config)
+    return (step + steps_ahead(config, num_samples)) * config.recipe.batch_size / num_samples
+
+
+def steps_ahead(config: PretrainConfig, num_samples: int) -> int:
+    """Return by how many steps the schedule is ahead of the steps done, since batch or data were changed; or 0."""
+    began = order_change(open_store(config.out))
+    batch_size = config.recipe.batch_size
+    return schedule_offset(began.step, began.epochs_done, num_samples, batch_size) if began else 0
+
+
+def _num_samples(config: PretrainConfig) -> int:
+    return sum(source.selection.num_samples for source in training_sources(config))
+
+
+def check_finetune(config: FinetuneConfig, num_workers: int) -> None:
+    """Refuse what could not run.
+
+    Raises:
+        ConfigError: Unknown model, classes of the test set that the training set lacks, the training set as test set,
+            too few pictures for the shots, or lanes that workers or batch do not fit.
+        NotFound: A dataset is missing.
+    """
+    train, test = open_any(config.train, config.train_version), test_selection(config).dataset
+    if (config.train, config.train_version) == (config.test, config.test_version) and not config.test_on_train:
+        raise ConfigError(
+            f"{config.train} is training set and test set: its accuracy says nothing of other pictures; give another "
+            f"TEST, or --set test_on_train=true if that is meant"
+        )
+    match_classes(train.classes, test.classes, config.train, config.test, ignore_unknown=config.ignore_unknown_classes)
+    for shots in config.shots:
+        recipe = recipe_for(config, len(subset_rows(config, train, shots, 0)), (224, 224))
+        _check_batch(config, config.model, recipe.batch_size, num_workers)
+        if config.order(recipe.batch_size).samples_per_lane() == 1 and recipe.mixup_alpha is not None:
+            raise ConfigError(f"MixUp needs two samples a lane; lower num_lanes {config.num_lanes} below the batch")
+
+
+def finetune_warnings(config: FinetuneConfig) -> Iterator[str]:
+    """Yield a sentence for each setting whose figures would not mean what one may think."""
+    train, test = open_any(config.train, config.train_version), test_selection(config).dataset
+    for url, dataset in ((config.train, train), (config.test, test)):
+        if _is_multi_label(dataset):
+            yield (
+                f"pictures of {url} have several labels: the softmax of fine-tuning shares the target among them, and "
+                f"a prediction is counted as right if it is one of them"
+            )
+    num_unlabelled = int(np.sum(first_labels(test) < 0))
+    if num_unlabelled:
+        yield f"{num_unlabelled:,} pictures of {config.test} have no label: they are predicted, and not counted"
+
+
+def test_selection(config: FinetuneConfig) -> Selection:
+    """Return the pictures to test on."""
+    return selection_without(config.test, config.test_version, config.exclude_test)
+
+
+def recipe_for(config: FinetuneConfig, num_train: int, nominal_px: tuple[int, int]) -> TransferRecipe:
+    """Return the recipe of one run: the HyperRule, shortened if the configuration says so."""
+    recipe = hyperrule(num_train, *nominal_px, model=config.model, variant=config.rule)
+    return shortened(recipe, **config.shortened.model_dump()) if config.shortened else recipe
+
+
+def subset_rows(config: FinetuneConfig, train: Dataset, shots: int, subset: int) -> npt.NDArray[np.int64]:
+    """Return the indices of a subset's samples in the training set.
+
+    Raises:
+        ConfigError: Classes have fewer samples than shots.
+    """
+    labels, allow_fewer = first_labels(train), config.allow_fewer_shots
+    return few_shot_rows(labels, train.classes, shots, config.seed, subset, allow_fewer=allow_fewer)
+
+
+def first_labels(dataset: Dataset) -> npt.NDArray[np.int64]:
+    """Return the first label of every sample, -1 without label, shape (samples,)."""
+    labels = dataset.all_samples(["labels"])["labels"].to_pylist()
+    return np.array([sample[0] if sample else -1 for sample in labels], np.int64)
+
+
+def _is_multi_label(dataset: Dataset) -> bool:
+    """Return whether a sample of the first shard has several labels."""
+    return any(len(labels) > 1 for labels in dataset.samples(0)["labels"].to_pylist())
+
+
+def _check_batch(settings: RunSettings, model: str, batch_size: int, num_workers: int) -> None:
+    architecture = parse_architecture(model)
+    samples_per_lane = settings.order(batch_size).samples_per_lane()
+    num_ranks = max(1, num_workers)
+    for rank in range(num_ranks):
+        num_samples = len(lanes_of_rank(settings.num_lanes, rank, num_ranks)) * samples_per_lane
+        if architecture.norm != "group" and 1 in (
+            num_samples,
+            settings.microbatch_size,
+            num_samples % settings.microbatch_size,
+        ):
+            raise ConfigError(
+                f"{model} normalises over the pictures of a micro-batch, and one would hold a single picture "
+                f"({num_samples} a rank in micro-batches of {settings.microbatch_size}); change microbatch_size"
+            )

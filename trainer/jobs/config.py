@@ -1,0 +1,139 @@
+"""The configurations of the jobs, without torch: a wrong setting is refused before it is imported."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from pipeline.base.records import Record
+from trainer.recipes.data import TrainingData
+from trainer.recipes.pretrain import PretrainRecipe
+from trainer.run.settings import RunSettings
+
+SCRATCH = "scratch"
+_WEIGHTS_SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin")
+
+
+def is_file_of_weights(url: str) -> bool:
+    """Return whether a start of training is a file of another code base, and not a run."""
+    return url.endswith(_WEIGHTS_SUFFIXES)
+
+
+class Branch(Record):
+    """Where a run leaves another one: it goes on from a checkpoint of it, in a folder of its own.
+
+    Attributes:
+        run: URL of the other run.
+        step: Of its checkpoint.
+        skip_steps: Batches of the stream that are left out after it, such as those at which the other run diverged.
+    """
+
+    run: str
+    step: NonNegativeInt
+    skip_steps: NonNegativeInt = 0
+
+
+class PretrainConfig(TrainingData, RunSettings):
+    """A pretraining run; together with the dataset it decides every weight.
+
+    Attributes:
+        out: URL of the run folder.
+        model: Such as R50x1.
+        recipe: Schedule and augmentation.
+        sharded: Whether the ranks share parameters, gradients and momentum instead of each holding all.
+        init: URL of a run or of a file of weights to start from; None for new weights.
+        init_step: Of the run's checkpoint; None with a file.
+        branch: The run that this one goes on from, with its momentum and its place in the data; None for none.
+    """
+
+    out: str
+    model: str
+    recipe: PretrainRecipe
+    sharded: bool = False
+    init: str | None = None
+    init_step: int | None = None
+    branch: Branch | None = None
+
+
+class Shortened(Record):
+    """The HyperRule's schedule at another length, batch and resolution, for work on a CPU."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    resize_px: PositiveInt
+    crop_px: PositiveInt
+
+
+class FinetuneConfig(RunSettings):
+    """A sweep of fine-tuning runs, one for each number of shots and each subset.
+
+    Attributes:
+        init: URL of a pretraining run, or `scratch`.
+        init_step: Of the run's checkpoint; None from scratch, or for the newest one.
+        model: Such as R50x1; that of the run unless from scratch.
+        train: URL of the training set.
+        train_version: Its manifest version.
+        test: URL of the test set.
+        test_version: Its manifest version.
+        exclude_test: URL of a Parquet file with `shard` and `row` of test samples to leave out, such as an audit's.
+        out: URL of the results.
+        shots: Pictures a class; 0 means the whole training set.
+        num_subsets: Few-shot subsets for each number of shots [paper 4.1: five].
+        rule: Variant of the HyperRule.
+        shortened: Another length of the schedule, or None for the rule itself.
+        allow_fewer_shots: Whether a class with fewer pictures than shots gives all it has, instead of an error.
+        test_on_train: Whether the training set may be the test set.
+        ignore_unknown_classes: Whether test pictures of classes that the training set lacks are left out, instead of an
+            error. Classes are matched by name.
+        flip: False for tasks whose label depends on direction.
+        crop: False for tasks whose label depends on position.
+        dropout: Share of the features before the head that training drops; none by the HyperRule.
+        decay_to_start: Weight decay towards the initial weights (L2-SP); none by the HyperRule.
+    """
+
+    init: str
+    init_step: int | None = None
+    model: str
+    train: str
+    train_version: int
+    test: str
+    test_version: int
+    exclude_test: str | None = None
+    out: str
+    shots: tuple[NonNegativeInt, ...] = (0,)
+    num_subsets: PositiveInt = 5
+    rule: Literal["paper", "code"] = "paper"
+    shortened: Shortened | None = None
+    allow_fewer_shots: bool = False
+    test_on_train: bool = False
+    ignore_unknown_classes: bool = False
+    flip: bool = True
+    crop: bool = True
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    decay_to_start: NonNegativeFloat = 0.0
+
+
+class EvaluateConfig(Record):
+    """An evaluation.
+
+    Attributes:
+        run: URL of a training run.
+        step: Of its checkpoint; None for the newest one.
+        data: URL of the test set.
+        data_version: Its manifest version.
+        exclude: URL of a Parquet file with `shard` and `row` of samples to leave out, such as an audit's.
+        ignore_unknown_classes: Whether pictures of classes that the model does not know are left out, instead of an
+            error. Classes are matched by name.
+        out: URL of the results.
+        resolution_px: Side of the input; 0 for that of the run.
+        batch_size: Pictures in one forward pass.
+    """
+
+    run: str
+    step: int | None = None
+    data: str
+    data_version: int
+    exclude: str | None = None
+    ignore_unknown_classes: bool = False
+    out: str
+    resolution_px: NonNegativeInt = 0
+    batch_size: PositiveInt = 64
