@@ -1,28 +1,109 @@
-"""Evaluation of a run."""
+"""Evaluation of a run: whole, by class names, and repeated only where nothing it depends on has changed."""
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import ConfigError, Conflict
 from pipeline.dataset.dataset import Dataset
-from tests.conftest import class_folders, pack
+from pipeline.dataset.schema import from_parquet, table_of, to_parquet
+from pipeline.store.url import open_store
+from tests.conftest import class_folders, pack, run_cli
 from trainer.jobs.config import EvaluateConfig
 from trainer.jobs.evaluate import evaluate
+from trainer.run.classes import stored_classes
 from trainer.step.ranks import alone
 
 
+def result_of(run: Path, data: Dataset, out: Path, **fields: Any) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    settings = EvaluateConfig(run=str(run), data=data.store.url, data_version=1, out=str(out), **fields)
+    evaluate(settings, alone(), rows.append)
+    return rows[0]
+
+
+def table(out: Path) -> list[dict[str, Any]]:
+    return list(from_parquet((out / "predictions.parquet").read_bytes()).to_pylist())
+
+
 def test_evaluation_of_a_run_counts_every_picture(small_dataset: Dataset, pretrained: Path, tmp_path: Path) -> None:
-    settings = EvaluateConfig(run=str(pretrained), data=small_dataset.store.url, data_version=1, out=str(tmp_path))
-    evaluate(settings, alone(), lambda row: None)
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = result_of(pretrained, small_dataset, tmp_path)
+    assert result == json.loads((tmp_path / "result.json").read_text())
     assert result["num_test"] == 90
     assert 0 <= result["low"] <= result["accuracy"] <= result["high"] <= 1
+    for row in table(tmp_path):
+        assert len(row["guesses"]) == 3  # of three classes
+        assert row["guesses"][0] == row["prediction"]
+        assert row["guess_probabilities"] == sorted(row["guess_probabilities"], reverse=True)
+        assert row["prediction_name"] == f"class{row['prediction']}"
+        assert row["label_names"] == [f"class{label}" for label in row["labels"]]
+        assert row["key"]
 
 
-def test_a_test_set_with_more_classes_than_the_model_is_refused(pretrained: Path, tmp_path: Path) -> None:
+def test_a_test_set_with_more_classes_than_the_model_is_refused_or_cut(pretrained: Path, tmp_path: Path) -> None:
     other = pack(class_folders(tmp_path / "in", classes=5, each=2), str(tmp_path / "set"))
-    settings = EvaluateConfig(run=str(pretrained), data=other.store.url, data_version=1, out=str(tmp_path / "out"))
     with pytest.raises(ConfigError, match=r"2 of 5 classes that .* does not know: .class3., .class4."):
-        evaluate(settings, alone(), lambda row: None)
+        result_of(pretrained, other, tmp_path / "out")
+    assert result_of(pretrained, other, tmp_path / "out", ignore_unknown_classes=True)["num_test"] == 6
+
+
+def test_classes_are_matched_by_name_whatever_their_order_and_number(
+    small_dataset: Dataset, small_folder: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    straight = result_of(pretrained, small_dataset, tmp_path / "straight")
+    names = tmp_path / "names.txt"
+    names.write_text("class2\nclass0\nclass1\n")
+    done = run_cli("pipeline", "shard", str(small_folder), str(tmp_path / "turned"), "--classes", str(names))
+    assert done.returncode == 0, done.stderr
+    turned = result_of(pretrained, pack_again(tmp_path / "turned"), tmp_path / "by-name")
+    assert turned["num_correct"] == straight["num_correct"]
+    few = tmp_path / "few"
+    (few / "class1").mkdir(parents=True)
+    for path in sorted((small_folder / "class1").iterdir())[:4]:
+        (few / "class1" / path.name).write_bytes(path.read_bytes())
+    subset = result_of(pretrained, pack(few, str(tmp_path / "subset")), tmp_path / "few-out")
+    by_key = [row["correct"] for row in table(tmp_path / "straight") if row["label_names"] == ["class1"]]
+    assert subset["num_test"] == 4
+    assert subset["num_correct"] <= sum(by_key)
+    assert {name for row in table(tmp_path / "few-out") for name in row["label_names"]} == {"class1"}
+
+
+def pack_again(folder: Path) -> Dataset:
+    from pipeline import open_dataset  # noqa: PLC0415
+
+    return open_dataset(str(folder))
+
+
+def exclusions(path: Path, rows: list[int]) -> str:
+    schema = pa.schema([("shard", pa.int32()), ("row", pa.int32())])
+    path.write_bytes(to_parquet(table_of([{"shard": 0, "row": row} for row in rows], schema)))
+    return str(path)
+
+
+def test_a_list_with_another_content_is_another_evaluation(
+    small_dataset: Dataset, pretrained: Path, tmp_path: Path
+) -> None:
+    url = exclusions(tmp_path / "exclude.parquet", [0, 1])
+    first = result_of(pretrained, small_dataset, tmp_path / "out", exclude=url)
+    assert first["num_test"] == 88
+    assert result_of(pretrained, small_dataset, tmp_path / "out", exclude=url) == first
+    exclusions(tmp_path / "exclude.parquet", [0, 1, 2])
+    with pytest.raises(Conflict, match=r"holds the result of another evaluation \(selection was"):
+        result_of(pretrained, small_dataset, tmp_path / "out", exclude=url)
+
+
+def test_a_checkpoint_is_chosen_by_its_step(small_dataset: Dataset, pretrained: Path, tmp_path: Path) -> None:
+    command = ("trainer", "evaluate", f"{pretrained}@6", small_dataset.store.url, str(tmp_path), "--workers", "0")
+    done = run_cli(*command)
+    assert done.returncode == 0, done.stderr
+    assert "step 6, at 32 px" in done.stdout
+    assert done.stdout.startswith("accuracy ")
+    again = run_cli(*command, "--json")
+    assert json.loads(again.stdout)["step"] == 6
+
+
+def test_a_run_keeps_the_names_of_its_classes(pretrained: Path) -> None:
+    assert stored_classes(open_store(str(pretrained))) == ("class0", "class1", "class2")
