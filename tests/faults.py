@@ -68,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         if kind in ("500", "503"):
             self._answer(int(kind), {}, b"<Error><Code>SlowDown</Code></Error>" if kind == "503" else b"")
         elif kind == "stalled":
-            time.sleep(self.proxy.stall_seconds)
+            time.sleep(self.proxy.stall_seconds)  # the point: a server that is slow
             self._reset()
         else:
             self._broken(kind, *self._forward(body))

@@ -84,7 +84,7 @@ def _audit_under_fire(
             driver = subprocess.Popen(command, stdout=told, stderr=told)
             try:
                 while driver.poll() is None:
-                    time.sleep(chance.uniform(0.0, _LONGEST_PAUSE_SECONDS))
+                    time.sleep(chance.uniform(0.0, _LONGEST_PAUSE_SECONDS))  # the point: a random moment
                     if driver.poll() is None and sum(outcome.kills.values()) < num_kills:
                         target = chance.choice(TARGETS)
                         if kill_one(stack, driver, target, chance, outcome):

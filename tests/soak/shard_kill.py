@@ -11,16 +11,16 @@ have the bytes of an undisturbed one, every row once, and nothing beside it that
 import argparse
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
 
@@ -30,12 +30,12 @@ from pipeline.dataset.dataset import Address, open_dataset
 from pipeline.store.url import open_store
 from pipeline.upkeep.gc import garbage
 from tests.conftest import class_folders
+from tests.processes import running_children
+from tests.waiting import WAIT_SECONDS, wait_until
 
-T = TypeVar("T")
 _BUCKET = "soak"
 _OPTIONS = ("--shard-mb", "0.12", "--block-mib", "0.04", "--workers", "2")
 _LONGEST_PAUSE_SECONDS = 5.0
-_RESTART_SECONDS = 120.0  # of a killed server, on a busy machine
 _MOST_STARTS = 60  # of one driver, before the run is called stuck
 _RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 TARGETS = ("worker", "driver", "node", "server")
@@ -100,23 +100,21 @@ def _check_rows(url: str, source: Path) -> None:
     assert sources == {str(path.relative_to(source)): 1 for path in source.rglob("*.jpg")}
 
 
-def _patiently(read: Callable[[], T]) -> T:
-    """Return read(), once the server that was killed a moment ago serves again."""
-    deadline = time.monotonic() + _RESTART_SECONDS
-    while True:
-        try:
-            return read()
-        except Unreachable:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1.0)
+def _serves_again(url: str) -> bool:
+    """Return whether the server, which may have been killed a moment ago, answers."""
+    try:
+        contents(url)
+    except Unreachable:
+        return False
+    return True
 
 
 def _compare(url: str, calm: dict[str, bytes]) -> None:
-    found = _patiently(lambda: contents(url))
+    wait_until(lambda: _serves_again(url), "the S3 server to be back")
+    found = contents(url)
     differing = sorted(key for key in calm.keys() | found.keys() if calm.get(key) != found.get(key))
     assert not differing, f"{url}: {differing[:5]} differ from the undisturbed dataset"
-    left = _patiently(lambda: list(garbage(open_store(url), older_than_hours=0, with_abandoned_runs=True)))
+    left = list(garbage(open_store(url), older_than_hours=0, with_abandoned_runs=True))
     assert {item.why for item in left} <= {"incomplete upload", "old lease"}, left
 
 
@@ -133,7 +131,7 @@ def _pack_under_fire(
         outcome.num_starts += 1
         with _driver(command) as driver:
             while driver.poll() is None:
-                time.sleep(chance.uniform(0.0, _LONGEST_PAUSE_SECONDS))
+                time.sleep(chance.uniform(0.0, _LONGEST_PAUSE_SECONDS))  # the point: a random moment
                 if driver.poll() is None and sum(outcome.kills.values()) < num_kills:
                     target = chance.choice(TARGETS)
                     if kill_one(stack, driver, target, chance, outcome):
@@ -164,30 +162,24 @@ def kill_one(
         return True
     if target == "worker":
         return _kill_worker(stack, driver, chance)
-    running = [process for process in psutil.process_iter() if _serves(process, stack, target)]
-    if not running:
-        return False
-    outcome.respawned.append(_respawn(running[0]))
-    return True
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):  # it is dying, and may be dead by now
+            if _serves(process, stack, target):
+                outcome.respawned.append(_respawn(process))
+                return True
+    return False
 
 
 def _kill_worker(stack: Stack, driver: "subprocess.Popen[bytes]", chance: random.Random) -> bool:
-    workers = [process for process in psutil.Process(driver.pid).children(recursive=True) if _is_python(process)]
-    workers += [process for process in psutil.process_iter() if _is_ray_worker(process, stack)]
+    workers = running_children(driver.pid, "spawn_main")
+    workers += [process.pid for process in psutil.process_iter() if _is_ray_worker(process, stack)]
     if not workers:
         return False
     try:
-        chance.choice(workers).kill()
-    except psutil.NoSuchProcess:
+        os.kill(chance.choice(workers), signal.SIGKILL)
+    except ProcessLookupError:
         return False
     return True
-
-
-def _is_python(process: psutil.Process) -> bool:
-    try:
-        return "spawn_main" in " ".join(process.cmdline())
-    except psutil.Error:
-        return False
 
 
 def _is_ray_worker(process: psutil.Process, stack: Stack) -> bool:
@@ -231,7 +223,7 @@ def end(process: psutil.Process) -> None:
     for member in family:
         with suppress(psutil.NoSuchProcess):
             member.kill()
-    psutil.wait_procs(family, timeout=10)
+    psutil.wait_procs(family, timeout=WAIT_SECONDS)
 
 
 def main() -> None:

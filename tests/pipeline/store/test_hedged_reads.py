@@ -13,8 +13,7 @@ import pipeline.store.hedged_reads
 import pipeline.store.retry
 from pipeline.base.errors import ConfigError, CorruptShard, Denied, NotFound, StorageError, Unreachable
 from pipeline.store.hedged_reads import RangeReader
-
-LONG = 60.0  # seconds after which a held thread gives up, so that a broken reader fails its test instead of hanging it
+from tests.waiting import WAIT_SECONDS, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +26,7 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def never_hedged(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a machine so busy that a thread does not run within the short floor."""
-    monkeypatch.setattr(pipeline.store.hedged_reads, "_HEDGE_FLOOR_SECONDS", 10 * LONG)
+    monkeypatch.setattr(pipeline.store.hedged_reads, "_HEDGE_FLOOR_SECONDS", 10 * WAIT_SECONDS)
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ class Script:
 
 def held(release: threading.Event, then: bytes | Exception = b"late") -> Callable[[], bytes]:
     def attempt() -> bytes:
-        assert release.wait(LONG)
+        assert release.wait(WAIT_SECONDS)
         if isinstance(then, Exception):
             raise then
         return then
@@ -184,13 +183,12 @@ def test_no_more_than_the_budget_of_hedges_is_started(release: threading.Event) 
     slow, num_reads = threading.Event(), 20
 
     def attempt() -> bytes:
-        assert slow.wait(LONG)
+        assert slow.wait(WAIT_SECONDS)
         return b"body"
 
     with ThreadPoolExecutor(num_reads) as threads:
         reads = [threads.submit(reader.read, attempt) for _ in range(num_reads)]
-        while reader.hedges < 2:
-            release.wait(0.01)
+        wait_until(lambda: reader.hedges >= 2, "the first hedges")
         release.wait(0.2)  # all have asked for a hedge several times by now, if the machine is not very busy
         slow.set()
         assert [read.result() for read in reads] == [b"body"] * num_reads
@@ -198,8 +196,8 @@ def test_no_more_than_the_budget_of_hedges_is_started(release: threading.Event) 
 
 
 def test_saved_hedges_do_not_pile_up(release: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = RangeReader(max_hedged_fraction=1.0, deadline_seconds=LONG)
-    monkeypatch.setattr(pipeline.store.hedged_reads, "_HEDGE_FLOOR_SECONDS", LONG)
+    reader = RangeReader(max_hedged_fraction=1.0, deadline_seconds=WAIT_SECONDS)
+    monkeypatch.setattr(pipeline.store.hedged_reads, "_HEDGE_FLOOR_SECONDS", WAIT_SECONDS)
     for _ in range(50):
         reader.read(lambda: b"quick")
     monkeypatch.setattr(pipeline.store.hedged_reads, "_HEDGE_FLOOR_SECONDS", 0.02)
@@ -268,23 +266,22 @@ def test_closing_ends_a_read_that_is_stuck(release: threading.Event) -> None:
 
     with ThreadPoolExecutor(1) as threads:
         stuck = threads.submit(reader.read, attempt)
-        assert is_running.wait(LONG)
+        assert is_running.wait(WAIT_SECONDS)
         reader.close()
         with pytest.raises(Unreachable, match="closed"):
-            stuck.result(LONG)
+            stuck.result(WAIT_SECONDS)
 
 
 def test_closing_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.store.retry, "LONGEST_PAUSE_SECONDS", 10 * LONG)
-    monkeypatch.setattr(pipeline.store.retry, "FIRST_PAUSE_SECONDS", 10 * LONG)
+    monkeypatch.setattr(pipeline.store.retry, "LONGEST_PAUSE_SECONDS", 10 * WAIT_SECONDS)
+    monkeypatch.setattr(pipeline.store.retry, "FIRST_PAUSE_SECONDS", 10 * WAIT_SECONDS)
     reader = RangeReader(deadline_seconds=1e6)
     with ThreadPoolExecutor(1) as threads:
         paused = threads.submit(reader.read, Script(Unreachable("passes")))
-        while not reader.retries:
-            assert not paused.done()
+        wait_until(lambda: reader.retries or paused.done(), "the pause after the first error")
         reader.close()
         with pytest.raises(Unreachable):
-            paused.result(LONG)
+            paused.result(WAIT_SECONDS)
 
 
 def test_a_closed_reader_starts_nothing() -> None:
@@ -308,7 +305,7 @@ def test_the_interpreter_exits_while_losers_are_stuck() -> None:
         "print(RangeReader().read(attempt).decode(), any(t.name == 'range-read' for t in threading.enumerate()))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=LONG, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT_SECONDS, check=True
     )  # the time-out is the assertion: an interpreter that joins the loser never ends
     assert done.stdout.split() == ["second", "True"]
     assert done.stderr == ""
