@@ -3,7 +3,7 @@
 import click
 
 from pipeline.base.console import run
-from trainer.commands import models, training
+from trainer.commands import models, pretraining, transfer
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,9 +16,9 @@ def cli() -> None:
 
 
 for command in (
-    training.pretrain,
-    training.finetune,
-    training.evaluate,
+    pretraining.pretrain,
+    transfer.finetune,
+    transfer.evaluate,
     models.describe,
     models.import_file,
     models.export_file,

@@ -1,0 +1,168 @@
+"""`trainer pretrain`."""
+
+from typing import Any
+
+import click
+
+from pipeline.base.console import examples
+from pipeline.base.errors import ConfigError
+from trainer.commands.options import cluster_options, model_of, newest_step, run_and_step
+from trainer.commands.settings import build, parsed
+
+
+@click.command(
+    epilog=examples(
+        "trainer pretrain s3://bucket/i21k s3://bucket/runs/m --recipe bit-m --model R50x1 --workers 16 --gpu",
+        "trainer pretrain data/train runs/tiny --model R14x0.5 --recipe bit-s --workers 0 \\",
+        "    --set recipe.epochs=3 --set recipe.batch_size=64 --set recipe.warmup_steps=20 \\",
+        "    --set recipe.resolution_px=64",
+        "trainer pretrain data/train runs/tiny --change recipe.epochs=6        # the same run, longer",
+        "trainer pretrain data/train runs/b --branch runs/a@2000 --skip-steps 10   # past where it diverged",
+        "trainer pretrain data/train runs/c --init runs/a                      # weights only, a new schedule",
+    )
+)
+@click.argument("data")
+@click.argument("out")
+@click.option("--model", help="DEPTHxWIDTH: R50x1 (the default), R101x3, R152x4, R14x0.5, ...")
+@click.option("--recipe", help="bit-s, bit-m (the default) or bit-l.")
+@click.option("--mix", "mixed", multiple=True, metavar="URL=WEIGHT", help="Another dataset; DATA has weight 1.")
+@click.option("--exclude", help="Parquet with shard and row of samples of DATA to leave out, such as an audit's.")
+@click.option(
+    "--init", metavar="RUN[@STEP]|FILE", help="Weights to start from: of a run, or a file of another code base."
+)
+@click.option("--branch", metavar="RUN[@STEP]", help="Go on from a checkpoint of another run, with all of its state.")
+@click.option("--skip-steps", default=0, type=click.IntRange(0), help="Batches to leave out after it, with --branch.")
+@click.option(
+    "--change", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting of the run from here on."
+)
+@cluster_options
+def pretrain(
+    data: str,
+    out: str,
+    model: str | None,
+    recipe: str | None,
+    mixed: tuple[str, ...],
+    exclude: str | None,
+    init: str | None,
+    branch: str | None,
+    skip_steps: int,
+    changes: tuple[str, ...],
+    workers: int,
+    use_gpu: bool,
+    max_failures: int,
+    settings: tuple[str, ...],
+) -> None:
+    """Pretrain MODEL on the dataset DATA, with checkpoints and metrics at OUT. Run again, it goes on."""
+    from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
+    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
+    from trainer.jobs.checks import check_pretrain, header, pretrain_warnings  # noqa: PLC0415
+    from trainer.jobs.config import PretrainConfig  # noqa: PLC0415
+    from trainer.recipes.pretrain import named_recipe  # noqa: PLC0415
+    from trainer.run.history import learned_config  # noqa: PLC0415
+
+    values = parsed(PretrainConfig, "--set", settings)
+    wanted = parsed(PretrainConfig, "--change", changes)
+    data, out = absolute_pattern(data), absolute_url(out)
+    present = learned_config(open_store(out), PretrainConfig)
+    newest = open_any(data).version.version
+    fields: dict[str, Any] = (
+        present.model_dump()
+        if present
+        else {"data_version": newest, "model": "R50x1", "recipe": named_recipe("bit-m").model_dump()}
+    )
+    if present and present.data != data:
+        fields["data_version"] = newest
+    elif present and present.data_version != newest and "data_version" not in values | wanted:
+        click.echo(
+            f"{out} stays with version {present.data_version} of {data}; version {newest} is there: "
+            f"--change data_version={newest} goes on with it",
+            err=True,
+        )
+    if branch:
+        fields |= _branch_fields(branch, skip_steps, present)
+    if init:
+        fields |= _init_fields(init, present)
+    given: dict[str, Any] = {"model": model, "recipe": named_recipe(recipe).model_dump() if recipe else None}
+    given |= {"mix": [_mixed(text) for text in mixed] or None, "exclude": absolute_url(exclude) if exclude else None}
+    fields |= {"data": data, "out": out} | {name: value for name, value in given.items() if value is not None}
+    config = build(PretrainConfig, fields, values)
+    check_pretrain(config, workers)
+    if wanted:
+        config = _changed(config, wanted)
+        check_pretrain(config, workers)
+    for warning in pretrain_warnings(config):
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(header(config), err=True)
+    from trainer.jobs.table import PRETRAIN  # noqa: PLC0415 - torch: seconds after the header
+    from trainer.run.launch import run  # noqa: PLC0415
+
+    run(PRETRAIN, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures)
+
+
+def _init_fields(init: str, present: Any) -> dict[str, Any]:
+    """Return the fields of a run that starts from weights; the model is that of the weights."""
+    from trainer.jobs.config import is_file_of_weights  # noqa: PLC0415
+
+    place, step = run_and_step(init)
+    if is_file_of_weights(place):
+        return {"init": place, "init_step": None}
+    if step is None:
+        step = present.init_step if present and present.init == place else newest_step(place)
+    return {"init": place, "init_step": step, "model": model_of(place, step)}
+
+
+def _branch_fields(branch: str, skip_steps: int, present: Any) -> dict[str, Any]:
+    """Return the fields of a run that leaves another one: all that it does not set is the other one's."""
+    from pipeline.store.url import open_store  # noqa: PLC0415
+    from trainer.jobs.config import PretrainConfig  # noqa: PLC0415
+    from trainer.run.history import current_config  # noqa: PLC0415
+
+    place, step = run_and_step(branch)
+    if step is None:
+        known = present.branch if present and present.branch and present.branch.run == place else None
+        step = known.step if known else newest_step(place)
+    other = current_config(open_store(place), PretrainConfig)
+    if other is None:
+        raise ConfigError(f"--branch {place} is no run of `trainer pretrain`; give its OUT")
+    model_of(place, step)
+    return {
+        "model": other.model,
+        "recipe": other.recipe.model_dump(),
+        "data_version": other.data_version,
+        "mix": [mixed.model_dump() for mixed in other.mix],
+        "exclude": other.exclude,
+        "weight": other.weight,
+        "seed": other.seed,
+        "num_lanes": other.num_lanes,
+        "window_blocks": other.window_blocks,
+        "precision": other.precision,
+        "branch": {"run": place, "step": step, "skip_steps": skip_steps},
+    }
+
+
+def _changed(config: Any, wanted: dict[str, Any]) -> Any:
+    """Record what is to be changed from here on, and return the configuration with it."""
+    from pipeline.store.url import open_store  # noqa: PLC0415
+    from trainer.checkpoint.record import steps  # noqa: PLC0415
+    from trainer.jobs.checks import epochs_done  # noqa: PLC0415
+    from trainer.run.history import changed, has_learned, settle  # noqa: PLC0415
+
+    store = open_store(config.out)
+    if not has_learned(store):
+        raise ConfigError(f"--change: {config.out} has no checkpoint yet; give the settings themselves, with --set")
+    config = settle(store, config)
+    return changed(store, config, wanted, epochs_done(config, steps(store)[-1]))
+
+
+def _mixed(text: str) -> dict[str, Any]:
+    from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
+
+    url, _, weight = text.rpartition("=")
+    try:
+        share = float(weight)
+    except ValueError:
+        share = 0.0
+    if not url or not share > 0:
+        raise ConfigError(f"--mix {text!r}: write URL=WEIGHT with a weight above 0, such as s3://bucket/extra=0.25")
+    data = absolute_pattern(url)
+    return {"data": data, "data_version": open_any(data).version.version, "weight": share}
