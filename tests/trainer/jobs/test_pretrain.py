@@ -1,16 +1,19 @@
 """Pretraining in one process: bitwise resume, learning, refusals. No Ray."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from pipeline.base.errors import ConfigError, NonFinite, ResumeMismatch
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.store.url import open_store
+from tests.conftest import class_folders, run_cli
 from tests.trainer.runs import RECIPE, Stopped, assert_equal, config, final_state
 from trainer.checkpoint.record import committed, latest
-from trainer.jobs.checks import check_pretrain
+from trainer.jobs.checks import check_pretrain, pretrain_warnings
 from trainer.jobs.pretrain import pretrain
+from trainer.recipes.pretrain import PretrainRecipe
 from trainer.run.folder import read_metrics
 from trainer.step.ranks import alone
 
@@ -75,3 +78,43 @@ def test_a_run_that_diverges_names_the_step_and_its_samples(small_dataset: Datas
 def test_what_could_not_run_is_refused_before_it_starts(small_dataset, fields, workers, said) -> None:
     with pytest.raises(ConfigError, match=said):
         check_pretrain(config(small_dataset, "x").model_copy(update=fields), workers)
+
+
+def test_a_full_staging_disk_is_said_in_a_sentence(small_dataset: Dataset, tmp_path: Path, tiny_disk: Path) -> None:
+    settings = ("recipe.epochs=1", "recipe.batch_size=16", "recipe.warmup_steps=0", "recipe.resolution_px=32")
+    options = [part for setting in settings for part in ("--set", setting)]
+    command = ("pretrain", small_dataset.store.url, str(tmp_path / "out"), "--model", "R14x0.5", "--recipe", "bit-s")
+    done = run_cli("trainer", *command, "--workers", "0", *options, TMPDIR=str(tiny_disk))
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert f"a checkpoint cannot be written to {tiny_disk}" in line
+    assert "TMPDIR" in line
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("recipe.batch_size=512",), "an epoch (90 pictures) is shorter than a batch (512)"),
+        (("recipe.batch_size=32", "recipe.warmup_steps=5000"), "the warm-up (5,000 steps) is longer than the run"),
+    ],
+)
+def test_settings_with_which_little_is_learned_get_a_warning_with_the_numbers(
+    small_dataset: Dataset, settings: tuple[str, ...], said: str
+) -> None:
+    values = {"loss": "softmax", "epochs": 2, "decay_epochs": (1,), "resolution_px": 32}
+    values |= {
+        name.removeprefix("recipe."): int(value) for name, _, value in (each.partition("=") for each in settings)
+    }
+    found = config(small_dataset, "x").model_copy(update={"recipe": PretrainRecipe(**values), "num_lanes": 16})
+    assert [warning for warning in pretrain_warnings(found) if said in warning]
+
+
+def test_softmax_on_pictures_of_several_labels_gets_a_notice(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "in", classes=2, each=3)
+    rows = [{"image": str(path), "label": [path.parent.name, "both"]} for path in sorted(folder.rglob("*.jpg"))]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run_cli("pipeline", "shard", str(tmp_path / "labels.jsonl"), str(tmp_path / "set"))
+    assert done.returncode == 0, done.stderr
+    found = [*pretrain_warnings(config(open_dataset(str(tmp_path / "set")), "x"))]
+    assert [warning for warning in found if "several labels: softmax shares the target" in warning]

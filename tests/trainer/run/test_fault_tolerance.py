@@ -109,11 +109,13 @@ def test_ranks_that_share_a_model_take_the_steps_of_one_that_holds_it(
         *options,
     )
     assert alone.returncode == 0, alone.stderr
-    norms = [
-        [row["gradient_norm"] for row in read_metrics(open_store(url))] for url in (s3_url("shared"), str(tmp_path))
-    ]
-    assert len(norms[0]) == 3
-    assert norms[0] == pytest.approx(norms[1], rel=1e-2)
+    both = [read_metrics(open_store(url)) for url in (s3_url("shared"), str(tmp_path))]
+    assert [len(rows) for rows in both] == [3, 3]
+    for two_ranks, one in zip(*both, strict=True):
+        assert two_ranks["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-2)
+        # Means over all ranks and all steps of the interval, not one rank's share of one step.
+        assert two_ranks["loss"] == pytest.approx(one["loss"], rel=1e-3)
+        assert two_ranks["accuracy"] == pytest.approx(one["accuracy"], abs=1e-6)
     # A checkpoint of shards is whole for whoever loads it.
     assert final_state(s3_url("shared")).keys() == final_state(str(tmp_path)).keys()
 
@@ -132,3 +134,27 @@ def test_a_run_that_cannot_succeed_ends_with_its_reason(
     assert "can be used" in said
     assert "run `pipeline verify` on the dataset" in said
     assert len(attempts(open_store(s3_url("out")))) == 1
+
+
+def test_a_stopped_rank_is_named_while_the_others_wait_and_the_run_goes_on_when_it_does(
+    cluster: Stack, small_folder: Path, s3_url: Callable[[str], str]
+) -> None:
+    data = s3_url("data")
+    pack(small_folder, data, shard_bytes=150_000, block_bytes=40_000)
+    store = open_store(s3_url("out"))
+    process = start(data, s3_url("out"))
+    assert process.stdout is not None
+    wait_for_checkpoint(store, process, 5)
+    place = attempts(store)[0]["ranks"][1]
+    os.kill(place["pid"], signal.SIGSTOP)
+    lines = []
+    for line in process.stdout:
+        lines.append(line.decode())
+        if "has given no sign of life" in lines[-1]:
+            break
+    os.kill(place["pid"], signal.SIGCONT)
+    assert f"rank 1 ({place['host']}, process {place['pid']}) has given no sign of life for" in lines[-1], lines
+    said = process.communicate()[0].decode()
+    assert process.returncode == 0, said
+    assert "is back" in said
+    assert len(attempts(store)) == 1

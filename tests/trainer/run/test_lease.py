@@ -1,0 +1,47 @@
+"""Two starts on one folder: the newer one wins, the older one ends with a sentence, and nothing is lost."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.base.errors import Fenced
+from pipeline.dataset.dataset import Dataset
+from pipeline.store.lease import Lease
+from pipeline.store.url import open_store
+from tests.trainer.run.test_signals import command
+from tests.trainer.runs import assert_equal, config, final_state
+from trainer.checkpoint.record import steps
+from trainer.jobs.pretrain import pretrain
+from trainer.run.controls import Controls
+from trainer.step.ranks import alone
+
+
+def test_an_older_start_ends_before_it_touches_a_checkpoint(small_dataset: Dataset, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    older = Controls(Lease.take(store))
+    Lease.take(store)
+    with pytest.raises(Fenced, match=r"a newer run .* has taken over"):
+        pretrain(config(small_dataset, tmp_path), alone(), lambda row: None, older)
+    assert steps(store) == []
+
+
+def test_of_two_starts_the_newer_one_finishes_to_the_same_bits(small_dataset: Dataset, tmp_path: Path) -> None:
+    settings = ["--set", "checkpoint_every_steps=5", "--set", "log_every_steps=5"]
+    line = [*command(small_dataset.store.url, tmp_path / "run"), *settings]
+    older = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    assert older.stderr is not None
+    for said in older.stderr:
+        if said.startswith("step 1/"):
+            break
+    newer = subprocess.run(line, capture_output=True, text=True, check=False)
+    rest = older.stderr.read()
+    assert older.wait() == 1, rest
+    assert "error: " in rest
+    assert "has taken over" in rest
+    assert newer.returncode == 0, newer.stderr
+    trainer = str(Path(sys.executable).parent / "trainer")
+    whole = [trainer, *command(small_dataset.store.url, tmp_path / "whole")[1:], *settings]
+    assert subprocess.run(whole, capture_output=True, check=False).returncode == 0
+    assert_equal(final_state(tmp_path / "whole"), final_state(tmp_path / "run"))
