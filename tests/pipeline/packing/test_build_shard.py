@@ -11,8 +11,9 @@ from PIL import Image
 from pipeline.dataset.dataset import Address, Dataset
 from pipeline.image.decode import is_jpeg
 from pipeline.upkeep.statistics import class_counts
-from tests.conftest import pack, picture, shared_data
+from tests.conftest import pack, picture
 from tests.contents import addresses, faults, original_names, source_counts
+from tests.photos import photo_tar
 
 
 def tars(dataset: Dataset, root: Path) -> list[Path]:
@@ -54,9 +55,9 @@ def test_hugging_face_datasets_reads_the_shards(small_dataset: Dataset, tmp_path
     assert loaded[0]["json"]["width"] == 64
 
 
-def test_real_photos_round_trip_with_sidecars_below_60_bytes_a_sample(tmp_path: Path) -> None:
-    with tarfile.open(shared_data("tiny-imagenet-100.tar")) as archive:
-        members = [m for m in archive.getmembers() if m.name.startswith("train/")][:4000]
+def test_photos_round_trip_with_sidecars_below_60_bytes_a_sample(tmp_path: Path) -> None:
+    with tarfile.open(photo_tar("tiny-imagenet-100.tar", tmp_path)) as archive:
+        members = [m for m in archive.getmembers() if m.name.startswith("train/")][:1000]
         archive.extractall(tmp_path, members=members, filter="data")
     dataset = pack(tmp_path / "train", str(tmp_path / "set"))
     assert sum(shard["sidecar_bytes"] for shard in dataset.shards) / dataset.version.num_samples <= 60
