@@ -20,7 +20,7 @@ from pipeline.packing.commit import read_plan
 from pipeline.packing.duplicates import leave_out_duplicates
 from pipeline.packing.make_plan import Planned, make_plan, store_plan
 from pipeline.packing.pack_run import Packed, pack_plan
-from pipeline.packing.plan import Plan, ShardConfig, duplicates_key
+from pipeline.packing.plan import Plan, ShardConfig, counted, duplicates_key
 from pipeline.packing.probe import prober
 from pipeline.packing.sources.rows import COLUMNS, Source
 from pipeline.store.any_url import open_file
@@ -93,9 +93,7 @@ def request_of(sources: Sequence[tuple[str, Source]], config: ShardConfig, setti
     if any(source.identity is None for _, source in sources):
         return None
     identities = [[prefix, source.url, source.identity] for prefix, source in sources]
-    return hashlib.sha256(f"{json.dumps(identities)}\n{config.model_dump_json()}\n{settings!r}".encode()).hexdigest()[
-        :16
-    ]
+    return hashlib.sha256(f"{json.dumps(identities)}\n{counted(config)}\n{settings!r}".encode()).hexdigest()[:16]
 
 
 def find_plan(store: Store, **wanted: str | None) -> Plan | None:

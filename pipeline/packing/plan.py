@@ -8,6 +8,8 @@ group once for every picture in it.
 """
 
 import hashlib
+import json
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +52,32 @@ class ShardConfig(Record):
     image: ImagePolicy = ImagePolicy()
     skip_duplicates: bool = False
     first_shard: NonNegativeInt = 0
+
+
+# Settings that every plan's id counts. One that a later release adds counts only where it is not its default, so that
+# the ids of plans that do without it stay.
+_ALWAYS_COUNTED = frozenset(
+    [
+        "seed", "split", "shard_bytes", "max_samples_per_shard", "block_bytes", "skip_duplicates", "first_shard",
+        "image.check", "image.shorter_side_px", "image.reencode", "image.jpeg_quality", "image.max_bytes",
+    ]
+)  # fmt: skip
+
+
+def counted(config: ShardConfig) -> str:
+    """Return the part of a configuration that decides the ids of its plans, as text."""
+
+    def pruned(values: dict[str, Any], defaults: dict[str, Any], prefix: str) -> dict[str, Any]:
+        kept = {}
+        for name, value in values.items():
+            if isinstance(value, dict):
+                kept[name] = pruned(value, defaults.get(name) or {}, f"{prefix}{name}.")
+            elif f"{prefix}{name}" in _ALWAYS_COUNTED or value != defaults.get(name):
+                kept[name] = value
+        return kept
+
+    defaults = ShardConfig().model_dump(mode="json")
+    return json.dumps(pruned(config.model_dump(mode="json"), defaults, ""), separators=(",", ":"), ensure_ascii=False)
 
 
 class Plan(Record):
@@ -167,7 +195,7 @@ def cut(sizes: npt.NDArray[np.int64], target_bytes: int, max_count: int) -> list
 
 def plan_digest(plan: Plan, shard_digests: list[bytes]) -> str:
     """Return the id of a plan: a digest of configuration, classes and rows, not of where the sources lie."""
-    digest = hashlib.sha256(f"{FORMAT}\n{plan.config.model_dump_json()}\n{plan.shard_ends}\n".encode())
+    digest = hashlib.sha256(f"{FORMAT}\n{counted(plan.config)}\n{plan.shard_ends}\n".encode())
     digest.update("\n".join(plan.classes).encode())
     for shard_digest in shard_digests:
         digest.update(shard_digest)

@@ -3,7 +3,8 @@
 import numpy as np
 from hypothesis import given, strategies as st
 
-from pipeline.packing.plan import cut, hash_names, num_windows, window_of
+from pipeline.image.policy import ImagePolicy
+from pipeline.packing.plan import ShardConfig, counted, cut, hash_names, num_windows, window_of
 
 
 @given(st.lists(st.integers(1, 100), max_size=60), st.integers(1, 300), st.integers(1, 10))
@@ -25,3 +26,18 @@ def test_windows_are_one_to_two_shards_long(num_bytes: int, shard_bytes: int) ->
     assert windows == 1 or shard_bytes <= num_bytes / windows < 2 * shard_bytes
     hashes = np.sort(hash_names([str(number) for number in range(50)], 3))
     assert (np.diff(window_of(hashes, windows).astype(np.int64)) >= 0).all()
+
+
+def test_a_setting_that_a_later_release_adds_counts_only_where_it_is_set() -> None:
+    class LaterPolicy(ImagePolicy):
+        sharpened: bool = False
+
+    class LaterConfig(ShardConfig):
+        image: LaterPolicy = LaterPolicy()
+        mirrored: bool = False
+
+    today = ShardConfig(seed=3, image=ImagePolicy(reencode=True))
+    later = LaterConfig(seed=3, image=LaterPolicy(reencode=True))
+    assert counted(later) == counted(today) == today.model_dump_json()
+    assert counted(later.model_copy(update={"mirrored": True})) != counted(today)
+    assert counted(LaterConfig(seed=3, image=LaterPolicy(reencode=True, sharpened=True))) != counted(today)
