@@ -76,7 +76,7 @@ def counted(config: ShardConfig) -> str:
                 kept[name] = value
         return kept
 
-    defaults = ShardConfig().model_dump(mode="json")
+    defaults = type(config)().model_dump(mode="json")
     return json.dumps(pruned(config.model_dump(mode="json"), defaults, ""), separators=(",", ":"), ensure_ascii=False)
 
 
