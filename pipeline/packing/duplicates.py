@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.base.errors import BadImage, ConfigError, NotFound
+from pipeline.base.errors import BadImage, ConfigError, Conflict, NotFound
 from pipeline.dataset.schema import DIGEST_BYTES, image_digest
 from pipeline.packing.commit import open_plan, read_plan, shard_rows
 from pipeline.packing.external_sort import scratch_errors
@@ -23,13 +23,13 @@ from pipeline.packing.fetch import fetch
 from pipeline.packing.make_plan import Planned, store_plan
 from pipeline.packing.plan import Plan, plan_digest
 from pipeline.packing.write_plan import PlanWriter
-from pipeline.store.base import Store, exists
+from pipeline.store.base import Store, exists, put
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls
 
 _NUM_PASSES = 16
 _READ_THREADS = 16
-_NO_DIGEST = bytes(DIGEST_BYTES)  # of a row that cannot be read; packing rejects it
+_NO_DIGEST = bytes(DIGEST_BYTES)  # of a row that cannot be read; the next run tries again
 _Positions = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -60,7 +60,9 @@ def leave_out_duplicates(
     # Only the plan without duplicates answers the request.
     plan = store_plan(store, replace(planned, plan=planned.plan.model_copy(update={"request": None})))
     tasks = [(store.url, plan.plan_id, number) for number in range(plan.num_shards)]
-    for (_, _, number), _ in run_calls(pool, _digest_shard, tasks):
+    num_unread = 0
+    for (_, _, number), count in run_calls(pool, _digest_shard, tasks):
+        num_unread += count
         on_images(plan.num_rows(number))
     compared = [*earlier_plans, plan]
     starts = np.cumsum([0, *(each.num_samples for each in compared)])
@@ -91,6 +93,7 @@ def leave_out_duplicates(
             "slimmed_from": plan.plan_id,
             "num_samples": writer.num_rows,
             "num_duplicates": len(dropped),
+            "num_unread": num_unread,
             "num_bytes": writer.num_bytes,
             "shard_ends": tuple(writer.shard_ends),
         }
@@ -103,19 +106,29 @@ def _digests_key(plan_id: str, number: int) -> str:
     return f"plans/{plan_id}/digests/{number:06d}.bin"
 
 
-def _digest_shard(attempt: Attempt[tuple[str, str, int]]) -> None:
+def _digest_shard(attempt: Attempt[tuple[str, str, int]]) -> int:
+    """Store the digests of a shard's rows and return how many could not be read; an earlier run's are tried again."""
     url, plan_id, number = attempt.call
     store, plan = open_plan(url, plan_id)
     key = _digests_key(plan_id, number)
-    if exists(store, key):
-        return
-    digests = [
-        _NO_DIGEST if isinstance(data, BadImage) else image_digest(data)
-        for _, data in fetch(
-            shard_rows(store, plan, number), plan.bases, plan.image_columns, plan.config.image.max_bytes
-        )
-    ]
-    store.create(key, b"".join(digests))  # whoever was first wrote the same
+    rows = shard_rows(store, plan, number)
+    digests = _split(store.read(key)) if exists(store, key) else [_NO_DIGEST] * rows.num_rows
+    unread = [row for row, digest in enumerate(digests) if digest == _NO_DIGEST]
+    fetched = fetch(
+        rows.take(pa.array(unread, pa.int64())), plan.bases, plan.image_columns, plan.config.image.max_bytes
+    )
+    for row, (_, data) in zip(unread, fetched, strict=True):
+        if not isinstance(data, BadImage):
+            digests[row] = image_digest(data)
+    try:
+        put(store, key, b"".join(digests))
+    except Conflict:  # a second attempt at this shard read the same images
+        digests = _split(store.read(key))
+    return digests.count(_NO_DIGEST)
+
+
+def _split(body: bytes) -> list[bytes]:
+    return [body[start : start + DIGEST_BYTES] for start in range(0, len(body), DIGEST_BYTES)]
 
 
 def _full_plans(store: Store, plan_ids: Sequence[str]) -> list[Plan]:

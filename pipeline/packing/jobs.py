@@ -97,15 +97,25 @@ def request_of(sources: Sequence[tuple[str, Source]], config: ShardConfig, setti
 
 
 def find_plan(store: Store, **wanted: str | None) -> Plan | None:
-    """Return the stored plan whose `request` or `slimmed_from` is the one wanted; none for None."""
+    """Return the stored plan whose `request` or `slimmed_from` is the one wanted; none for None.
+
+    A plan that left images uncompared because they could not be read answers nothing until it is published.
+    """
     if None in wanted.values():
         return None
     for entry in store.list("plans/"):
         if entry.key.endswith("/plan.json"):
             plan = Plan.model_validate_json(store.read(entry.key))
-            if all(getattr(plan, name) == value for name, value in wanted.items()):
+            if all(getattr(plan, name) == value for name, value in wanted.items()) and _is_final(store, plan):
                 return plan
     return None
+
+
+def _is_final(store: Store, plan: Plan) -> bool:
+    if not plan.config.skip_duplicates or plan.num_unread == 0:
+        return True
+    published = published_version(store)
+    return bool(published and plan.plan_id in published.version.plan_ids)
 
 
 def shard(

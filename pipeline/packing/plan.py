@@ -94,6 +94,7 @@ class Plan(Record):
         classes: Class names by label; may be empty.
         num_samples: Rows to pack.
         num_duplicates: Rows left out for equal image bytes.
+        num_unread: Rows whose bytes could not be read when duplicates were looked for; None where that is not known.
         num_known: Rows left out because the dataset has them.
         num_ignored: Files of the sources that are no pictures.
         num_bytes: Expected, of all tars.
@@ -111,6 +112,7 @@ class Plan(Record):
     num_classes: int
     num_samples: int
     num_duplicates: int = 0
+    num_unread: int | None = None
     num_known: int = 0
     num_ignored: int = 0
     num_bytes: int

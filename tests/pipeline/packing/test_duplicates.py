@@ -93,3 +93,19 @@ def test_leaving_out_duplicates_goes_on_after_a_kill_and_says_the_same_again(tmp
         file.write(f"{extra},class0\n")
     assert "25 rows have names that the dataset has" in cli("append", table, tmp_path / "set")
     assert open_dataset(str(tmp_path / "set")).version.num_samples == 21  # no duplicate comes back
+
+
+def test_an_image_that_could_not_be_read_once_is_compared_again(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", classes=2, each=4)
+    copy = source / "class1" / "copy.jpg"
+    table = tmp_path / "t.csv"
+    table.write_text(
+        "image,label\n" + "".join(f"{p},{p.parent.name}\n" for p in [*sorted(source.rglob("*.jpg")), copy])
+    )
+    for _ in range(2):
+        cli("shard", table, tmp_path / "set", "--skip-duplicates", code=1)
+    copy.write_bytes((source / "class1" / "000.jpg").read_bytes())
+    for _ in range(2):
+        said = cli("shard", table, tmp_path / "set", "--skip-duplicates")
+        assert "8 samples" in said
+        assert "1 duplicates left out" in said
