@@ -1,7 +1,8 @@
 """Weights from the layout of another code base to ours and back; equal bits both ways."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -13,8 +14,9 @@ from trainer.model.architecture import UNITS, Architecture, parse_architecture
 from trainer.model.network import ResNetV2
 
 Head = Literal["keep", "drop"]
-_MOST_TOLD = 12
+_MOST_SHOWN = 12
 _DEEPEST = parse_architecture("R152x1")  # has every unit that any model has
+_NORMS = ("norm", "last norm")
 
 
 def infer_architecture(weights: Mapping[str, Tensor]) -> Architecture:
@@ -23,21 +25,12 @@ def infer_architecture(weights: Mapping[str, Tensor]) -> Architecture:
     Raises:
         ConfigError: No known one has these.
     """
-    units = [0, 0, 0, 0]
-    for name in weights:
-        if found := re.match(r"stages\.([0-3])\.blocks\.(\d+)\.", name):
-            units[int(found[1])] = max(units[int(found[1])], int(found[2]) + 1)
     stem = weights.get("stem.conv.weight")
-    width = 0.0 if stem is None else len(stem) / 64
-    for depth, known in UNITS.items():
-        if tuple(units) == known:
-            return parse_architecture(f"R{depth}x{width:g}")
-    known_units = ", ".join(f"R{depth} {units}" for depth, units in UNITS.items())
-    raise ConfigError(f"the file has {tuple(units)} units in its four stages; known are {known_units}")
+    return _architecture(weights, 0 if stem is None or stem.ndim == 0 else len(stem), "the file")
 
 
 def to_ours(values: Mapping[str, Tensor], source: str, head: Head = "keep") -> dict[str, Tensor]:
-    """Return a file's weights with our names and axes, float32.
+    """Return a file's weights with our names and axes, float32; without a head where the file has none.
 
     Args:
         values: Of the file, by its keys; keys that no parameter has are ignored.
@@ -45,7 +38,7 @@ def to_ours(values: Mapping[str, Tensor], source: str, head: Head = "keep") -> d
         head: Whether the classifier is taken, too.
 
     Raises:
-        ConfigError: The layout is unknown, or weights are missing or have another shape; lists them.
+        ConfigError: The layout is unknown, weights are missing or have another shape, or are not finite; lists them.
     """
     layout = layout_of(frozenset(values))
     if layout is None:
@@ -53,28 +46,41 @@ def to_ours(values: Mapping[str, Tensor], source: str, head: Head = "keep") -> d
         raise ConfigError(f"{source} has none of the known layouts, each recognised by one key: {known}")
     found = {layout.ignored.sub("", key): value for key, value in values.items()}
     key_of = {name: layout.key(place_of(name)) for name in _shapes(_DEEPEST, 1)}
-    weights = {name: _from_layout(found[key], name, layout) for name, key in key_of.items() if key in found}
-    architecture = infer_architecture(weights)
-    expected = _shapes(architecture, _num_classes(weights, source) if head == "keep" else 0)
+    given = {name: found[key] for name, key in key_of.items() if key in found}
+    architecture = _architecture(given, _out_channels(given.get("stem.conv.weight"), layout.kernel_axes), source)
+    has_head = head == "keep" and any(name.startswith("head.") for name in given)
+    num_classes = _out_channels(given.get("head.fc.weight"), layout.head_axes)
+    expected = {
+        name: _shape_in(layout, name, shape)
+        for name, shape in _shapes(architecture, max(1, num_classes) if has_head else 0).items()
+    }
     wrong = [
-        f"{key_of[name]} has shape {tuple(found[key_of[name]].shape)}"
-        if name in weights
-        else f"{key_of[name]} is missing"
-        for name, shape in expected.items()
-        if name not in weights or tuple(weights[name].shape) != shape
+        f"{key_of[name]} {problem}" for name, shape in expected.items() if (problem := _problem(given, name, shape))
     ]
     if wrong:
-        more = f" and {len(wrong) - _MOST_TOLD} more" if len(wrong) > _MOST_TOLD else ""
-        raise ConfigError(
-            f"{source} is no whole {architecture.name} in the layout of {layout.name}: "
-            f"{'; '.join(wrong[:_MOST_TOLD])}{more}"
-        )
-    return {name: weights[name] for name in expected}
+        raise ConfigError(f"{source} is no whole {architecture.name} in the layout of {layout.name}: {_some(wrong)}")
+    weights = {name: _from_layout(given[name], name, layout) for name in expected}
+    _check_finite(weights, key_of, source)
+    return weights
 
 
 def from_ours(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """Return weights with the keys and axes of a layout, contiguous, float32."""
     return {layout.key(place_of(name)): _to_layout(value, name, layout) for name, value in weights.items()}
+
+
+def _architecture(names: Iterable[str], stem_channels: int, source: str) -> Architecture:
+    units = [0, 0, 0, 0]
+    for name in names:
+        if found := re.match(r"stages\.([0-3])\.blocks\.(\d+)\.", name):
+            units[int(found[1])] = max(units[int(found[1])], int(found[2]) + 1)
+    for depth, known in UNITS.items():
+        if tuple(units) == known:
+            if stem_channels == 0 or stem_channels % 32:
+                raise ConfigError(f"{source} has a stem of {stem_channels} channels; known are multiples of 32")
+            return parse_architecture(f"R{depth}x{stem_channels / 64:g}")
+    known_units = ", ".join(f"R{depth} {units}" for depth, units in UNITS.items())
+    raise ConfigError(f"{source} has {tuple(units)} units in its four stages; known are {known_units}")
 
 
 def _shapes(architecture: Architecture, num_classes: int) -> dict[str, tuple[int, ...]]:
@@ -88,22 +94,60 @@ def _shapes(architecture: Architecture, num_classes: int) -> dict[str, tuple[int
     }
 
 
-def _num_classes(weights: Mapping[str, Tensor], source: str) -> int:
-    if "head.fc.bias" not in weights:
-        raise ConfigError(f"{source} has no classifier; import it with --head drop")
-    return weights["head.fc.bias"].numel()
+def _out_channels(kernel: Tensor | None, axes: str) -> int:
+    """Return the output channels of a kernel in a file; 0 without a kernel."""
+    if kernel is None or kernel.ndim == 0:
+        return 0
+    return kernel.shape[0 if axes.startswith("O") else -1]
+
+
+def _shape_in(layout: Layout, name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape that a file has a parameter in."""
+    place = place_of(name)
+    if place.kind in _NORMS:
+        return (*[1] * (layout.norm_axes - 1), *shape)
+    if place.field == "bias":
+        return tuple(shape)
+    axes = layout.head_axes if place.kind == "head" else layout.kernel_axes
+    return tuple(shape["OIHW".index(axis)] for axis in axes)
+
+
+def _problem(given: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> str | None:
+    """Return what is wrong with a parameter of a file before it is converted, if anything is."""
+    if name not in given:
+        return "is missing, or holds no numbers"
+    value = given[name]
+    is_flat = place_of(name).kind in _NORMS and value.ndim and value.shape[-1] == value.numel() == math.prod(shape)
+    if tuple(value.shape) != shape and not is_flat:
+        return f"has shape {tuple(value.shape)} instead of {shape}"
+    if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+        return f"holds {value.dtype} ({value.layout}) instead of dense floating-point numbers".replace("torch.", "")
+    return None
+
+
+def _check_finite(weights: Mapping[str, Tensor], key_of: Mapping[str, str], source: str) -> None:
+    counts = {name: value.numel() - int(value.isfinite().sum()) for name, value in weights.items()}
+    bad = [f"{key_of[name]} ({count:,} of {weights[name].numel():,})" for name, count in counts.items() if count]
+    if bad:
+        raise ConfigError(
+            f"{source} has {sum(counts.values()):,} weights that are NaN or infinite: {_some(bad)}; take a file from "
+            f"before its training diverged"
+        )
+
+
+def _some(problems: Sequence[str]) -> str:
+    more = f" and {len(problems) - _MOST_SHOWN} more" if len(problems) > _MOST_SHOWN else ""
+    return "; ".join(problems[:_MOST_SHOWN]) + more
 
 
 def _from_layout(value: Tensor, name: str, layout: Layout) -> Tensor:
-    """Return a value with our axes; one with a wrong number of axes as it is."""
+    """Return a value with our axes."""
     value, place = value.float(), place_of(name)
-    if place.kind in ("norm", "last norm"):
-        return value.flatten() if value.numel() == value.shape[-1] else value
+    if place.kind in _NORMS:
+        return value.flatten()
     if place.field == "bias":
         return value
     axes = layout.head_axes if place.kind == "head" else layout.kernel_axes
-    if value.ndim != len(axes):
-        return value
     if axes in ("OI", "IO"):
         return (value if axes == "OI" else value.T)[:, :, None, None].contiguous()
     return (value if axes == "OIHW" else value.permute(3, 2, 0, 1)).contiguous()
@@ -111,7 +155,7 @@ def _from_layout(value: Tensor, name: str, layout: Layout) -> Tensor:
 
 def _to_layout(value: Tensor, name: str, layout: Layout) -> Tensor:
     value, place = value.detach().float().cpu(), place_of(name)
-    if place.kind in ("norm", "last norm"):
+    if place.kind in _NORMS:
         return value.reshape(*[1] * (layout.norm_axes - 1), -1).contiguous()
     if place.field == "bias":
         return value.contiguous()

@@ -109,10 +109,10 @@ def check_finetune(config: FinetuneConfig, num_workers: int) -> None:
         NotFound: A dataset is missing.
     """
     train, test = open_any(config.train, config.train_version), test_selection(config).dataset
-    if (config.train, config.train_version) == (config.test, config.test_version) and not config.test_on_train:
+    if (config.train, config.train_version) == (config.test, config.test_version) and not config.allow_test_on_train:
         raise ConfigError(
             f"{config.train} is training set and test set: its accuracy says nothing of other pictures; give another "
-            f"TEST, or --set test_on_train=true if that is meant"
+            f"TEST, or --set allow_test_on_train=true if that is meant"
         )
     match_classes(train.classes, test.classes, config.train, config.test, ignore_unknown=config.ignore_unknown_classes)
     for shots in config.shots:

@@ -81,7 +81,7 @@ class FinetuneConfig(RunSettings):
         rule: Variant of the HyperRule.
         shortened: Another length of the schedule, or None for the rule itself.
         allow_fewer_shots: Whether a class with fewer pictures than shots gives all it has, instead of an error.
-        test_on_train: Whether the training set may be the test set.
+        allow_test_on_train: Whether the training set may be the test set.
         ignore_unknown_classes: Whether test pictures of classes that the training set lacks are left out, instead of an
             error. Classes are matched by name.
         flip: False for tasks whose label depends on direction.
@@ -104,7 +104,7 @@ class FinetuneConfig(RunSettings):
     rule: Literal["paper", "code"] = "paper"
     shortened: Shortened | None = None
     allow_fewer_shots: bool = False
-    test_on_train: bool = False
+    allow_test_on_train: bool = False
     ignore_unknown_classes: bool = False
     flip: bool = True
     crop: bool = True
