@@ -5,15 +5,34 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from hypothesis import given, strategies as st
 
 from pipeline.dataset.dataset import open_dataset
+from pipeline.dataset.schema import DIGEST_BYTES
 from pipeline.packing.commit import read_plan, shard_rows
+from pipeline.packing.duplicates import _later_copies
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, cli, jpeg, picture
 from tests.contents import original_names, source_counts
 from tests.waiting import wait_until
+
+# What images of the same bytes share, and what those share that cannot be read.
+DIGESTS = [bytes([number, *range(DIGEST_BYTES - 1)]) for number in (0, 1, 16, 17, 255)] + [bytes(DIGEST_BYTES)]
+
+
+@given(st.lists(st.sampled_from(DIGESTS), max_size=30), st.integers(0, 30))
+def test_of_equal_digests_the_first_stays_and_unread_images_are_equal_to_none(digests: list[bytes], start: int) -> None:
+    array = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
+    dropped, kept_instead = _later_copies(array, min(start, len(digests)))
+    expected = [
+        (position - start, digests.index(digest))
+        for position, digest in enumerate(digests)
+        if position >= start and any(digest) and digests.index(digest) < position
+    ]
+    assert list(zip(dropped.tolist(), kept_instead.tolist(), strict=True)) == expected
 
 
 def test_equal_pictures_are_packed_once_and_listed(tmp_path: Path) -> None:
