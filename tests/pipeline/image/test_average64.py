@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pipeline.image.average64 import MOST_PX, SIDE, UNITS, average64
 
@@ -17,6 +17,7 @@ def exact(grey: np.ndarray) -> np.ndarray:
     return (2 * UNITS * total + height * width) // (2 * height * width)
 
 
+@settings(max_examples=30)
 @given(SIDES, SIDES, st.integers(0, 2**32 - 1))
 def test_averages_are_those_of_whole_numbers(height: int, width: int, seed: int) -> None:
     grey = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)

@@ -1,9 +1,7 @@
 """The image policy: for each kind of picture what is stored, or why it is refused."""
 
 import io
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from PIL import Image
 from pipeline.base.errors import BadImage
 from pipeline.image.decode import MAX_SCANS, decode, read_jpeg_header
 from pipeline.image.fingerprint import fingerprint
-from pipeline.image.guarded import Isolated
 from pipeline.image.policy import ImagePolicy, Prepared, prepare
 from tests.conftest import jpeg, picture
 
@@ -136,8 +133,8 @@ def test_what_cameras_append_does_not_hurt() -> None:
 
 
 def test_bombs_are_refused_before_they_are_decoded() -> None:
-    assert refused(encoded(Image.new("1", (30_000, 30_000)), "PNG")) == "too-large"
-    large = encoded(Image.new("L", (12_000, 9_000)), "JPEG", quality=1)
+    assert refused(encoded(Image.new("1", (10_000, 9_000)), "PNG")) == "too-large"
+    large = encoded(Image.new("L", (10_000, 9_000)), "JPEG", quality=1)
     assert refused(large) == "too-large"
     assert refused(large, HEADER) == "too-large"
     assert refused(jpeg(picture(1)), ImagePolicy(max_bytes=100)) == "too-large"
@@ -159,32 +156,3 @@ def test_further_scans_of_a_baseline_jpeg_are_refused_by_the_decoder() -> None:
     data = jpeg(picture(1, 512, 512))
     scan = data.rfind(b"\xff\xda")
     assert refused(data[:-2] + data[scan:-2] * (MAX_SCANS + 1) + data[-2:]) == "truncated"
-
-
-class KillsWhoeverReadsIt:
-    """Ends the process that receives it, as a picture does that crashes the decoder."""
-
-    def __reduce__(self) -> tuple[object, tuple[int]]:
-        return os._exit, (1,)
-
-
-def test_a_picture_that_takes_too_long_or_kills_its_process_is_refused(tmp_path: Path) -> None:
-    large = encoded(Image.fromarray(np.tile(picture(1, 400, 400), (8, 8, 1))), "PNG")
-    isolated = Isolated(picture_seconds=0.001)
-    try:
-        with pytest.raises(BadImage) as caught:
-            isolated(large, KEEP)
-        assert caught.value.reason == "timeout"
-        isolated = Isolated()
-        assert isolated(jpeg(picture(1)), KEEP) == prepare(jpeg(picture(1)), KEEP)
-        assert isolated._child is not None
-        isolated._child[0].kill()
-        assert isolated(large, KEEP).width == 3200  # whose child was killed by others is tried again
-        with pytest.raises(BadImage) as caught:
-            isolated(KillsWhoeverReadsIt(), KEEP)
-        assert caught.value.reason == "crashed"
-        with pytest.raises(BadImage) as caught:
-            isolated(b"text", KEEP)  # in a new process
-        assert caught.value.reason == "not-an-image"
-    finally:
-        isolated.close()
