@@ -1,13 +1,18 @@
 """`cluster`: a local stack, jobs on Ray, the duplicate audit and the demonstration."""
 
+import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cluster.audit.commands import audit, audit_review, audit_within, fingerprint
 from pipeline.base.console import examples, run
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import ConfigError, ServiceError
+
+if TYPE_CHECKING:
+    from cluster.stack.services import Stack
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,27 +47,54 @@ _address = click.option("--address", help="Ray's job API, such as http://HEAD:82
 @click.option("--s3-port", default=0, help="Port of the S3 server; any free one by default.")
 @click.option("--dashboard-port", default=0, help="Port of Ray's dashboard and job API; any free one by default.")
 def up(folder: Path, node_cpus: tuple[int, ...], bucket: str, s3_port: int, dashboard_port: int) -> None:
-    """Start an S3 server and Ray on this machine, on the loopback interface; state, logs and objects in FOLDER."""
+    """Start an S3 server and Ray on this machine, on the loopback interface; state, logs and objects in FOLDER.
+
+    Where one runs already, its variables are printed again.
+    """
     from cluster.stack.processes import end_by_signals  # noqa: PLC0415
-    from cluster.stack.services import STATE_NAME, start_stack  # noqa: PLC0415
+    from cluster.stack.services import STATE_NAME, read_stack, start_stack, stop_leftover  # noqa: PLC0415
 
-    if (folder / STATE_NAME).exists():
-        raise ConfigError(f"a stack runs in {folder} already; stop it with `cluster down {folder}`")
-    end_by_signals()
-    stack = start_stack(folder, cpus_per_node=node_cpus, bucket=bucket, s3_port=s3_port, dashboard_port=dashboard_port)
-    click.echo(f"# dashboard {stack.dashboard}, bucket s3://{bucket}; stop with: cluster down {folder}", err=True)
+    if (folder / STATE_NAME).exists() and (stack := read_stack(folder)).is_running:
+        click.echo(f"# a stack runs in {folder} already, with the options it was started with", err=True)
+    else:
+        end_by_signals()
+        stop_leftover(folder)
+        stack = start_stack(
+            folder, cpus_per_node=node_cpus, bucket=bucket, s3_port=s3_port, dashboard_port=dashboard_port
+        )
+        click.echo(f"# the bucket is s3://{bucket}; stop with: cluster down {folder}", err=True)
+    _print_environment(stack)
+
+
+@cli.command("env", epilog=examples('eval "$(cluster env stack)"   # in a second terminal'))
+@click.argument("folder", type=click.Path(path_type=Path))
+def environment(folder: Path) -> None:
+    """Print the variables that reach the stack of FOLDER again."""
+    from cluster.stack.services import read_stack  # noqa: PLC0415
+
+    stack = read_stack(folder)
+    if not stack.is_running:
+        raise ServiceError(f"the stack of {folder} has ended; start it again with `cluster up {folder}`")
+    _print_environment(stack)
+
+
+def _print_environment(stack: "Stack") -> None:
+    click.echo(f"# dashboard {stack.dashboard}; the token it asks for: cat {shlex.quote(stack.token)}", err=True)
     for name, value in stack.environment.items():
-        click.echo(f"export {name}={value}")
+        click.echo(f"export {name}={shlex.quote(value)}")
 
 
-@cli.command(epilog=examples("cluster down stack"))
+@cli.command(epilog=examples("cluster down stack", 'eval "$(cluster down stack)"   # forgets its variables, too'))
 @click.argument("folder", type=click.Path(path_type=Path))
 def down(folder: Path) -> None:
-    """Stop what `cluster up` started in FOLDER; objects and logs stay."""
+    """Stop what `cluster up` started in FOLDER, and print what to unset; objects and logs stay."""
     from cluster.stack.services import read_stack, stop_stack  # noqa: PLC0415
 
-    stop_stack(read_stack(folder))
-    click.echo(f"stopped the stack of {folder}")
+    stack = read_stack(folder)
+    stop_stack(stack)
+    click.echo(f"# stopped the stack of {folder}; in a shell that has its variables, run", err=True)
+    for prefix in ("AWS_", "RAY_"):
+        click.echo(f"unset {' '.join(name for name in stack.environment if name.startswith(prefix))}")
 
 
 @cli.command(

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -108,6 +109,7 @@ def _stack(folder: Path) -> Iterator[Stack]:
     click.secho("\nstarting an S3 server (SeaweedFS) and Ray on this machine", bold=True)
     stack = start_stack(folder / "stack", cpus_per_node=[max(_NUM_WORKERS, num_cpus())], bucket=_BUCKET)
     click.echo(f"  S3 at {stack.environment['AWS_ENDPOINT_URL']}, Ray dashboard at {stack.dashboard}")
+    click.echo(f"  the dashboard asks for a token: cat {shlex.quote(stack.token)}")
     os.environ.update(stack.environment)
     try:
         yield stack

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+# Ray's job supervisor reads it from its environment, and kills a job that much later than it asked it to end. Its own
+# 3 s are too short for a run that saves its state.
+STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "120"}
 
 
 def connect(address: str | None) -> "JobSubmissionClient":
@@ -49,7 +52,7 @@ def submit(
     """
     try:
         submitted: str = client.submit_job(
-            entrypoint=shlex.join(command), submission_id=job, runtime_env={"env_vars": dict(environment)}
+            entrypoint=shlex.join(command), submission_id=job, runtime_env={"env_vars": STOP_WAIT | dict(environment)}
         )
     except RuntimeError as error:
         raise ServiceError(f"the cluster refused the job: {_first_line(error)}") from error

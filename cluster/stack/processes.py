@@ -53,6 +53,20 @@ def _process(pid: int) -> psutil.Process | None:
         return None
 
 
+def is_alive(identity: Identity) -> bool:
+    """Whether the process runs; its pid alone may belong to another one."""
+    pid, created = identity
+    process = _process(pid)
+    try:
+        return bool(
+            process
+            and process.status() != psutil.STATUS_ZOMBIE
+            and abs(process.create_time() - created) < _SAME_START_SECONDS
+        )
+    except psutil.NoSuchProcess:
+        return False
+
+
 def stop_all(processes: Sequence[Identity], belongs: Callable[[psutil.Process], bool]) -> None:
     """Stop the processes in order by SIGTERM, then kill their descendants and all other processes that belong to them.
 

@@ -16,11 +16,13 @@ from pathlib import Path
 import psutil
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
-from cluster.stack.processes import Identity, identities, stop_all, unstoppable
+from cluster.stack.jobs import STOP_WAIT
+from cluster.stack.processes import Identity, identities, is_alive, stop_all, unstoppable
 from pipeline.base.errors import ConfigError, ServiceError
 from pipeline.base.records import Record
 
 STATE_NAME = "cluster.json"
+_MARK = "BIT_STACK"
 _READY_SECONDS = 60.0
 # Ray allows a node 30 s to register, whatever is set; a machine that reads its files for the first time may need more.
 _NODE_STARTS = 3
@@ -41,6 +43,7 @@ class Stack(Record):
         processes: First process of each service, in the order to stop them.
         environment: What a client sets to reach both services.
         dashboard: URL of Ray's job API.
+        mark: Value of BIT_STACK in the environment of the services, and of no client: whoever carries it is theirs.
     """
 
     folder: str
@@ -48,6 +51,17 @@ class Stack(Record):
     processes: tuple[Identity, ...]
     environment: dict[str, str]
     dashboard: str
+    mark: str = ""  # of a stack that a release without marks started: its services' descendants alone are ended
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the first process of every service is alive."""
+        return all(is_alive(process) for process in self.processes)
+
+    @property
+    def token(self) -> str:
+        """File that holds the token for which Ray's dashboard asks."""
+        return self.environment["RAY_AUTH_TOKEN_PATH"]
 
 
 def start_stack(
@@ -74,17 +88,18 @@ def start_stack(
     token = folder / "ray-token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
+    mark = secrets.token_hex(16)
     started: list[subprocess.Popen[bytes]] = []
     try:
-        server, environment = _start_s3(folder, s3_port)
+        server, environment = _start_s3(folder, s3_port, mark)
         started.append(server)
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token.absolute())}
         create_bucket(environment, bucket)
         dashboard_port = dashboard_port or free_ports(1)[0]
-        address = _start_ray(folder, scratch, cpus_per_node, environment, started, dashboard_port)
+        address = _start_ray(folder, scratch, cpus_per_node, environment | {_MARK: mark}, started, dashboard_port)
     except BaseException:
         with unstoppable():
-            stop_all(identities(started), _carries("RAY_AUTH_TOKEN_PATH", str(token.absolute())))
+            stop_all(identities(started), _carries(_MARK, mark))
             shutil.rmtree(scratch, ignore_errors=True)
         raise
     dashboard = f"http://127.0.0.1:{dashboard_port}"
@@ -98,6 +113,7 @@ def start_stack(
         | ({"RAY_ADDRESS": address} if address else {})
         | (_LOOPBACK_ONLY if len(cpus_per_node) == 1 else {}),
         dashboard=dashboard,
+        mark=mark,
     )
     state = folder / STATE_NAME
     state.touch(mode=0o600)
@@ -106,10 +122,12 @@ def start_stack(
 
 
 def stop_stack(stack: Stack) -> None:
-    """Stop every process of the stack and remove Ray's scratch folder; objects and logs stay."""
+    """Stop every process of the stack and remove Ray's scratch folder; objects and logs stay.
+
+    Processes that merely know how to reach the stack go on, such as an editor of a shell that has its variables.
+    """
     with unstoppable():
-        name = "RAY_AUTH_TOKEN_PATH"
-        stop_all(stack.processes, _carries(name, stack.environment[name]))
+        stop_all(stack.processes, _carries(_MARK, stack.mark))
         shutil.rmtree(stack.scratch, ignore_errors=True)
         (Path(stack.folder) / STATE_NAME).unlink(missing_ok=True)
 
@@ -155,7 +173,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _start_s3(folder: Path, s3_port: int) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
+def _start_s3(folder: Path, s3_port: int, mark: str) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
     objects = folder / "objects"
     objects.mkdir(exist_ok=True)
     access_key, secret_key = "bit", secrets.token_hex(16)
@@ -179,7 +197,7 @@ def _start_s3(folder: Path, s3_port: int) -> tuple[subprocess.Popen[bytes], dict
     # Without a limit the server grows past 1 GB in a session of 64 MB objects. The caller's own AWS variables must
     # not reach it: it would take them as the credentials it accepts.
     settings = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    process = _launch(command, folder / "s3.log", settings | {"GOMEMLIMIT": "400MiB"})
+    process = _launch(command, folder / "s3.log", settings | {"GOMEMLIMIT": "400MiB", _MARK: mark})
     return process, {
         "AWS_ACCESS_KEY_ID": access_key,
         "AWS_SECRET_ACCESS_KEY": secret_key,
@@ -236,6 +254,7 @@ def _start_ray(
         # Ray's monitor looks at the whole machine: it would kill our workers for the memory of other processes.
         "RAY_memory_monitor_refresh_ms": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead worker is seen 2 s earlier than by default
+        **STOP_WAIT,  # for jobs that `ray job submit` starts
     }
     settings.pop("RAY_ADDRESS", None)  # of another cluster
     if len(cpus_per_node) == 1:

@@ -28,6 +28,11 @@ def members(marker: str) -> list[psutil.Process]:
     return found
 
 
+def exported(lines: str) -> dict[str, str]:
+    """Return the variables that lines for a shell export."""
+    return dict(line.removeprefix("export ").split("=", 1) for line in lines.splitlines())
+
+
 def test_a_node_that_does_not_register_is_stopped_whole_and_started_again(tmp_path: Path) -> None:
     late = "if mkdir seen 2>/dev/null; then sleep 601.25 & exit 1; else echo Ray runtime started; exec sleep 602.25; fi"
     command = ["bash", "-c", f"cd {tmp_path}; {late}", str(tmp_path)]
@@ -44,14 +49,15 @@ def test_up_starts_on_the_loopback_interface_only_and_down_stops_everything(tmp_
     up = run_cli("cluster", "up", "stack", "--node-cpus", "1", cwd=tmp_path)
     assert up.returncode == 0, up.stderr
     stack = read_stack(tmp_path / "stack")
-    exports = dict(line.removeprefix("export ").split("=", 1) for line in up.stdout.splitlines())
+    exports = exported(up.stdout)
     assert exports == stack.environment
+    assert f"cat {stack.token}" in up.stderr
     assert (tmp_path / "stack" / "s3.json").stat().st_mode & 0o077 == 0
     answer = run_cli("pipeline", "inspect", "s3://bit/nothing", **exports)
     assert "holds no published dataset" in answer.stderr
     again = run_cli("cluster", "up", "stack", cwd=tmp_path)
-    assert again.returncode == 2
     assert "runs in stack already" in again.stderr
+    assert again.stdout == up.stdout == run_cli("cluster", "env", "stack", cwd=tmp_path).stdout
     family = [
         p for pid, _ in stack.processes for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     ]
@@ -63,7 +69,17 @@ def test_up_starts_on_the_loopback_interface_only_and_down_stops_everything(tmp_
         if connection.status == psutil.CONN_LISTEN
     }
     assert listening_at <= {"127.0.0.1", "::ffff:127.0.0.1"}
-    assert run_cli("cluster", "down", "stack", cwd=tmp_path).returncode == 0
+    # As from a shell that has the variables: an editor of that shell and what runs the command itself go on.
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, **exports}) as editor:
+        timeout = ["timeout", "60", str(Path(sys.executable).parent / "cluster"), "down", "stack"]
+        down = subprocess.run(
+            timeout, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **exports}, check=False
+        )
+        assert down.returncode == 0, down.stderr
+        assert editor.poll() is None
+        editor.kill()
+    unset = [name for line in down.stdout.splitlines() for name in line.removeprefix("unset ").split()]
+    assert sorted(unset) == sorted(exports)
     alive = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert alive == []
     assert not Path(stack.scratch).exists()
@@ -82,6 +98,25 @@ def test_a_stale_state_file_stops_nobody_else(tmp_path: Path) -> None:
         assert run_cli("cluster", "down", str(tmp_path)).returncode == 0
         assert bystander.poll() is None
         bystander.kill()
+
+
+def test_a_stack_that_has_ended_is_not_offered_and_up_starts_another(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "600"]) as service:
+        started = psutil.Process(service.pid).create_time()
+        stack = Stack(
+            folder=str(tmp_path), scratch=str(tmp_path / "scratch"), processes=((service.pid, started),),
+            environment={"RAY_AUTH_TOKEN_PATH": str(tmp_path / "a token")}, dashboard="http://127.0.0.1:9",
+        )  # fmt: skip
+        (tmp_path / "cluster.json").write_bytes(stack.to_json())
+        shown = run_cli("cluster", "env", str(tmp_path))
+        assert shown.stdout == f"export RAY_AUTH_TOKEN_PATH='{tmp_path}/a token'\n"
+        service.kill()
+    gone = run_cli("cluster", "env", str(tmp_path))
+    assert gone.returncode == 1
+    assert f"the stack of {tmp_path} has ended; start it again with `cluster up {tmp_path}`" in gone.stderr
+    up = run_cli("cluster", "up", str(tmp_path), "--bucket", "b")
+    assert "'b' is no bucket name" in up.stderr
+    assert not (tmp_path / "cluster.json").exists()
 
 
 def test_up_ended_in_the_middle_leaves_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""A cluster that is gone, too small or busy is named in one sentence, at once."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from cluster.stack.services import Stack
+from pipeline.base.errors import ServiceError
+from pipeline.work.on_ray import require_cluster
+from tests.conftest import class_folders, run_cli
+
+
+@pytest.fixture
+def dead_address() -> str:
+    """Return an address of this machine where nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_packing_on_a_cluster_that_is_gone_says_what_to_unset(tmp_path: Path, dead_address: str) -> None:
+    source = class_folders(tmp_path / "pictures", classes=1, each=1)
+    done = run_cli(
+        "pipeline", "shard", str(source), str(tmp_path / "packed"), "--ray",
+        RAY_ADDRESS=dead_address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"error: no Ray cluster answers at {dead_address}" in done.stderr
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        assert name in done.stderr.split("unset ")[1]
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "packed").exists()
+
+
+def test_addresses_that_ray_accepts_are_probed(monkeypatch: pytest.MonkeyPatch, dead_address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"ray://{dead_address}")
+    with pytest.raises(ServiceError, match=f"ray://{dead_address}"):
+        require_cluster()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:port")
+    with pytest.raises(ServiceError, match="no HOST:PORT"):
+        require_cluster()
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    require_cluster()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listening.getsockname()[1]}")
+        require_cluster()
+
+
+def test_a_cluster_of_the_last_ray_start_that_is_gone_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dead_address: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    require_cluster()
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(dead_address)
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)  # clusters of other tests on this machine
+    with pytest.raises(ServiceError, match=f":{dead_address.split(':')[1]} .*`ray start`.*ray_current_cluster"):
+        require_cluster()
+
+
+_CHECK = """
+import ray
+from pipeline.base.errors import ServiceError
+from pipeline.work.on_ray import require_capacity
+ray.init(log_to_driver=False, logging_level="ERROR")
+print(require_capacity(2, use_gpu=False, wait=True))
+print(require_capacity(3, use_gpu=False, wait=True))
+try:
+    require_capacity(1, use_gpu=True, wait=False)
+except ServiceError as error:
+    print(error)
+
+@ray.remote(num_cpus=1)
+class Other:
+    def runs(self): return True
+
+others = [Other.remote(), Other.remote()]
+ray.get([other.runs.remote() for other in others])
+print(require_capacity(1, use_gpu=False, wait=True))
+"""
+
+
+def test_what_the_cluster_has_and_what_is_missing_is_said(cluster: Stack) -> None:
+    done = run_cli("python", "-c", _CHECK)
+    assert done.stdout.splitlines() == [
+        "None",
+        "3 workers take 3 CPUs, but the cluster has 2 CPUs and 0 GPUs on 2 nodes: add 1 CPU, or give --workers 2",
+        "1 worker takes 1 GPU, but the cluster has 2 CPUs and 0 GPUs on 2 nodes: add 1 GPU, or leave out --gpu",
+        "1 worker takes 1 CPU; of the cluster's 2 CPUs 0 are free: `cluster status` lists its jobs",
+    ], done.stderr
