@@ -12,11 +12,11 @@ as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
     exit 1
 }
 
-# pillow-simd is compiled: it wants a compiler, Python's headers, and those of libjpeg and zlib (webp is optional).
+# pillow-simd is compiled: it wants a compiler, Python's headers, and those of libjpeg and zlib.
 if ! printf '#include <Python.h>\n#include <stdio.h>\n#include <jpeglib.h>\n#include <zlib.h>\nint main(void){return 0;}\n' |
     cc -fsyntax-only -I"$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')" -xc - 2>/dev/null ||
     ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-    packages="gcc libc6-dev python3-dev python3-venv libjpeg-dev zlib1g-dev libwebp-dev"
+    packages="gcc libc6-dev python3-dev python3-venv libjpeg-dev zlib1g-dev"
     say "installing what pillow-simd is built with: $packages"
     if ! { as_root apt-get update -qq && as_root apt-get install -y -qq $packages; } >&2; then
         say "error: could not install them; run:  sudo apt-get install -y $packages"
@@ -39,6 +39,12 @@ fi
 
 say "installing bit-pretrain into $venv"
 pip install --quiet --constraint constraints.txt --editable ".${extra:+[$extra]}"
+
+# The extra "formats", where wheels fit this machine: to build them takes compilers for C++ and Rust.
+for package in pylibjxl cykooz-heif; do
+    pip install --quiet --only-binary :all: --constraint constraints.txt "$package" 2>/dev/null ||
+        say "no wheel of $package for this machine: its images will be rejected as no-decoder; see docs/sharding.md"
+done
 
 # pillow and pillow-simd overwrite each other's files; nothing we depend on may bring pillow.
 if pip show --quiet pillow 2>/dev/null; then

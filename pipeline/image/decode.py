@@ -1,21 +1,28 @@
 """From the bytes of a picture to upright RGB pixels, or to the reason why not.
 
-JPEG goes through simplejpeg, everything else (and what simplejpeg refuses, such as CMYK) through pillow-simd.
-A truncated or damaged picture is refused, never half shown.
+JPEG goes through simplejpeg, the formats of `formats.py` through decoders of their own, everything else (and what
+simplejpeg refuses, such as CMYK) through pillow-simd. A truncated or damaged picture is refused, never half shown.
 """
 
 import io
-import struct
+import re
 import warnings
-from contextlib import suppress
 from importlib import metadata
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
 from pipeline.base.errors import BadImage, ConfigError
+from pipeline.image.formats import (
+    EXIF_ERRORS,
+    Decoded,
+    check_size,
+    decode_listed,
+    exif_orientation,
+    valid_orientation,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -23,7 +30,6 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=np.generic)
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 
-MAX_PIXELS = 89_478_485  # where Pillow warns of a decompression bomb; taken as an error, for JPEG too
 # A progressive JPEG is decoded once a scan, and a crafted one of a few kB can hold thousands: encoders write up to 16.
 MAX_SCANS = 100
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, b"\xff\xd9"
@@ -35,7 +41,7 @@ _MARKER, _APP0, _APP15 = 0xFF, 0xE0, 0xEF
 _BASELINE = (0xC0, 0xC1)  # frames whose scans are complete, in Huffman codes
 _SEGMENTS = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(_APP0, _APP15 + 1)))  # that may stand before a scan
 _ORIENTATION_TAG = 0x0112
-_EXIF_ERRORS = (OSError, SyntaxError, ValueError, struct.error)  # of Pillow, for damaged EXIF
+_MISSING_DECODER = re.compile(r"decoder (\w+) not available")  # of Pillow
 _JPEG_MAGIC = b"\xff\xd8\xff"
 # EXIF orientation -> (mirror left-right, mirror upside-down); from 5 on, transpose after it.
 _TURNS = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}
@@ -106,8 +112,7 @@ def read_jpeg_header(data: bytes, *, check_end: bool = False) -> JpegHeader:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=True)
     except ValueError as error:
         raise BadImage("not-an-image", f"damaged JPEG header ({error})") from error
-    if height * width > MAX_PIXELS:
-        raise BadImage("too-large", f"{width}x{height} exceeds {MAX_PIXELS} pixels")
+    check_size(width, height)
     if check_end and data.rfind(_END_OF_IMAGE, max(0, len(data) - _END_SEARCH_BYTES)) < 0:
         raise BadImage("truncated", "the JPEG has no end mark in its last 64 KiB")
     orientation = _orientation(data)
@@ -120,7 +125,7 @@ def decode(data: bytes) -> Pixels:
     """Return the picture upright (EXIF orientation applied), as uint8 RGB of shape (height, width, 3).
 
     Raises:
-        BadImage: With reason `empty`, `not-an-image`, `truncated`, `too-large` or `too-slow`.
+        BadImage: With reason `empty`, `not-an-image`, `no-decoder`, `truncated`, `too-large` or `too-slow`.
     """
     if not data:
         raise BadImage("empty", "the file has no bytes")
@@ -129,6 +134,10 @@ def decode(data: bytes) -> Pixels:
         if header.is_plain:
             return upright(_decode_jpeg(data, "RGB"), header.orientation)
         check_scans(data)
+    else:
+        decoded = decode_listed(data)
+        if decoded is not None:
+            return _rgb_pixels(decoded)
     return _decode_with_pillow(data)
 
 
@@ -192,18 +201,14 @@ def _orientation(data: bytes) -> int:
         return 1
     from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
 
-    found = None
-    with suppress(*_EXIF_ERRORS):
-        unopened = Image.Exif()
-        unopened.load(exif)  # 35 us; 80 by opening the picture
-        found = unopened.get(_ORIENTATION_TAG)
+    found = exif_orientation(exif)
     if found is None:  # then XMP may hold it, or a further segment
         try:
             with Image.open(io.BytesIO(data)) as image:
-                found = image.getexif().get(_ORIENTATION_TAG, 1)
-        except _EXIF_ERRORS:
+                found = valid_orientation(image.getexif().get(_ORIENTATION_TAG, 1))
+        except EXIF_ERRORS:
             return 1  # damaged EXIF of a sound picture: as readers that ignore it
-    return int(found) if found in _TURNS else 1
+    return found
 
 
 def _exif(data: bytes) -> bytes:
@@ -242,11 +247,35 @@ def _decode_with_pillow(data: bytes) -> Pixels:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("too-large", str(error)) from error
     except UnidentifiedImageError as error:
-        webp = "WebP, which this build of pillow-simd cannot read: install libwebp-dev and build it again"
-        unknown = f"no known picture format, begins with {data[:8]!r}"
-        raise BadImage("not-an-image", webp if data[8:12] == b"WEBP" else unknown) from error
+        raise BadImage("not-an-image", f"no known picture format, begins with {data[:8]!r}") from error
     except Exception as error:
+        missing = _MISSING_DECODER.search(str(error))
+        if missing:
+            raise BadImage(
+                "no-decoder", f"it needs the codec {missing[1]!r}, which pillow-simd is built without"
+            ) from error
         raise BadImage("truncated", f"{type(error).__name__}: {error}") from error
+
+
+def _rgb_pixels(decoded: Decoded) -> Pixels:
+    """Return what a decoder returned, upright and in RGB."""
+    from PIL import Image  # noqa: PLC0415 - see _orientation
+
+    values = decoded.values
+    if values.ndim > 2 and values.shape[2] == 1:
+        values = values[..., 0]
+    if values.dtype != np.uint8:
+        values = _eight_bits(values, decoded.full_scale)
+    return upright(np.asarray(_rgb(Image.fromarray(np.ascontiguousarray(values)))), decoded.orientation)
+
+
+def _eight_bits(values: npt.NDArray[Any], full_scale: float | None) -> npt.NDArray[np.uint8]:
+    """Return values scaled to 0..255; without a full scale it is 1 if no value is larger, else 255."""
+    values = values.astype(np.float32)
+    if full_scale is None:
+        full_scale = 1.0 if values.max(initial=0.0) <= 1.0 else 255.0
+    with np.errstate(over="ignore", invalid="ignore"):  # floating point may hold anything
+        return np.clip(values * (255.0 / full_scale), 0, 255).astype(np.uint8)
 
 
 def _rgb(image: "PilImage") -> "PilImage":
@@ -254,9 +283,8 @@ def _rgb(image: "PilImage") -> "PilImage":
     from PIL import Image  # noqa: PLC0415 - see _orientation
 
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, np.float32)
-        full_scale = 65535.0 if image.mode.startswith("I") else (1.0 if values.max(initial=0.0) <= 1.0 else 255.0)
-        image = Image.fromarray(np.clip(values * (255.0 / full_scale), 0, 255).astype(np.uint8))
+        full_scale = 65535.0 if image.mode.startswith("I") else None
+        image = Image.fromarray(_eight_bits(np.asarray(image), full_scale))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         layered = image.convert("RGBA")
         white = Image.new("RGBA", layered.size, (255, 255, 255, 255))

@@ -22,7 +22,7 @@ class ImagePolicy(Record):
         reencode: Whether to encode every picture again, without its metadata.
         jpeg_quality: For whatever is encoded.
         max_bytes: Larger files are rejected unread by the decoder. 64 MB: 5.7 bits for each pixel of
-            `decode.MAX_PIXELS`.
+            `formats.MAX_PIXELS`.
     """
 
     check: Literal["decode", "header"] = "decode"
@@ -54,7 +54,7 @@ def prepare(data: bytes, policy: ImagePolicy) -> Prepared:
     """Check a picture and return what is stored of it: a function of the bytes and the policy.
 
     Raises:
-        BadImage: With reason `empty`, `not-an-image`, `truncated`, `too-large` or `too-slow`.
+        BadImage: With reason `empty`, `not-an-image`, `no-decoder`, `truncated`, `too-large` or `too-slow`.
     """
     if not data:
         raise BadImage("empty", "the file has no bytes")
