@@ -1,6 +1,7 @@
 """The commit record of a checkpoint: it exists when this does."""
 
-from typing import Any
+import re
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -9,6 +10,7 @@ from pipeline.base.records import Record
 from pipeline.store.base import Store
 
 FOLDER = "checkpoints"
+_RECORD_KEY = re.compile(rf"(^|/){FOLDER}/\d+\.json$")
 
 
 class CheckpointFile(Record):
@@ -28,6 +30,7 @@ class CheckpointRecord(Record):
         files: All of them.
         stream: State of the data stream; empty where there is none.
         about: What the weights are: model, classes, where they came from.
+        layout: Of the files: our own chunks, or those of torch.distributed.checkpoint.
     """
 
     step: int
@@ -35,11 +38,17 @@ class CheckpointRecord(Record):
     files: tuple[CheckpointFile, ...]
     stream: dict[str, Any]
     about: dict[str, Any]
+    layout: Literal["torch", "chunks"] = "torch"
 
 
 def record_key(step: int) -> str:
     """Return the key of the record of a step's checkpoint."""
     return f"{FOLDER}/{step:09d}.json"
+
+
+def is_record_key(key: str) -> bool:
+    """Return whether an object of a run, or of a run inside a sweep, is a commit record."""
+    return bool(_RECORD_KEY.search(key))
 
 
 def steps(store: Store) -> list[int]:

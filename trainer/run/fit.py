@@ -15,16 +15,15 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from pipeline.base.errors import Interrupted, StorageError
+from pipeline.base.errors import BitError, Interrupted, StorageError
 from pipeline.dataset.dataset import Address
 from pipeline.image.transforms import Transform
 from pipeline.store.base import Store
 from pipeline.store.lease import Lease
 from pipeline.streaming.order import OrderConfig, lanes_of_rank
 from pipeline.streaming.stream import LoaderConfig, Stream, WeightedSelection
+from trainer.checkpoint.background import BackgroundSaver
 from trainer.checkpoint.fallback import load_newest
-from trainer.checkpoint.retention import discard_old
-from trainer.checkpoint.sharded import save
 from trainer.run.averages import Averages
 from trainer.run.controls import Controls
 from trainer.run.folder import begin_attempt, write_metrics, write_quarantine
@@ -131,17 +130,21 @@ def fit(run: TrainingRun, report: Report, controls: Controls | None = None) -> N
         with closing(Telemetry(stream, num_workers, world.rank, run.settings.loader_log)) as telemetry:
             start = _Start(stream, quarantine, telemetry, attempt)
             hooks = _Hooks(run, start, report, controls or Controls(), first_step)
-            done = train(
-                world,
-                _learner(run),
-                stream,
-                first_step=first_step,
-                num_steps=run.num_steps,
-                hooks=hooks.in_order(),
-                on_result=hooks.on_result,
-                after_step=hooks.after_step,
-                key_of=run.key_of,
-            )
+            try:
+                done = train(
+                    world,
+                    _learner(run),
+                    stream,
+                    first_step=first_step,
+                    num_steps=run.num_steps,
+                    hooks=hooks.in_order(),
+                    on_result=hooks.on_result,
+                    after_step=hooks.after_step,
+                    key_of=run.key_of,
+                )
+            except BaseException:
+                hooks.finish_save()
+                raise
         hooks.end(done)
     finally:
         stream.close()
@@ -228,6 +231,8 @@ class _Hooks:
         self._meter = Meter(first_step, run.num_steps, run.order.batch_size, run.num_samples)
         self._averages = Averages()
         self._lease = controls.lease or (Lease.take(run.store) if run.world.is_first else None)
+        keep = run.settings.keep_checkpoints
+        self._saver = BackgroundSaver(run.store, run.world, start.attempt, self._lease, keep)
         self._first_step, self._saved_step = first_step, first_step
         self._next_stop_check = first_step + 1
         self._began = self._last_line = time.monotonic()
@@ -260,9 +265,15 @@ class _Hooks:
             left = f"{seconds * (self._run.num_steps - done):,.0f}"
             logger.info("step %s/%s  %.2f s a step  %s s left", f"{done:,}", f"{self._run.num_steps:,}", seconds, left)
 
+    def finish_save(self) -> None:
+        """Let the checkpoint that is being written become whole, whatever ends the run."""
+        with suppress(BitError):  # what ends the run is the error to report
+            self._saver.wait()
+
     def end(self, done: int) -> None:
         """Keep what is left after the last step."""
         run = self._run
+        self._saver.wait()
         average_buffers(run.world, run.model)
         if run.world.is_first:
             write_metrics(run.store, self._meter.take_rows())
@@ -276,6 +287,7 @@ class _Hooks:
         averages = self._averages.take(self._run.world)
         if self._run.world.is_first:
             rate = self._run.learning_rate(done - 1)
+            averages["checkpoint_stall_seconds"] = round(self._saver.take_stall(), 4)
             self._report(self._meter.row(done, self._start.telemetry.lap(), learning_rate=rate, **averages))
             self._last_line = time.monotonic()
             if self._lease:
@@ -284,16 +296,12 @@ class _Hooks:
 
     def _checkpoint(self, done: int, _: StepResult) -> bool:
         run, world = self._run, self._run.world
-        if self._lease:
-            self._lease.check(now=True)
         if world.is_first:
             write_metrics(run.store, self._meter.take_rows())
         write_quarantine(run.store, done, world.rank, self._start.quarantine.take_rows())
         average_buffers(world, run.model)
-        state, stream = run.optimizer.state(), self._start.stream.state_dict()
-        save(run.store, world, state, step=done, attempt=self._start.attempt, stream=stream, about=run.about)
-        if world.is_first:
-            discard_old(run.store, run.settings.keep_checkpoints)
+        stream = self._start.stream.state_dict()
+        self._saver.start(run.optimizer.state(), step=done, stream=stream, about=run.about)
         self._saved_step = done
         return True
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline.base.errors import ConfigError, NotFound, ResumeMismatch
 from pipeline.base.records import Record
 from pipeline.store.base import Store
-from trainer.checkpoint.record import steps
+from trainer.checkpoint.record import is_record_key, steps
 
 CONFIG_KEY = "run.json"
 # They decide how fast and where a run is computed, to rounding the same; or how many runs a sweep has.
@@ -189,7 +189,7 @@ def has_learned(store: Store) -> bool:
     """Return whether a run has a checkpoint or a result."""
     if steps(store) or any(True for _ in store.list("results/")):
         return True
-    return any("/checkpoints/" in entry.key and entry.key.endswith(".json") for entry in store.list("models/"))
+    return any(is_record_key(entry.key) for entry in store.list("models/"))
 
 
 def _leaves(config: Record) -> Iterator[tuple[str, Any]]:

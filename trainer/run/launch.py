@@ -20,6 +20,7 @@ from pipeline.base.records import Record
 from pipeline.store.base import Store
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
+from trainer.checkpoint.record import is_record_key
 from trainer.run.board import Board, Watch, sign_of_life
 from trainer.run.controls import Controls
 from trainer.run.progress import Report, json_line
@@ -219,7 +220,7 @@ def write_failure(store: Store, launch_id: str, rank: int, error: BaseException)
 def progress_of(store: Store) -> list[str]:
     """Return the names of all that was finished at a run or sweep: checkpoints and results."""
     found = [entry.key for folder in ("checkpoints/", "models/", "results/") for entry in store.list(folder)]
-    return sorted(key for key in found if key.endswith(".json") and "/attempts/" not in key)
+    return sorted(key for key in found if is_record_key(key) or key.startswith("results/"))
 
 
 def final_failure(store: Store, launch_id: str) -> str | None:

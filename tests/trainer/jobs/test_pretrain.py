@@ -10,7 +10,7 @@ from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, run_cli
 from tests.trainer.runs import RECIPE, Stopped, assert_equal, config, final_state
-from trainer.checkpoint.record import committed, latest
+from trainer.checkpoint.record import committed, latest, steps
 from trainer.jobs.checks import check_pretrain, pretrain_warnings
 from trainer.jobs.pretrain import pretrain
 from trainer.recipes.pretrain import PretrainRecipe
@@ -80,16 +80,16 @@ def test_what_could_not_run_is_refused_before_it_starts(small_dataset, fields, w
         check_pretrain(config(small_dataset, "x").model_copy(update=fields), workers)
 
 
-def test_a_full_staging_disk_is_said_in_a_sentence(small_dataset: Dataset, tmp_path: Path, tiny_disk: Path) -> None:
+def test_a_full_disk_is_said_in_a_sentence(small_dataset: Dataset, tiny_disk: Path) -> None:
     settings = ("recipe.epochs=1", "recipe.batch_size=16", "recipe.warmup_steps=0", "recipe.resolution_px=32")
     options = [part for setting in settings for part in ("--set", setting)]
-    command = ("pretrain", small_dataset.store.url, str(tmp_path / "out"), "--model", "R14x0.5", "--recipe", "bit-s")
-    done = run_cli("trainer", *command, "--workers", "0", *options, TMPDIR=str(tiny_disk))
+    command = ("pretrain", small_dataset.store.url, str(tiny_disk / "out"), "--model", "R14x0.5", "--recipe", "bit-s")
+    done = run_cli("trainer", *command, "--workers", "0", *options)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert f"a checkpoint cannot be written to {tiny_disk}" in line
-    assert "TMPDIR" in line
+    assert f"no space left to write {tiny_disk}" in line
     assert "Traceback" not in done.stderr
+    assert steps(open_store(str(tiny_disk / "out"))) == []
 
 
 @pytest.mark.parametrize(

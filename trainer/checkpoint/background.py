@@ -1,0 +1,116 @@
+"""Checkpoints that are written while training goes on: the loop waits for a copy in memory, not for the store."""
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.base.errors import NotFound, ServiceError
+from pipeline.store.base import Store
+from pipeline.store.lease import Lease
+from trainer.checkpoint.chunks import Part, own_parts
+from trainer.checkpoint.record import CheckpointFile
+from trainer.checkpoint.retention import discard_old
+from trainer.checkpoint.sharded import commit, files_listed, folder_of, list_key, write_parts
+from trainer.step.ranks import World
+
+_LOOK_SECONDS = 0.2
+_MOST_SECONDS = 1800.0  # for the slowest rank after rank 0 is done; a choice: longer than any outage that is survived
+
+
+class BackgroundSaver:
+    """Writes one checkpoint at a time, in a thread of each rank; the ranks meet in the store, not in collectives.
+
+    Each rank copies what it is to write, and no more; its thread streams that to the store and lists it last. Rank 0's
+    thread waits for all lists and commits. What a thread fails with is raised by the next call.
+    """
+
+    def __init__(self, store: Store, world: World, attempt: str, lease: Lease | None, keep: int) -> None:
+        """Write below a store.
+
+        Args:
+            store: The run's store.
+            world: This rank.
+            attempt: Name of this start of the run, the same on every rank.
+            lease: The right to commit; None on other ranks than 0.
+            keep: How many of the newest checkpoints to keep.
+        """
+        self._store, self._world, self._attempt, self._lease, self._keep = store, world, attempt, lease, keep
+        self._memory: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self.stall_seconds = 0.0  # that the loop waited for saves since `take_stall`
+
+    def start(
+        self, state: dict[str, Tensor], *, step: int, stream: Mapping[str, Any], about: Mapping[str, Any]
+    ) -> None:
+        """Copy this rank's share of a state, and begin to write it; waits for the checkpoint before.
+
+        Raises:
+            BitError: The checkpoint before could not be written.
+        """
+        began = time.monotonic()
+        self.wait()
+        parts = [self._copied(part) for part in own_parts(state, self._world.rank, self._world.num_ranks)]
+        work = (parts, step, dict(stream), dict(about))
+        self._thread = threading.Thread(target=self._run, args=work, name=f"checkpoint-{step}", daemon=True)
+        self._thread.start()
+        self.stall_seconds += time.monotonic() - began
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that is being written is there.
+
+        Raises:
+            BitError: It could not be written.
+        """
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        if self._error:
+            error, self._error = self._error, None
+            raise error
+
+    def take_stall(self) -> float:
+        """Return the seconds for which the loop waited for saves since the last call."""
+        seconds, self.stall_seconds = self.stall_seconds, 0.0
+        return seconds
+
+    def _copied(self, part: Part) -> Part:
+        """Return a part whose values no later step changes, in CPU memory that is used again for each checkpoint."""
+        held = self._memory.get(part.name)
+        if held is None or held.shape != part.rows.shape or held.dtype != part.rows.dtype:
+            held = self._memory[part.name] = torch.empty(part.rows.shape, dtype=part.rows.dtype, device="cpu")
+        held.copy_(part.rows)
+        return part._replace(rows=held)
+
+    def _run(self, parts: list[Part], step: int, stream: dict[str, Any], about: dict[str, Any]) -> None:
+        try:
+            folder = folder_of(step, self._attempt)
+            files = write_parts(self._store, folder, self._world.rank, parts)
+            if self._world.is_first:
+                others = [file for rank in range(1, self._world.num_ranks) for file in self._files_of(folder, rank)]
+                if self._lease:
+                    self._lease.check(now=True)
+                commit(self._store, step, folder, [*files, *others], stream, about)
+                discard_old(self._store, self._keep)
+        except BaseException as error:  # noqa: BLE001 - raised by the next call, in the loop's own thread
+            self._error = error
+
+    def _files_of(self, folder: str, rank: int) -> list[CheckpointFile]:
+        """Wait for the list of a rank's chunks, and return its files."""
+        deadline = time.monotonic() + _MOST_SECONDS
+        while True:
+            try:
+                listed = self._store.read(list_key(folder, rank))
+                break
+            except NotFound as error:
+                if time.monotonic() > deadline:
+                    raise ServiceError(
+                        f"rank {rank} did not write its part of {self._store.url}/{folder} within "
+                        f"{_MOST_SECONDS:.0f} s; the checkpoint before it stays the newest"
+                    ) from error
+                time.sleep(_LOOK_SECONDS)
+        return files_listed(rank, listed)

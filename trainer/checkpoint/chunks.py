@@ -1,0 +1,161 @@
+"""How tensors are cut into chunks for storage: runs of rows of a tensor, whoever holds them.
+
+A chunk is rows `start` to `stop` of a tensor's first axis, contiguous, with a digest of its own. So any part of a
+tensor is read from the chunks that overlap it, on any number of ranks, replicated or sharded, and each is checked.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from pipeline.base.errors import CorruptShard
+from pipeline.base.records import Record
+
+# A choice: small against the larger kernels, so that a rank reads little beyond its part of them; chunks that lie side
+# by side are read at once.
+CHUNK_BYTES = 256 << 10
+
+
+class Chunk(Record):
+    """Rows of one tensor in a file of a checkpoint.
+
+    Attributes:
+        name: Of the tensor.
+        dtype: Such as `float32`.
+        shape: Of the whole tensor; () is stored as one row.
+        start: First row, of the first axis.
+        stop: Row after the last one.
+        offset: First byte in the file.
+        num_bytes: Bytes in the file.
+        blake3: Of them, 64 hexadecimal digits.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    offset: int
+    num_bytes: int
+    blake3: str
+
+
+class ChunkList(Record):
+    """What a rank wrote of a checkpoint.
+
+    Attributes:
+        num_bytes: Of its file.
+        sha256: Of its file.
+        chunks: In the order of the file.
+    """
+
+    num_bytes: int
+    sha256: str
+    chunks: tuple[Chunk, ...]
+
+
+class Part(NamedTuple):
+    """Rows of a tensor that a rank holds.
+
+    Attributes:
+        name: Of the tensor.
+        rows: They themselves, shape (rows, ...), sharing memory with the tensor.
+        shape: Of the whole tensor.
+        start: Number of the first row.
+    """
+
+    name: str
+    rows: Tensor
+    shape: tuple[int, ...]
+    start: int
+
+
+def parts_of(state: Mapping[str, Tensor]) -> list[Part]:
+    """Return the rows of each tensor that this rank holds: of a sharded one its own, of any other all.
+
+    Raises:
+        NotImplementedError: A tensor is sharded along another axis than its first.
+    """
+    return [_part(name, tensor) for name, tensor in sorted(state.items())]
+
+
+def _part(name: str, tensor: Tensor) -> Part:
+    if not isinstance(tensor, DTensor):
+        rows = tensor.detach()
+        return Part(name, rows.reshape(1) if rows.ndim == 0 else rows, tuple(tensor.shape), 0)
+    if any(placement.is_shard() and not placement.is_shard(dim=0) for placement in tensor.placements):
+        raise NotImplementedError(f"{name} is sharded by {tensor.placements}; only the first axis can be saved")
+    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return Part(name, tensor.to_local().detach(), tuple(tensor.shape), offsets[0])
+
+
+def own_parts(state: Mapping[str, Tensor], rank: int, num_ranks: int) -> list[Part]:
+    """Return what a rank writes: its shards, and of the tensors that all ranks hold about its share of the bytes."""
+    own: list[Part] = []
+    given = [0] * num_ranks
+    for part in sorted(parts_of(state), key=lambda part: (-part.rows.nbytes, part.name)):
+        if isinstance(state[part.name], DTensor):
+            if part.rows.numel():
+                own.append(part)
+            continue
+        writer = given.index(min(given))
+        given[writer] += part.rows.nbytes
+        if writer == rank:
+            own.append(part)
+    return sorted(own, key=lambda part: part.name)
+
+
+def cut(part: Part) -> Iterator[tuple[int, int]]:
+    """Yield first and last-but-one row of each chunk of a part: about CHUNK_BYTES, at least a row."""
+    num_rows = part.rows.shape[0]
+    rows_per_chunk = max(1, CHUNK_BYTES * num_rows // max(1, part.rows.nbytes))
+    for start in range(0, num_rows, rows_per_chunk):
+        yield start, min(start + rows_per_chunk, num_rows)
+
+
+def as_bytes(rows: Tensor) -> memoryview:
+    """Return the values of a tensor on the CPU as bytes, in the order of its axes."""
+    return memoryview(rows.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def from_bytes(body: bytes | memoryview, chunk: Chunk) -> Tensor:
+    """Return the rows of a chunk, shape (stop - start, ...)."""
+    dtype = getattr(torch, chunk.dtype)
+    return torch.frombuffer(bytearray(body), dtype=dtype).reshape(chunk.stop - chunk.start, *chunk.shape[1:])
+
+
+def runs(chunks: Iterable[Chunk], most_bytes: int) -> Iterator[list[Chunk]]:
+    """Yield the chunks of a file in runs that lie side by side, each of about `most_bytes` at most."""
+    run: list[Chunk] = []
+    for chunk in sorted(chunks, key=lambda chunk: chunk.offset):
+        is_next = bool(run) and run[-1].offset + run[-1].num_bytes == chunk.offset
+        if run and not (is_next and chunk.offset + chunk.num_bytes - run[0].offset <= most_bytes):
+            yield run
+            run = []
+        run.append(chunk)
+    if run:
+        yield run
+
+
+def overlapping(chunks: Sequence[Chunk], part: Part) -> list[Chunk]:
+    """Return the chunks that together hold a part, in order.
+
+    Raises:
+        CorruptShard: They are not there, do not meet, or are of a tensor of another shape.
+    """
+    start, stop = part.start, part.start + part.rows.shape[0]
+    found = sorted((c for c in chunks if c.start < stop and c.stop > start), key=lambda chunk: chunk.start)
+    at = start
+    for chunk in found:
+        if chunk.shape != part.shape:
+            raise CorruptShard(f"{part.name} has shape {chunk.shape} in the checkpoint, {part.shape} in the model")
+        if chunk.start > at:
+            break
+        at = max(at, chunk.stop)
+    if at < stop:
+        raise CorruptShard(f"the checkpoint lacks rows {at} to {stop} of {part.name}")
+    return found
