@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, overload
 
 import numpy as np
@@ -14,11 +15,12 @@ import pyarrow as pa
 
 from pipeline.base.errors import NotFound
 from pipeline.dataset.schema import POINTER_KEY, ManifestVersion, from_parquet, is_adopted, sha256_hex, version_key
-from pipeline.dataset.versions import outstanding_rejects, parsed_version, published_version
+from pipeline.dataset.versions import outstanding_rejects, parsed_version, published_version, refuse_datasets_below
 from pipeline.store.base import Store, read_checked
 from pipeline.store.url import open_store
 
 SIDECAR_CACHE_BYTES = 32_000_000  # decoded, of a dataset; a choice: those of about 100 shards of 2,300 samples
+_SEARCHED_FILES = 100_000  # of a folder without a manifest, for datasets below it; S3 lists 1,000 a request
 
 
 @dataclass(frozen=True)
@@ -197,11 +199,12 @@ def open_dataset(url: str, version: int | None = None) -> Dataset:
 
     Raises:
         NotFound: Nothing is published there, or no such version.
-        ConfigError: The dataset's format is not one this release reads.
+        ConfigError: The dataset's format is not one this release reads; or there are datasets below the folder.
     """
     store = open_store(url)
     latest = published_version(store)
     if latest is None:
+        refuse_datasets_below(store.url, (entry.key for entry in islice(store.walk(), _SEARCHED_FILES)))
         raise NotFound(f"{url} holds no published dataset (no {POINTER_KEY}); create one with `pipeline shard`")
     if version is None or version == latest.version.version:
         return Dataset(store, latest.version)

@@ -1,6 +1,7 @@
 """The versions of a dataset, for whoever reads: the published one, and what it could not use."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -9,7 +10,11 @@ from pydantic import ValidationError
 from pipeline.base.errors import ConfigError, NoBucket, NotFound
 from pipeline.base.records import FORMAT
 from pipeline.dataset.schema import POINTER_KEY, REJECT_SCHEMA, ManifestVersion, from_parquet
+from pipeline.store.any_url import join, read_file
 from pipeline.store.base import Store, read_checked
+
+_SHOWN_DATASETS = 8
+_FORMAT_NAME = FORMAT.partition("/")[0].encode()  # without its version
 
 
 @dataclass(frozen=True)
@@ -62,3 +67,23 @@ def outstanding_rejects(store: Store, version: ManifestVersion) -> pa.Table:
     if not version.rejects:
         return REJECT_SCHEMA.empty_table()
     return from_parquet(read_checked(store, version.rejects, str(version.rejects_sha256)))
+
+
+def refuse_datasets_below(url: str, keys: Iterable[str]) -> None:
+    """Refuse a folder that is no dataset itself and has some below it: together they would be one, test set and all.
+
+    Args:
+        url: Of the folder.
+        keys: Of files below it, relative; those that are no manifest are passed over.
+
+    Raises:
+        ConfigError: With the datasets' names.
+    """
+    folders = sorted(key.removesuffix(f"/{POINTER_KEY}") for key in keys if key.endswith(f"/{POINTER_KEY}"))
+    found = [folder for folder in folders if _FORMAT_NAME in read_file(join(url, f"{folder}/{POINTER_KEY}"))]
+    if found:
+        base = url.rstrip("/")
+        shown = ", ".join(f"{base}/{folder}" for folder in found[:_SHOWN_DATASETS])
+        more = f" and {len(found) - _SHOWN_DATASETS:,} more" if len(found) > _SHOWN_DATASETS else ""
+        what = f"{len(found):,} datasets, which are not read as one" if len(found) > 1 else "a dataset below it"
+        raise ConfigError(f"{url} holds {what}: {shown}{more}; name the one you mean")

@@ -146,6 +146,8 @@ class LocalStore:
 
     def walk(self) -> Iterator[Entry]:
         """See Store.walk."""
+        if not self.root.is_dir():
+            return
         with _storage_errors(self.root):
             yield from _walk(str(self.root))
 
