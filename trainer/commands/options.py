@@ -19,6 +19,7 @@ def cluster_options(command: Any) -> Any:
         click.option(
             "--max-failures", default=-1, show_default=True, help="Restarts after a worker died; -1 no limit."
         ),
+        click.option("--wait", is_flag=True, help="Wait until the cluster has the workers free, instead of failing."),
         click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any field of the configuration."),
     ):
         command = option(command)
@@ -62,3 +63,19 @@ def model_of(run: str, step: int | None = None) -> str:
     from trainer.checkpoint.record import chosen  # noqa: PLC0415
 
     return str(chosen(open_store(run), step).about["model"])
+
+
+def require_free_folder(out: str, what: str, marks: tuple[str, ...]) -> None:
+    """Refuse an OUT that holds other things than a `what`.
+
+    Raises:
+        ConfigError: With some of what is there.
+    """
+    from pipeline.store.destination import require_free  # noqa: PLC0415
+    from pipeline.store.url import open_store  # noqa: PLC0415
+
+    require_free(open_store(out), what, marks)
+
+
+RUN_MARKS = ("run.json", "failures/")  # one of them is written first, with and without Ray
+RESULT_MARKS = ("result.json", "predictions.parquet", "failures/")

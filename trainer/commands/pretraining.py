@@ -6,7 +6,14 @@ import click
 
 from pipeline.base.console import examples
 from pipeline.base.errors import ConfigError
-from trainer.commands.options import cluster_options, model_of, newest_step, run_and_step
+from trainer.commands.options import (
+    RUN_MARKS,
+    cluster_options,
+    model_of,
+    newest_step,
+    require_free_folder,
+    run_and_step,
+)
 from trainer.commands.settings import build, parsed
 
 
@@ -50,6 +57,7 @@ def pretrain(
     workers: int,
     use_gpu: bool,
     max_failures: int,
+    wait: bool,
     settings: tuple[str, ...],
 ) -> None:
     """Pretrain MODEL on the dataset DATA, with checkpoints and metrics at OUT. Run again, it goes on."""
@@ -86,6 +94,7 @@ def pretrain(
     given |= {"mix": [_mixed(text) for text in mixed] or None, "exclude": absolute_url(exclude) if exclude else None}
     fields |= {"data": data, "out": out} | {name: value for name, value in given.items() if value is not None}
     config = build(PretrainConfig, fields, values)
+    require_free_folder(out, "run", RUN_MARKS)
     check_pretrain(config, workers)
     if wanted:
         config = _changed(config, wanted)
@@ -96,7 +105,7 @@ def pretrain(
     from trainer.jobs.table import PRETRAIN  # noqa: PLC0415 - torch: seconds after the header
     from trainer.run.launch import run  # noqa: PLC0415
 
-    run(PRETRAIN, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures)
+    run(PRETRAIN, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, wait=wait)
 
 
 def _init_fields(init: str, present: Any) -> dict[str, Any]:

@@ -4,7 +4,16 @@ import click
 
 from pipeline.base.console import examples
 from pipeline.base.errors import ConfigError
-from trainer.commands.options import cluster_options, json_option, model_of, newest_step, run_and_step
+from trainer.commands.options import (
+    RESULT_MARKS,
+    RUN_MARKS,
+    cluster_options,
+    json_option,
+    model_of,
+    newest_step,
+    require_free_folder,
+    run_and_step,
+)
 from trainer.commands.settings import build, parsed
 
 
@@ -41,6 +50,7 @@ def finetune(
     workers: int,
     use_gpu: bool,
     max_failures: int,
+    wait: bool,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -89,6 +99,7 @@ def finetune(
         "ignore_unknown_classes": ignore_unknown_classes,
     }
     config = build(FinetuneConfig, fields, values)
+    require_free_folder(out, "run", RUN_MARKS)
     check_finetune(config, workers)
     for warning in finetune_warnings(config):
         click.echo(f"warning: {warning}", err=True)
@@ -97,7 +108,7 @@ def finetune(
     from trainer.jobs.table import FINETUNE  # noqa: PLC0415 - torch: seconds after the header
     from trainer.run.launch import run  # noqa: PLC0415
 
-    run(FINETUNE, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, as_json=as_json)
+    run(FINETUNE, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, wait=wait, as_json=as_json)
 
 
 @click.command(
@@ -122,6 +133,7 @@ def evaluate(
     workers: int,
     use_gpu: bool,
     max_failures: int,
+    wait: bool,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -146,10 +158,11 @@ def evaluate(
         "out": out,
     }
     config = build(EvaluateConfig, fields, values)
+    require_free_folder(out, "result", RESULT_MARKS)
     from trainer.jobs.table import EVALUATE  # noqa: PLC0415 - torch
     from trainer.run.launch import run  # noqa: PLC0415
 
-    run(EVALUATE, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, as_json=as_json)
+    run(EVALUATE, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, wait=wait, as_json=as_json)
 
 
 def _numbers(text: str) -> list[int]:

@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 import click
 
 from pipeline.base.errors import BitError, Fenced, Interrupted, ServiceError, StorageError
-from pipeline.base.records import Record
+from pipeline.base.records import Record, json_bytes
 from pipeline.store.base import Store
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
+from pipeline.work.on_ray import require_capacity, require_cluster
 from trainer.checkpoint.record import is_record_key
 from trainer.run.board import Board, Watch, sign_of_life
 from trainer.run.controls import Controls
@@ -53,7 +54,16 @@ class Job(Generic[C]):
     line_of: Callable[[dict[str, Any]], str]
 
 
-def run(job: Job[C], config: C, *, num_workers: int, use_gpu: bool, max_failures: int, as_json: bool = False) -> None:
+def run(
+    job: Job[C],
+    config: C,
+    *,
+    num_workers: int,
+    use_gpu: bool,
+    max_failures: int,
+    wait: bool = False,
+    as_json: bool = False,
+) -> None:
     """Run a job to its end.
 
     Args:
@@ -62,6 +72,7 @@ def run(job: Job[C], config: C, *, num_workers: int, use_gpu: bool, max_failures
         num_workers: Ray Train workers; 0 runs in this process, without Ray.
         use_gpu: One GPU for each worker instead of one CPU.
         max_failures: Restarts after a worker died or raised; -1 for no limit.
+        wait: Whether to wait until the cluster has the workers free, instead of failing at once.
         as_json: Whether rows are printed as JSON instead of lines for people.
 
     Raises:
@@ -75,7 +86,7 @@ def run(job: Job[C], config: C, *, num_workers: int, use_gpu: bool, max_failures
         with stop_requests() as wants_stop:
             job.run(config, alone(use_gpu), lambda row: click.echo(line_of(row)), Controls(wants_stop=wants_stop))
         return
-    _run_on_ray(job, config, line_of, num_workers, use_gpu, max_failures)
+    _run_on_ray(job, config, line_of, num_workers, use_gpu=use_gpu, max_failures=max_failures, wait=wait)
 
 
 def _run_on_ray(
@@ -83,9 +94,12 @@ def _run_on_ray(
     config: C,
     line_of: Callable[[dict[str, Any]], str],
     num_workers: int,
+    *,
     use_gpu: bool,
     max_failures: int,
+    wait: bool,
 ) -> None:
+    require_cluster()
     import ray  # noqa: PLC0415 - two seconds that `--help` need not pay
     import ray.train  # noqa: PLC0415
     import ray.train.torch  # noqa: PLC0415
@@ -94,6 +108,10 @@ def _run_on_ray(
     store, launch_id = open_store(out), uuid.uuid4().hex[:8]
     if not ray.is_initialized():
         ray.init(log_to_driver=True)
+    missing = require_capacity(num_workers, use_gpu=use_gpu, wait=wait)
+    if missing:
+        click.echo(f"waiting: {missing}", err=True)
+    store.create(f"failures/{launch_id}/launch.json", json_bytes({"job": job.name, "time": time.time()}))
     board = Board.start(launch_id)
     loop_config = {
         "job": job,
@@ -227,7 +245,7 @@ def final_failure(store: Store, launch_id: str) -> str | None:
     """Return why a launch cannot succeed: an error that would come again, or too many starts without progress."""
     folder = f"failures/{launch_id}/"
     entries = [entry.key for entry in store.list(folder)]
-    failures = [json.loads(store.read(key)) for key in entries if "/starts/" not in key]
+    failures = [json.loads(store.read(key)) for key in entries if "/starts/" not in key and "launch.json" not in key]
     for failure in failures:
         if failure["final"]:
             return str(failure["message"])
