@@ -73,11 +73,13 @@ def class_folders(folder: Path, classes: int = 3, each: int = 10, seed: int = 0)
     return folder
 
 
-def pack(source: Path, url: str, max_reject_fraction: float = 0.0, **config: Any) -> Dataset:
+def pack(
+    source: Path, url: str, max_reject_fraction: float = 0.0, columns: Columns | None = None, **config: Any
+) -> Dataset:
     """Pack a source into a dataset, in this process."""
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(open_store(url), InProcess(), Path(scratch), max_reject_fraction)
-        shard(job, open_sources([str(source)], Columns()), ShardConfig(**config))
+        shard(job, open_sources([str(source)], columns or Columns()), ShardConfig(**config))
     return open_dataset(url)
 
 

@@ -25,8 +25,21 @@ def source_options(command: Command) -> Command:
         click.option(
             "--classes", "classes_file", help="File with one class name a line; the line number is the label."
         ),
+        click.option(
+            "--classes-from",
+            metavar="DATASET",
+            help="Number labels by name as this dataset does, such as that to test.",
+        ),
+        click.option("--folder-labels", is_flag=True, help="In tars, the folder of an image is its class."),
+        click.option(
+            "--image-member",
+            "image_members",
+            multiple=True,
+            metavar="ENDING",
+            help="In tars whose names hold dots: what an image's name ends with, such as left.jpg. May be repeated.",
+        ),
         click.option("--bytes-column", help="Column of file sizes, where a table knows them."),
-        click.option("--no-labels", is_flag=True, help="The pictures have no labels."),
+        click.option("--no-labels", is_flag=True, help="Pack without labels; images may lie in any folders."),
         click.option("--label-column", default="label", show_default=True, help="Column of labels in a table."),
         click.option(
             "--image-column",
@@ -71,17 +84,45 @@ def job_options(command: Command) -> Command:
 
 
 def columns_of(
-    image_column: str, label_column: str, no_labels: bool, bytes_column: str | None, classes_file: str | None
+    image_column: str,
+    label_column: str,
+    no_labels: bool,
+    bytes_column: str | None,
+    classes_file: str | None,
+    classes_from: str | None,
+    image_members: tuple[str, ...],
+    folder_labels: bool,
 ) -> "Columns":
-    """Return what `source_options` ask for."""
+    """Return what `source_options` ask for.
+
+    Raises:
+        ConfigError: Two of them contradict each other, or there are no class names where they should be.
+    """
     from pipeline.packing.sources.table import Columns  # noqa: PLC0415
 
+    if classes_file and classes_from:
+        raise ConfigError("--classes and --classes-from both number the labels; give one of them")
+    if folder_labels and no_labels:
+        raise ConfigError("--folder-labels and --no-labels contradict each other; give one of them")
+    classes = classes_of(classes_from) if classes_from else class_list(classes_file)
     return Columns(
         image=image_column,
         label=None if no_labels else label_column,
         num_bytes=bytes_column,
-        classes=tuple(class_list(classes_file)),
+        classes=tuple(classes),
+        image_members=image_members,
+        folder_labels=folder_labels,
     )
+
+
+def classes_of(url: str) -> tuple[str, ...]:
+    """Return the class names of a dataset. Raises ConfigError if it has none."""
+    from pipeline.packing.foreign_tars.open_any import open_any  # noqa: PLC0415
+
+    dataset = open_any(url)
+    if not dataset.version.classes:
+        raise ConfigError(f"--classes-from {url}: its labels are numbers without names, so nothing is to be matched")
+    return dataset.classes
 
 
 @contextmanager

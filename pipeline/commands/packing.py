@@ -25,6 +25,11 @@ _PART_BYTES = 64 << 20  # store.s3: larger objects go up in parts of this size, 
         "pipeline shard photos/train data/train",
         "pipeline shard labels.csv s3://bucket/set --image-column path --label-column class --workers 16",
         "pipeline shard 'hf://datasets/org/name/data/train-*.parquet' s3://bucket/set --ray",
+        "pipeline shard sheet.csv data/set --image-column path --label-column kind  # also with ';' between columns",
+        "pipeline shard unsorted/ data/new --no-labels  # images in any folders",
+        "pipeline shard photos/test data/test --split test --classes-from data/train",
+        "pipeline shard 'pairs/{000..099}.tar' data/left --image-member left.jpg",
+        "pipeline shard folders.tar data/set --folder-labels",
         "pipeline shard cc=s3://old/cc12m web='s3://old/web/{00000..00999}.tar' s3://bucket/set --no-labels --dry-run",
     )
 )
@@ -58,6 +63,9 @@ def shard(sources: tuple[str, ...], dest: str, **options: Any) -> None:
     A SOURCE is a folder of class folders; a CSV, TSV, JSONL or Parquet table of paths, URLs or image bytes; WebDataset
     tars; or a dataset packed by this command. Tables and tars may be patterns, at any URL that fsspec reads. Of several
     sources, NAME=URL names one. Interrupted, the same command goes on; finished, it does nothing.
+
+    Each file, member and row ends as packed, rejected or ignored, and is counted. Every label arrives, or nothing is
+    packed: tars and tables without labels need --no-labels.
     """
     from pipeline.image.policy import ImagePolicy  # noqa: PLC0415
     from pipeline.packing.jobs import plan_sources, shard as run_shard  # noqa: PLC0415
@@ -131,11 +139,22 @@ def _bytes(option: str, value: float, unit: int) -> int:
 
 
 def _columns(options: dict[str, Any]) -> Any:
-    names = ("image_column", "label_column", "no_labels", "bytes_column", "classes_file")
+    names = (
+        "image_column",
+        "label_column",
+        "no_labels",
+        "bytes_column",
+        "classes_file",
+        "classes_from",
+        "image_members",
+        "folder_labels",
+    )
     return columns_of(**{name: options.pop(name) for name in names})
 
 
 def _print_plan(planned: "Planned", num_slots: int, is_s3: bool) -> None:
+    from pipeline.packing.jobs import found_lines  # noqa: PLC0415
+
     plan = planned.plan
     shard_bytes = plan.num_bytes / plan.num_shards
     parts = -(-shard_bytes // _PART_BYTES)
@@ -144,8 +163,10 @@ def _print_plan(planned: "Planned", num_slots: int, is_s3: bool) -> None:
     click.echo(f"plan {plan.plan_id}")
     click.echo(
         f"  {plan.num_samples:,} pictures, {plan.num_classes:,} classes, {plan.num_shards:,} shards, about "
-        f"{human_bytes(plan.num_bytes)}" + (f"; {plan.num_ignored:,} other files" if plan.num_ignored else "")
+        f"{human_bytes(plan.num_bytes)}"
     )
+    for line in found_lines(plan):
+        click.echo(f"  {line}")
     probe = planned.probe
     click.echo(
         f"  a picture has about {human_bytes(probe.mean_source_bytes)}, {100 * probe.stored_fraction:.0f} % of it is "

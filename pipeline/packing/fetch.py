@@ -6,6 +6,7 @@ outage.
 """
 
 import os
+import stat
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base.errors import BadImage, CorruptShard, Denied, NotFound, Unreachable
 from pipeline.packing.external_sort import scratch_errors
-from pipeline.packing.sources.rows import PARQUET, TAR
+from pipeline.packing.sources.rows import PARQUET, REJECTED, TAR, rejection_of
 from pipeline.store.any_url import is_remote, join, open_file, read_file, read_span, scheme_of
 
 _READS_AHEAD = 32  # at 50 ms a read: 640 pictures a second, more than one core decodes
@@ -96,8 +97,9 @@ def _read(row: Row, bases: Sequence[str], inline: "_InlineImages", max_bytes: in
     url = _url(row, bases)
     if row["container"] == PARQUET:
         return inline.read(url, row["offset"])
-    if row["num_bytes"] > max_bytes:
-        return BadImage("too-large", f"{row['num_bytes']:,} bytes exceed the limit of {max_bytes:,}")
+    problem = _problem(row, url, max_bytes)
+    if problem:
+        return problem
     try:
         if row["container"] == TAR:
             return read_span(url, row["offset"], row["num_bytes"])
@@ -106,6 +108,27 @@ def _read(row: Row, bases: Sequence[str], inline: "_InlineImages", max_bytes: in
         if isinstance(error, Denied | Unreachable) and scheme_of(url) in _STORES:
             raise  # a whole store is gone, not a picture
         return BadImage(_REASONS[type(error)], str(error))
+
+
+def _problem(row: Row, url: str, max_bytes: int) -> BadImage | None:
+    """Return why a row need not be read."""
+    if row["container"] == REJECTED:
+        return rejection_of(row["extra"])
+    if row["num_bytes"] > max_bytes:
+        return BadImage("too-large", f"{row['num_bytes']:,} bytes exceed the limit of {max_bytes:,}")
+    if row["num_bytes"] == 0 and _is_special(url):
+        return BadImage("not-a-file", f"{url} is a pipe, socket or device")
+    return None
+
+
+def _is_special(url: str) -> bool:
+    """Return whether a local path is what may never end when it is read; such files have size 0."""
+    if is_remote(url):
+        return False
+    try:
+        return not stat.S_ISREG(os.stat(url.removeprefix("file://")).st_mode)
+    except OSError:
+        return False  # reading it shows what is wrong
 
 
 class _InlineImages:

@@ -5,16 +5,16 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.console import silent
-from pipeline.base.errors import ConfigError, Conflict, EmptySource, NotFound
+from pipeline.base.errors import ConfigError, Conflict, EmptySource, Interrupted, NotFound
 from pipeline.dataset.publish import Addition, publish
-from pipeline.dataset.schema import ManifestVersion, from_parquet
+from pipeline.dataset.schema import POINTER_KEY, ManifestVersion, from_parquet
 from pipeline.dataset.versions import Published, outstanding_rejects, published_version
 from pipeline.packing.commit import read_plan
 from pipeline.packing.duplicates import leave_out_duplicates
@@ -25,11 +25,29 @@ from pipeline.packing.probe import prober
 from pipeline.packing.sources.rows import COLUMNS, Source
 from pipeline.store.any_url import open_file
 from pipeline.store.base import Store
-from pipeline.store.lease import Lease
+from pipeline.store.destination import require_free
+from pipeline.store.lease import PREFIX as LEASES, Lease
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls
 
 _REJECT_BATCH_ROWS = 65_536
+_SHOWN_CLASSES = 5
+DATASET_MARKS = (POINTER_KEY, LEASES)  # of a published dataset, and of one under way
+# Settings by their names in a plan, and the options that set them.
+_OPTIONS = {
+    "seed": "--seed",
+    "split": "--split",
+    "shard_bytes": "--shard-mb",
+    "max_samples_per_shard": "--max-samples",
+    "block_bytes": "--block-mib",
+    "skip_duplicates": "--skip-duplicates",
+    "image.check": "--check",
+    "image.shorter_side_px": "--resize",
+    "image.reencode": "--reencode",
+    "image.jpeg_quality": "--jpeg-quality",
+    "image.max_bytes": "--max-image-mb",
+}
+_UNITS = {"shard_bytes": 1_000_000, "block_bytes": 1 << 20, "image.max_bytes": 1_000_000}
 
 
 @dataclass(frozen=True)
@@ -130,13 +148,15 @@ def shard(
         settings: How the sources are read, besides themselves: part of the identity of the request.
 
     Raises:
-        ConfigError: The destination holds a dataset of other inputs.
+        ConfigError: The destination holds a dataset of other inputs, or other things.
         EmptySource: There is no row, or every row was rejected.
         TooManyRejects: More rows than allowed were rejected; nothing is published.
         Fenced: A newer run has taken over.
         StorageError: As the destination.
     """
     published = published_version(job.store)
+    if not published:
+        require_free(job.store, "dataset", DATASET_MARKS)
     # Before anything that takes long: it shows whether the destination can be written.
     lease = None if published else Lease.take(job.store)
     plan, planned = _find_or_plan(job, sources, config, settings)
@@ -145,8 +165,30 @@ def shard(
             raise _other_dataset(job.store, published, plan)
         if planned:
             store_plan(job.store, planned)  # the sources may have moved; `repair` will look for them
-        return published.version
-    return _pack_and_publish(job, _stored(job, planned) if planned else plan, None, lease or Lease.take(job.store))
+        version = published.version
+    else:
+        plan = _stored(job, planned) if planned else plan
+        version = _pack_and_publish(job, plan, None, lease or Lease.take(job.store))
+    _say_what_was_found(job, plan)
+    return version
+
+
+def _say_what_was_found(job: Job, plan: Plan) -> None:
+    """Show what is in the sources and not in the dataset, and what lacks a label."""
+    for line in found_lines(plan):
+        job.reporting.say(line)
+
+
+def found_lines(plan: Plan) -> Iterator[str]:
+    """Yield in words which files were ignored, which images have no label, and which classes no image."""
+    if plan.ignored:
+        yield f"ignored {plan.num_ignored:,}, which are no images: {'; '.join(map(str, plan.ignored))}"
+    if plan.num_unlabelled and plan.num_unlabelled < plan.num_samples:
+        yield f"{plan.num_unlabelled:,} images have no label, such as {', '.join(plan.unlabelled)}"
+    if plan.unused_classes:
+        shown = ", ".join(plan.unused_classes[:_SHOWN_CLASSES])
+        more = ", ..." if len(plan.unused_classes) > _SHOWN_CLASSES else ""
+        yield f"{len(plan.unused_classes):,} of {len(plan.classes):,} classes have no image: {shown}{more}"
 
 
 def _find_or_plan(
@@ -164,10 +206,44 @@ def _find_or_plan(
 
 
 def _other_dataset(store: Store, published: Published, plan: Plan) -> ConfigError:
+    differences = list(_differences(store, published, plan))
     return ConfigError(
-        f"{store.url} holds a dataset of other inputs or settings (plan {', '.join(published.version.plan_ids)}, "
-        f"this one {plan.plan_id}); choose another destination, or `pipeline append` to it"
+        f"{store.url} holds a dataset of other inputs or settings: {'; '.join(differences)}. Choose another "
+        f"destination, or `pipeline append` to it"
     )
+
+
+def _differences(store: Store, published: Published, plan: Plan) -> Iterator[str]:
+    """Yield in words what differs between the first plan of a dataset and another one."""
+    try:
+        held = read_plan(store, published.version.plan_ids[0])
+    except NotFound:
+        yield "it was indexed, not packed"
+        return
+    settings, wanted = _settings(held.config), _settings(plan.config)
+    changed = [name for name in settings if settings[name] != wanted[name]]
+    for name in changed:
+        yield f"{_OPTIONS.get(name, name)} was {_in_unit(name, settings)} and is {_in_unit(name, wanted)}"
+    added, removed = sorted({*plan.classes} - {*held.classes}), sorted({*held.classes} - {*plan.classes})
+    if added or removed:
+        listed = [f"{sign}{name}" for sign, names in (("+", added), ("-", removed)) for name in names]
+        yield f"its classes differ ({', '.join(listed[:_SHOWN_CLASSES])}{', ...' * (len(listed) > _SHOWN_CLASSES)})"
+    elif plan.classes != held.classes:
+        yield "its classes have another order"
+    if plan.config.skip_duplicates == held.config.skip_duplicates and plan.num_samples != held.num_samples:
+        yield f"it was packed from {held.num_samples:,} images, the sources have {plan.num_samples:,}"
+    if not changed and (plan.classes, plan.num_samples) == (held.classes, held.num_samples):
+        yield "names, sizes or labels of its images differ"
+
+
+def _settings(config: ShardConfig) -> dict[str, Any]:
+    values = config.model_dump()
+    image = values.pop("image")
+    return values | {f"image.{name}": value for name, value in image.items()}
+
+
+def _in_unit(name: str, settings: dict[str, Any]) -> Any:
+    return settings[name] / _UNITS[name] if name in _UNITS else settings[name]
 
 
 def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None) -> ManifestVersion:
@@ -199,7 +275,9 @@ def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None
         duplicates = f"; {plan.num_duplicates:,} pictures have the bytes of others" if plan.num_duplicates else ""
         job.reporting.say(f"nothing new{duplicates}")
         return published.version
-    return _pack_and_publish(job, plan, published, lease)
+    version = _pack_and_publish(job, plan, published, lease)
+    _say_what_was_found(job, plan.model_copy(update={"unused_classes": ()}))
+    return version
 
 
 def retry_rejects(job: Job) -> ManifestVersion:
@@ -288,16 +366,19 @@ def _pack_and_publish(
     if (now and now.version) != (before and before.version):
         raise Conflict(f"{job.store.url} was published by another run meanwhile; run again")
     job.reporting.event("plan", plan_id=plan.plan_id, num_samples=plan.num_samples, num_shards=plan.num_shards)
-    with job.reporting.progress("packing", plan.num_samples, "images") as advance:
-        packed = pack_plan(
-            job.store,
-            plan,
-            job.pool,
-            lease,
-            max_reject_fraction=job.max_reject_fraction,
-            on_images=advance,
-            on_event=job.reporting.event,
-        )
+    try:
+        with job.reporting.progress("packing", plan.num_samples, "images") as advance:
+            packed = pack_plan(
+                job.store,
+                plan,
+                job.pool,
+                lease,
+                max_reject_fraction=job.max_reject_fraction,
+                on_images=advance,
+                on_event=job.reporting.event,
+            )
+    except KeyboardInterrupt as error:
+        raise _interrupted(job.store, plan) from error
     if packed.num_rejects == packed.num_done and not retries:
         raise EmptySource(f"all {plan.num_samples} pictures were rejected: {dict(packed.reject_reasons)}")
     lease.check(now=True)
@@ -305,6 +386,16 @@ def _pack_and_publish(
     version = publish(job.store, before, _addition(job.store, plan, packed, before, retries=retries))
     job.reporting.event("published", **version.model_dump())
     return version
+
+
+def _interrupted(store: Store, plan: Plan) -> Interrupted:
+    """Return the message of a run that was stopped: how much of it stays."""
+    kept = list(store.list(f"commits/{plan.plan_id}/"))
+    num_images = sum(plan.num_rows(int(PurePosixPath(entry.key).stem)) for entry in kept)
+    return Interrupted(
+        f"stopped; {num_images:,} of {plan.num_samples:,} images are packed and kept, in {len(kept):,} of "
+        f"{plan.num_shards:,} shards of {store.url}; run the same command again to go on"
+    )
 
 
 def _check_records(store: Store, plan: Plan) -> None:

@@ -3,8 +3,10 @@
 At no time is the list of rows in memory; see external_sort.
 """
 
+import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.base.errors import ConfigError, EmptySource
+from pipeline.base.ignored import Ignored, IgnoredFiles
 from pipeline.dataset.schema import PLAN_SCHEMA, sha256_hex
 from pipeline.packing.external_sort import NAME_HASH, ExternalSort
 from pipeline.packing.labels import Labels
@@ -29,11 +32,12 @@ from pipeline.packing.plan import (
     plan_key,
 )
 from pipeline.packing.probe import Probe
-from pipeline.packing.sources.rows import ParallelMap, Source
+from pipeline.packing.sources.rows import REJECTED, ParallelMap, Source, place_of
 from pipeline.packing.write_plan import PlanWriter
 from pipeline.store.base import Store, commit
 
 _PROBED_ROWS = 64  # estimate mean sizes within about 10 % and take 0.1 s on a local disk
+_NAMED_UNLABELLED = 3
 _KNOWN = "_known"  # marks rows of the dataset that is appended to
 _SORTED_SCHEMA = pa.schema(
     [pa.field("labels", pa.list_(pa.string())) if f.name == "labels" else f for f in PLAN_SCHEMA]
@@ -93,6 +97,7 @@ def make_plan(
     for batch, names, runs in reading.batches(parallel_map):
         on_rows(batch.num_rows)
         external_sort.add(batch, names, runs)
+    reading.labels.check()
     if not reading.num_rows:
         raise EmptySource(f"{', '.join(source.url for _, source in sources)}: no picture")
     for batch, names, runs in reading.known_batches(known):
@@ -115,10 +120,14 @@ def make_plan(
         image_columns=tuple(source.image_column for _, source in sources),
         request=request,
         classes=class_names,
-        num_classes=max(len(class_names), writer.highest_label + 1),
+        num_classes=max(len(class_names), max(writer.used_labels, default=-1) + 1),
         num_samples=writer.num_rows,
         num_known=num_known,
-        num_ignored=sum(source.num_ignored[0] for _, source in sources),
+        num_ignored=sum(kind.count for kind in reading.ignored),
+        ignored=reading.ignored,
+        num_unlabelled=reading.num_unlabelled,
+        unlabelled=reading.unlabelled,
+        unused_classes=tuple(name for label, name in enumerate(class_names) if label not in writer.used_labels),
         num_bytes=writer.num_bytes,
         shard_ends=tuple(writer.shard_ends),
     )
@@ -188,7 +197,8 @@ class _Reading:
         self._sources = sources
         self._seed = config.seed
         self.labels = Labels([source for _, source in sources], classes)
-        self.num_rows = self.num_bytes = self.num_unknown = 0
+        self.num_rows = self.num_bytes = self.num_unknown = self.num_unlabelled = 0
+        self.unlabelled: tuple[str, ...] = ()
         self.sample = _SORTED_SCHEMA.empty_table()
         self._sample_hashes = np.empty(0, np.uint64)
 
@@ -230,11 +240,28 @@ class _Reading:
             "source": names,
             "base": pa.repeat(pa.scalar(base, pa.int16()), count),
             "path": path,
-            "labels": self.labels.taken(batch["labels"], source),
+            "labels": self.labels.taken(batch["labels"], source, partial(place_of, batch)),
             "run": run,
             _KNOWN: pa.repeat(pa.scalar(False), count),
         }
+        self._note_unlabelled(names, batch)
         return pa.table([columns[name] for name in _SORTED_SCHEMA.names], schema=_SORTED_SCHEMA)
+
+    def _note_unlabelled(self, names: pa.Array, batch: pa.RecordBatch) -> None:
+        without = pc.and_(
+            pc.equal(pc.list_value_length(batch["labels"]), 0), pc.not_equal(batch["container"], REJECTED)
+        )
+        self.num_unlabelled += pc.sum(without).as_py() or 0
+        first = heapq.nsmallest(_NAMED_UNLABELLED, names.filter(without).to_pylist())
+        self.unlabelled = tuple(sorted({*self.unlabelled, *first})[:_NAMED_UNLABELLED])
+
+    @property
+    def ignored(self) -> tuple[IgnoredFiles, ...]:
+        """What the sources hold besides images; call it when all was read."""
+        found = Ignored()
+        for prefix, source in self._sources:
+            found.add_all(source.ignored.kinds, prefix)
+        return found.kinds
 
     def _count(self, table: pa.Table, hashes: Hashes) -> None:
         """Keep the rows with the lowest hashes: a random sample that does not depend on the order of reading."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import xxhash
 from pydantic import NonNegativeInt, PositiveInt
 
+from pipeline.base.ignored import IgnoredFiles
 from pipeline.base.records import FORMAT, Record
 from pipeline.base.seeds import key128
 from pipeline.dataset.tar_format import TAR_BLOCK_BYTES
@@ -96,7 +97,11 @@ class Plan(Record):
         num_duplicates: Rows left out for equal image bytes.
         num_unread: Rows whose bytes could not be read when duplicates were looked for; None where that is not known.
         num_known: Rows left out because the dataset has them.
-        num_ignored: Files of the sources that are no pictures.
+        num_ignored: Files and members of the sources that are no images.
+        ignored: The same by kind, with some names.
+        num_unlabelled: Rows without a label.
+        unlabelled: Names of some of them.
+        unused_classes: Names of classes that no row has.
         num_bytes: Expected, of all tars.
         parts: Keys of the Parquet files of its rows.
         shard_ends: End row of each shard in plan order.
@@ -115,6 +120,10 @@ class Plan(Record):
     num_unread: int | None = None
     num_known: int = 0
     num_ignored: int = 0
+    ignored: tuple[IgnoredFiles, ...] = ()
+    num_unlabelled: int | None = None
+    unlabelled: tuple[str, ...] = ()
+    unused_classes: tuple[str, ...] = ()
     num_bytes: int
     parts: tuple[str, ...] = ()
     shard_ends: tuple[int, ...]

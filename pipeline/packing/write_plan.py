@@ -27,7 +27,7 @@ class PlanWriter:
         digests: Of the rows of each shard.
         num_rows: Rows taken.
         num_bytes: Expected, of all tars.
-        highest_label: -1 where no row has one.
+        used_labels: All that some row has.
     """
 
     def __init__(self, folder: Path, config: ShardConfig, probe: Probe) -> None:
@@ -41,7 +41,7 @@ class PlanWriter:
         self.shard_ends: list[int] = []
         self.digests: list[bytes] = []
         self.num_rows = self.num_bytes = 0
-        self.highest_label = -1
+        self.used_labels: set[int] = set()
 
     def add(self, rows: pa.Table) -> None:
         """Add rows of schema.PLAN_SCHEMA; all whole shards are written, the rest waits for more."""
@@ -75,8 +75,7 @@ class PlanWriter:
         self.shard_ends.append(self.num_rows)
         self.digests.append(_digest(rows))
         labels = rows["labels"].combine_chunks().flatten()
-        if len(labels):
-            self.highest_label = max(self.highest_label, pc.max(labels).as_py())
+        self.used_labels.update(pc.unique(labels).to_pylist())
         with scratch_errors(self._folder):
             if len(self.digests) % SHARDS_PER_PART == 1 or SHARDS_PER_PART == 1:
                 if self._part:

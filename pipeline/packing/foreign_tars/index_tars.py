@@ -13,6 +13,7 @@ import numpy as np
 from crc32c import crc32c
 
 from pipeline.base.errors import BadImage, ConfigError, EmptySource, StorageFull
+from pipeline.base.ignored import is_hidden
 from pipeline.dataset.publish import Addition, publish
 from pipeline.dataset.schema import (
     INDEX_FOLDER,
@@ -31,7 +32,9 @@ from pipeline.packing.build_shard import PackedShard, sidecar_table
 from pipeline.packing.commit import commit_shard
 from pipeline.packing.pack_run import Packed, committed_records
 from pipeline.packing.plan import cut
-from pipeline.packing.sources.rows import NO_EXTRA, TAR
+from pipeline.packing.sources.folder import check_name
+from pipeline.packing.sources.rows import NO_EXTRA, TAR, check_one_split
+from pipeline.packing.sources.tars import refuse_ambiguous
 from pipeline.store.any_url import is_remote, join, open_file
 from pipeline.store.base import Entry, Store
 from pipeline.store.lease import Lease
@@ -53,6 +56,7 @@ class _IndexTask:
         plan_id: Digest of the list of tars.
         split: Of the dataset.
         block_bytes: Target size of a block.
+        classes: Class names by label.
     """
 
     url: str
@@ -61,6 +65,7 @@ class _IndexTask:
     plan_id: str
     split: str
     block_bytes: int
+    classes: tuple[str, ...]
 
 
 def adopt(
@@ -88,11 +93,13 @@ def adopt(
         on_tar: Called after each tar with 1 and its bytes.
 
     Raises:
-        ConfigError: A dataset is published there already.
+        ConfigError: A dataset is published there already; the tars hold several splits; or labels are names that are
+            not in `classes`, or members of a sample do not follow each other.
         EmptySource: There is no tar, or no usable picture.
         CorruptShard: A tar is damaged.
     """
-    found = tars if tars is not None else [entry for entry in store.walk() if entry.key.endswith(".tar")]
+    is_whole_store = tars is None
+    found = tars if tars is not None else [entry for entry in store.walk() if is_tar(entry.key)]
     tars = sorted(found, key=lambda entry: entry.key)
     if not tars:
         raise EmptySource(f"{store.url} holds no .tar file")
@@ -102,13 +109,15 @@ def adopt(
         if published.version.plan_ids == (plan_id,):
             return published.version
         raise ConfigError(f"{store.url} holds a published dataset; index tars in a folder of their own")
+    if is_whole_store:
+        check_one_split(store.url, (entry.key for entry in tars))
     lease = Lease.take(store)
     packed = Packed()
     for record in committed_records(store, plan_id):
         packed.add(record)
         on_tar(1, record.num_bytes)
     tasks = [
-        _IndexTask(store.url, entry.key, number, plan_id, split, block_bytes)
+        _IndexTask(store.url, entry.key, number, plan_id, split, block_bytes, tuple(classes))
         for number, entry in enumerate(tars)
         if number not in packed.shards
     ]
@@ -136,6 +145,11 @@ def adopt(
     return publish(store, None, addition)
 
 
+def is_tar(key: str) -> bool:
+    """Return whether a file below a folder is one of its tars; hidden ones are not."""
+    return key.endswith(".tar") and not is_hidden(key)
+
+
 def _identity(tars: Sequence[Entry], split: str, classes: Sequence[str], block_bytes: int) -> str:
     listed = [f"{entry.key}\t{entry.num_bytes}" for entry in tars]
     return hashlib.sha256(repr((listed, split, list(classes), block_bytes)).encode()).hexdigest()[:16]
@@ -147,7 +161,7 @@ def _index_tar(attempt: Attempt[_IndexTask]) -> CommitRecord:
     store = open_store(task.url)
     url = join(store.url, task.path)
     with opened_tar(url) as file:
-        packed = described_tar(file, url, task.path, task.plan_id, task.block_bytes)
+        packed = described_tar(file, url, task.path, task.plan_id, task.block_bytes, classes=task.classes)
     return commit_shard(store, packed, task.plan_id, task.number, task.split, task.path, _sidecar_key(task))
 
 
@@ -158,6 +172,7 @@ def described_tar(
     plan_id: str,
     block_bytes: int,
     on_picture: Callable[[bytes], None] = lambda data: None,
+    classes: Sequence[str] = (),
 ) -> PackedShard:
     """Read a tar whole and return what its sidecar and its commit record hold.
 
@@ -168,22 +183,29 @@ def described_tar(
         plan_id: That of its rejects.
         block_bytes: Target size of a block.
         on_picture: Called with the bytes of each usable picture, in order.
+        classes: Class names by label.
 
     Raises:
         CorruptShard: It is damaged.
+        ConfigError: As `adopt`, of one tar.
     """
     samples: list[tuple[Any, ...]] = []
     rejects: list[dict[str, Any]] = []
     starts: list[int] = []
     found, end = scan_tar(file, url)
+    refuse_ambiguous(found, url, are_adjacent=True)
     for sample in found:
+        check_name(url, sample.key)
+        labels: list[int] = []
         try:
+            labels = _numbers(sample, url, classes)
             data = _image(file, sample)
-            samples.append(_sidecar_row(sample, data))
+            samples.append(_sidecar_row(sample, labels, data))
             on_picture(data)
             starts.append(sample.start)
         except BadImage as error:
-            rejects.append(_reject(path, plan_id, sample, error))
+            rejects.append(_reject(path, plan_id, sample, labels, error))
+        rejects += [_second_image(path, plan_id, sample, labels, name) for name in sample.images[1:] if sample.image]
     blocks = _blocks(file, [*starts, end], block_bytes)
     num_bytes, digest = whole_tar(file)
     return PackedShard(
@@ -230,21 +252,36 @@ def _sidecar_key(task: _IndexTask) -> str:
 
 
 def _image(file: BinaryIO, sample: TarSample) -> bytes:
+    if sample.problem:
+        raise sample.problem
     if sample.image is None:
-        raise BadImage("missing", "the sample has no picture")
+        dotted = f", only {', '.join(sample.images[:3])}, after a further dot" if sample.images else ""
+        raise BadImage("missing", f"the sample has no picture{dotted}")
     offset, num_bytes = sample.image
     file.seek(offset)
     return file.read(num_bytes)
 
 
-def _sidecar_row(sample: TarSample, data: bytes) -> tuple[Any, ...]:
+def _numbers(sample: TarSample, url: str, classes: Sequence[str]) -> list[int]:
+    """Return the labels of a sample as numbers. Raises BadImage and ConfigError."""
+    labels = labels_of(sample, classes)
+    names = [label for label in labels if isinstance(label, str) and label not in classes]
+    if names:
+        remedy = "is not in the class list" if classes else "is a name; list all names in a file for --classes"
+        raise ConfigError(
+            f"{url}: label {names[0]!r} of sample {sample.key} {remedy}, or pack the tar with `pipeline shard`"
+        )
+    return [classes.index(label) if isinstance(label, str) else label for label in labels]
+
+
+def _sidecar_row(sample: TarSample, labels: list[int], data: bytes) -> tuple[Any, ...]:
     """Return a sidecar row. The picture is checked as if it were packed, and stays as it is."""
     prepared = prepare(data, ImagePolicy())
     return (
         sample.key,
         *(sample.image or (0, 0)),
         *sample.about_span,
-        labels_of(sample),
+        labels,
         prepared.width,
         prepared.height,
         image_digest(data),
@@ -253,7 +290,12 @@ def _sidecar_row(sample: TarSample, data: bytes) -> tuple[Any, ...]:
     )
 
 
-def _reject(path: str, plan_id: str, sample: TarSample, error: BadImage) -> dict[str, Any]:
+def _second_image(path: str, plan_id: str, sample: TarSample, labels: list[int], name: str) -> dict[str, Any]:
+    error = BadImage("second-image", f"sample {sample.key} has {sample.images[0]} already")
+    return _reject(path, plan_id, sample, labels, error) | {"source": f"{path}#{name}", "offset": 0, "num_bytes": -1}
+
+
+def _reject(path: str, plan_id: str, sample: TarSample, labels: list[int], error: BadImage) -> dict[str, Any]:
     offset, num_bytes = sample.image or (0, -1)
     return {
         "source": f"{path}#{sample.key}",
@@ -262,7 +304,7 @@ def _reject(path: str, plan_id: str, sample: TarSample, error: BadImage) -> dict
         "container": TAR,
         "offset": offset,
         "num_bytes": num_bytes,
-        "labels": labels_of(sample),
+        "labels": labels,
         "extra": NO_EXTRA,
         "run": None,
         "plan_id": plan_id,

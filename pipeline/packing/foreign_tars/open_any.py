@@ -17,9 +17,21 @@ from pipeline.base.errors import ConfigError, Denied, NoBucket, NotFound
 from pipeline.base.records import FORMAT
 from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.dataset.schema import POINTER_KEY
-from pipeline.packing.foreign_tars.index_tars import adopt
+from pipeline.dataset.versions import refuse_datasets_below
+from pipeline.packing.foreign_tars.index_tars import adopt, is_tar
 from pipeline.packing.plan import ShardConfig
-from pipeline.store.any_url import expand, join, parent, read_file, read_span, scheme_of, size_of, walk_files
+from pipeline.packing.sources.rows import check_one_split
+from pipeline.store.any_url import (
+    common_folder,
+    expand,
+    join,
+    parent,
+    read_file,
+    read_span,
+    scheme_of,
+    size_of,
+    walk_files,
+)
 from pipeline.store.base import Entry, exists
 from pipeline.store.local import LocalStore
 from pipeline.store.s3 import S3Store
@@ -91,7 +103,8 @@ def open_any(
 
     Raises:
         NotFound: There is neither a dataset nor a tar, or no such version.
-        ConfigError: The URL cannot be read, or the dataset's format is another release's.
+        ConfigError: The URL cannot be read, there are datasets below the folder, the tars hold several splits or names
+            for labels, or the dataset's format is another release's.
         EmptySource: No picture of the tars can be used.
         CorruptShard: A tar is damaged.
         Denied: The index folder cannot be written.
@@ -101,6 +114,9 @@ def open_any(
     tars = tars_of(url)
     root = _index_folder() / _identity(tars)
     if not exists(LocalStore(root), POINTER_KEY):
+        if "::" not in url:
+            base = common_folder([tar.key for tar in tars])
+            check_one_split(url, (tar.key.removeprefix(base).lstrip("/") for tar in tars))
         _index(root, tars, on_tar)
     return _opened(str(root), version)
 
@@ -153,10 +169,14 @@ def _tars_of(part: str, threads: ThreadPoolExecutor) -> Iterator[Entry]:
 
 
 def _tars_below(folder: str) -> Iterator[Entry]:
+    manifests = []
     try:
         for entry in walk_files(folder):
-            if entry.key.endswith(".tar"):
+            if is_tar(entry.key):
                 yield entry._replace(key=join(folder, entry.key))
+            elif entry.key.endswith(POINTER_KEY):
+                manifests.append(entry.key)
+        refuse_datasets_below(folder, manifests)
     except NoBucket:
         raise
     except NotFound:

@@ -5,10 +5,12 @@ import os
 from collections.abc import Sequence
 
 from pipeline.base.errors import ConfigError, NotFound
+from pipeline.base.ignored import HIDDEN, Ignored, is_hidden, kind_of
 from pipeline.dataset.schema import POINTER_KEY, ManifestVersion
+from pipeline.dataset.versions import refuse_datasets_below
 from pipeline.packing.sources.folder import folder_source, is_image_name
-from pipeline.packing.sources.rows import Source
-from pipeline.packing.sources.table import TABLE_SUFFIXES, Columns, table_source
+from pipeline.packing.sources.rows import TABLE_SUFFIXES, Source
+from pipeline.packing.sources.table import Columns, source_of_tables, table_source
 from pipeline.packing.sources.tars import source_of_tars, tar_source
 from pipeline.store.any_url import join, read_file, walk_files
 from pipeline.store.base import Entry
@@ -53,19 +55,36 @@ def open_source(url: str, columns: Columns) -> Source:
     if url.endswith(TABLE_SUFFIXES):
         return table_source(url, columns)
     if url.endswith(".tar"):
-        return tar_source(url, columns.classes or None)
+        return tar_source(url, columns)
     url = url.rstrip("/")
     published = _published(url, columns)
     if published:
         return published
     found = [entry.key for entry in itertools.islice(walk_files(url), _INSPECTED_FILES)]
-    if not any(is_image_name(name) and "/" in name for name in found):
+    if not any(is_image_name(name) and "/" in name and not is_hidden(name) for name in found):
         # img2dataset keeps a Parquet file beside each tar, so tars are looked for first.
-        if any(name.endswith(".tar") for name in found):
-            return tar_source(f"{url}/**/*.tar", columns.classes or None)
-        if any(name.endswith(".parquet") for name in found):
-            return table_source(f"{url}/**/*.parquet", columns)
-    return folder_source(url, columns.classes or None)
+        for suffix in (".tar", ".parquet"):
+            if any(name.endswith(suffix) and not is_hidden(name) for name in found):
+                return _all_below(url, suffix, columns)
+    return folder_source(url, columns.classes or None, with_labels=columns.label is not None)
+
+
+def _all_below(url: str, suffix: str, columns: Columns) -> Source:
+    """Return the tars or tables anywhere below a folder; everything else there is ignored and counted."""
+    entries, manifests, ignored = [], [], Ignored()
+    for entry in walk_files(url):
+        if entry.key.endswith(POINTER_KEY):
+            manifests.append(entry.key)
+        if is_hidden(entry.key):
+            ignored.add(HIDDEN, entry.key)
+        elif not entry.key.endswith(suffix):
+            ignored.add(kind_of(entry.key), entry.key)
+        else:
+            entries.append(entry._replace(key=join(url, entry.key)))
+    entries.sort(key=lambda entry: entry.key)
+    refuse_datasets_below(url, manifests)
+    make = source_of_tars if suffix == ".tar" else source_of_tables
+    return make(entries, url, columns, ignored=ignored.kinds)
 
 
 def _published(url: str, columns: Columns) -> Source | None:
@@ -79,5 +98,5 @@ def _published(url: str, columns: Columns) -> Source | None:
     dataset = open_dataset(url, version.version)
     # An object named in a manifest never changes: its digest identifies it as a time would.
     entries = [Entry(join(url, row["path"]), row["num_bytes"], int(row["blake3"][:12], 16)) for row in dataset.shards]
-    classes = dataset.classes if version.classes else columns.classes or None
-    return source_of_tars(entries, url, classes, is_ours=True)
+    classes = dataset.classes if version.classes else None
+    return source_of_tars(entries, url, columns, classes=classes, is_ours=True)

@@ -2,18 +2,24 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from pipeline.base.errors import BadImage, ConfigError
+from pipeline.base.ignored import Ignored
+
 # `labels` is a list of int32 (numbers) or of string (names); everything else as in schema.PLAN_SCHEMA.
 # `run` names the run of rows that is read at once (a row group of a Parquet file), null for a picture of its own.
 COLUMNS = ("source", "path", "container", "offset", "num_bytes", "labels", "extra", "run")
 RESERVED = frozenset(["source", "labels", "width", "height"])  # what packing itself writes to each sample's JSON
 FILE, TAR, PARQUET = "file", "tar", "parquet"
+REJECTED = "rejected"  # a row that its source knows to be unusable; `extra` holds the reason and the detail
 NO_EXTRA = "{}"
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 A = TypeVar("A")
 B = TypeVar("B")
 # How to run a function over many arguments: `map`, or over the workers of a run. In any order.
@@ -30,7 +36,8 @@ class Source:
         classes: Class names by label, where the source brings its own numbering.
         identity: Digest of the files that list its pictures (name, size, time); None where only listing shows a change.
         image_column: Column of the image bytes in Parquet files.
-        num_ignored: After reading: other files, or samples without a picture.
+        ignored: After reading: other files or members.
+        are_names: Whether text labels are names even where all of them look like numbers.
     """
 
     url: str
@@ -38,14 +45,15 @@ class Source:
     classes: tuple[str, ...] | None = None
     identity: str | None = None
     image_column: str | None = None
-    num_ignored: list[int] = field(default_factory=lambda: [0])
+    ignored: Ignored = field(default_factory=Ignored)
+    are_names: bool = False
 
 
 def batch_of(
     source: Any,
     *,
     labels: Any,
-    container: str,
+    container: str | list[str],
     path: Any = None,
     offset: Any = None,
     num_bytes: Any = None,
@@ -57,7 +65,7 @@ def batch_of(
     Args:
         source: Names.
         labels: Lists of numbers or of names.
-        container: FILE, TAR or PARQUET.
+        container: FILE, TAR, PARQUET or REJECTED; one for all rows, or one for each.
         path: Relative paths or URLs, where they differ from the names.
         offset: First bytes, or rows.
         num_bytes: Sizes.
@@ -78,7 +86,7 @@ def batch_of(
     columns = [
         column(source, pa.string(), None),
         column(path, pa.string(), None),
-        pa.repeat(pa.scalar(container), count),
+        pa.repeat(pa.scalar(container), count) if isinstance(container, str) else pa.array(container, pa.string()),
         column(offset, pa.int64(), 0),
         column(num_bytes, pa.int64(), -1),
         labels,
@@ -86,6 +94,66 @@ def batch_of(
         column(run, pa.string(), None),
     ]
     return pa.RecordBatch.from_arrays(columns, names=COLUMNS)
+
+
+def placed(batch: pa.RecordBatch, url: str, first_row: int) -> pa.RecordBatch:
+    """Return the batch with its place in a table, which messages name instead of the images."""
+    return batch.replace_schema_metadata({"url": url, "first_row": str(first_row)})
+
+
+def place_of(batch: pa.RecordBatch, row: int) -> str:
+    """Return what a row of a batch is called in messages."""
+    about = batch.schema.metadata or {}
+    if b"url" in about:
+        return f"{about[b'url'].decode()}, row {int(about[b'first_row']) + row + 1}"
+    return str(batch["source"][row])
+
+
+def rejected_extra(error: BadImage) -> str:
+    """Return the `extra` of a row of kind REJECTED."""
+    return json.dumps({"reason": error.reason, "detail": error.detail})
+
+
+def rejection_of(extra: str) -> BadImage:
+    """Return what `rejected_extra` stored."""
+    found = json.loads(extra)
+    return BadImage(found["reason"], found["detail"])
+
+
+SPLIT_NAMES = frozenset(["train", "val", "valid", "validation", "test"])
+_SPLIT_OF = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+_WORD_ENDS = re.compile(r"[-_.\d\s]+")
+
+
+def split_of(path: str) -> str | None:
+    """Return the split that a table's or tar's path names: a folder `val`, or a word of its name, `x-train-0.tar`."""
+    *folders, name = path.lower().split("/")
+    words = [*folders, *_WORD_ENDS.split(name.rpartition(".")[0])]
+    found = {_SPLIT_OF.get(word, word) for word in words if word in SPLIT_NAMES or word in _SPLIT_OF}
+    return found.pop() if len(found) == 1 else None
+
+
+def check_one_split(url: str, paths: Iterable[str]) -> None:
+    """Refuse files of several splits as one source.
+
+    Args:
+        url: What names them.
+        paths: Below their common folder.
+
+    Raises:
+        ConfigError: Names the splits and a file of each.
+    """
+    first: dict[str, str] = {}
+    for path in paths:
+        split = split_of(path)
+        if split:
+            first.setdefault(split, path)
+    if len(first) > 1:
+        listed = ", ".join(f"{split} ({path})" for split, path in sorted(first.items()))
+        raise ConfigError(
+            f"{url} holds the splits {listed}; name the files of one, as in '*train*', or give each split as a source "
+            f"of its own to pack them together"
+        )
 
 
 def extra_of(columns: dict[str, Any]) -> str:

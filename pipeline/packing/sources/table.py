@@ -6,6 +6,7 @@ the bytes of inline images are not read before packing.
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,15 +18,34 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import ConfigError, EmptySource
+from pipeline.base.ignored import IgnoredFiles
 from pipeline.packing.sources.label_lists import label_lists
-from pipeline.packing.sources.rows import FILE, PARQUET, RESERVED, ParallelMap, Source, batch_of, extra_of
+from pipeline.packing.sources.rows import (
+    FILE,
+    PARQUET,
+    RESERVED,
+    ParallelMap,
+    Source,
+    batch_of,
+    check_one_split,
+    extra_of,
+    placed,
+)
 from pipeline.store.any_url import common_folder, expand, identity_of, join, open_file, parent, scheme_of
 from pipeline.store.base import Entry
 
 _BATCH_ROWS = 131_072
 _MOST_GROUP_BYTES = 1_000_000_000  # 9,000 images of 110 kB; groups of 100 have 11 MB
 _PARSE_BYTES = 16 << 20  # a batch of text is parsed at once; types are inferred from the first
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+_MOST_HEADER_BYTES = 1 << 20
+_LIKELY_IMAGE = re.compile(r"path|file|im(a)?g|url|jpe?g|photo|picture")
+_LIKELY_LABEL = re.compile(r"label|class|categor|target|kind|cls")
+# Text that Arrow's reader of CSV takes for a missing value.
+_NULLS = pa.array(pyarrow.csv.ConvertOptions().null_values)
+_PADDED = r"^[+-]?0\d"
+_WHOLE = r"^\s*[+-]?\d+\s*$"
+_FRACTION = r"^\s*[+-]?(\d+\.\d*|\.\d+|\d+(\.\d*)?[eE][+-]?\d+)\s*$"
+_OTHER = r"[^\s\d+.eE-]"  # no number at all, as far as a single sign can tell
 
 
 @dataclass(frozen=True)
@@ -37,12 +57,16 @@ class Columns:
         label: Column of labels; None where the pictures have none.
         num_bytes: Column of file sizes, for URLs whose size is known to the table.
         classes: Class names by label; labels are then names among them, or numbers below their count.
+        image_members: Endings of the names of images in tars; see `scan_tar`.
+        folder_labels: Whether the folder of an image in a tar is its class.
     """
 
     image: str = "image"
     label: str | None = "label"
     num_bytes: str | None = None
     classes: tuple[str, ...] = ()
+    image_members: tuple[str, ...] = ()
+    folder_labels: bool = False
 
 
 @dataclass
@@ -60,29 +84,52 @@ class _Part:
 def table_source(url: str, columns: Columns) -> Source:
     """Return a table, or all tables that a pattern such as `s3://bucket/part-*.parquet` names, as a source.
 
-    Image paths that are not absolute are taken from the table's folder.
-
     Raises:
         NotFound: There is no such table.
+        ConfigError: The pattern names several splits.
+    """
+    return source_of_tables(expand(url), url, columns)
+
+
+def source_of_tables(
+    entries: list[Entry], url: str, columns: Columns, *, ignored: tuple[IgnoredFiles, ...] = ()
+) -> Source:
+    """Return tables as a source. Image paths that are not absolute are taken from the table's folder.
+
+    Args:
+        entries: The tables.
+        url: What names them.
+        columns: How they are read.
+        ignored: Files beside them that are no tables.
 
     Reading raises:
         ConfigError: A column is missing, the table cannot be parsed, or a label is invalid.
         EmptySource: The table has no row.
     """
-    entries = expand(url)
     base = common_folder([entry.key for entry in entries])
+    check_one_split(url, (entry.key.removeprefix(base).lstrip("/") for entry in entries))
 
     def read(parallel_map: ParallelMap[Any, Any]) -> Iterator[pa.RecordBatch]:
-        num_rows = 0
+        source.ignored.clear()
+        source.ignored.add_all(ignored)
+        num_rows = num_labels = 0
         for entry in entries:
             for part in _parts(entry, columns):
-                num_rows += part.table.num_rows
-                yield _batch(part, base)
+                batch = _batch(part, base)
+                num_rows += batch.num_rows
+                num_labels += len(batch["labels"].flatten())
+                yield batch
         if num_rows == 0:
             raise EmptySource(f"{url} has no row")
+        if num_labels == 0 and columns.label:
+            raise ConfigError(
+                f"{url}: all rows of column {columns.label!r} are empty; name another with --label-column, or write "
+                f"--no-labels"
+            )
 
     classes = _class_names(entries[0], columns) if entries[0].key.endswith(".parquet") else None
-    return Source(base, read, classes or columns.classes or None, identity_of(entries), columns.image)
+    source = Source(base, read, classes or columns.classes or None, identity_of(entries), columns.image)
+    return source
 
 
 def _class_names(entry: Entry, columns: Columns) -> tuple[str, ...] | None:
@@ -108,7 +155,19 @@ def _parts(entry: Entry, columns: Columns) -> Iterator[_Part]:
                 yield _Part(entry.key, first_row, pa.Table.from_batches([batch]), columns=columns)
                 first_row += batch.num_rows
         except (pa.ArrowException, OSError) as error:
-            raise ConfigError(f"{entry.key} cannot be read as a table: {error}") from error
+            problem = _first_line_not_utf8(entry.key) or str(error)
+            raise ConfigError(f"{entry.key} cannot be read as a table: {problem}") from error
+
+
+def _first_line_not_utf8(url: str) -> str:
+    with open_file(url) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                shown = line[:60].decode("latin-1").strip()
+                return f"line {number} is not UTF-8 ({shown!r}); convert it, as with `iconv -f latin1 -t utf-8`"
+    return ""
 
 
 def _parquet(url: str, file: Any) -> pq.ParquetFile:
@@ -168,21 +227,64 @@ def _text_batches(url: str, file: Any, columns: Columns) -> Iterator[pa.RecordBa
         reading = pyarrow.json.ReadOptions(use_threads=False, block_size=_PARSE_BYTES)
         yield from pyarrow.json.open_json(file, reading)
         return
-    # Class names stay text, so that the name 001 is not the number 1.
-    types = {columns.label: pa.string()} if columns.classes and columns.label else {}
-    yield from pyarrow.csv.open_csv(
-        file,
-        pyarrow.csv.ReadOptions(use_threads=False, block_size=_PARSE_BYTES),
-        pyarrow.csv.ParseOptions(delimiter="\t" if url.endswith(".tsv") else ",", newlines_in_values=True),
-        pyarrow.csv.ConvertOptions(column_types=types),
-    )
+    delimiter = _delimiter(url, file, columns.image)
+    types = _column_types(_open_csv(file, delimiter, {}, as_text=True), columns)
+    file.seek(0)
+    yield from _open_csv(file, delimiter, types)
+
+
+def _open_csv(file: Any, delimiter: str, types: dict[str, pa.DataType], *, as_text: bool = False) -> Any:
+    reading = pyarrow.csv.ReadOptions(use_threads=False, block_size=_PARSE_BYTES)
+    parsing = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    if as_text:
+        names = pyarrow.csv.open_csv(file, reading, parsing).schema.names
+        file.seek(0)
+        types = dict.fromkeys(names, pa.string())
+    return pyarrow.csv.open_csv(file, reading, parsing, pyarrow.csv.ConvertOptions(column_types=types))
+
+
+def _delimiter(url: str, file: Any, image_column: str) -> str:
+    """Return what separates the columns: a comma, in TSV a tab, unless another sign makes the image column one."""
+    default = "\t" if url.endswith(".tsv") else ","
+    header = file.readline(_MOST_HEADER_BYTES).decode("utf-8-sig", "replace").strip()
+    file.seek(0)
+    for sign in (default, ";", "\t", ",", "|"):
+        if image_column in [name.strip('"') for name in header.split(sign)]:
+            return sign
+    return max((default, ";", "\t", "|"), key=header.count) if default not in header else default
+
+
+def _column_types(reader: Any, columns: Columns) -> dict[str, pa.DataType]:
+    """Return the types of columns whose text must not be taken for numbers, from all rows of a CSV file.
+
+    Paths and labels stay text, and so does a column with zeros in front of digits, or with numbers and other text.
+    Whole numbers and fractions in one column are fractions.
+    """
+    own = {columns.image, columns.label}
+    whole, fraction, padded, other = (set[str]() for _ in range(4))
+    for batch in reader:
+        for name in set(batch.schema.names) - own - padded:
+            values = batch[name].filter(pc.invert(pc.is_in(batch[name], _NULLS)))
+            for found, pattern in ((padded, _PADDED), (whole, _WHOLE), (fraction, _FRACTION), (other, _OTHER)):
+                if name not in found and pc.any(pc.match_substring_regex(values, pattern)).as_py():
+                    found.add(name)
+    text = padded | (other & (whole | fraction)) | {name for name in own if name}
+    return dict.fromkeys(text, pa.string()) | dict.fromkeys((whole & fraction) - text, pa.float64())
 
 
 def _check_columns(url: str, names: list[str], columns: Columns) -> None:
+    for column, option, likely in (
+        (columns.image, "--image-column", _LIKELY_IMAGE),
+        (columns.label, "--label-column", _LIKELY_LABEL),
+        (columns.num_bytes, "--bytes-column", re.compile("size|bytes")),
+    ):
+        if column and column not in names:
+            similar = [name for name in names if likely.search(name.lower())]
+            remedy = f"; try {option} {similar[0]!r}" if similar else f"; name it with {option}"
+            if option == "--label-column":
+                remedy += ", or write --no-labels if there are none"
+            raise ConfigError(f"{url} has no column {column!r}; it has {', '.join(names)}{remedy}")
     own = [name for name in (columns.image, columns.label, columns.num_bytes) if name]
-    for column in own:
-        if column not in names:
-            raise ConfigError(f"{url} has no column {column!r}; it has {', '.join(names)}")
     twice = sorted({name for name in names if names.count(name) > 1})
     reserved = sorted(RESERVED & (set(names) - set(own)))
     if twice or reserved:
@@ -203,7 +305,7 @@ def _batch(part: _Part, base: str) -> pa.RecordBatch:
     if part.run is not None:
         name = part.url.removeprefix(base).lstrip("/")
         rows = range(part.first_row, part.first_row + table.num_rows)
-        return batch_of(
+        batch = batch_of(
             [f"{name}#{row}" for row in rows],
             labels=labels,
             container=PARQUET,
@@ -213,11 +315,12 @@ def _batch(part: _Part, base: str) -> pa.RecordBatch:
             extra=extra,
             run=pa.repeat(pa.scalar(part.run.removeprefix(base)), table.num_rows),
         )
+        return placed(batch, part.url, part.first_row)
     paths = _paths(part)
     folder = parent(part.url)
     inner = folder.removeprefix(base).lstrip("/")
     located = paths if not inner else [join(inner, path) for path in paths.to_pylist()]
-    return batch_of(
+    batch = batch_of(
         paths,
         labels=labels,
         container=FILE,
@@ -225,6 +328,7 @@ def _batch(part: _Part, base: str) -> pa.RecordBatch:
         num_bytes=_sizes(part, folder, paths),
         extra=extra,
     )
+    return placed(batch, part.url, part.first_row)
 
 
 def _paths(part: _Part) -> pa.Array:

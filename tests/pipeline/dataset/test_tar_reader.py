@@ -32,11 +32,16 @@ def test_names_are_split_as_webdataset_splits_them(name: str) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "d/a"]), st.sampled_from(["jpg", "cls", "txt"])), max_size=9))
-def test_adjacent_members_of_a_name_are_a_sample(tmp_path_factory: pytest.TempPathFactory, parts: Any) -> None:
+def test_members_of_a_name_are_a_sample_wherever_they_stand(
+    tmp_path_factory: pytest.TempPathFactory, parts: Any
+) -> None:
     path = tmp_path_factory.mktemp("tar") / "a.tar"
     write_tar(path, [(f"{key}.{extension}", b"7") for key, extension in parts])
-    keys = [sample.key for sample in samples_of(path)]
-    assert keys == [key for number, (key, _) in enumerate(parts) if not number or parts[number - 1][0] != key]
+    found = samples_of(path)
+    assert [sample.key for sample in found] == list(dict.fromkeys(key for key, _ in parts))
+    for sample in found:
+        places = [number for number, (key, _) in enumerate(parts) if key == sample.key]
+        assert sample.is_apart == (places[-1] - places[0] >= len(places))
 
 
 @pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
@@ -93,14 +98,14 @@ def test_a_tar_that_is_cut_anywhere_before_its_end_mark_is_refused(
         (None, {"cls": [2, 4]}, [2, 4]),
         (None, {"labels": [], "label": 6}, [6]),
         (None, {"label": "6"}, [6]),
-        (b"cat", {"label": "dog"}, []),
+        (b"cat", {"label": "dog"}, ["cat"]),
         (b"-1", None, []),
         (None, ["no object"], []),
         (None, None, []),
     ],
 )
 def test_labels_come_from_the_member_that_says_most(
-    tmp_path: Path, cls: bytes | None, about: Any, labels: list[int]
+    tmp_path: Path, cls: bytes | None, about: Any, labels: list[int | str]
 ) -> None:
     members: Members = [("a.jpg", b"image")]
     members += [("a.cls", cls)] if cls is not None else []
@@ -110,7 +115,9 @@ def test_labels_come_from_the_member_that_says_most(
     assert labels_of(sample) == labels
 
 
-def test_text_too_large_for_labels_is_not_read(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", [("a.jpg", b"image"), ("a.cls", b"3" + b" " * (1 << 20)), ("a.json", b"{broken")])
-    [sample] = samples_of(tmp_path / "a.tar")
-    assert (sample.labels, sample.about) == (None, {})
+def test_text_too_large_for_labels_makes_its_sample_unusable(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("a.jpg", b"image"), ("a.cls", b"3" + b" " * (1 << 20)), ("b.jpg", b"")])
+    one, other = samples_of(tmp_path / "a.tar")
+    assert one.problem
+    assert one.problem.detail == "a.cls has 1,048,577 bytes, at most 1,048,576 are read"
+    assert not other.problem

@@ -33,6 +33,7 @@ def numbered(
     """Return the class names, and the numbers of the labels of each part."""
     labels = Labels([source for source, _ in parts], first_classes)
     taken = [labels.taken(lists, source) for source, lists in parts]
+    labels.check()
     found: list[Any] = [labels.numbered(lists) for lists in taken]
     assert all(lists.type == pa.list_(pa.int32()) for lists in found)
     return labels.class_names(), [lists.to_pylist() for lists in found]
@@ -84,8 +85,14 @@ def test_sources_with_lists_of_their_own_agree_by_name() -> None:
     [
         ([("/a", ("ant",), names([["bee"]]))], "/a: class 'bee' is not in the class list"),
         ([("/a", ("ant", "bee"), numbers([[2]]))], "/a: label 2 is beyond the 2 names"),
-        ([("/a", None, names([["ant"]])), ("/b", None, numbers([[0]]))], "those of /a are names, those of /b are not"),
-        ([("/a", None, numbers([[0]])), ("/b", None, names([["ant"]]))], "those of /a are numbers, those of /b are"),
+        ([("/a", None, names([["ant"]])), ("/b", None, numbers([[0]]))], "row 1 has 'ant', row 1 has '0'"),
+        ([("/a", None, numbers([[0]])), ("/b", None, names([["ant"]]))], "row 1 has 'ant', row 1 has '0'"),
+        ([("/a", ("ant",), numbers([[0]])), ("/b", None, numbers([[0]]))], "those of /a are names, those of /b are"),
+        ([("/a", None, names([["0"], ["1"], ["1O"]]))], "row 3 has '1O', row 1 has '0'"),
+        ([("/a", None, names([["ant"], ["nan"]]))], "row 2: label 'nan' is neither"),
+        ([("/a", None, names([["1"], ["01"]]))], "row 2 has '01', row 1 has '1'"),
+        ([("/a", None, names([["1"], ["-1"]]))], "row 2: label -1 is not a class number"),
+        ([("/a", None, names([["1"], ["0.5"]]))], "row 2: label '0.5' is neither"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_with_their_source(
@@ -99,3 +106,24 @@ def test_a_source_without_a_label_fits_names_and_numbers() -> None:
     nothing = (source_of("/none"), numbers([[], []]))
     assert numbered(nothing, (source_of("/a"), names([["ant"]]))) == (("ant",), [[[], []], [[0]]])
     assert numbered((source_of("/a"), numbers([[4]])), nothing) == ((), [[[4]], [[], []]])
+
+
+@pytest.mark.parametrize(
+    ("texts", "classes", "expected"),
+    [
+        (["10", "2", "0"], (), [10, 2, 0]),
+        (["10.0", "2", "0.0"], (), [10, 2, 0]),
+        (["010", "002", "001"], ("001", "002", "010"), [2, 1, 0]),
+        (["NA", "DE"], ("DE", "NA"), [1, 0]),
+    ],
+)
+def test_text_is_a_number_only_where_all_of_it_is(
+    texts: list[str], classes: tuple[str, ...], expected: list[int]
+) -> None:
+    found = numbered((source_of("/a"), names([[text] for text in texts])))
+    assert found == (classes, [[[label] for label in expected]])
+
+
+def test_class_folders_called_as_numbers_are_names() -> None:
+    source = Source("/a", lambda parallel_map: iter(()), are_names=True)
+    assert numbered((source, names([["10"], ["2"]]))) == (("10", "2"), [[[0], [1]]])

@@ -19,6 +19,10 @@ from pipeline.packing.sources.label_lists import label_lists
         (pa.array([["a", "b"], []], pa.large_list(pa.large_string())), ("a", "b"), [[0, 1], []]),
         (pa.chunked_array([[1], [0]]), ("a", "b"), [[1], [0]]),
         (pa.nulls(2), (), [[], []]),
+        (pa.array([0.0, None, float("nan"), 2.0]), (), [[0], [], [], [2]]),
+        (pa.array([True, False]), (), [["True"], ["False"]]),
+        (pa.array(["b", "a", "b"]).dictionary_encode(), (), [["b"], ["a"], ["b"]]),
+        (pa.array(["1", "0.0", "b"]), ("a", "b"), [[1], [0], [1]]),
     ],
 )
 def test_labels_are_lists_in_the_order_of_the_rows(column: Any, classes: tuple[str, ...], expected: list[Any]) -> None:
@@ -31,7 +35,9 @@ def test_labels_are_lists_in_the_order_of_the_rows(column: Any, classes: tuple[s
         (pa.array([[0], [1, -1]]), (), "t.csv, row 12: label -1 is not a class number"),
         (pa.array([0, 2]), ("a", "b"), "t.csv, row 12: label 2 is not a class number from 0 to 1"),
         (pa.array(["a", "c"]), ("a", "b"), "t.csv, row 12: class 'c' is not in the class list"),
-        (pa.array([0.5]), (), "t.csv: labels are all numbers or all names"),
+        (pa.array([1.0, 0.5]), (), "t.csv, row 12: label 0.5 is not a whole number"),
+        (pa.array([["a"], ["b", ""]]), (), "t.csv, row 12: a list of labels holds an empty one"),
+        (pa.array([18262], pa.date32()), (), r"t.csv: labels .* found date32\[day\]. Write them as text"),
     ],
 )
 def test_a_bad_label_is_named_with_its_row(column: pa.Array, classes: tuple[str, ...], message: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from pipeline.base.errors import BitError
 from pipeline.dataset.dataset import Address, open_dataset
 from pipeline.store.url import open_store
-from tests.conftest import class_folders, jpeg, pack, picture, run_cli
+from tests.conftest import class_folders, cli, jpeg, pack, picture, run_cli
 from tests.contents import abouts, images, originals
 from tests.serving import serving
 
@@ -164,18 +164,54 @@ def test_a_table_that_did_not_change_is_not_listed_again(small_folder: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "message"),
     [
-        ("t.csv", "image,label\na.jpg,1\nb.jpg,cat\n"),
-        ("t.jsonl", '{"image": "a", "label": 1}\n{"image": "b", "label": "c"}\n'),
+        ("t.csv", "image,label\na.jpg,1\nb.jpg,cat\n", r"t\.csv, row 2 has 'cat', .*t\.csv, row 1 has '1'"),
+        ("t.csv", "image,label\na.jpg,1\nb.jpg,NaN\n", r"t\.csv, row 2: label 'NaN' is neither"),
+        ("t.csv", "image,label\na.jpg,\nb.jpg,\n", "all rows of column 'label' are empty"),
+        ("t.csv", b"image,label\na.jpg,cat\nb.jpg,k\xe4fer\n", r"line 3 is not UTF-8 \('b.jpg,käfer'\)"),
+        ("t.csv", "path,kind\na.jpg,1\n", "no column 'image'; it has path, kind; try --image-column 'path'"),
+        ("t.csv", "image,kind\na.jpg,1\n", "try --label-column 'kind', or write --no-labels"),
+        (
+            "t.jsonl",
+            '{"image": "a", "label": 1}\n{"image": "b", "label": "c"}\n',
+            "cannot be read as a table",
+        ),
     ],
 )
-def test_numbers_and_names_in_one_column(tmp_path: Path, name: str, content: str) -> None:
-    (tmp_path / name).write_text(content)
-    if name == "t.jsonl":
-        with pytest.raises(BitError, match="cannot be read as a table"):
-            pack(tmp_path / name, str(tmp_path / "set"))
-    else:  # a column of CSV with a word in it is a column of words
-        (tmp_path / "a.jpg").write_bytes(jpeg(picture(1)))
-        (tmp_path / "b.jpg").write_bytes(jpeg(picture(2)))
-        assert pack(tmp_path / name, str(tmp_path / "set")).classes == ("1", "cat")
+def test_what_is_doubtful_in_a_table_is_refused_with_its_row(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(BitError, match=message):
+        pack(tmp_path / name, str(tmp_path / "set"))
+    assert not (tmp_path / "set" / "MANIFEST.json").exists()
+
+
+def test_text_of_csv_stays_text_unless_the_whole_column_is_numbers(tmp_path: Path) -> None:
+    rows = [
+        ("00000", "0.0", "00501", "1", "x"),
+        ("00001", "10.0", "10115", "2", "3"),
+        ("00002", "", "94305", "1.5", ""),
+    ]
+    for name, *_ in rows:
+        (tmp_path / name).write_bytes(jpeg(picture(int(name))))
+    lines = ["image;label;zip;score;mixed", *(";".join(row) for row in rows)]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    said = cli("shard", tmp_path / "t.csv", tmp_path / "set")
+    assert "1 images have no label, such as 00002" in said
+    found = {about["source"]: about for about in abouts(open_dataset(str(tmp_path / "set")))}
+    assert {name: about["labels"] for name, about in found.items()} == {"00000": [0], "00001": [10], "00002": []}
+    assert [found["00000"][name] for name in ("zip", "score", "mixed")] == ["00501", 1.0, "x"]
+    assert found["00001"]["mixed"] == "3"
+
+
+def test_tables_of_several_splits_are_refused(small_folder: Path, tmp_path: Path) -> None:
+    table = pa.table({"image": [str(next(small_folder.rglob("*.jpg")))], "label": [1]})
+    (tmp_path / "in" / "data").mkdir(parents=True)
+    for name in ("train-0", "test-0"):
+        pq.write_table(table, tmp_path / "in" / "data" / f"{name}.parquet")
+    for source in (tmp_path / "in", tmp_path / "in" / "data" / "*.parquet"):
+        said = cli("shard", source, tmp_path / "set", code=2)
+        assert "holds the splits test (test-0.parquet), train (train-0.parquet)" in said
+    assert "1 samples" in cli("shard", tmp_path / "in" / "data" / "train-*.parquet", tmp_path / "set")
