@@ -8,6 +8,7 @@ of memory and 5 GB of scratch.
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.dataset.schema import DIGEST_BYTES, image_digest
 from pipeline.packing.commit import open_plan, read_plan, shard_rows
 from pipeline.packing.external_sort import scratch_errors
 from pipeline.packing.fetch import fetch
+from pipeline.packing.label_conflicts import find_conflicts, hash_labels, store_conflicts
 from pipeline.packing.make_plan import Planned, store_plan
 from pipeline.packing.plan import Plan, plan_digest
 from pipeline.packing.write_plan import PlanWriter
@@ -66,7 +68,16 @@ def leave_out_duplicates(
         on_images(plan.num_rows(number))
     compared = [*earlier_plans, plan]
     starts = np.cumsum([0, *(each.num_samples for each in compared)])
-    dropped, kept_instead = _later_copies(_all_digests(store, compared, scratch), int(starts[-2]))
+    digests = _all_digests(store, compared, scratch)
+    dropped, kept_instead = _later_copies(digests, int(starts[-2]))
+    labels = np.concatenate(
+        [
+            hash_labels(shard_rows(store, each, n)["labels"].combine_chunks())
+            for each in compared
+            for n in range(each.num_shards)
+        ]
+    )
+    conflicts = find_conflicts(digests, labels, _NO_DIGEST)
     place = np.searchsorted(starts, kept_instead, "right") - 1
     kept_plans = pa.array([each.plan_id for each in compared]).take(pa.array(place))
     kept_rows = pa.array(kept_instead - starts[place])
@@ -99,7 +110,20 @@ def leave_out_duplicates(
         }
     )
     slim = slim.model_copy(update={"plan_id": plan_digest(slim, writer.digests)})
+    store_conflicts(store, slim.plan_id, conflicts, partial(_about, store, compared))
     return replace(planned, plan=slim, parts=tuple(writer.paths), duplicates=path)
+
+
+def _about(store: Store, plans: Sequence[Plan], position: int) -> tuple[str, Sequence[int]]:
+    """Return name and labels of a row; `position` counts through all plans."""
+    for plan in plans:
+        if position < plan.num_samples:
+            number = int(np.searchsorted(plan.shard_ends, position, "right"))
+            start = plan.shard_ends[number - 1] if number else 0
+            row = shard_rows(store, plan, number).slice(position - start, 1).to_pylist()[0]
+            return row["source"], row["labels"]
+        position -= plan.num_samples
+    raise AssertionError
 
 
 def _digests_key(plan_id: str, number: int) -> str:

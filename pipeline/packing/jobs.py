@@ -18,6 +18,7 @@ from pipeline.dataset.schema import POINTER_KEY, ManifestVersion, from_parquet
 from pipeline.dataset.versions import Published, outstanding_rejects, published_version
 from pipeline.packing.commit import read_plan
 from pipeline.packing.duplicates import leave_out_duplicates
+from pipeline.packing.label_conflicts import conflicts_of_shards, read_conflicts
 from pipeline.packing.make_plan import Planned, make_plan, store_plan
 from pipeline.packing.pack_run import Packed, pack_plan
 from pipeline.packing.plan import Plan, ShardConfig, counted, duplicates_key
@@ -177,6 +178,11 @@ def _say_what_was_found(job: Job, plan: Plan) -> None:
     """Show what is in the sources and not in the dataset, and what lacks a label."""
     for line in found_lines(plan):
         job.reporting.say(line)
+    conflicts = read_conflicts(job.store, plan.plan_id)
+    if conflicts:
+        job.reporting.say(
+            conflicts.line(lambda label: plan.classes[label] if label < len(plan.classes) else str(label))
+        )
 
 
 def found_lines(plan: Plan) -> Iterator[str]:
@@ -383,6 +389,9 @@ def _pack_and_publish(
         raise EmptySource(f"all {plan.num_samples} pictures were rejected: {dict(packed.reject_reasons)}")
     lease.check(now=True)
     _check_records(job.store, plan)
+    if not plan.config.skip_duplicates:
+        shards, _ = packed.tables(0)
+        conflicts_of_shards(job.store, shards.to_pylist(), plan.plan_id, job.scratch)
     version = publish(job.store, before, _addition(job.store, plan, packed, before, retries=retries))
     job.reporting.event("published", **version.model_dump())
     return version

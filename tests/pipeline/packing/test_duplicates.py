@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, strategies as st
 
 from pipeline.dataset.dataset import open_dataset
 from pipeline.dataset.schema import DIGEST_BYTES
 from pipeline.packing.commit import read_plan, shard_rows
 from pipeline.packing.duplicates import _later_copies
+from pipeline.packing.label_conflicts import find_conflicts, hash_labels
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, cli, jpeg, picture
 from tests.contents import original_names, source_counts
@@ -128,3 +130,30 @@ def test_an_image_that_could_not_be_read_once_is_compared_again(tmp_path: Path) 
         said = cli("shard", table, tmp_path / "set", "--skip-duplicates")
         assert "8 samples" in said
         assert "1 duplicates left out" in said
+
+
+@pytest.mark.parametrize("options", [[], ["--skip-duplicates"]])
+def test_the_same_image_with_two_labels_is_counted_and_shown(tmp_path: Path, options: list[str]) -> None:
+    source = class_folders(tmp_path / "in", each=4)
+    for number in range(2):
+        (source / "class2" / f"copy{number}.jpg").write_bytes((source / "class0" / f"{number:03d}.jpg").read_bytes())
+    (source / "class1" / "same.jpg").write_bytes((source / "class1" / "000.jpg").read_bytes())  # and the same label
+    for _ in range(2):
+        said = cli("shard", source, tmp_path / "set", "--shard-mb", 0.02, *options)
+        assert "4 images have bytes that come with different labels, such as" in said
+        assert "(class0)" in said
+        assert "(class2)" in said
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.lists(st.integers(0, 2), max_size=2)), max_size=30))
+def test_conflicts_are_what_a_dictionary_finds(rows: list[tuple[int, list[int]]]) -> None:
+    digests = np.array([[image] * 15 + [0] for image, _ in rows], np.uint8).reshape(-1, 16)
+    found = find_conflicts(digests, hash_labels(pa.array([labels for _, labels in rows], pa.list_(pa.int32()))))
+    labels_of: dict[int, set[tuple[int, ...]]] = {}
+    for image, labels in rows:
+        if labels:
+            labels_of.setdefault(image, set()).add(tuple(sorted(set(labels))))
+    assert found.num_images == sum(bool(labels) and len(labels_of[image]) > 1 for image, labels in rows)
+    for one, other in found.pairs:
+        assert rows[one][0] == rows[other][0]
+        assert sorted(set(rows[one][1])) != sorted(set(rows[other][1]))
