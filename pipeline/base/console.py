@@ -17,6 +17,7 @@ from pipeline.base.errors import BitError, ConfigError, Interrupted
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+_SECONDS_TO_FIRST_LINE = 1.0
 _SECONDS_BETWEEN_LINES = 5.0  # progress where no terminal redraws a bar
 
 
@@ -123,7 +124,8 @@ class _Meter:
 
 @contextmanager
 def _lines(what: str, total: int | None, unit: str) -> Iterator[Advance]:
-    meter, last = _Meter(total, unit), time.monotonic()
+    meter = _Meter(total, unit)
+    last = time.monotonic() - _SECONDS_BETWEEN_LINES + _SECONDS_TO_FIRST_LINE
 
     def advance(count: int, num_bytes: int) -> None:
         nonlocal last
@@ -159,6 +161,16 @@ def human_bytes(num_bytes: float) -> str:
             return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:,.1f} TB"
+
+
+def quantity(count: int, singular: str) -> str:
+    """Return 1 and 'class' as '1 class', 2,000 as '2,000 classes'."""
+    return f"{count:,} {plural(count, singular)}"
+
+
+def plural(count: int, singular: str) -> str:
+    """Return the word in the number that a count asks for."""
+    return singular if count == 1 else singular + ("es" if singular.endswith(("s", "ch")) else "s")
 
 
 def human_seconds(seconds: float) -> str:

@@ -26,8 +26,8 @@ from pipeline.packing.make_plan import Planned, store_plan
 from pipeline.packing.plan import Plan, plan_digest
 from pipeline.packing.write_plan import PlanWriter
 from pipeline.store.base import Store, exists, put
-from pipeline.work.pools import Pool
-from pipeline.work.schedule import Attempt, run_calls
+from pipeline.work.pools import Pool, report_done
+from pipeline.work.schedule import Attempt, Count, run_calls
 
 _NUM_PASSES = 16
 _READ_THREADS = 16
@@ -63,9 +63,10 @@ def leave_out_duplicates(
     plan = store_plan(store, replace(planned, plan=planned.plan.model_copy(update={"request": None})))
     tasks = [(store.url, plan.plan_id, number) for number in range(plan.num_shards)]
     num_unread = 0
-    for (_, _, number), count in run_calls(pool, _digest_shard, tasks):
+    seen = Count(pool, plan.num_samples, on_images)
+    for (_, _, number), count in run_calls(pool, _digest_shard, tasks, on_wait=seen.poll):
         num_unread += count
-        on_images(plan.num_rows(number))
+        seen.add(plan.num_rows(number))
     compared = [*earlier_plans, plan]
     starts = np.cumsum([0, *(each.num_samples for each in compared)])
     digests = _all_digests(store, compared, scratch)
@@ -144,6 +145,7 @@ def _digest_shard(attempt: Attempt[tuple[str, str, int]]) -> int:
     for row, (_, data) in zip(unread, fetched, strict=True):
         if not isinstance(data, BadImage):
             digests[row] = image_digest(data)
+        report_done(1)
     try:
         put(store, key, b"".join(digests))
     except Conflict:  # a second attempt at this shard read the same images

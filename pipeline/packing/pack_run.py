@@ -15,8 +15,8 @@ from pipeline.packing.commit import PackTask, pack_and_commit, record_key
 from pipeline.packing.plan import Plan
 from pipeline.store.base import Store
 from pipeline.store.lease import Lease
-from pipeline.work.pools import Pool
-from pipeline.work.schedule import Attempt, run_calls
+from pipeline.work.pools import Pool, report_done
+from pipeline.work.schedule import Attempt, Count, run_calls
 
 _READ_THREADS = 16  # of commit records; boto3 does about 400 small reads a second in one process
 _CAREFUL_AFTER = 2  # workers lost over a shard
@@ -124,9 +124,11 @@ def pack_plan(
     def on_call_event(event: str, task: PackTask, detail: str) -> None:
         on_event(event, shard=task.number, detail=detail)
 
-    for _, record in run_calls(pool, _attempt, missing, on_call_event):
+    count = Count(pool, plan.num_samples - packed.num_done, lambda num_images: on_images(num_images, 0))
+    for _, record in run_calls(pool, _attempt, missing, on_call_event, count.poll):
         packed.add(record)
-        on_images(record.num_samples + record.num_rejects, record.num_bytes)
+        count.add(record.num_samples + record.num_rejects)
+        on_images(0, record.num_bytes)
         on_event("shard", **record.model_dump(exclude={"blocks"}))
         _check_rejects(store, packed, plan, max_reject_fraction)
         lease.check()
@@ -136,7 +138,8 @@ def pack_plan(
 def _attempt(attempt: Attempt[PackTask]) -> CommitRecord:
     task = attempt.call
     careful = attempt.num_losses >= _CAREFUL_AFTER
-    return pack_and_commit(PackTask(task.url, task.plan_id, task.number, careful, task.may_die and not careful))
+    wanted = PackTask(task.url, task.plan_id, task.number, careful, task.may_die and not careful)
+    return pack_and_commit(wanted, lambda num_bytes: report_done(1))
 
 
 def committed_records(store: Store, plan_id: str) -> Iterator[CommitRecord]:

@@ -119,6 +119,7 @@ class OnRay:
     """The cluster that RAY_ADDRESS names, or that this job was submitted to. One CPU a call."""
 
     may_lose_workers = True
+    num_reported = 0  # what a task counts stays on its node
 
     def __init__(self, num_slots: int | None = None) -> None:
         """Connect to the cluster.

@@ -12,6 +12,7 @@ from multiprocessing.connection import wait
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+_counter: Any = None  # of this worker, in memory that its run reads
 _START_SECONDS = 30.0  # of a process on a busy machine
 
 
@@ -25,6 +26,10 @@ class Pool(Protocol):
     num_slots: int
     may_lose_workers: bool
 
+    @property
+    def num_reported(self) -> int:
+        """What all calls reported so far with `report_done`; 0 where reports do not come through."""
+
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
         """Start a call. Its future raises what the call raised, or WorkerLost."""
 
@@ -35,11 +40,18 @@ class Pool(Protocol):
         """End all workers."""
 
 
+def report_done(count: int) -> None:
+    """Report from inside a call that a part of it is done, for progress."""
+    if _counter is not None:
+        _counter.value += count  # no lock, which a killed worker would keep: it is the only one that writes
+
+
 class InProcess:
     """Runs each call at once in this process: for tests, notebooks and tiny sets."""
 
     num_slots = 1
     may_lose_workers = False
+    num_reported = 0
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
         """See Pool.submit."""
@@ -66,7 +78,14 @@ class Processes:
         self.num_slots = num_workers
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
+        self._counters: list[Any] = []  # of all workers, dead ones too
         self._lock = threading.Lock()
+
+    @property
+    def num_reported(self) -> int:
+        """See Pool.num_reported."""
+        with self._lock:
+            return sum(counter.value for counter in self._counters)
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
         """See Pool.submit. The caller keeps at most `num_slots` calls running."""
@@ -93,7 +112,7 @@ class Processes:
     def _start(self, function: Callable[..., T], *arguments: Any) -> "tuple[_Worker, Future[T]]":
         while True:
             with self._lock:
-                worker = self._idle.pop() if self._idle else _Worker()
+                worker = self._idle.pop() if self._idle else self._new_worker()
                 self._busy.add(worker)
             try:
                 return worker, worker.executor.submit(function, *arguments)
@@ -101,6 +120,11 @@ class Processes:
                 with self._lock:
                     self._busy.discard(worker)
                 worker.executor.shutdown(wait=False)
+
+    def _new_worker(self) -> "_Worker":
+        worker = _Worker()
+        self._counters.append(worker.counter)
+        return worker
 
     def cancel(self, future: "Future[Any]") -> None:
         """See Pool.cancel. A running call of a local process is left to its end."""
@@ -120,7 +144,9 @@ class _Worker:
 
     def __init__(self) -> None:
         # spawn: forking a process that has threads or an S3 client is not safe.
-        self.executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin)
+        context = multiprocessing.get_context("spawn")
+        self.counter = context.RawValue("q", 0)
+        self.executor = ProcessPoolExecutor(1, context, initializer=_begin, initargs=(self.counter,))
         self._pid = self.executor.submit(os.getpid)
 
     def kill(self) -> None:
@@ -129,8 +155,10 @@ class _Worker:
             os.kill(self._pid.result(_START_SECONDS), signal.SIGKILL)
 
 
-def _begin() -> None:
+def _begin(counter: Any) -> None:
     """Make a worker end when the run is killed, and leave Ctrl-C, which reaches the whole group, to the run."""
+    global _counter  # noqa: PLW0603 - once a process
+    _counter = counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

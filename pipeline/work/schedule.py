@@ -41,6 +41,34 @@ class _Running(Generic[C]):
     started: float
 
 
+class Count:
+    """Makes one count, which only grows, of what calls report on their way and of what they are known to have done."""
+
+    def __init__(self, pool: Pool, total: int, advance: Callable[[int], None]) -> None:
+        """Begin at 0.
+
+        Args:
+            pool: Where the calls run.
+            total: Is not exceeded, though a call that is repeated reports twice.
+            advance: Called with the number since the last call.
+        """
+        self._pool, self._total, self._advance = pool, total, advance
+        self._before = pool.num_reported
+        self._shown = self._done = 0
+
+    def poll(self) -> None:
+        """Look at what the calls reported."""
+        now = min(self._total, max(self._done, self._pool.num_reported - self._before))
+        if now > self._shown:
+            self._advance(now - self._shown)
+            self._shown = now
+
+    def add(self, count: int) -> None:
+        """Add what a call that has ended has done."""
+        self._done += count
+        self.poll()
+
+
 def slow_after(durations: list[float]) -> float:
     """Return the age in seconds from which a call is slow, from the durations of those that ended."""
     if len(durations) < _LEAST_DURATIONS:
@@ -53,6 +81,7 @@ def run_calls(
     function: Callable[[Attempt[C]], T],
     calls: Iterable[C],
     on_event: Callable[[str, C, str], None] = lambda event, call, detail: None,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[C, T]]:
     """Yield each call with its result, in the order they end.
 
@@ -61,6 +90,7 @@ def run_calls(
         function: What is run with each attempt; repeating it must be harmless.
         calls: Hashable; taken one by one as places get free.
         on_event: Called with `lost`, `outage` or `copied`, the call and a detail.
+        on_wait: Called about twice a second.
 
     Raises:
         ServiceError: Workers kept dying over one call.
@@ -70,6 +100,7 @@ def run_calls(
     try:
         while state.fill():
             yield from state.collect()
+            on_wait()
     finally:
         for future in state.running:
             pool.cancel(future)

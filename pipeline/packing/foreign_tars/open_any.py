@@ -239,6 +239,7 @@ class _Threads:
     """A pool of threads: a library call must not start processes, which would run the caller's script again."""
 
     may_lose_workers = False
+    num_reported = 0
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots

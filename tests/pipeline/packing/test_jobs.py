@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,16 @@ import pytest
 
 from pipeline.base.errors import ConfigError, TooManyRejects
 from pipeline.dataset.dataset import open_dataset
+from pipeline.packing.commit import PackTask
+from pipeline.packing.jobs import Job, plan_sources
+from pipeline.packing.make_plan import store_plan
+from pipeline.packing.pack_run import _attempt
+from pipeline.packing.plan import ShardConfig
+from pipeline.packing.sources.open import open_sources
+from pipeline.packing.sources.table import Columns
 from pipeline.store.url import open_store
+from pipeline.work.pools import Processes
+from pipeline.work.schedule import Count, run_calls
 from tests.conftest import class_folders, jpeg, pack, picture, run_cli
 from tests.processes import is_running, running_children
 from tests.waiting import wait_until
@@ -117,8 +128,16 @@ def test_the_log_has_every_shard(small_folder: Path, tmp_path: Path) -> None:
     assert sum(e["num_samples"] for e in events if e["event"] == "shard") == 90
 
 
+def endless(folder: Path) -> Path:
+    """Write so many pictures that no run ends before it is stopped, however busy the machine: one, with many names."""
+    class_folders(folder, classes=1, each=1)
+    for number in range(1, 8000):
+        (folder / "class0" / f"{number:04d}.jpg").hardlink_to(folder / "class0" / "000.jpg")
+    return folder
+
+
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
-    source = class_folders(tmp_path / "in", each=200)
+    source = endless(tmp_path / "in")
     command = [str(Path(sys.executable).parent / "pipeline"), "shard", str(source), "set", "--shard-mb", "0.1"]
     with subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -127,6 +146,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         errors = process.communicate()[1]
     assert process.returncode == 130
+    kept = re.search(r"stopped; (\d+) of 600 images are packed and kept, in (\d+) of \d+ shards of .*/set;", errors)
+    assert kept
+    assert int(kept[2]) == len(list((tmp_path / "set").glob("commits/*/*")))
     assert "run the same command again" in errors
     assert "Traceback" not in errors
 
@@ -162,7 +184,7 @@ def test_an_unreadable_class_folder_is_an_error_not_a_gap(tmp_path: Path) -> Non
 
 
 def test_packing_processes_end_when_the_run_is_killed(tmp_path: Path) -> None:
-    source = class_folders(tmp_path / "in", each=300)
+    source = endless(tmp_path / "in")
     command = [
         str(Path(sys.executable).parent / "pipeline"),
         "shard",
@@ -179,3 +201,19 @@ def test_packing_processes_end_when_the_run_is_killed(tmp_path: Path) -> None:
         process.kill()
     assert len(workers) >= 2
     wait_until(lambda: not any(map(is_running, workers)), "the workers to end")
+
+
+def test_progress_counts_images_while_a_shard_is_packed(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", each=40)
+    counts: list[int] = []
+    pool = Processes(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        job = Job(open_store(str(tmp_path / "set")), pool, Path(scratch))
+        plan = store_plan(job.store, plan_sources(job, open_sources([str(source)], Columns()), ShardConfig()))
+        count = Count(pool, plan.num_samples, counts.append)
+        list(run_calls(pool, _attempt, [PackTask(str(tmp_path / "set"), plan.plan_id, 0)], on_wait=count.poll))
+    assert pool.num_reported == 120
+    assert sum(counts) == 120
+    count.add(120)
+    assert sum(counts) == 120
+    pool.close()
