@@ -127,8 +127,8 @@ def pack_plan(
     count = Count(pool, plan.num_samples - packed.num_done, lambda num_images: on_images(num_images, 0))
     for _, record in run_calls(pool, _attempt, missing, on_call_event, count.poll):
         packed.add(record)
-        count.add(record.num_samples + record.num_rejects)
         on_images(0, record.num_bytes)
+        count.add(record.num_samples + record.num_rejects)
         on_event("shard", **record.model_dump(exclude={"blocks"}))
         _check_rejects(store, packed, plan, max_reject_fraction)
         lease.check()

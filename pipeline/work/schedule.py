@@ -57,8 +57,9 @@ class Count:
         self._shown = self._done = 0
 
     def poll(self) -> None:
-        """Look at what the calls reported."""
-        now = min(self._total, max(self._done, self._pool.num_reported - self._before))
+        """Look at what the calls reported; the last one counts when its call has ended."""
+        reported = min(self._total - 1, self._pool.num_reported - self._before)
+        now = min(self._total, max(self._done, reported))
         if now > self._shown:
             self._advance(now - self._shown)
             self._shown = now
