@@ -2,6 +2,8 @@
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from pipeline.base.console import human_bytes, plural, quantity
+
 
 def render_page(package: str, template: str, **values: object) -> bytes:
     """Return the page of a template of the package; a missing value is an error, text is escaped."""
@@ -12,7 +14,7 @@ def render_page(package: str, template: str, **values: object) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = _percent
+    environment.filters |= {"percent": _percent, "quantity": quantity, "plural": plural, "human_bytes": human_bytes}
     return environment.get_template(template).render(**values).encode()
 
 

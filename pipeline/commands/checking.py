@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.base.console import examples, human_bytes, progress
+from pipeline.base.console import examples, human_bytes, progress, quantity
 from pipeline.commands.options import pool_of, pool_options
 
 LEVELS = ("exists", "size", "checksum", "tar", "decode")
@@ -46,10 +46,13 @@ def verify(url: str, level: str, fraction: float, seed: int, as_json: bool, work
             row = {"path": fault.path, "problem": fault.problem, "shard": fault.shard}
             click.echo(json.dumps(row) if as_json else f"FAULT {fault.path}: {fault.problem}")
     if num_faults:
-        click.echo(f"error: {num_faults} faults in {url}; run `pipeline repair {url} --level {level}`", err=True)
+        click.echo(
+            f"error: {quantity(num_faults, 'fault')} in {url}; run `pipeline repair {url} --level {level}`", err=True
+        )
         sys.exit(1)
     total = "" if len(shards) == len(dataset.shards) else f" of {len(dataset.shards):,}"
-    click.echo(f"{url}: {len(shards):,}{total} shards sound at level {level}")
+    found = quantity(len(shards), "shard") if not total else f"{len(shards):,}{total} shards"
+    click.echo(f"{url}: {found} sound at level {level}")
 
 
 @click.command(epilog=examples("pipeline repair s3://bucket/set", "pipeline repair data/train --level decode"))
@@ -82,9 +85,9 @@ def repair(url: str, level: str, scratch: str | None, workers: int | None, on_ra
             click.echo(f"NOT REPAIRED {path}: {problem}" if problem else f"repaired {path}")
             num_failed += bool(problem)
     if num_failed:
-        click.echo(f"error: {num_failed} faults in {url} could not be repaired", err=True)
+        click.echo(f"error: {quantity(num_failed, 'fault')} in {url} could not be repaired", err=True)
         sys.exit(1)
-    click.echo(f"{url}: {len(bad):,} shards repaired")
+    click.echo(f"{url}: {quantity(len(bad), 'shard')} repaired")
 
 
 @click.command(epilog=examples("pipeline gc s3://bucket/set", "pipeline gc s3://bucket/set --abandoned-runs --delete"))
@@ -108,4 +111,4 @@ def gc(url: str, older_than_hours: float, abandoned_runs: bool, delete: bool) ->
         count += 1
         num_bytes += max(0, found.num_bytes)
     verb = "removed" if delete else "to remove; run again with --delete"
-    click.echo(f"{url}: {count:,} objects, {human_bytes(num_bytes)} {verb}")
+    click.echo(f"{url}: {quantity(count, 'object')}, {human_bytes(num_bytes)} {verb}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.base.console import examples, human_bytes, progress
+from pipeline.base.console import examples, human_bytes, plural, progress, quantity
 from pipeline.base.errors import ConfigError
 from pipeline.commands.options import checked_split, class_list, pool_of, pool_options
 
@@ -28,12 +28,17 @@ def inspect(url: str, version_number: int | None, as_json: bool) -> None:
         return
     version = dataset.version
     click.echo(f"{url} version {version.version} ({version.format}, written by {version.writer})")
-    click.echo(f"  {version.num_samples:,} samples, {version.num_shards:,} shards, {human_bytes(version.num_bytes)}")
     click.echo(
-        f"  {dataset.blocks.num_rows:,} blocks, descriptor {version.descriptor}, plans {', '.join(version.plan_ids)}"
+        f"  {quantity(version.num_samples, 'sample')}, {quantity(version.num_shards, 'shard')}, "
+        f"{human_bytes(version.num_bytes)}"
     )
     click.echo(
-        f"  {version.num_classes:,} classes, {version.num_rejects:,} rejected, {version.num_duplicates:,} duplicates"
+        f"  {quantity(dataset.blocks.num_rows, 'block')}, descriptor {version.descriptor}, "
+        f"{plural(len(version.plan_ids), 'plan')} {', '.join(version.plan_ids)}"
+    )
+    click.echo(
+        f"  {quantity(version.num_classes, 'class')}, {version.num_rejects:,} rejected, "
+        f"{quantity(version.num_duplicates, 'duplicate')}"
     )
     for line in reject_lines(dataset):
         click.echo(f"  rejected {line}")
@@ -58,9 +63,9 @@ def stats(url: str, version_number: int | None, html_path: str | None, as_json: 
         click.echo(json.dumps(summary.to_dict()))
         return
     count = dataset.version.num_samples
-    click.echo(f"{url} version {dataset.version.version}: {count:,} samples")
+    click.echo(f"{url} version {dataset.version.version}: {quantity(count, 'sample')}")
     click.echo(
-        f"  image: {human_bytes(summary.num_image_bytes / count)}, {summary.num_pixels / count / 1e6:.2f} MP on average"
+        f"  image: {human_bytes(summary.num_image_bytes / count)}, {summary.num_pixels / count / 1e6:.2g} MP on average"
     )
     for name, counts, unit in (
         ("shorter side", summary.shorter_side, "px"),
@@ -73,7 +78,7 @@ def stats(url: str, version_number: int | None, html_path: str | None, as_json: 
     for label, samples in summary.classes.most_common(_SHOWN_CLASSES):
         click.echo(f"    {dataset.class_name(label)}: {samples:,}")
     if len(summary.classes) > _SHOWN_CLASSES:
-        click.echo(f"    ... and {len(summary.classes) - _SHOWN_CLASSES:,} more classes")
+        click.echo(f"    ... and {quantity(len(summary.classes) - _SHOWN_CLASSES, 'more class')}")
     if html_path:
         click.echo(f"page: {html_path}")
 
@@ -121,6 +126,6 @@ def index(url: str, split: str, classes_file: str | None, block_mib: float, work
             on_tar=advance,
         )
     click.echo(
-        f"published {store.url} version {version.version}: {version.num_samples:,} samples in {version.num_shards:,} "
-        f"tars, {version.num_rejects:,} rejected {version.reject_reasons or ''}"
+        f"published {store.url} version {version.version}: {quantity(version.num_samples, 'sample')} in "
+        f"{quantity(version.num_shards, 'tar')}, {version.num_rejects:,} rejected {version.reject_reasons or ''}"
     )

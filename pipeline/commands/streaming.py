@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base.console import EventLog, examples, human_bytes, progress
+from pipeline.base.console import EventLog, examples, human_bytes, progress, quantity
 
 if TYPE_CHECKING:
     from pipeline.dataset.dataset import Dataset
@@ -71,7 +71,7 @@ def bench(url: str, as_json: bool, log: str | None, **options: Any) -> None:
     events = EventLog(log)
     if not as_json:
         how = f"{num_workers} loader process{'es' if num_workers > 1 else ''}" if num_workers else "a loader thread"
-        click.echo(f"{url}: {dataset.version.num_samples:,} samples, {px} px, batches of {batch}, {how}")
+        click.echo(f"{url}: {quantity(dataset.version.num_samples, 'sample')}, {px} px, batches of {batch}, {how}")
     lap = _measured(stream, min(num_workers, lanes), options["seconds"], events)
     if as_json:
         limit = lap.limit
@@ -106,7 +106,7 @@ def _lines(lap: "Lap") -> list[str]:
     if not counts.reads and not counts.cache_hits:
         lines.append("nothing was read: all of it fits the budget and stays in memory; lower --budget-mb to measure it")
     if lap.bad_samples:
-        lines.append(f"{lap.bad_samples:,} damaged samples were replaced; see `pipeline verify`")
+        lines.append(f"{quantity(lap.bad_samples, 'damaged sample')} replaced; see `pipeline verify`")
     return [*lines, f"limited by {limit.stage}: {limit.reason}", f"to go faster: {limit.remedy}"]
 
 
@@ -133,9 +133,10 @@ def peek(url: str, out: str, batches: int, batch: int, px: int, view: str, seed:
     if out.lower().endswith(".png"):
         body = sheet(shown)
     else:
-        about = f"version {dataset.version.version}, {view} view at {px} px, seed {seed}, batches of {batch}"
+        what = f"What training sees first: {quantity(batches * batch, 'picture')} in {quantity(batches, 'batch')}"
+        about = f"{what}; version {dataset.version.version}, {view} view at {px} px, seed {seed}"
         body = page(url, about, shown)
     Path(out).write_bytes(body)
     num_replaced = sum(bool(tile.replaced) for one in shown for tile in one)
     replaced = f", {num_replaced:,} of them in place of damaged ones" if num_replaced else ""
-    click.echo(f"{out}: {batches * batch:,} pictures{replaced}")
+    click.echo(f"{out}: {quantity(batches * batch, 'picture')}{replaced}")

@@ -177,7 +177,7 @@ def _is_transient(error: BaseException) -> bool:
     )
 
 
-def _addressing_style(session: Any) -> str:
+def _addressing_style(session: Any) -> Any:
     """Return how buckets are addressed: ADDRESSING_VARIABLE, else `s3.addressing_style` of AWS's file, else `path`.
 
     `path` needs no wildcard in a server's DNS and certificate; some services accept `virtual` only.
@@ -187,7 +187,7 @@ def _addressing_style(session: Any) -> str:
     style = os.environ.get(ADDRESSING_VARIABLE) or in_file or "path"
     if style not in _ADDRESSING_STYLES:
         raise ConfigError(f"{ADDRESSING_VARIABLE}={style} is none of {', '.join(_ADDRESSING_STYLES)}")
-    return str(style)
+    return style
 
 
 def _is_anonymous() -> bool:

@@ -1,5 +1,6 @@
 """Facts of a dataset from its sidecars, without reading a picture."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -8,12 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.base.charts import histogram
+from pipeline.base.charts import Series, histogram, line_chart
 from pipeline.base.html import render_page
 from pipeline.dataset.dataset import Dataset
 
 _BINS = 40
 _SHOWN_CLASSES = 200
+_SHOWN_EMPTY = 20  # classes without a sample
+_POINTS = 400  # of a line over thousands of classes: one for each 1.4 px of the chart
 
 
 @dataclass
@@ -95,24 +98,24 @@ def percentile(counts: Counter[int], share: float) -> int:
 def page(dataset: Dataset, stats: Statistics) -> bytes:
     """Return the statistics as an HTML page that opens offline."""
     ranked = stats.classes.most_common()
+    empty = [label for label in range(dataset.version.num_classes) if label not in stats.classes]
     return render_page(
         "pipeline.upkeep",
         "stats.html.j2",
         title=f"{dataset.store.url} version {dataset.version.version}",
         version=dataset.version,
-        statistics=stats,
-        mean_kilobytes=stats.num_image_bytes / max(1, dataset.version.num_samples) / 1000,
+        mean_bytes=stats.num_image_bytes / max(1, dataset.version.num_samples),
         sides=[percentile(stats.shorter_side, share) for share in (0.05, 0.5, 0.95)],
-        balance=(ranked[0][1], ranked[-1][1]) if ranked else (0, 0),
         classes=[(dataset.class_name(label), count) for label, count in ranked[:_SHOWN_CLASSES]],
-        num_empty=dataset.version.num_classes - len(stats.classes),
+        smallest=(dataset.class_name(ranked[-1][0]), ranked[-1][1]) if ranked else None,
+        num_smaller=max(0, len(ranked) - _SHOWN_CLASSES),
+        num_empty=len(empty),
+        empty=[dataset.class_name(label) for label in empty[:_SHOWN_EMPTY]],
         charts=[
-            _chart(
-                Counter(dict(enumerate(count for _, count in ranked))), "Classes by size", "class, the largest first"
-            ),
+            ("Samples of each class, the largest first", _by_rank([count for _, count in ranked])),
             _chart(stats.labels_per_sample, "Labels of a sample", "labels"),
             _chart(stats.shorter_side, "Shorter side", "px"),
-            _chart(Counter({value / 10: count for value, count in stats.aspect.items()}), "Width over height", ""),
+            _chart(stats.aspect, "Width over height", "", units=10),
             _chart(stats.kilobytes, "Size of an image", "kB"),
             _chart(stats.quality, "Fingerprint quality (below 20 an audit cannot judge)", "gradient score"),
         ],
@@ -120,22 +123,32 @@ def page(dataset: Dataset, stats: Statistics) -> bytes:
     )
 
 
-def _chart(counts: Counter[Any], title: str, x_label: str) -> tuple[str, str]:
-    """Bin the counted values; the highest hundredth goes into the last bin."""
-    if not counts:
+def _by_rank(counts: list[int]) -> str:
+    """Draw the counts of more classes than the table lists, each as it is, at up to _POINTS ranks."""
+    if len(counts) <= _SHOWN_CLASSES:
+        return ""
+    ranks = sorted({round(place * (len(counts) - 1) / (_POINTS - 1)) for place in range(_POINTS)})
+    line = Series("samples", [(rank + 1.0, float(counts[rank])) for rank in ranks])
+    return line_chart([line], "Samples of each class, the largest first", "class, the largest first", "samples")
+
+
+def _chart(counts: Counter[int], title: str, x_label: str, units: int = 1) -> tuple[str, str]:
+    """Draw values, counted in 1/units, in bins of a whole number of values each; nothing where all have one value.
+
+    The highest hundredth goes into the last bin.
+    """
+    if len(counts) < 2:
         return title, ""
-    high = percentile(counts, 0.99)
-    low = min(counts)
-    width = max((high - low) / _BINS, 0.1 if isinstance(low, float) else 1)
+    low, high = min(counts), percentile(counts, 0.99)
+    width = max(1, math.ceil((high - low + 1) / _BINS))
+    last = (high - low) // width
     bins: Counter[int] = Counter()
     for value, count in counts.items():
-        bins[min(int((value - low) / width), _BINS)] += count
-    if title.startswith("Classes"):  # the height of a class, not the sum over a bin
-        for place in bins:
-            members = [c for v, c in counts.items() if min(int((v - low) / width), _BINS) == place]
-            bins[place] = round(sum(members) / len(members))
-    bars = [(low + place * width, count) for place, count in sorted(bins.items())]
-    return title, histogram(bars, title, x_label, width, "samples")
+        bins[min((value - low) // width, last)] += count
+    bars = [((low + place * width) / units, count) for place, count in sorted(bins.items())]
+    if max(counts) >= low + (last + 1) * width:
+        x_label = f"{x_label} (the last bar: {(low + last * width) / units:g} and above)".strip()
+    return title, histogram(bars, title, x_label, width / units, "samples")
 
 
 def reject_lines(dataset: Dataset, limit: int = 10) -> Iterator[str]:
