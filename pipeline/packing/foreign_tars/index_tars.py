@@ -99,8 +99,8 @@ def adopt(
         CorruptShard: A tar is damaged.
     """
     is_whole_store = tars is None
-    found = tars if tars is not None else [entry for entry in store.walk() if is_tar(entry.key)]
-    tars = sorted(found, key=lambda entry: entry.key)
+    below = [entry for entry in store.walk() if is_tar(entry.key) or entry.key.endswith(POINTER_KEY)] if tars is None else tars
+    tars = sorted((entry for entry in below if is_tar(entry.key)), key=lambda entry: entry.key)
     if not tars:
         raise EmptySource(f"{store.url} holds no .tar file")
     plan_id = _identity(tars, split, classes, block_bytes)
@@ -110,6 +110,7 @@ def adopt(
             return published.version
         raise ConfigError(f"{store.url} holds a published dataset; index tars in a folder of their own")
     if is_whole_store:
+        refuse_datasets_below(store.url, (entry.key for entry in below))
         check_one_split(store.url, (entry.key for entry in tars))
     lease = Lease.take(store)
     packed = Packed()

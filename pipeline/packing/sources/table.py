@@ -4,6 +4,8 @@ A label is a number, a name, or a list of either. Further columns travel with th
 the bytes of inline images are not read before packing.
 """
 
+import csv
+import io
 import json
 import os
 import re
@@ -145,18 +147,18 @@ def _class_names(entry: Entry, columns: Columns) -> tuple[str, ...] | None:
 
 
 def _parts(entry: Entry, columns: Columns) -> Iterator[_Part]:
-    with open_file(entry.key) as file:
-        if entry.key.endswith(".parquet"):
+    if entry.key.endswith(".parquet"):
+        with open_file(entry.key) as file:
             yield from _parquet_parts(entry.key, _parquet(entry.key, file), columns)
-            return
-        first_row = 0
-        try:
-            for batch in _text_batches(entry.key, file, columns):
-                yield _Part(entry.key, first_row, pa.Table.from_batches([batch]), columns=columns)
-                first_row += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
-            problem = _first_line_not_utf8(entry.key) or str(error)
-            raise ConfigError(f"{entry.key} cannot be read as a table: {problem}") from error
+        return
+    first_row = 0
+    try:
+        for batch in _text_batches(entry.key, columns):
+            yield _Part(entry.key, first_row, pa.Table.from_batches([batch]), columns=columns)
+            first_row += batch.num_rows
+    except (pa.ArrowException, OSError, csv.Error) as error:
+        problem = _first_line_not_utf8(entry.key) or str(error)
+        raise ConfigError(f"{entry.key} cannot be read as a table: {problem}") from error
 
 
 def _first_line_not_utf8(url: str) -> str:
@@ -222,36 +224,44 @@ def _parquet_parts(url: str, file: pq.ParquetFile, columns: Columns) -> Iterator
         first_row += about.num_rows
 
 
-def _text_batches(url: str, file: Any, columns: Columns) -> Iterator[pa.RecordBatch]:
+def _text_batches(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
     if url.endswith(".jsonl"):
         reading = pyarrow.json.ReadOptions(use_threads=False, block_size=_PARSE_BYTES)
-        yield from pyarrow.json.open_json(file, reading)
+        with open_file(url) as file:
+            yield from pyarrow.json.open_json(file, reading)
         return
-    delimiter = _delimiter(url, file, columns.image)
-    types = _column_types(_open_csv(file, delimiter, {}, as_text=True), columns)
-    file.seek(0)
-    yield from _open_csv(file, delimiter, types)
+    with open_file(url) as file:
+        delimiter, names = _header(url, file, columns.image)
+    # Each pass opens the file for itself: Arrow reads ahead in a thread of its own.
+    with open_file(url) as file:
+        types = _column_types(_open_csv(file, delimiter, dict.fromkeys(names, pa.string())), columns)
+    with open_file(url) as file:
+        yield from _open_csv(file, delimiter, types)
 
 
-def _open_csv(file: Any, delimiter: str, types: dict[str, pa.DataType], *, as_text: bool = False) -> Any:
-    reading = pyarrow.csv.ReadOptions(use_threads=False, block_size=_PARSE_BYTES)
-    parsing = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    if as_text:
-        names = pyarrow.csv.open_csv(file, reading, parsing).schema.names
-        file.seek(0)
-        types = dict.fromkeys(names, pa.string())
-    return pyarrow.csv.open_csv(file, reading, parsing, pyarrow.csv.ConvertOptions(column_types=types))
+def _open_csv(file: Any, delimiter: str, types: dict[str, pa.DataType]) -> Any:
+    return pyarrow.csv.open_csv(
+        file,
+        pyarrow.csv.ReadOptions(use_threads=False, block_size=_PARSE_BYTES),
+        pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        pyarrow.csv.ConvertOptions(column_types=types),
+    )
 
 
-def _delimiter(url: str, file: Any, image_column: str) -> str:
-    """Return what separates the columns: a comma, in TSV a tab, unless another sign makes the image column one."""
+def _header(url: str, file: Any, image_column: str) -> tuple[str, list[str]]:
+    """Return what separates the columns, and their names.
+
+    A comma, in TSV a tab, unless another sign makes the image column one or is the only one there.
+    """
     default = "\t" if url.endswith(".tsv") else ","
-    header = file.readline(_MOST_HEADER_BYTES).decode("utf-8-sig", "replace").strip()
-    file.seek(0)
-    for sign in (default, ";", "\t", ",", "|"):
-        if image_column in [name.strip('"') for name in header.split(sign)]:
-            return sign
-    return max((default, ";", "\t", "|"), key=header.count) if default not in header else default
+    start = file.read(_MOST_HEADER_BYTES).decode("utf-8-sig", "replace")
+    signs = (default, *(sign for sign in (";", "\t", ",", "|") if sign != default))
+    names = {sign: next(csv.reader(io.StringIO(start, newline=""), delimiter=sign), []) for sign in signs}
+    for sign in signs:
+        if image_column in names[sign]:
+            return sign, names[sign]
+    likely = default if len(names[default]) > 1 else max(signs, key=lambda sign: len(names[sign]))
+    return likely, names[likely]
 
 
 def _column_types(reader: Any, columns: Columns) -> dict[str, pa.DataType]:
