@@ -17,6 +17,7 @@ from pipeline.base.ignored import is_hidden
 from pipeline.dataset.publish import Addition, publish
 from pipeline.dataset.schema import (
     INDEX_FOLDER,
+    POINTER_KEY,
     REJECT_SCHEMA,
     Blocks,
     CommitRecord,
@@ -26,7 +27,7 @@ from pipeline.dataset.schema import (
     table_of,
 )
 from pipeline.dataset.tar_reader import TarSample, labels_of, scan_tar
-from pipeline.dataset.versions import published_version
+from pipeline.dataset.versions import published_version, refuse_datasets_below
 from pipeline.image.policy import ImagePolicy, prepare
 from pipeline.packing.build_shard import PackedShard, sidecar_table
 from pipeline.packing.commit import commit_shard
@@ -99,8 +100,8 @@ def adopt(
         CorruptShard: A tar is damaged.
     """
     is_whole_store = tars is None
-    below = [entry for entry in store.walk() if is_tar(entry.key) or entry.key.endswith(POINTER_KEY)] if tars is None else tars
-    tars = sorted((entry for entry in below if is_tar(entry.key)), key=lambda entry: entry.key)
+    tars, manifests = _below(store) if tars is None else (list(tars), [])
+    tars.sort(key=lambda entry: entry.key)
     if not tars:
         raise EmptySource(f"{store.url} holds no .tar file")
     plan_id = _identity(tars, split, classes, block_bytes)
@@ -110,7 +111,7 @@ def adopt(
             return published.version
         raise ConfigError(f"{store.url} holds a published dataset; index tars in a folder of their own")
     if is_whole_store:
-        refuse_datasets_below(store.url, (entry.key for entry in below))
+        refuse_datasets_below(store.url, manifests)
         check_one_split(store.url, (entry.key for entry in tars))
     lease = Lease.take(store)
     packed = Packed()
@@ -144,6 +145,17 @@ def adopt(
         has_fingerprints=True,
     )
     return publish(store, None, addition)
+
+
+def _below(store: Store) -> tuple[list[Entry], list[str]]:
+    """Return the tars of a whole store, and the keys of what may be manifests of datasets."""
+    tars, manifests = [], []
+    for entry in store.walk():
+        if is_tar(entry.key):
+            tars.append(entry)
+        elif entry.key.endswith(POINTER_KEY):
+            manifests.append(entry.key)
+    return tars, manifests
 
 
 def is_tar(key: str) -> bool:

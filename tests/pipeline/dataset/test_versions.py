@@ -26,7 +26,7 @@ def refusal(folder: Path) -> str:
     return f"{folder} holds 2 datasets, which are not read as one: {folder}/test, {folder}/train; name the one you mean"
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify", "export"])
+@pytest.mark.parametrize("command", ["inspect", "verify", "export", "index"])
 def test_commands_name_the_datasets_below_a_folder(several: Path, command: str) -> None:
     printed = cli(command, several, code=2)
     assert refusal(several) in printed
