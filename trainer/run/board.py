@@ -27,26 +27,26 @@ class Life(NamedTuple):
         rank: Its number.
         place: Host and process.
         step: Steps done; -1 before the first one.
-        time: When the sign was given, in seconds since 1970.
+        silent_seconds: For how long it has given none, by the clock of the board: those of hosts may differ.
     """
 
     rank: int
     place: str
     step: int
-    time: float
+    silent_seconds: float = 0.0
 
 
 class _State:
     """What the actor holds."""
 
     def __init__(self) -> None:
-        self._lives: dict[int, Life] = {}
+        self._lives: dict[int, tuple[Life, float]] = {}
         self._wants_stop = False
         self._stopped = ""
 
     def sign(self, life: Life) -> bool:
         """Take a sign of life, and return whether the run is to stop."""
-        self._lives[life.rank] = life
+        self._lives[life.rank] = life, time.monotonic()
         return self._wants_stop
 
     def end(self, rank: int) -> None:
@@ -55,7 +55,8 @@ class _State:
 
     def lives(self) -> list[Life]:
         """Return the last sign of every rank."""
-        return list(self._lives.values())
+        now = time.monotonic()
+        return [life._replace(silent_seconds=now - came) for life, came in self._lives.values()]
 
     def request_stop(self) -> None:
         """Ask the ranks to stop."""
@@ -139,7 +140,7 @@ def sign_of_life(board: Board, world: World) -> Iterator[Callable[[int], None]]:
 
     def show() -> None:
         while True:
-            board.sign(Life(world.rank, place, step, time.time()))
+            board.sign(Life(world.rank, place, step))
             if is_over.wait(_SIGN_SECONDS):
                 return
 
@@ -169,7 +170,7 @@ class Watch:
         """Return lines on ranks that have fallen silent, or came back."""
         lines = []
         for life in sorted(lives):
-            silent = now - life.time
+            silent = life.silent_seconds
             if silent < _SILENT_SECONDS:
                 if self._said.pop(life.rank, None):
                     lines.append(f"rank {life.rank} ({life.place}) is back")

@@ -26,7 +26,7 @@ from trainer.run.board import Board, Watch, sign_of_life
 from trainer.run.controls import Controls
 from trainer.run.progress import Report, json_line
 from trainer.run.signals import stop_requests
-from trainer.step.ranks import World, alone
+from trainer.step.ranks import World, alone, broadcast
 
 logger = logging.getLogger(__name__)
 
@@ -162,14 +162,12 @@ def _fitted(trainer: Any, board: Board, wants_stop: Callable[[], bool]) -> BaseE
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
-    watch, is_asked = Watch(_COLLECTIVE_TIMEOUT_SECONDS), False
+    watch = Watch(_COLLECTIVE_TIMEOUT_SECONDS)
     while thread.is_alive():
         thread.join(_LOOK_SECONDS)
-        if wants_stop() and not is_asked:
-            is_asked = True
-            click.echo("stopping: the workers save their state; a second Ctrl-C ends them at once", err=True)
-            board.request_stop()
-        for line in watch.news(board.lives(), time.time()):
+        if wants_stop():
+            board.request_stop()  # each time: an actor that Ray had to start again has forgotten it
+        for line in watch.news(board.lives(), time.monotonic()):
             click.echo(line, err=True)
     return failed[0] if failed else None
 
@@ -196,15 +194,13 @@ def _worker(loop_config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     job: Job[Any] = loop_config["job"]
-    board = Board.join(loop_config["launch_id"])
 
     # Ray starts the group again whatever went wrong, as often as it takes. So starts and failures are written down; a
-    # start that finds it cannot succeed returns at once, and the driver says why.
+    # start that finds it cannot succeed returns at once, on all ranks, and the driver says why.
     store, launch_id = open_store(loop_config["out"]), loop_config["launch_id"]
-    if world.is_first:
-        write_start(store, launch_id)
-    if final_failure(store, launch_id):
+    if begins_in_vain(world, store, launch_id):
         return
+    board = Board.join(launch_id)
     with sign_of_life(board, world) as on_step:
         controls = Controls(Lease(store, loop_config["lease_number"]), board.wants_stop, on_step)
         try:
@@ -216,6 +212,13 @@ def _worker(loop_config: dict[str, Any]) -> None:
         except BaseException as error:
             write_failure(store, launch_id, world.rank, error)
             raise
+
+
+def begins_in_vain(world: World, store: Store, launch_id: str) -> bool:
+    """Record a start, and return whether it cannot succeed, the same on every rank; every rank must call."""
+    if world.is_first:
+        write_start(store, launch_id)
+    return broadcast(world, final_failure(store, launch_id) is not None if world.is_first else None)
 
 
 def write_start(store: Store, launch_id: str) -> None:

@@ -1,5 +1,6 @@
 """Signals that ask a run to stop: the first one lets it save its state, the second one ends it."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         if came.is_set():
             raise KeyboardInterrupt
         came.set()
+        os.write(2, b"stopping; a second Ctrl-C ends it at once\n")  # print() may be what was interrupted
 
     before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from pipeline.base.errors import ConfigError, Fenced, Unreachable
 from pipeline.store.url import open_store
-from trainer.run.launch import final_failure, write_failure, write_start
+from trainer.run.launch import begins_in_vain, final_failure, write_failure, write_start
+from trainer.step.ranks import World
 
 
 @pytest.mark.parametrize("error", [ConfigError("17 lanes"), Fenced("17 lanes")])
@@ -52,3 +55,16 @@ def test_starts_that_each_finish_something_never_end_a_launch(tmp_path: Path, fi
         write_start(store, "abc")
         assert final_failure(store, "abc") is None
         store.create(finished.format(start), b"{}")
+
+
+def _begin(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/ranks", rank=rank, world_size=2)
+    world = World(rank, 2, torch.device("cpu"))
+    # The second rank looks before the first one has written anything.
+    store = open_store(f"{folder}/run" if world.is_first else f"{folder}/nothing-yet")
+    assert [begins_in_vain(world, store, "abc") for _ in range(6)] == [False] * 5 + [True]
+    dist.destroy_process_group()
+
+
+def test_all_ranks_find_together_that_a_start_is_in_vain(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_begin, (str(tmp_path),), nprocs=2)

@@ -39,6 +39,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_it(
     said = process.stderr.read()
     assert process.wait() == 130
     (stopped,) = steps(open_store(str(tmp_path / "run")))
+    assert "stopping; a second Ctrl-C ends it at once" in said
     assert f"stopped after step {stopped} of 75; its state is saved" in said
     again = subprocess.run(command(data, tmp_path / "run"), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
