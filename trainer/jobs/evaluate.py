@@ -1,6 +1,7 @@
 """Predictions of a model on a whole dataset, and their accuracy."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from pipeline.base.errors import Conflict, NotFound
+from pipeline.base.errors import Conflict, Interrupted, NotFound
 from pipeline.base.records import json_bytes
 from pipeline.dataset.schema import table_of, to_parquet
 from pipeline.image.transforms import EvaluationView
@@ -44,16 +45,27 @@ class TestSet:
     labels: tuple[int, ...]
 
 
-def predict(model: nn.Module, test: TestSet, world: World, resolution_px: int, batch_size: int) -> pa.Table:
+def predict(
+    model: nn.Module,
+    test: TestSet,
+    world: World,
+    resolution_px: int,
+    batch_size: int,
+    wants_stop: Callable[[], bool] = lambda: False,
+) -> pa.Table:
     """Classify every picture of a test set; every rank must call and gets the whole table, in dataset order.
 
     Returns:
         Table of NAMED_PREDICTION_SCHEMA; `correct` says whether the highest logit is one of the labels. Pictures all of
         whose labels the model does not know are left out.
+
+    Raises:
+        Interrupted: A rank wanted to stop.
     """
     model.eval()
     dataset = test.selection.dataset
     rows: list[dict[str, Any]] = []
+    is_stopped = False
     batches = one_pass(
         test.selection,
         EvaluationView(resolution_px),
@@ -64,6 +76,9 @@ def predict(model: nn.Module, test: TestSet, world: World, resolution_px: int, b
     )
     with torch.inference_mode():
         for batch in batches:
+            if wants_stop():
+                is_stopped = True
+                break
             logits = model(images_to_device(batch, world.device)).float()
             probabilities, guesses = logits.softmax(1).topk(min(NUM_GUESSES, logits.shape[1]), dim=1)
             for address, given, chances, guessed in zip(
@@ -87,7 +102,10 @@ def predict(model: nn.Module, test: TestSet, world: World, resolution_px: int, b
                         "guess_probabilities": chances,
                     }
                 )
-    return table_of([row for part in gather(world, rows) for row in part], NAMED_PREDICTION_SCHEMA)
+    parts = [part for part in gather(world, None if is_stopped else rows) if part is not None]
+    if len(parts) < world.num_ranks:
+        raise Interrupted("stopped before all pictures were classified; nothing is kept: run the same command again")
+    return table_of([row for part in parts for row in part], NAMED_PREDICTION_SCHEMA)
 
 
 def evaluate(config: EvaluateConfig, world: World, report: Report, controls: Controls | None = None) -> None:
@@ -97,6 +115,7 @@ def evaluate(config: EvaluateConfig, world: World, report: Report, controls: Con
         NotFound: The run has no checkpoint.
         ConfigError: The test set has classes that the model does not know.
         Conflict: OUT holds the result of another model or test set.
+        Interrupted: The evaluation was asked to stop.
     """
     source, out = open_store(config.run), open_store(config.out)
     record = chosen(source, config.step)
@@ -111,16 +130,21 @@ def evaluate(config: EvaluateConfig, world: World, report: Report, controls: Con
         identity["selection"] = selection.identity
     found = broadcast(world, _existing(out) if world.is_first else None)
     if found is not None:
-        different = [name for name, value in identity.items() if found.get(name, _ABSENT.get(name)) != value]
+        different = [
+            name for name, value in identity.items() if name != "out" and found.get(name, _ABSENT.get(name)) != value
+        ]
         if different:
             changes = "; ".join(f"{name} was {found.get(name)!r}, is {identity[name]!r}" for name in different)
             raise Conflict(f"{config.out} holds the result of another evaluation ({changes}); choose another OUT")
-        report(found)
+        if world.is_first:
+            report(found | {"out": config.out})
         return
     model, used = load_chosen_model(source, world, config.step)
     if used.step != record.step:
         identity["step"] = used.step
-    predictions = predict(model, TestSet(selection, classes, labels), world, resolution_px, config.batch_size)
+    test = TestSet(selection, classes, labels)
+    wants_stop = (controls or Controls()).wants_stop
+    predictions = predict(model, test, world, resolution_px, config.batch_size, wants_stop)
     result = identity | summary(predictions)
     if world.is_first:
         out.delete("predictions.parquet")  # of a start that died before its result

@@ -6,8 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
+import torch.distributed as dist
 
-from pipeline.base.errors import ConfigError, Conflict
+from pipeline.base.errors import ConfigError, Conflict, Interrupted
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import from_parquet, table_of, to_parquet
 from pipeline.store.url import open_store
@@ -15,7 +17,8 @@ from tests.conftest import class_folders, pack, run_cli
 from trainer.jobs.config import EvaluateConfig
 from trainer.jobs.evaluate import evaluate
 from trainer.run.classes import stored_classes
-from trainer.step.ranks import alone
+from trainer.run.controls import Controls
+from trainer.step.ranks import World, alone
 
 
 def result_of(run: Path, data: Dataset, out: Path, **fields: Any) -> dict[str, Any]:
@@ -93,6 +96,34 @@ def test_a_list_with_another_content_is_another_evaluation(
     exclusions(tmp_path / "exclude.parquet", [0, 1, 2])
     with pytest.raises(Conflict, match=r"holds the result of another evaluation \(selection was"):
         result_of(pretrained, small_dataset, tmp_path / "out", exclude=url)
+
+
+def test_a_moved_result_is_repeated_where_it_lies(small_dataset: Dataset, pretrained: Path, tmp_path: Path) -> None:
+    first = result_of(pretrained, small_dataset, tmp_path / "one")
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert result_of(pretrained, small_dataset, tmp_path / "two") == first | {"out": str(tmp_path / "two")}
+
+
+def test_an_evaluation_that_is_stopped_keeps_nothing(small_dataset: Dataset, pretrained: Path, tmp_path: Path) -> None:
+    settings = EvaluateConfig(run=str(pretrained), data=small_dataset.store.url, data_version=1, out=str(tmp_path))
+    with pytest.raises(Interrupted, match="stopped before all pictures were classified"):
+        evaluate(settings, alone(), lambda row: None, Controls(wants_stop=lambda: True))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def _evaluate(rank: int, settings: EvaluateConfig, folder: str) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/ranks", rank=rank, world_size=2)
+    rows: list[dict[str, Any]] = []
+    evaluate(settings, World(rank, 2, torch.device("cpu")), rows.append)
+    evaluate(settings, World(rank, 2, torch.device("cpu")), rows.append)
+    assert len(rows) == (2 if rank == 0 else 0)
+    dist.destroy_process_group()
+
+
+def test_one_rank_of_several_reports_the_result(small_dataset: Dataset, pretrained: Path, tmp_path: Path) -> None:
+    out, data = str(tmp_path / "out"), small_dataset.store.url
+    settings = EvaluateConfig(run=str(pretrained), data=data, data_version=1, out=out)
+    torch.multiprocessing.spawn(_evaluate, (settings, str(tmp_path)), nprocs=2)
 
 
 def test_a_checkpoint_is_chosen_by_its_step(small_dataset: Dataset, pretrained: Path, tmp_path: Path) -> None:
