@@ -103,7 +103,8 @@ def finetune(
     check_finetune(config, workers)
     for warning in finetune_warnings(config):
         click.echo(f"warning: {warning}", err=True)
-    start = "from scratch" if init == SCRATCH else f"from {init}, step {init_step:,}"
+    step = "its newest checkpoint" if init_step is None else f"step {init_step:,}"  # None: a sweep of an older release
+    start = "from scratch" if init == SCRATCH else f"from {init}, {step}"
     click.echo(f"fine-tuning {model} {start}; results at {out}", err=True)
     from trainer.jobs.table import FINETUNE  # noqa: PLC0415 - torch: seconds after the header
     from trainer.run.launch import run  # noqa: PLC0415

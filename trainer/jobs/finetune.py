@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.base.errors import NonFinite
+from pipeline.base.errors import Interrupted, NonFinite
 from pipeline.base.records import json_bytes
 from pipeline.base.seeds import rng
 from pipeline.dataset.dataset import Dataset
@@ -111,13 +111,18 @@ def finetune(config: FinetuneConfig, world: World, report: Report, controls: Con
     attempt = begin_attempt(store, world, 0)
     whole = _Sweep(config, world, store, train, TestSet(test, train.classes, labels), attempt, report, controls)
     for run in sweep(config):
-        if not broadcast(world, exists(store, f"results/{run.name}.json") if world.is_first else None):
-            try:
-                _run_one(whole, run)
-            except NonFinite as error:
-                raise NonFinite(f"{run.name}: {error}") from error
-        elif world.is_first:
-            report(json.loads(store.read(f"results/{run.name}.json")))
+        found = (exists(store, f"results/{run.name}.json"), controls.wants_stop()) if world.is_first else None
+        is_done, wants_stop = broadcast(world, found)
+        if is_done:
+            if world.is_first:
+                report(json.loads(store.read(f"results/{run.name}.json")))
+            continue
+        if wants_stop:
+            raise Interrupted(f"stopped before {run.name}; run the same command again to go on from there")
+        try:
+            _run_one(whole, run)
+        except NonFinite as error:
+            raise NonFinite(f"{run.name}: {error}") from error
     if world.is_first:
         for row in means(read_results(store)):
             report(row)
@@ -156,6 +161,8 @@ def _run_one(whole: _Sweep, run: SweepRun) -> None:
     else:
         training = _training_run(whole, folder, selection, model, recipe, about)
         fit(training, lambda row: whole.report({"run": run.name, **row}), whole.controls)
+    if whole.controls.lease:
+        whole.controls.lease.check(now=True)
     predictions = predict(model, whole.test, world, recipe.crop_px, config.microbatch_size)
     result = {"name": run.name, "init": config.init, "init_step": init_step, "shots": run.shots, "subset": run.subset}
     result |= {"num_train": selection.num_samples} | summary(predictions) | {"recipe": recipe.model_dump()}

@@ -8,16 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.base.errors import NonFinite
+from pipeline.base.errors import Fenced, Interrupted, NonFinite
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import from_parquet
+from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
-from tests.conftest import pack
+from tests.conftest import pack, run_cli
 from tests.trainer.runs import Stopped, assert_equal, batch_of, damage_a_picture, final_state
 from trainer.checkpoint.record import committed, latest, require_latest
 from trainer.checkpoint.weights import load_model
 from trainer.jobs.config import FinetuneConfig, Shortened
 from trainer.jobs.finetune import finetune, initial_model, mixup, read_results
+from trainer.run.controls import Controls
 from trainer.run.folder import read_metrics
 from trainer.step.ranks import alone
 
@@ -105,6 +107,46 @@ def test_a_trained_model_whose_result_was_not_written_is_tested_and_not_trained_
     finetune(settings, alone(), rows.append)
     assert [row["name"] for row in rows if "name" in row] == ["0002-shots-0", "0002-shots-1", "0000-shots-0"]
     assert read_results(open_store(str(tmp_path))) == before
+
+
+def test_a_sweep_of_a_release_that_kept_no_step_goes_on(
+    small_dataset: Dataset, pretrained: Path, tmp_path: Path
+) -> None:
+    settings = transfer_config(small_dataset, str(pretrained), tmp_path, shots=(0,), allow_test_on_train=True)
+    finetune(settings, alone(), lambda row: None)
+    stored = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(stored | {"init_step": None}))
+    data, short = small_dataset.store.url, json.dumps(stored["shortened"])
+    done = run_cli(
+        "trainer", "finetune", str(pretrained), data, data, str(tmp_path), "--subsets", "2", "--workers", "0",
+        "--set", f"shortened={short}", "--set", "num_lanes=12", "--set", "allow_test_on_train=true",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"from {pretrained}, its newest checkpoint" in done.stderr
+    assert "0000-shots-0: accuracy" in done.stdout
+
+
+def test_a_stop_during_the_test_ends_before_the_next_run(
+    small_dataset: Dataset, pretrained: Path, tmp_path: Path
+) -> None:
+    rows: list[dict[str, object]] = []
+    controls = Controls(wants_stop=lambda: any("name" in row for row in rows))
+    with pytest.raises(Interrupted, match="stopped before 0002-shots-1; run the same command again"):
+        finetune(transfer_config(small_dataset, str(pretrained), tmp_path), alone(), rows.append, controls)
+    assert [row["name"] for row in rows if "name" in row] == ["0002-shots-0"]
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["0002-shots-0"]
+
+
+def test_an_older_start_keeps_no_weights(small_dataset: Dataset, pretrained: Path, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+
+    def report(row: dict[str, object]) -> None:
+        if row.get("step") == 6:
+            Lease.take(store)
+
+    with pytest.raises(Fenced, match=r"a newer run .* has taken over"):
+        finetune(transfer_config(small_dataset, str(pretrained), tmp_path), alone(), report)
+    assert committed(open_store(str(tmp_path / "models" / "0002-shots-0"))) == []
 
 
 def test_a_fine_tuning_that_diverges_names_the_run_the_step_and_its_samples(
