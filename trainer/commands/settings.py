@@ -48,10 +48,9 @@ def build(config_type: type[R], fields: dict[str, Any], values: Mapping[str, Any
         *path, last = name.split(".")
         place = fields
         for part in path:
-            inner = place.setdefault(part, {})
-            if inner is None:
-                inner = place[part] = {}
-            place = inner
+            if not isinstance(place.get(part), dict):
+                place[part] = {}
+            place = place[part]
         place[last] = value
     try:
         return config_type.model_validate(fields)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from pipeline.base.errors import ConfigError
 from pipeline.base.records import Record
@@ -27,14 +27,14 @@ class PretrainRecipe(Record):
     """
 
     loss: Literal["softmax", "sigmoid"]
-    epochs: PositiveFloat
+    epochs: Annotated[float, Field(gt=0, le=1e6)]
     decay_epochs: tuple[NonNegativeFloat, ...]
-    batch_size: PositiveInt = 4096
-    lr_per_256: PositiveFloat = 0.03
+    batch_size: Annotated[int, Field(gt=0, le=2**24)] = 4096
+    lr_per_256: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.03
     warmup_steps: NonNegativeInt = _PAPER_WARMUP_STEPS
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegativeFloat = 1e-4
-    resolution_px: PositiveInt = 224
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    resolution_px: Annotated[int, Field(gt=0, le=2**13)] = 224
     flip: bool = True
 
     @property

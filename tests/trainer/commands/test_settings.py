@@ -42,6 +42,11 @@ FIELDS = {"data": "/d", "data_version": 1, "out": "/o", "model": "R50x1"}
         ("recipe.momentum=-3", "--set recipe.momentum: Input should be greater than or equal to 0 (got -3)"),
         ("recipe.momentum=1.5", "--set recipe.momentum: Input should be less than 1 (got 1.5)"),
         ("recipe.epochs=many", "--set recipe.epochs: Input should be a valid number"),
+        ("recipe.epochs=1e308", "--set recipe.epochs: Input should be less than or equal to 1000000"),
+        ("recipe.epochs=Infinity", "--set recipe.epochs: Input should be less than or equal to 1000000"),
+        ("recipe.lr_per_256=1e400", "--set recipe.lr_per_256: Input should be a finite number"),
+        ("recipe.batch_size=100000000000", "--set recipe.batch_size: Input should be less than or equal to 16777216"),
+        ("recipe.resolution_px=100000", "--set recipe.resolution_px: Input should be less than or equal to 8192"),
         ("recipe.batch_size=0", "--set recipe.batch_size: Input should be greater than 0"),
         ("precision=float16", "--set precision: Input should be 'float32' or 'bfloat16' (got 'float16')"),
     ],
@@ -53,6 +58,12 @@ def test_a_value_that_does_not_fit_is_named_with_its_setting(setting: str, said:
         build(PretrainConfig, {**FIELDS, "recipe": recipe}, values)
     assert said in str(error.value)
     assert "decay_epochs" not in str(error.value)  # no dump of what is right
+
+
+def test_a_value_below_one_that_is_no_record_replaces_it() -> None:
+    values = parsed(PretrainConfig, "--set", ("recipe=5", "recipe.epochs=3"))
+    with pytest.raises(ConfigError, match=r"recipe.loss: Field required"):
+        build(PretrainConfig, dict(FIELDS), values)
 
 
 def test_settings_reach_into_records_that_are_not_there_yet() -> None:
