@@ -2,12 +2,13 @@
 
 import fcntl
 import hashlib
+import importlib.util
 import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from pipeline.base.errors import ConfigError, Denied, NoBucket, NotFound
 from pipeline.base.records import FORMAT
 from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.dataset.schema import POINTER_KEY
-from pipeline.dataset.versions import refuse_datasets_below
+from pipeline.dataset.versions import published_version, refuse_datasets_below
 from pipeline.packing.foreign_tars.index_tars import adopt, is_tar
 from pipeline.packing.plan import ShardConfig
 from pipeline.packing.sources.rows import check_one_split
@@ -32,13 +33,16 @@ from pipeline.store.any_url import (
     size_of,
     walk_files,
 )
-from pipeline.store.base import Entry, exists
+from pipeline.store.base import Entry, exists, put
 from pipeline.store.local import LocalStore
 from pipeline.store.s3 import S3Store
 from pipeline.store.url import absolute_url, open_store
 
 T = TypeVar("T")
 _FOLDER_VARIABLE = "BIT_INDEX_FOLDER"
+_DECODERS_KEY = "decoders.txt"
+_DECODERS = ("pylibjxl", "cykooz_heif")  # of formats that nothing else reads
+_DECODER_VERSION = "1"  # higher when more formats are read, so that indexes with rejects are built anew
 _LOCAL = re.compile(r"^file:(//)?")
 _LIST_THREADS = 16  # of a pattern's tars that have to be asked for one by one
 
@@ -112,7 +116,7 @@ def open_any(
     if is_published(url):
         return _opened(url, version)
     tars = tars_of(url)
-    root = _index_folder() / _identity(tars)
+    root = _root_of(_identity(tars))
     if not exists(LocalStore(root), POINTER_KEY):
         if "::" not in url:
             base = common_folder([tar.key for tar in tars])
@@ -208,9 +212,30 @@ def _index_folder() -> Path:
     return Path(given).absolute() if given else Path.home() / ".cache" / "bit-pretrain" / "index"
 
 
+def _root_of(identity: str) -> Path:
+    """Return the folder of an index: one of its own where rejects of the usual one may be readable by now.
+
+    What could not be decoded depends on the decoders that were installed then.
+    """
+    root = _index_folder() / identity
+    published = published_version(LocalStore(root))
+    if published is None or not published.version.num_rejects:
+        return root
+    with suppress(NotFound):
+        if LocalStore(root).read(_DECODERS_KEY) == _decoders():
+            return root
+    return root.with_name(f"{identity}-{hashlib.sha256(_decoders()).hexdigest()[:8]}")
+
+
+def _decoders() -> bytes:
+    found = [name for name in _DECODERS if importlib.util.find_spec(name)]
+    return "\n".join([_DECODER_VERSION, *found, ""]).encode()
+
+
 def _index(root: Path, tars: list[Entry], on_tar: Callable[[int, int], None]) -> None:
     config = ShardConfig()
     with _alone(root), closing(_Threads(os.cpu_count() or 1)) as pool:
+        put(LocalStore(root), _DECODERS_KEY, _decoders())
         adopt(
             LocalStore(root),
             pool,

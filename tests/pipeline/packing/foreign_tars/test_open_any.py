@@ -297,3 +297,42 @@ def test_what_cannot_be_opened_says_what_to_do(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("BIT_INDEX_FOLDER", str(tmp_path / "file"))
     with pytest.raises(Denied, match="set BIT_INDEX_FOLDER"):
         open_any(str(tmp_path / "in"))
+
+
+def test_rejects_of_an_index_are_tried_again_when_other_decoders_are_there(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "a.tar", [("1.jpg", b"no picture"), ("2.jpg", jpeg(picture(2)))])
+    first = open_any(str(tmp_path / "in"))
+    assert open_any(str(tmp_path / "in")).store.url == first.store.url
+    (Path(first.store.url) / "decoders.txt").unlink()  # as in an index of an earlier release
+    again = open_any(str(tmp_path / "in"))
+    assert again.store.url.startswith(f"{first.store.url}-")
+    assert again.version == first.version
+    indexed: list[int] = []
+    assert open_any(str(tmp_path / "in"), on_tar=lambda *_: indexed.append(1)).store.url == again.store.url
+    assert not indexed
+
+
+def test_labels_that_are_names_and_members_apart_are_refused(tmp_path: Path) -> None:
+    image = jpeg(picture(2))
+    write_tar(tmp_path / "named.tar", [("1.jpg", image), ("1.cls", b"cat")])
+    with pytest.raises(ConfigError, match="label 'cat' of sample 1 is a name"):
+        open_any(str(tmp_path / "named.tar"))
+    write_tar(tmp_path / "apart.tar", [("1.jpg", image), ("2.jpg", image), ("1.cls", b"1"), ("2.cls", b"2")])
+    with pytest.raises(ConfigError, match="the members of sample 1 do not follow each other"):
+        open_any(str(tmp_path / "apart.tar"))
+    for split in ("train", "val"):
+        write_tar(tmp_path / "in" / split / "0.tar", [("1.jpg", image), ("1.cls", b"1")])
+    with pytest.raises(ConfigError, match="holds the splits train"):
+        open_any(str(tmp_path / "in"))
+    assert len(open_any(f"{tmp_path}/in/train::{tmp_path}/in/val").shards) == 2
+
+
+def test_second_images_and_hostile_labels_are_listed(tmp_path: Path) -> None:
+    image = jpeg(picture(2))
+    members: Members = [("1.jpg", image), ("1.png", b"mask"), ("1.cls", b"1"), ("2.jpg", image), ("2.cls", b"9" * 30)]
+    write_tar(tmp_path / "a.tar", members)
+    found = open_any(str(tmp_path / "a.tar")).rejects.to_pylist()
+    assert sorted((row["source"].partition("#")[2], row["reason"]) for row in found) == [
+        ("1.png", "second-image"),
+        ("2", "bad-label"),
+    ]
