@@ -10,7 +10,7 @@ from pipeline.base.records import json_bytes
 from pipeline.store.base import Store
 from trainer.checkpoint.record import CheckpointRecord, read_record, record_key, steps
 from trainer.checkpoint.sharded import load
-from trainer.step.ranks import World, broadcast
+from trainer.step.ranks import World, broadcast, gather
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def load_newest(
             load(store, world, record, state_of(record))
         except CorruptShard as error:
             problems.append(str(error))
+            gather(world, step)  # every rank has read the record
             if world.is_first:
                 logger.warning("the checkpoint of step %d is damaged (%s)", step, error)
                 if set_aside:

@@ -66,12 +66,14 @@ def pretrain(
     from trainer.jobs.checks import check_pretrain, header, pretrain_warnings  # noqa: PLC0415
     from trainer.jobs.config import PretrainConfig  # noqa: PLC0415
     from trainer.recipes.pretrain import named_recipe  # noqa: PLC0415
-    from trainer.run.history import learned_config  # noqa: PLC0415
+    from trainer.run.history import learned_config, settle  # noqa: PLC0415
 
     values = parsed(PretrainConfig, "--set", settings)
     wanted = parsed(PretrainConfig, "--change", changes)
     data, out = absolute_pattern(data), absolute_url(out)
     present = learned_config(open_store(out), PretrainConfig)
+    if present and "data" in wanted:  # DATA may be either
+        data = present.data
     newest = open_any(data).version.version
     fields: dict[str, Any] = (
         present.model_dump()
@@ -95,10 +97,11 @@ def pretrain(
     fields |= {"data": data, "out": out} | {name: value for name, value in given.items() if value is not None}
     config = build(PretrainConfig, fields, values)
     require_free_folder(out, "run", RUN_MARKS)
-    check_pretrain(config, workers)
+    if present:
+        config = settle(open_store(out), config)
     if wanted:
-        config = _changed(config, wanted)
-        check_pretrain(config, workers)
+        config = _changed(config, wanted, workers)
+    check_pretrain(config, workers)
     for warning in pretrain_warnings(config):
         click.echo(f"warning: {warning}", err=True)
     click.echo(header(config), err=True)
@@ -115,25 +118,29 @@ def _init_fields(init: str, present: Any) -> dict[str, Any]:
     place, step = run_and_step(init)
     if is_file_of_weights(place):
         return {"init": place, "init_step": None}
-    if step is None:
-        step = present.init_step if present and present.init == place else newest_step(place)
+    if present and present.init == place and step in (None, present.init_step):
+        return {}  # it has begun: the weights may be gone
+    step = newest_step(place) if step is None else step
     return {"init": place, "init_step": step, "model": model_of(place, step)}
 
 
 def _branch_fields(branch: str, skip_steps: int, present: Any) -> dict[str, Any]:
     """Return the fields of a run that leaves another one: all that it does not set is the other one's."""
     from pipeline.store.url import open_store  # noqa: PLC0415
+    from trainer.jobs.checks import epochs_done  # noqa: PLC0415
     from trainer.jobs.config import PretrainConfig  # noqa: PLC0415
     from trainer.run.history import current_config  # noqa: PLC0415
 
     place, step = run_and_step(branch)
-    if step is None:
-        known = present.branch if present and present.branch and present.branch.run == place else None
-        step = known.step if known else newest_step(place)
-    other = current_config(open_store(place), PretrainConfig)
+    known = present.branch if present else None
+    if known and known.run == place and known.skip_steps == skip_steps and step in (None, known.step):
+        return {}  # it has begun: the other run may have gone on, or be gone
+    step = newest_step(place) if step is None else step
+    model_of(place, step)
+    other = current_config(open_store(place), PretrainConfig, until=step)
     if other is None:
         raise ConfigError(f"--branch {place} is no run of `trainer pretrain`; give its OUT")
-    model_of(place, step)
+    passes = epochs_done(other.model_copy(update={"out": place}), step, until=step)
     return {
         "model": other.model,
         "recipe": other.recipe.model_dump(),
@@ -145,22 +152,26 @@ def _branch_fields(branch: str, skip_steps: int, present: Any) -> dict[str, Any]
         "num_lanes": other.num_lanes,
         "window_blocks": other.window_blocks,
         "precision": other.precision,
-        "branch": {"run": place, "step": step, "skip_steps": skip_steps},
+        "branch": {"run": place, "step": step, "epochs_done": passes, "skip_steps": skip_steps},
     }
 
 
-def _changed(config: Any, wanted: dict[str, Any]) -> Any:
+def _changed(config: Any, wanted: dict[str, Any], workers: int) -> Any:
     """Record what is to be changed from here on, and return the configuration with it."""
+    from pipeline.packing.foreign_tars.open_any import absolute_pattern  # noqa: PLC0415
     from pipeline.store.url import open_store  # noqa: PLC0415
     from trainer.checkpoint.record import steps  # noqa: PLC0415
-    from trainer.jobs.checks import epochs_done  # noqa: PLC0415
-    from trainer.run.history import changed, has_learned, settle  # noqa: PLC0415
+    from trainer.jobs.checks import check_pretrain, epochs_done  # noqa: PLC0415
+    from trainer.run.history import changed, has_learned  # noqa: PLC0415
 
     store = open_store(config.out)
     if not has_learned(store):
         raise ConfigError(f"--change: {config.out} has no checkpoint yet; give the settings themselves, with --set")
-    config = settle(store, config)
-    return changed(store, config, wanted, epochs_done(config, steps(store)[-1]))
+    for name in {"data", "exclude"} & wanted.keys():
+        wanted[name] = absolute_pattern(wanted[name]) if wanted[name] else None
+    return changed(
+        store, config, wanted, epochs_done(config, steps(store)[-1]), lambda new: check_pretrain(new, workers)
+    )
 
 
 def _mixed(text: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What could not run, or would train nothing, is found before any process starts; without torch."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,14 +12,15 @@ from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.url import open_store
 from pipeline.streaming.order import lanes_of_rank
 from pipeline.streaming.selection import Selection
-from trainer.jobs.config import FinetuneConfig, PretrainConfig
+from trainer.jobs.config import Branch, FinetuneConfig, PretrainConfig
 from trainer.model.architecture import parse_architecture
 from trainer.model.cost import layers
 from trainer.recipes.classes import match_classes
 from trainer.recipes.data import selection_without, training_sources
 from trainer.recipes.hyperrule import TransferRecipe, hyperrule, shortened
 from trainer.recipes.pretrain import pretrain_learning_rate, schedule_offset, total_steps
-from trainer.run.history import order_change
+from trainer.run.classes import stored_classes
+from trainer.run.history import Change, has_learned, order_change
 from trainer.run.settings import RunSettings
 from trainer.tasks.few_shot import few_shot_rows
 
@@ -36,7 +38,13 @@ def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
     if config.init and config.branch:
         raise ConfigError("a run starts from --init or from --branch, not from both; leave one out")
     _check_batch(config, config.model, config.recipe.batch_size, num_workers)
-    training_sources(config)
+    classes, store = training_sources(config)[0].selection.dataset.classes, open_store(config.out)
+    learned = stored_classes(store) if has_learned(store) else None
+    if learned not in (None, classes):
+        raise ConfigError(
+            f"{config.data} version {config.data_version} has other classes than those that {config.out} has learned; "
+            f"start a run with another OUT, with --init {config.out} for its weights"
+        )
 
 
 def pretrain_warnings(config: PretrainConfig) -> Iterator[str]:
@@ -83,15 +91,20 @@ def num_steps(config: PretrainConfig) -> int:
     return total_steps(config.recipe, _num_samples(config)) - steps_ahead(config, _num_samples(config))
 
 
-def epochs_done(config: PretrainConfig, step: int) -> float:
-    """Return the passes over the data after `step` optimizer steps of a run."""
+def epochs_done(config: PretrainConfig, step: int, until: float = math.inf) -> float:
+    """Return the passes over the data after `step` optimizer steps of a run, by its changes until a step."""
     num_samples = _num_samples(config)
-    return (step + steps_ahead(config, num_samples)) * config.recipe.batch_size / num_samples
+    return (step + steps_ahead(config, num_samples, until)) * config.recipe.batch_size / num_samples
 
 
-def steps_ahead(config: PretrainConfig, num_samples: int) -> int:
+def order_began(config: PretrainConfig, until: float = math.inf) -> Change | Branch | None:
+    """Return with what the order of samples began: a change, or the branch; None where it is as old as the run."""
+    return order_change(open_store(config.out), until) or config.branch
+
+
+def steps_ahead(config: PretrainConfig, num_samples: int, until: float = math.inf) -> int:
     """Return by how many steps the schedule is ahead of the steps done, since batch or data were changed; or 0."""
-    began = order_change(open_store(config.out))
+    began = order_began(config, until)
     batch_size = config.recipe.batch_size
     return schedule_offset(began.step, began.epochs_done, num_samples, batch_size) if began else 0
 

@@ -24,11 +24,13 @@ class Branch(Record):
     Attributes:
         run: URL of the other run.
         step: Of its checkpoint.
+        epochs_done: Passes over the data by then.
         skip_steps: Batches of the stream that are left out after it, such as those at which the other run diverged.
     """
 
     run: str
     step: NonNegativeInt
+    epochs_done: NonNegativeFloat
     skip_steps: NonNegativeInt = 0
 
 

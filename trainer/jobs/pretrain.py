@@ -1,9 +1,9 @@
 """Pretraining: the upstream recipe over the stream; the same function with and without Ray."""
 
 import logging
-from collections.abc import Sequence
 
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import ConfigError, ResumeMismatch
+from pipeline.dataset.dataset import Dataset
 from pipeline.image.transforms import PretrainView
 from pipeline.store.any_url import read_file
 from pipeline.store.url import open_store
@@ -13,17 +13,16 @@ from trainer.checkpoint.sharded import load
 from trainer.checkpoint.weights import load_into
 from trainer.formats.convert import infer_architecture, to_ours
 from trainer.formats.files import read_weights
-from trainer.jobs.checks import steps_ahead
+from trainer.jobs.checks import order_began, steps_ahead
 from trainer.jobs.config import PretrainConfig, is_file_of_weights
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
 from trainer.recipes.data import training_sources
 from trainer.recipes.pretrain import pretrain_learning_rate, total_steps
-from trainer.run.classes import classes_of, write_classes
+from trainer.run.classes import write_classes
 from trainer.run.controls import Controls
 from trainer.run.fit import TrainingRun, fit
 from trainer.run.folder import settled_config
-from trainer.run.history import order_change
 from trainer.run.progress import Report
 from trainer.step.losses import LOSSES
 from trainer.step.optimizer import MasterSGD, model_state
@@ -52,7 +51,7 @@ def pretrain(config: PretrainConfig, world: World, report: Report, controls: Con
     dataset = sources[0].selection.dataset
     num_classes = dataset.version.num_classes
     num_samples = sum(source.selection.num_samples for source in sources)
-    began, ahead = order_change(store), steps_ahead(config, num_samples)
+    began, ahead = order_began(config), steps_ahead(config, num_samples)
     model = new_model(
         config.model,
         num_classes,
@@ -69,7 +68,7 @@ def pretrain(config: PretrainConfig, world: World, report: Report, controls: Con
         if config.branch:
             return _begin_branch(config, world, optimizer, stream)
         if config.init:
-            _begin_from_weights(config, world, model, dataset.classes)
+            _begin_from_weights(config, world, model, dataset)
         return 0
 
     run = TrainingRun(
@@ -82,7 +81,7 @@ def pretrain(config: PretrainConfig, world: World, report: Report, controls: Con
         model=model,
         optimizer=optimizer,
         loss=LOSSES[recipe.loss],
-        learning_rate=lambda step: pretrain_learning_rate(recipe, step + ahead, num_samples),
+        learning_rate=lambda step: pretrain_learning_rate(recipe, max(0, step + ahead), num_samples),
         num_steps=total_steps(recipe, num_samples) - ahead,
         num_classes=num_classes,
         about={
@@ -95,6 +94,7 @@ def pretrain(config: PretrainConfig, world: World, report: Report, controls: Con
         },
         begin=begin,
         order_from=began.step if began else 0,
+        steps_ahead=ahead,
     )
     fit(run, report, controls)
 
@@ -107,11 +107,15 @@ def _begin_branch(config: PretrainConfig, world: World, optimizer: MasterSGD, st
     other = open_store(branch.run)
     record = chosen(other, branch.step)
     load(other, world, record, optimizer.state())
-    stream.load_state_dict(record.stream | {"step": int(record.stream["step"]) + branch.skip_steps})
+    try:
+        stream.load_state_dict(record.stream | {"step": int(record.stream["step"]) + branch.skip_steps})
+    except ResumeMismatch:
+        if world.is_first:
+            logger.info("a new order of samples begins, since batch, data or seed are others")
     return record.step
 
 
-def _begin_from_weights(config: PretrainConfig, world: World, model: ResNetV2, classes: Sequence[str]) -> None:
+def _begin_from_weights(config: PretrainConfig, world: World, model: ResNetV2, dataset: Dataset) -> None:
     """Fill a new network with the weights of a run or a file; a head of other classes stays one of zeros."""
     state, url = model_state(model), str(config.init)
     body = {name: value for name, value in state.items() if not name.startswith("model/head.")}
@@ -127,7 +131,7 @@ def _begin_from_weights(config: PretrainConfig, world: World, model: ResNetV2, c
         source = open_store(url)
         record = chosen(source, config.init_step)
         found = record.about["model"]
-        keeps_head = record.about["classes_sha256"] is not None and classes_of(source, record) == tuple(classes)
+        keeps_head = record.about["classes_sha256"] == dataset.classes_sha256
         if found == config.model:
             load_into(source, world, config.init_step, state if keeps_head else body)
     if found != config.model:

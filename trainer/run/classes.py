@@ -10,12 +10,15 @@ from pipeline.dataset.schema import sha256_hex
 from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.base import Store
 from trainer.checkpoint.record import CheckpointRecord
+from trainer.run.history import has_learned
 
 _KEY = "classes.json"
 
 
 def write_classes(store: Store, classes: Sequence[str]) -> None:
-    """Keep the names, by label, in a run folder; those that are there stay."""
+    """Keep the names, by label, in a run folder; those of a start that learned nothing are replaced."""
+    if stored_classes(store) not in (None, tuple(classes)) and not has_learned(store):
+        store.delete(_KEY)
     store.create(_KEY, json_bytes(list(classes)))
 
 

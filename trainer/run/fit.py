@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from pipeline.base.errors import BitError, Interrupted, StorageError
+from pipeline.base.errors import BitError, Interrupted, ResumeMismatch, StorageError
 from pipeline.dataset.dataset import Address
 from pipeline.image.transforms import Transform
 from pipeline.store.base import Store
@@ -64,7 +64,8 @@ class TrainingRun:
         mix: See `Learner`.
         saves_last: Whether the state after the last step is saved as the states before it are.
         begin: Fills network, momentum and place in the data of a run without a checkpoint, and returns the steps done.
-        order_from: Steps done where the present order of samples begins; after it checkpoints hold a place in it.
+        order_from: Steps done where the present order of samples begins: only later checkpoints need a place in it.
+        steps_ahead: By how many steps the schedule is ahead of the steps done.
     """
 
     store: Store
@@ -84,6 +85,7 @@ class TrainingRun:
     saves_last: bool = True
     begin: Callable[[Stream], int] | None = None
     order_from: int = 0
+    steps_ahead: int = 0
 
     @property
     def num_samples(self) -> int:
@@ -169,8 +171,11 @@ def _resume(run: TrainingRun, stream: Stream) -> int:
     record = load_newest(run.store, run.world, lambda _: run.optimizer.state(), set_aside=True)
     if record is None:
         return run.begin(stream) if run.begin else 0
-    if record.step > run.order_from or run.order_from == 0:
+    try:
         stream.load_state_dict(record.stream)
+    except ResumeMismatch:
+        if record.step > run.order_from:
+            raise
     return record.step
 
 
@@ -228,7 +233,7 @@ class _Hooks:
         first_step: int,
     ) -> None:
         self._run, self._start, self._report, self._controls = run, start, report, controls
-        self._meter = Meter(first_step, run.num_steps, run.order.batch_size, run.num_samples)
+        self._meter = Meter(first_step, run.num_steps, run.order.batch_size, run.num_samples, run.steps_ahead)
         self._averages = Averages()
         self._lease = controls.lease or (Lease.take(run.store) if run.world.is_first else None)
         keep = run.settings.keep_checkpoints

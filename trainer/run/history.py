@@ -6,8 +6,9 @@ checkpoint on, unless a change is asked for by name.
 """
 
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -29,7 +30,7 @@ FREE = frozenset(
 _OF_THE_ORDER = frozenset(
     ["data", "data_version", "weight", "mix", "exclude", "seed", "num_lanes", "window_blocks", "recipe.batch_size"]
 )
-_FIXED = frozenset(["model", "init", "init_step", "branch"])
+_FIXED = frozenset(["out", "model", "init", "init_step", "branch"])
 _CHANGES = "changes/"
 R = TypeVar("R", bound=Record)
 
@@ -57,14 +58,15 @@ class Change(Record):
         return any(name in _OF_THE_ORDER for name in self.after)
 
 
-def read_changes(store: Store) -> list[Change]:
-    """Return all changes of a run, in order."""
-    return [Change.model_validate_json(store.read(entry.key)) for entry in store.list(_CHANGES)]
+def read_changes(store: Store, until: float = math.inf) -> list[Change]:
+    """Return the changes of a run up to a step, in order."""
+    changes = [Change.model_validate_json(store.read(entry.key)) for entry in store.list(_CHANGES)]
+    return [change for change in changes if change.step <= until]
 
 
-def order_change(store: Store) -> Change | None:
-    """Return the change with which the present order of samples began; None where it is the first order."""
-    orders = [change for change in read_changes(store) if change.begins_order]
+def order_change(store: Store, until: float = math.inf) -> Change | None:
+    """Return the change with which the order of samples at a step began; None where it is the first order."""
+    orders = [change for change in read_changes(store, until) if change.begins_order]
     return orders[-1] if orders else None
 
 
@@ -81,10 +83,10 @@ def read_config(store: Store) -> dict[str, Any]:
     return config
 
 
-def current_config(store: Store, config_type: type[R]) -> R | None:
+def current_config(store: Store, config_type: type[R], until: float = math.inf) -> R | None:
     """Return the configuration with which a run goes on: the first one with all changes; None where there is no run.
 
-    Fields that its release did not have are filled in with their defaults.
+    With `until`, that of a step. Fields that its release did not have are filled in with their defaults.
 
     Raises:
         ConfigError: The folder is another command's.
@@ -93,7 +95,7 @@ def current_config(store: Store, config_type: type[R]) -> R | None:
         values = json.loads(store.read(CONFIG_KEY))
     except NotFound:
         return None
-    for change in read_changes(store):
+    for change in read_changes(store, until):
         for name, value in change.after.items():
             _put(values, name, value)
     try:
@@ -145,7 +147,13 @@ def settle(store: Store, config: R) -> R:
     return now.model_copy(update=free)
 
 
-def changed(store: Store, config: R, changes: Mapping[str, Any], epochs_done: float) -> R:
+def changed(
+    store: Store,
+    config: R,
+    changes: Mapping[str, Any],
+    epochs_done: float,
+    check: Callable[[R], None] = lambda config: None,
+) -> R:
     """Record changes of a run that has learned, and return the configuration with them.
 
     Args:
@@ -153,6 +161,7 @@ def changed(store: Store, config: R, changes: Mapping[str, Any], epochs_done: fl
         config: Its present configuration.
         changes: New values by dotted name.
         epochs_done: Passes over the data so far.
+        check: Refuses a configuration that could not run, before anything is recorded.
 
     Raises:
         ConfigError: A value cannot be changed, or is none.
@@ -160,10 +169,8 @@ def changed(store: Store, config: R, changes: Mapping[str, Any], epochs_done: fl
     fixed = sorted(name for name in changes if name.partition(".")[0] in _FIXED)
     if fixed:
         raise ConfigError(f"--change {fixed[0]}: a run keeps its {fixed[0]}; start another one with another OUT")
-    before = dict(_leaves(config))
-    after = {name: value for name, value in changes.items() if before.get(name) != value}
     values = json.loads(config.to_json())
-    for name, value in after.items():
+    for name, value in changes.items():
         _put(values, name, value)
     try:
         new = type(config).model_validate(values)
@@ -171,6 +178,9 @@ def changed(store: Store, config: R, changes: Mapping[str, Any], epochs_done: fl
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(f"--change {where}: {first['msg']} (got {first['input']!r})") from error
+    check(new)
+    before = dict(_leaves(config))
+    after = {name: value for name, value in _leaves(new) if before.get(name) != value}
     if after:
         step = steps(store)[-1]
         change = Change(

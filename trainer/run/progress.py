@@ -13,11 +13,14 @@ Report = Callable[[dict[str, Any]], None]  # takes a row of figures, on rank 0
 class Meter:
     """Collects rows; the rate refers to the steps since the row before."""
 
-    def __init__(self, first_step: int, num_steps: int, batch_size: int, num_samples: int) -> None:
+    def __init__(
+        self, first_step: int, num_steps: int, batch_size: int, num_samples: int, steps_ahead: int = 0
+    ) -> None:
         self._last_step = first_step
         self._num_steps = num_steps
         self._batch_size = batch_size
         self._num_samples = num_samples
+        self._steps_ahead = steps_ahead
         self._started = time.perf_counter()
         self._rows: list[dict[str, Any]] = []
 
@@ -34,7 +37,7 @@ class Meter:
         row = {
             "step": step,
             "num_steps": self._num_steps,
-            "epoch": round(step * self._batch_size / self._num_samples, 4),
+            "epoch": round((step + self._steps_ahead) * self._batch_size / self._num_samples, 4),
             **values,
             "images_per_second": round(steps_per_second * self._batch_size, 1),
             "data_wait_fraction": round(lap.wait_fraction, 4),

@@ -10,10 +10,12 @@ import pytest
 from pipeline.base.errors import ConfigError, ResumeMismatch
 from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
-from tests.conftest import run_cli
+from tests.conftest import class_folders, pack, run_cli
 from tests.trainer.runs import RECIPE, Stopped, assert_equal, config, final_state
+from trainer.checkpoint.record import require_latest
 from trainer.jobs.config import FinetuneConfig, PretrainConfig
 from trainer.jobs.pretrain import pretrain
+from trainer.run.classes import stored_classes, write_classes
 from trainer.run.folder import read_metrics
 from trainer.run.history import changed, current_config, read_changes, settle
 from trainer.step.ranks import alone
@@ -120,9 +122,76 @@ def test_another_batch_goes_on_at_the_same_place_of_the_schedule(begun: Pretrain
     rows: list[dict[str, Any]] = []
     pretrain(begun, alone(), rows.append)
     assert rows[-1]["num_steps"] == rows[-1]["step"] == 3 + 15 - 6
+    assert rows[-1]["epoch"] == 2.0
     decayed = [row["step"] for row in rows if row["learning_rate"] < 0.03 * 12 / 256 * 0.5]
     assert min(decayed) >= 3 + 11 - 6  # the rate falls at 1.5 epochs, 11 steps of 12
     pretrain(begun, alone(), lambda row: None)  # and again, it is finished
+
+
+def test_after_a_damaged_checkpoint_a_new_order_begins_once(begun: PretrainConfig) -> None:
+    store = open_store(begun.out)
+    pretrain(begun, alone(), lambda row: None)  # checkpoints of steps 3, 6, 8
+    changed(store, settle(store, begun), {"recipe.batch_size": 12, "recipe.epochs": 3}, epochs_done=8 * 24 / 90)
+    for step in (6, 8):
+        folder = json.loads(store.read(f"checkpoints/{step:09d}.json"))["folder"]
+        next((Path(begun.out) / folder).iterdir()).unlink()
+    with pytest.raises(Stopped):
+        pretrain(begun, alone(), stop_at(8))  # from step 3; it has a checkpoint of step 6, before that of the change
+    pretrain(begun, alone(), lambda row: None)
+    newest = require_latest(store)
+    assert (newest.stream["batch_size"], newest.stream["step"]) == (12, newest.step - 3)
+
+
+def test_a_change_that_could_not_run_is_not_recorded(begun: PretrainConfig, small_dataset: Dataset) -> None:
+    command = ("trainer", "pretrain", small_dataset.store.url, begun.out, "--workers", "0", "--change")
+    for change, said in (
+        ("recipe.batch_size=17", "a batch of 17 is not a multiple of 12 lanes"),
+        ("out=elsewhere", "a run keeps its out"),
+    ):
+        done = run_cli(*command, change)
+        assert done.returncode == 2
+        assert said in done.stderr
+    assert read_changes(open_store(begun.out)) == []
+
+
+def test_a_whole_record_is_changed_field_by_field(begun: PretrainConfig) -> None:
+    store, recipe = open_store(begun.out), begun.recipe.model_copy(update={"batch_size": 12})
+    new = changed(store, settle(store, begun), {"recipe": recipe.model_dump(mode="json")}, epochs_done=0.8)
+    assert new.recipe.batch_size == 12
+    (change,) = read_changes(store)
+    assert (change.after, change.begins_order) == ({"recipe.batch_size": 12}, True)
+
+
+def test_the_header_of_the_first_command_has_the_steps_of_the_changed_run(
+    begun: PretrainConfig, small_dataset: Dataset
+) -> None:
+    store = open_store(begun.out)
+    changed(store, settle(store, begun), {"recipe.epochs": 3, "recipe.batch_size": 12}, epochs_done=0.8)
+    options = [f"recipe.{name}={json.dumps(value)}" for name, value in RECIPE.model_dump(mode="json").items()]
+    settings = [part for option in (*options, "num_lanes=12") for part in ("--set", option)]
+    done = run_cli(
+        "trainer", "pretrain", small_dataset.store.url, begun.out, "--model", "R14x0.5", "--workers", "0", *settings
+    )
+    assert done.returncode == 0, done.stderr
+    assert "19 steps of 12 pictures, 3 epochs" in done.stderr  # three of 24, 16 of 12 and what is left of 22 by then
+    assert "step 19/19" in done.stdout
+
+
+def test_a_start_that_learned_nothing_leaves_no_class_names(tmp_path: Path) -> None:
+    names = ("ant", "bee", "wasp")
+    first, second = (pack(class_folders(tmp_path / name, each=8), str(tmp_path / f"{name}-set")) for name in "ab")
+    write_classes(open_store(str(tmp_path / "run")), names)
+    pretrain(config(first, tmp_path / "run"), alone(), lambda row: None)
+    assert stored_classes(open_store(str(tmp_path / "run"))) == first.classes
+    other = class_folders(tmp_path / "c", each=8)
+    (other / "class1").rename(other / "wasp")
+    done = run_cli(
+        "trainer", "pretrain", pack(other, str(tmp_path / "c-set")).store.url, str(tmp_path / "run"), "--workers", "0",
+        "--change", f"data={tmp_path / 'c-set'}",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "has other classes than those that" in done.stderr
+    assert second.classes == first.classes
 
 
 def test_a_branch_is_the_run_it_leaves(small_dataset: Dataset, begun: PretrainConfig, tmp_path: Path) -> None:
@@ -135,7 +204,7 @@ def test_a_branch_is_the_run_it_leaves(small_dataset: Dataset, begun: PretrainCo
     assert "resumed from step 3 of 8" in done.stderr
     assert_equal(final_state(tmp_path / "whole"), final_state(tmp_path / "branch"))
     stored = json.loads((tmp_path / "branch" / "run.json").read_text())
-    assert stored["branch"] == {"run": begun.out, "step": 3, "skip_steps": 0}
+    assert stored["branch"] == {"run": begun.out, "step": 3, "epochs_done": 0.8, "skip_steps": 0}
 
 
 def test_a_branch_leaves_out_batches_and_takes_other_settings(
@@ -167,6 +236,44 @@ def test_weights_of_a_run_are_a_start_with_a_schedule_of_its_own(
     again = run_cli(*command)
     assert again.returncode == 0, again.stderr
     assert "finished already at step 8" in again.stderr
+
+
+def test_a_branch_of_a_changed_run_goes_on_at_its_place_of_the_schedule(
+    small_dataset: Dataset, begun: PretrainConfig, tmp_path: Path
+) -> None:
+    store = open_store(begun.out)
+    changed(store, settle(store, begun), {"recipe.batch_size": 12}, epochs_done=0.8)
+    pretrain(begun, alone(), lambda row: None)
+    whole = final_state(begun.out)
+    options = ("--workers", "0", "--set", "checkpoint_every_steps=3", "--set", "log_every_steps=1")
+    command = ("trainer", "pretrain", small_dataset.store.url)
+    done = run_cli(*command, str(tmp_path / "same"), "--branch", f"{begun.out}@9", *options)
+    assert done.returncode == 0, done.stderr
+    assert "resumed from step 9 of 12" in done.stderr
+    assert_equal(whole, final_state(tmp_path / "same"))
+    wide = ("--branch", f"{begun.out}@9", "--set", "recipe.batch_size=24", *options)
+    other = run_cli(*command, str(tmp_path / "wide"), *wide)
+    assert other.returncode == 0, other.stderr
+    assert "a new order of samples begins" in other.stderr
+    last = read_metrics(open_store(str(tmp_path / "wide")))[-1]
+    assert (last["step"], last["num_steps"]) == (11, 11)  # 12 pictures x 12 steps are 1.6 epochs: 6 of 8 steps of 24
+    assert last["epoch"] == pytest.approx(2.0, abs=0.2)
+
+
+def test_a_run_that_has_begun_needs_its_source_no_longer(
+    small_dataset: Dataset, begun: PretrainConfig, tmp_path: Path
+) -> None:
+    options = ("--workers", "0", "--set", "checkpoint_every_steps=3")
+    for start in ("--branch", "--init"):
+        command = ("trainer", "pretrain", small_dataset.store.url, str(tmp_path / start), start, begun.out, *options)
+        recipe = [f"--set=recipe.{name}={json.dumps(value)}" for name, value in RECIPE.model_dump(mode="json").items()]
+        rest = () if start == "--branch" else (*recipe, "--set", "num_lanes=12")
+        assert run_cli(*command, *rest).returncode == 0
+        source = Path(begun.out).rename(tmp_path / "moved")
+        again = run_cli(*command, *rest)
+        source.rename(begun.out)
+        assert again.returncode == 0, again.stderr
+        assert "finished already at step 8" in again.stderr
 
 
 @pytest.mark.parametrize(
