@@ -114,6 +114,7 @@ def submit(
 ) -> None:
     """Run COMMAND as a job on the cluster; exit 1 if it fails."""
     from cluster.stack import jobs  # noqa: PLC0415
+    from cluster.stack.processes import end_by_signals  # noqa: PLC0415
 
     environment = {}
     for setting in settings:
@@ -121,6 +122,7 @@ def submit(
         if not equals:
             raise ConfigError(f"--env {setting!r}: write NAME=VALUE")
         environment[name] = value
+    end_by_signals()
     client = jobs.connect(address)
     started = jobs.submit(client, command, environment, job)
     click.echo(f"job {started}", err=True)
@@ -162,15 +164,23 @@ def logs(address: str | None, job: str, follow: bool) -> None:
         click.echo(jobs.logs(client, job), nl=False)
 
 
-@cli.command(epilog=examples("cluster stop raysubmit_abc"))
+@cli.command(epilog=examples("cluster stop raysubmit_abc", "cluster stop raysubmit_abc --no-wait"))
 @_address
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Until the job has ended, and copy its output.")
 @click.argument("job")
-def stop(address: str | None, job: str) -> None:
-    """Stop JOB; training continues from its newest checkpoint when the same command is submitted again."""
+def stop(address: str | None, wait: bool, job: str) -> None:
+    """Stop JOB; training saves its state, and goes on there when the same command is submitted again."""
     from cluster.stack import jobs  # noqa: PLC0415
 
-    jobs.stop(jobs.connect(address), job)
-    click.echo(f"asked {job} to stop")
+    client = jobs.connect(address)
+    click.echo(f"asking {job} to stop; a run of the trainer saves its state first", err=True)
+    ended = jobs.stop(client, job, wait=wait)
+    if not wait:
+        click.echo(f"job {job} was asked to stop", err=True)
+        return
+    click.echo(f"job {job} {ended}", err=True)
+    if saved := jobs.last_words(client, job):
+        click.echo(saved)
 
 
 @cli.command(epilog=examples("cluster demo", "cluster demo --data photos   # CLASS/NAME.jpg or SPLIT/CLASS/NAME.jpg"))

@@ -15,12 +15,10 @@ from pathlib import Path
 import click
 import psutil
 
+from cluster.stack.jobs import ACTOR_PREFIX
 from pipeline.base.errors import ServiceError
 
 _SAMPLE_SECONDS = 2.0
-_ACTOR_PREFIX = re.compile(
-    r"^(\x1b\[\d+m)*\((RayTrainWorker|TrainController|\w+) pid=\d+(, ip=[\d.]+)?\)(\x1b\[\d+m)* ?"
-)
 # The lines of a job's output that are shown; the log holds everything.
 _SHOWN = re.compile(r"^(step |\d{4}-shots|plan |published|packing|joining|verifying|searching|error:|\d+ of )")
 
@@ -61,7 +59,7 @@ def run_stage(name: str, command: Sequence[str], log: Path) -> Stage:
     ):
         for line in process.stdout or ():
             sink.write(line)
-            text = _ACTOR_PREFIX.sub("", line.rstrip())
+            text = ACTOR_PREFIX.sub("", line.rstrip())
             if _SHOWN.match(text):
                 click.echo(f"  {text}")
                 last = text

@@ -96,7 +96,9 @@ def start_stack(
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token.absolute())}
         create_bucket(environment, bucket)
         dashboard_port = dashboard_port or free_ports(1)[0]
-        address = _start_ray(folder, scratch, cpus_per_node, environment | {_MARK: mark}, started, dashboard_port)
+        # Ray Train asks the job API of the cluster it runs on; by itself it finds any cluster of this machine.
+        nodes = environment | {_MARK: mark, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}"}
+        address = _start_ray(folder, scratch, cpus_per_node, nodes, started, dashboard_port)
     except BaseException:
         with unstoppable():
             stop_all(identities(started), _carries(_MARK, mark))
