@@ -19,7 +19,7 @@ from pipeline.base.errors import BadImage
 
 MAX_PIXELS = 89_478_485  # where Pillow warns of a decompression bomb; taken as an error, for every format
 EXIF_ERRORS = (OSError, SyntaxError, ValueError, struct.error)  # of Pillow, for damaged EXIF
-INSTALL_FORMATS = "pip install 'bit-pretrain[formats]'"
+INSTALL_FORMATS = "in a clone of the repository, pip install -e '.[formats]'"
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = range(1, 9)
 _MAX_CHANNELS = 4  # colours and alpha

@@ -6,10 +6,13 @@ import click
 
 from pipeline.base.console import examples
 from pipeline.base.errors import ConfigError
+from trainer.commands.options import run_and_step
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 # What a GPU's driver, allocator and convolution workspaces take besides; a choice, not measured.
 _GPU_SHARE = 0.9
+_SHOWN_CLASSES = 5
+_LEAST_PX = 32  # what the network makes one output position of
 
 
 @click.command(
@@ -103,31 +106,44 @@ def _bytes_of(text: str) -> int:
     epilog=examples(
         "trainer import BiT-M-R50x1.npz runs/bit-m-r50x1",
         "trainer import resnetv2_101x1_bit.safetensors runs/r101 --classes imagenet-classes.txt --resolution 448",
+        "trainer import exported/pets runs/pets                                # a folder of timm or transformers",
         "trainer import BiT-M-R50x3.npz runs/r50x3 --model R50x3 --head drop --num-classes 10",
     ),
 )
 @click.argument("file")
 @click.argument("out")
 @click.option("--model", help="What the file must hold, such as R50x3; whatever it is by default.")
-@click.option("--head", type=click.Choice(["keep", "drop"]), default="keep", show_default=True, help="Classifier.")
-@click.option("--num-classes", type=click.IntRange(1), help="Of the head; zeros where the file has another number.")
-@click.option("--classes", "classes_file", help="File with a class name a line, by label.")
-@click.option("--resolution", "resolution_px", default=224, show_default=True, type=click.IntRange(1), help="Pixels.")
+@click.option(
+    "--head",
+    type=click.Choice(["keep", "drop"]),
+    help="Classifier: must be kept, or a new one of zeros; by default it is kept if it fits the classes.",
+)
+@click.option("--num-classes", type=click.IntRange(1), help="Of the classifier; that of the file by default.")
+@click.option(
+    "--classes", "classes_file", help="File with a class name a line, by label; those beside FILE by default."
+)
+@click.option(
+    "--resolution", "resolution_px", type=click.IntRange(1), help="Pixels; those beside FILE, or 224, by default."
+)
 def import_file(
     file: str,
     out: str,
     model: str | None,
-    head: str,
+    head: str | None,
     num_classes: int | None,
     classes_file: str | None,
-    resolution_px: int,
+    resolution_px: int | None,
 ) -> None:
-    """Make a run at OUT of a FILE of weights: official BiT .npz, timm, big_transfer, big_vision or transformers."""
+    """Make a run at OUT of a FILE of weights: official BiT .npz, timm, big_transfer, big_vision or transformers.
+
+    Class names and resolution are taken from FILE.json, or from the config.json of a folder, where there is one.
+    """
     from pipeline.store.any_url import read_file  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
+    from trainer.formats.description import class_names  # noqa: PLC0415
     from trainer.jobs.exchange import import_weights  # noqa: PLC0415
 
-    classes = tuple(read_file(classes_file).decode().splitlines()) if classes_file else None
+    classes = class_names(read_file(classes_file), classes_file) if classes_file else None
     done = import_weights(
         absolute_url(file),
         absolute_url(out),
@@ -140,29 +156,68 @@ def import_file(
     which_head = "its head" if done.head_is_kept else "a head of zeros"
     layout, count = done.layout, f"{done.num_classes:,}"
     click.echo(f"{done.model} from a file in the layout of {layout}, with {which_head} for {count} classes")
+    beside = f", from {done.described_by}" if done.described_by else ""
+    if done.classes is None:
+        click.echo("classes: without names; to evaluate the run, import the file again with --classes")
+    else:
+        shown = ", ".join(done.classes[:_SHOWN_CLASSES]) + (", ..." if len(done.classes) > _SHOWN_CLASSES else "")
+        click.echo(f"classes: {shown}{'' if classes else beside}")
+    click.echo(f"resolution: {done.resolution_px} px{'' if resolution_px else beside or ', the default'}")
 
 
 @click.command(
     "export",
     epilog=examples(
         "trainer export runs/m-r50x1 exported/m-r50x1.npz --format official",
-        "trainer export runs/transfer/models/0005-shots-0 exported/pets.safetensors --format timm",
+        "trainer export runs/m-r50x1@20000 exported/m-r50x1-20000.npz --format official",
+        "trainer export runs/transfer/models/0005-shots-0 exported/pets --format timm",
         "trainer export runs/m-r50x1 exported/m-r50x1 --format transformers",
+        "trainer export runs/m-r50x1 exported/m-r50x1.onnx --format onnx --resolution any",
     ),
 )
-@click.argument("run_url", metavar="RUN")
+@click.argument("run_url", metavar="RUN[@STEP]")
 @click.argument("out")
 @click.option(
     "--format",
     "file_format",
     type=click.Choice(["official", "timm", "big_transfer", "big_vision", "transformers", "onnx"]),
     required=True,
-    help="official is the .npz of BiT; transformers writes a folder.",
+    help="official is the .npz of BiT; transformers writes a folder, and timm where OUT has no suffix.",
 )
-def export_file(run_url: str, out: str, file_format: str) -> None:
-    """Write the newest checkpoint of RUN to OUT for another code base, with a model card beside it."""
-    from pipeline.store.url import absolute_url  # noqa: PLC0415
-    from trainer.jobs.exchange import export_weights  # noqa: PLC0415
+@click.option(
+    "--resolution",
+    metavar="PX|any",
+    help="Of the images that the files name; that of the run by default. With `any`, ONNX takes every size.",
+)
+def export_file(run_url: str, out: str, file_format: str, resolution: str | None) -> None:
+    """Write a checkpoint of RUN to OUT for another code base, the newest one by default, with a model card beside it.
 
-    for url in export_weights(absolute_url(run_url), absolute_url(out), file_format):  # type: ignore[arg-type]
+    Class names are those of the dataset of the training.
+    """
+    from pipeline.store.url import absolute_url  # noqa: PLC0415
+
+    side = _pixels(resolution)
+    from trainer.jobs.exchange import export_weights  # noqa: PLC0415 - torch: seconds
+
+    run, step = run_and_step(run_url)
+    done = export_weights(
+        run,
+        absolute_url(out),
+        file_format,  # type: ignore[arg-type]
+        step=step,
+        resolution_px=side,
+        any_size=resolution == "any",
+    )
+    for warning in done.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    for url in done.urls:
         click.echo(url)
+
+
+def _pixels(resolution: str | None) -> int | None:
+    """Return the pixels of --resolution; None where the run's are meant."""
+    if resolution in (None, "any"):
+        return None
+    if not str(resolution).isdigit() or int(str(resolution)) < _LEAST_PX:
+        raise ConfigError(f"--resolution {resolution}: write a number of pixels from {_LEAST_PX}, or any")
+    return int(str(resolution))

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 import zipfile
 from pathlib import PurePosixPath
 from pickle import UnpicklingError
@@ -33,7 +34,7 @@ def read_weights(body: bytes, source: str) -> dict[str, Tensor]:
         )
     try:
         loaded = _loaded(body)
-    except Exception as error:  # noqa: BLE001 - a damaged file makes its reader fail in any way
+    except Exception as error:  # a damaged file makes its reader fail in any way
         raise ConfigError(
             f"{source} is no file of plain weights (.npz, .safetensors, or a PyTorch file of tensors only): "
             f"{_problem(body, error)}"
@@ -51,7 +52,8 @@ def _loaded(body: bytes) -> Any:
         return _npz(body)
     if _is_safetensors(body):
         return safetensors.torch.load(body)
-    return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    with warnings.catch_warnings(action="ignore"):  # of how a foreign file was pickled
+        return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
 
 
 def _is_npz(body: bytes) -> bool:

@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch.export import Dim
 
 from pipeline.base.errors import ConfigError
 from trainer.formats.description import Description
@@ -37,13 +37,14 @@ def write_onnx(network: ResNetV2, path: Path, description: Description, *, any_s
         import onnxscript  # noqa: F401, PLC0415 - an extra
     except ImportError as error:
         raise ConfigError(
-            "ONNX files need the packages onnx and onnxscript; in a clone of this repository, run "
-            "`pip install -e '.[onnx]'`"
+            "ONNX files need the packages onnx and onnxscript; run `pip install -e '.[onnx]'` in a clone of the "
+            "repository"
         ) from error
-    side = description.resolution_px or 0
-    open_axes = {0: Dim("batch")} | ({2: Dim("height"), 3: Dim("width")} if any_size else {})
+    dim, side = torch.export.Dim, description.resolution_px or 0
+    open_axes = {0: dim("batch")} | ({2: dim("height"), 3: dim("width")} if any_size else {})
+    num_bytes = sum(value.nbytes for value in network.state_dict().values())
     with _standardized(network), _without_foreign_warnings():
-        program = torch.onnx.export(
+        exported = torch.onnx.export(
             network,
             (torch.zeros(2, 3, side, side + 32 if any_size else side),),  # axes that are equal would stay equal
             dynamo=True,
@@ -52,20 +53,18 @@ def write_onnx(network: ResNetV2, path: Path, description: Description, *, any_s
             dynamic_shapes=(open_axes,),
             verbose=False,
         )
-    if program is None:
-        raise ConfigError("torch made no ONNX program of the network")
-    for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # names and paths of the sources on this machine
-    program.model.metadata_props.update(
-        {
-            "model": network.architecture.name,
-            "classes": json.dumps(description.classes),
-            "resolution_px": json.dumps(description.resolution_px),
-            "input": "RGB, (batch, 3, height, width), float32 in [-1, 1]: pixel / 127.5 - 1",
-        }
-    )
-    num_bytes = sum(value.nbytes for value in network.state_dict().values())
-    program.save(path, external_data=num_bytes > _MOST_IN_ONE_FILE)
+        program = cast("torch.onnx.ONNXProgram", exported)  # None comes without `dynamo` only
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # names and paths of the sources on this machine
+        program.model.metadata_props.update(
+            {
+                "model": network.architecture.name,
+                "classes": json.dumps(description.classes),
+                "resolution_px": json.dumps(description.resolution_px),
+                "input": "RGB, (batch, 3, height, width), float32 in [-1, 1]: pixel / 127.5 - 1",
+            }
+        )
+        program.save(path, external_data=num_bytes > _MOST_IN_ONE_FILE)  # still shares the memory of the kernels
 
 
 @contextmanager

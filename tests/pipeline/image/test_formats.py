@@ -268,7 +268,7 @@ def test_without_its_wheel_the_reason_names_the_format_and_the_remedy(
     error = refused(data)
     assert error.reason == "no-decoder"
     assert name in error.detail
-    assert "pip install 'bit-pretrain[formats]'" in error.detail
+    assert "pip install -e '.[formats]'" in error.detail
 
 
 def test_damaged_bytes_are_refused_or_decoded_and_nothing_else() -> None:

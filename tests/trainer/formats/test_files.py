@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pipeline.base.errors import ConfigError
 from tests.conftest import run_cli
@@ -196,5 +195,5 @@ def test_headers_that_ask_for_more_memory_than_there_is_are_refused() -> None:
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w") as file:
         file.writestr("kernel.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 64)
-    with pytest.raises(ConfigError, match="more memory than there is|damaged"):
+    with pytest.raises(ConfigError, match=r"more memory than there is|damaged"):
         read_weights(sink.getvalue(), "w.npz")

