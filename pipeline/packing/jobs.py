@@ -33,7 +33,7 @@ from pipeline.work.schedule import Attempt, run_calls
 
 _REJECT_BATCH_ROWS = 65_536
 _SHOWN_CLASSES = 5
-DATASET_MARKS = (POINTER_KEY, LEASES)  # of a published dataset, and of one under way
+DATASET_MARKS = (POINTER_KEY, LEASES, "plans/")  # of a published dataset, and of one under way
 # Settings by their names in a plan, and the options that set them.
 _OPTIONS = {
     "seed": "--seed",
