@@ -139,6 +139,7 @@ def test_a_stricter_run_beside_a_published_one_takes_nothing_back(tmp_path: Path
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(open_store(str(tmp_path / "set")), InProcess(), Path(scratch))
         opened = open_sources([str(source)], Columns())
+        Lease.take(job.store)
         plan = store_plan(job.store, plan_sources(job, opened, ShardConfig()))  # planned while the other still ran
         pack(source, str(tmp_path / "set"), max_reject_fraction=0.5)
         version = _pack_and_publish(job, plan, None, Lease.take(job.store))
