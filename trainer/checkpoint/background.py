@@ -3,12 +3,13 @@
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.base.errors import NotFound, ServiceError
+from pipeline.base.errors import BitError, NotFound, ServiceError
 from pipeline.store.base import Store
 from pipeline.store.lease import Lease
 from trainer.checkpoint.chunks import Part, own_parts
@@ -18,6 +19,7 @@ from trainer.checkpoint.sharded import commit, files_listed, folder_of, list_key
 from trainer.step.ranks import World
 
 _LOOK_SECONDS = 0.2
+_MOMENT_SECONDS = 5.0
 _MOST_SECONDS = 1800.0  # for the slowest rank after rank 0 is done; a choice: longer than any outage that is survived
 
 
@@ -40,6 +42,7 @@ class BackgroundSaver:
         """
         self._store, self._world, self._attempt, self._lease, self._keep = store, world, attempt, lease, keep
         self._memory: dict[str, Tensor] = {}
+        self._most_seconds = _MOST_SECONDS
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self.stall_seconds = 0.0  # that the loop waited for saves since `take_stall`
@@ -73,6 +76,12 @@ class BackgroundSaver:
             error, self._error = self._error, None
             raise error
 
+    def abandon(self) -> None:
+        """End soon: finish what this rank writes, and wait only a moment for other ranks, one of which may be dead."""
+        self._most_seconds = _MOMENT_SECONDS
+        with suppress(BitError):  # whoever abandons a run has another error to report
+            self.wait()
+
     def take_stall(self) -> float:
         """Return the seconds for which the loop waited for saves since the last call."""
         seconds, self.stall_seconds = self.stall_seconds, 0.0
@@ -101,16 +110,14 @@ class BackgroundSaver:
 
     def _files_of(self, folder: str, rank: int) -> list[CheckpointFile]:
         """Wait for the list of a rank's chunks, and return its files."""
-        deadline = time.monotonic() + _MOST_SECONDS
+        began = time.monotonic()
         while True:
             try:
-                listed = self._store.read(list_key(folder, rank))
-                break
+                return files_listed(rank, self._store.read(list_key(folder, rank)))
             except NotFound as error:
-                if time.monotonic() > deadline:
+                if time.monotonic() - began > self._most_seconds:
                     raise ServiceError(
                         f"rank {rank} did not write its part of {self._store.url}/{folder} within "
-                        f"{_MOST_SECONDS:.0f} s; the checkpoint before it stays the newest"
+                        f"{self._most_seconds:.0f} s; the checkpoint before it stays the newest"
                     ) from error
                 time.sleep(_LOOK_SECONDS)
-        return files_listed(rank, listed)
