@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from pipeline.base.errors import BitError, Interrupted, ResumeMismatch, StorageError
+from pipeline.base.errors import Interrupted, ResumeMismatch, StorageError
 from pipeline.dataset.dataset import Address
 from pipeline.image.transforms import Transform
 from pipeline.store.base import Store
@@ -145,7 +145,7 @@ def fit(run: TrainingRun, report: Report, controls: Controls | None = None) -> N
                     key_of=run.key_of,
                 )
             except BaseException:
-                hooks.finish_save()
+                hooks.abandon()
                 raise
         hooks.end(done)
     finally:
@@ -270,10 +270,9 @@ class _Hooks:
             left = f"{seconds * (self._run.num_steps - done):,.0f}"
             logger.info("step %s/%s  %.2f s a step  %s s left", f"{done:,}", f"{self._run.num_steps:,}", seconds, left)
 
-    def finish_save(self) -> None:
-        """Let the checkpoint that is being written become whole, whatever ends the run."""
-        with suppress(BitError):  # what ends the run is the error to report
-            self._saver.wait()
+    def abandon(self) -> None:
+        """Let the checkpoint that is being written become whole, if the other ranks live, whatever ends the run."""
+        self._saver.abandon()
 
     def end(self, done: int) -> None:
         """Keep what is left after the last step."""
