@@ -129,3 +129,5 @@ def index(url: str, split: str, classes_file: str | None, block_mib: float, work
         f"published {store.url} version {version.version}: {quantity(version.num_samples, 'sample')} in "
         f"{quantity(version.num_shards, 'tar')}, {version.num_rejects:,} rejected {version.reject_reasons or ''}"
     )
+    if version.num_classes == 0:
+        click.echo("no sample has a label: they are read from NAME.cls, or from labels, label or cls in NAME.json")

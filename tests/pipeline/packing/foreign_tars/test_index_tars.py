@@ -179,3 +179,8 @@ def test_indexed_tars_stay_as_they_are_and_can_be_streamed(tmp_path: Path, small
     assert found == {f"d.x/{n:04d}": (n % 3,) for n in range(12) if n != 7}
     assert "version 1" in cli("index", root, "--block-mib", 0.02)
     assert "was indexed, not packed" in cli("append", small_dataset.store.url, root, code=2)
+
+
+def test_tars_without_a_label_say_so(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "a.tar", [("1.jpg", jpeg(picture(1)))])
+    assert "no sample has a label" in cli("index", tmp_path / "in")
