@@ -142,7 +142,7 @@ def test_of_two_drivers_one_is_fenced_and_the_result_is_whole(
     command = [str(Path(sys.executable).parent / "pipeline"), "shard", str(source), dest, *_OPTIONS]
     older = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     store = open_store(dest)
-    wait_until(lambda: list(store.list("plans/")), "the plan")
+    wait_until(lambda: list(store.list("commits/")), "the first commit")
     older.send_signal(signal.SIGSTOP)  # a driver that is cut off for a while, and comes back
     newer = subprocess.run(command, capture_output=True, text=True, check=False)
     older.send_signal(signal.SIGCONT)

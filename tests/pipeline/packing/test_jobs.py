@@ -146,7 +146,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         errors = process.communicate()[1]
     assert process.returncode == 130
-    kept = re.search(r"stopped; (\d+) of 600 images are packed and kept, in (\d+) of \d+ shards of .*/set;", errors)
+    kept = re.search(r"stopped; (\d+) of 8,000 images are packed and kept, in (\d+) of \d+ shards of .*/set;", errors)
     assert kept
     assert int(kept[2]) == len(list((tmp_path / "set").glob("commits/*/*")))
     assert "run the same command again" in errors
