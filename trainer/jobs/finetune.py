@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.base.errors import Interrupted, NonFinite
+from pipeline.base.errors import CorruptShard, Interrupted, NonFinite
 from pipeline.base.records import json_bytes
 from pipeline.base.seeds import rng
 from pipeline.dataset.dataset import Dataset
@@ -25,9 +25,9 @@ from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
 from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import WeightedSelection
-from trainer.checkpoint.record import latest
+from trainer.checkpoint.fallback import load_newest
 from trainer.checkpoint.retention import discard_old
-from trainer.checkpoint.sharded import load, save
+from trainer.checkpoint.sharded import save
 from trainer.checkpoint.weights import load_into
 from trainer.jobs.checks import recipe_for, subset_rows, test_selection
 from trainer.jobs.config import SCRATCH, FinetuneConfig
@@ -151,14 +151,11 @@ def _run_one(whole: _Sweep, run: SweepRun) -> None:
         "resolution_px": recipe.crop_px,
     }
     folder = open_store(f"{config.out.rstrip('/')}/models/{run.name}")
-    trained = latest(folder)
-    is_trained = trained is not None and "result" in trained.about
     model, init_step = initial_model(config, world, num_classes)
+    earlier = _earlier_result(folder, world, model)
     if world.is_first:
         write_classes(folder, whole.train.classes)
-    if trained and is_trained:  # a start that died before it wrote the result
-        load(folder, world, trained, model_state(model))
-    else:
+    if earlier is None:
         training = _training_run(whole, folder, selection, model, recipe, about)
         fit(training, lambda row: whole.report({"run": run.name, **row}), whole.controls)
     if whole.controls.lease:
@@ -166,8 +163,8 @@ def _run_one(whole: _Sweep, run: SweepRun) -> None:
     predictions = predict(model, whole.test, world, recipe.crop_px, config.microbatch_size)
     result = {"name": run.name, "init": config.init, "init_step": init_step, "shots": run.shots, "subset": run.subset}
     result |= {"num_train": selection.num_samples} | summary(predictions) | {"recipe": recipe.model_dump()}
-    if trained and is_trained:
-        result = trained.about["result"] | summary(predictions)
+    if earlier is not None:
+        result = earlier | summary(predictions)
     else:
         about |= {"result": result}
         save(folder, world, model_state(model), step=recipe.steps, attempt=whole.attempt, stream={}, about=about)
@@ -179,6 +176,19 @@ def _run_one(whole: _Sweep, run: SweepRun) -> None:
         store.create(f"results/{run.name}.json", json_bytes(result))
         whole.report(result)
     broadcast(world, None)
+
+
+def _earlier_result(folder: Store, world: World, model: ResNetV2) -> dict[str, Any] | None:
+    """Fill a model whose training ended, of a start that died before it wrote the result, and return that; or None.
+
+    A run without a sound checkpoint is trained again.
+    """
+    try:
+        record = load_newest(folder, world, lambda _: model_state(model), set_aside=True)
+    except CorruptShard:
+        return None
+    result: dict[str, Any] | None = record.about.get("result") if record else None
+    return result
 
 
 def _training_selection(config: FinetuneConfig, train: Dataset, run: SweepRun) -> tuple[Selection, tuple[int, int]]:

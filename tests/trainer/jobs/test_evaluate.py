@@ -1,6 +1,7 @@
 """Evaluation of a run: whole, by class names, and repeated only where nothing it depends on has changed."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import from_parquet, table_of, to_parquet
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack, run_cli
+from tests.trainer.checkpoint.test_fallback import flip_a_byte
 from trainer.jobs.config import EvaluateConfig
 from trainer.jobs.evaluate import evaluate
 from trainer.run.classes import stored_classes
@@ -138,3 +140,13 @@ def test_a_checkpoint_is_chosen_by_its_step(small_dataset: Dataset, pretrained: 
 
 def test_a_run_keeps_the_names_of_its_classes(pretrained: Path) -> None:
     assert stored_classes(open_store(str(pretrained))) == ("class0", "class1", "class2")
+
+
+def test_the_result_of_a_run_with_a_damaged_newest_checkpoint_is_repeated(
+    small_dataset: Dataset, pretrained: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(pretrained, tmp_path / "run"))
+    flip_a_byte(run)
+    first = result_of(run, small_dataset, tmp_path / "out")
+    assert first["step"] == 6
+    assert result_of(run, small_dataset, tmp_path / "out") == first

@@ -14,6 +14,7 @@ from pipeline.dataset.schema import from_parquet
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
 from tests.conftest import pack, run_cli
+from tests.trainer.checkpoint.test_fallback import flip_a_byte
 from tests.trainer.runs import Stopped, assert_equal, batch_of, damage_a_picture, final_state
 from trainer.checkpoint.record import committed, latest, require_latest
 from trainer.checkpoint.weights import load_model
@@ -190,3 +191,15 @@ def test_finetuning_keeps_the_pretrained_body_and_drops_the_head(pretrained: Pat
     assert torch.equal(model.stem.conv.weight, trained["model/stem.conv.weight"])
     assert model.head.fc.weight.shape[0] == 5
     assert (model.head.fc.weight == 0).all()
+
+
+def test_a_trained_model_that_is_damaged_before_its_result_is_written_is_trained_again(
+    small_dataset: Dataset, pretrained: Path, tmp_path: Path
+) -> None:
+    settings = transfer_config(small_dataset, str(pretrained), tmp_path, shots=(0,))
+    finetune(settings, alone(), lambda row: None)
+    before = read_results(open_store(str(tmp_path)))
+    (tmp_path / "results" / "0000-shots-0.json").unlink()
+    flip_a_byte(tmp_path / "models" / "0000-shots-0")
+    finetune(settings, alone(), lambda row: None)
+    assert read_results(open_store(str(tmp_path))) == before
