@@ -5,22 +5,20 @@ from functools import partial
 import pyarrow as pa
 
 from cluster.audit.base.sets import Sides, content_digest, pin, samples_of
-from cluster.audit.base.stored_tasks import AuditJob, code_digest, key_of, load_or_compute
+from cluster.audit.base.stored_tasks import AuditJob, compiled_digest, key_of, load_or_compute
 from cluster.audit.base.tables import AuditConfig, AuditTables, split_rejected, unchecked_addresses
 from cluster.audit.find_pairs import find_pairs
-from cluster.audit.result import canaries
-from cluster.audit.result.canaries import plant
+from cluster.audit.result.canaries import CANARIES_VERSION, plant
 from cluster.audit.result.states import picture_states
-from cluster.audit.search import join, variants
-from cluster.audit.search.embedding.embedding import COSINE_FROM
+from cluster.audit.search.embedding.embedding import COSINE_FROM, EMBEDDING_VERSION
 from cluster.audit.search.features import embedder_of, numbered
-from cluster.audit.search.join import candidates
+from cluster.audit.search.join import JOIN_VERSION, candidates
 from cluster.audit.search.join_tasks import codes_index, down_features
-from cluster.audit.verify import affine, align, evidence
-from cluster.audit.verify.evidence import verify_pair
+from cluster.audit.search.variants import VARIANTS_VERSION
+from cluster.audit.verify.evidence import EVIDENCE_VERSION, verify_pair
 from pipeline.dataset.dataset import Address
 from pipeline.image.decode import Pixels, decode
-from pipeline.image.fingerprint import CODE_BYTES, fingerprint_of_image
+from pipeline.image.fingerprint import CODE_BYTES, DESCRIPTOR_VERSION, fingerprint_of_image
 
 _CANARY_SHARD = -1
 _CANARY_SCHEMA = pa.schema(
@@ -51,7 +49,8 @@ def run_audit(config: AuditConfig, sides: Sides, job: AuditJob) -> AuditTables:
     unchecked |= set(zip(found.hubs["shard"].to_pylist(), found.hubs["row"].to_pylist(), strict=True))
     job.reporting.say("searching for planted canaries")
     key = key_of("canaries", content_digest(sides.downstream), config.radius, config.canaries_each, config.seed,
-                 config.embedding, code_digest(canaries, join, variants, affine, align, evidence))  # fmt: skip
+                 config.embedding, CANARIES_VERSION, JOIN_VERSION, VARIANTS_VERSION, EVIDENCE_VERSION,
+                 EMBEDDING_VERSION, DESCRIPTOR_VERSION, compiled_digest())  # fmt: skip
     return AuditTables(
         found=found,
         pairs=pairs,

@@ -1,11 +1,11 @@
 """Tasks whose results are stored in a work folder, computed once, and quarantine of tasks that kill their workers.
 
 The key of a result is a digest of everything it depends on: a rerun finds it, so does another audit that needs the same
-one, and a changed shard, setting or source file leads to another key.
+one, and a changed shard, setting or algorithm leads to another key. Algorithms carry a version beside them, which is
+raised by hand when one returns something else; tests/cluster/audit/base/test_algorithm_versions.py tells when.
 """
 
 import hashlib
-import inspect
 import json
 import multiprocessing
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -13,13 +13,14 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from types import ModuleType
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
 from pipeline.base.errors import BitError
 from pipeline.dataset.schema import from_parquet, to_parquet
+from pipeline.image import average64
 from pipeline.packing.jobs import Reporting
 from pipeline.store.base import Store, commit, exists
 from pipeline.work.pools import Pool
@@ -77,9 +78,10 @@ def key_of(kind: str, *parts: object) -> str:
 
 
 @lru_cache
-def code_digest(*modules: ModuleType) -> str:
-    """Return a digest of the source of some modules: a result depends on the code that computes it."""
-    return hashlib.sha256("".join(inspect.getsource(module) for module in modules).encode()).hexdigest()[:_KEY_DIGITS]
+def compiled_digest() -> str:
+    """Return a digest of the C code on which results of an audit depend."""
+    sources = [*sorted(Path(__file__).parents[1].rglob("*.c")), Path(average64.__file__).with_name("average64.c")]
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:_KEY_DIGITS]
 
 
 def load_or_compute(store: Store, key: str, compute: Callable[[], pa.Table]) -> pa.Table:

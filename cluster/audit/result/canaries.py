@@ -15,6 +15,7 @@ from pipeline.image.decode import decode
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
+CANARIES_VERSION = 1  # raised with every change of what plant returns
 _JPEG_QUALITY = 90  # of a canary, after its transform
 
 

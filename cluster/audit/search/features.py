@@ -13,17 +13,22 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.audit.base.sets import Pinned, open_pinned, read_picture
-from cluster.audit.base.stored_tasks import AuditJob, Quarantined, code_digest, key_of, load_or_compute, stored_results
-from cluster.audit.search import variants
+from cluster.audit.base.stored_tasks import (
+    AuditJob,
+    Quarantined,
+    compiled_digest,
+    key_of,
+    load_or_compute,
+    stored_results,
+)
 from cluster.audit.search.embedding import embedding
 from cluster.audit.search.embedding.embedding import DIMENSIONS, Embedder, sign_codes
 from cluster.audit.search.join import VARIANTS_COLUMN
-from cluster.audit.search.variants import variant_codes
+from cluster.audit.search.variants import VARIANTS_VERSION, variant_codes
 from pipeline.base.errors import BadImage
 from pipeline.dataset.dataset import Address
-from pipeline.image import fingerprint
 from pipeline.image.decode import Pixels, decode
-from pipeline.image.fingerprint import CODE_BYTES
+from pipeline.image.fingerprint import CODE_BYTES, DESCRIPTOR_VERSION
 from pipeline.store.url import open_store
 
 VARIANTS = "variants"  # the kind of the features that are no embedding
@@ -60,7 +65,9 @@ def embedder_of(model: str) -> Embedder:
 
 def feature_tasks(side: Pinned, kind: str, job: AuditJob) -> list[FeatureTask]:
     """Return the tasks of all shards of a set, in order."""
-    version = code_digest(variants, fingerprint) if kind == VARIANTS else embedder_of(kind).version
+    version = (
+        [VARIANTS_VERSION, DESCRIPTOR_VERSION, compiled_digest()] if kind == VARIANTS else embedder_of(kind).version
+    )
     folder = "variants" if kind == VARIANTS else "vectors"
     return [
         FeatureTask(

@@ -12,6 +12,7 @@ from cluster.audit.base.tables import ADDRESS_COLUMNS, CANDIDATE_SCHEMA
 from cluster.audit.search.hamming import Codes, HammingIndex, Ints, build_index, distances, parity_words, search
 from pipeline.image.fingerprint import CODE_BYTES, dihedral_codes
 
+JOIN_VERSION = 1  # raised with every change of what candidates and cap_hubs return
 VARIANTS_COLUMN = "variant_codes"
 _TRANSPOSED = 4  # the element of DIHEDRAL that swaps rows and columns only
 _PAIRS_PER_STEP = 1 << 18

@@ -13,7 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.audit.base.sets import Pinned, Sides, check_tar, content_digest, samples_of
-from cluster.audit.base.stored_tasks import AuditJob, Quarantined, code_digest, key_of, load_or_compute, stored_results
+from cluster.audit.base.stored_tasks import (
+    AuditJob,
+    Quarantined,
+    compiled_digest,
+    key_of,
+    load_or_compute,
+    stored_results,
+)
 from cluster.audit.base.tables import (
     ADDRESS_COLUMNS,
     CANDIDATE_SCHEMA,
@@ -22,15 +29,20 @@ from cluster.audit.base.tables import (
     Evidence,
     unreadable_row,
 )
-from cluster.audit.search import hamming, join
-from cluster.audit.search.embedding import embedding
-from cluster.audit.search.embedding.embedding import COSINE_FROM, embedding_candidates
+from cluster.audit.search.embedding.embedding import COSINE_FROM, EMBEDDING_VERSION, embedding_candidates
 from cluster.audit.search.features import VARIANTS, FeatureTask, compute_features, feature_tasks, numbered
-from cluster.audit.search.join import VARIANTS_COLUMN, DownstreamIndex, candidates, cap_hubs, codes_of, index_downstream
+from cluster.audit.search.join import (
+    JOIN_VERSION,
+    VARIANTS_COLUMN,
+    DownstreamIndex,
+    candidates,
+    cap_hubs,
+    codes_of,
+    index_downstream,
+)
 from pipeline.base.errors import ServiceError
 from pipeline.dataset.schema import PIXELS_COLUMN, from_parquet
-from pipeline.image import fingerprint
-from pipeline.image.fingerprint import dihedral_codes
+from pipeline.image.fingerprint import DESCRIPTOR_VERSION, dihedral_codes
 from pipeline.store.url import open_store
 
 _DOWN_ADDRESS = ["down_shard", "down_row"]
@@ -123,7 +135,7 @@ def join_shards(
         place = row["shard"] if sides.is_within else 0  # within a set, only earlier pictures are matches
         key = key_of("joined", row["blake3"], row["sidecar_sha256"], place, content_digest(sides.downstream),
                      config.radius, config.most_matches, sides.is_within, down.variants, down.vectors, vectors,
-                     code_digest(join, hamming, embedding, fingerprint))  # fmt: skip
+                     JOIN_VERSION, EMBEDDING_VERSION, DESCRIPTOR_VERSION, compiled_digest())  # fmt: skip
         tasks.append(JoinTask(sides, row["shard"], config.radius, config.most_matches, down, vectors, key))
     parts = {}
     with job.reporting.progress("joining", sides.upstream.version.num_samples, "pictures") as advance:

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.image.decode import Pixels
 from pipeline.image.fingerprint import fingerprint
 
+VARIANTS_VERSION = 1  # raised with every change of what variant_codes returns
 _BORDERS = (0.05, 0.1, 0.15)  # of the side, on each edge
 _FILLS = (0, 255)
 _FLAT_DEVIATION = 6.0  # largest standard deviation of a border's row, in grey levels; JPEG's noise stays below

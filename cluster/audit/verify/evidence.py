@@ -11,6 +11,7 @@ from cluster.audit.base.tables import MIN_QUALITY, Evidence
 from cluster.audit.verify.align import PLAIN_DETAIL, Agreement, Alignment, align
 from pipeline.image.decode import Pixels
 
+EVIDENCE_VERSION = 1  # raised with every change of what verify_pair returns, also by align.py and affine.py
 # Up to this distance a match of hashes needs little more: of 4.5 M pairs of MNIST with UCI digits, the closest were 76
 # bits apart, and 5 of 3.1 M pairs within MNIST at most 31 (docs/decisions/0003-sign-hash.md).
 STRONG_BITS = 31

@@ -9,13 +9,18 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.audit.base.sets import Sides, content_digest, read_picture
-from cluster.audit.base.stored_tasks import AuditJob, Quarantined, code_digest, key_of, load_or_compute, stored_results
+from cluster.audit.base.stored_tasks import (
+    AuditJob,
+    Quarantined,
+    compiled_digest,
+    key_of,
+    load_or_compute,
+    stored_results,
+)
 from cluster.audit.base.tables import CANDIDATE_SCHEMA, PAIR_SCHEMA, UNREADABLE, unreadable_row
-from cluster.audit.verify import affine, align, evidence
-from cluster.audit.verify.evidence import verify_pair
+from cluster.audit.verify.evidence import EVIDENCE_VERSION, verify_pair
 from pipeline.base.errors import BadImage
 from pipeline.dataset.dataset import Address, Dataset
-from pipeline.image import fingerprint
 from pipeline.image.decode import decode
 from pipeline.store.url import open_store
 
@@ -87,7 +92,7 @@ def _proven_pair(row: dict[str, Any], sides: Sides) -> dict[str, Any]:
 
 
 def _verify_tasks(rows: Sequence[dict[str, Any]], radius: int, sides: Sides, job: AuditJob) -> Iterator[VerifyTask]:
-    shared = (content_digest(sides.downstream), code_digest(evidence, align, affine, fingerprint), radius)
+    shared = (content_digest(sides.downstream), EVIDENCE_VERSION, compiled_digest(), radius)
     by_shard: dict[int, list[tuple[int, int, int, int, int]]] = defaultdict(list)
     for row in rows:
         pair = (row["up_row"], row["down_shard"], row["down_row"], row["distance"], row["element"])

@@ -22,6 +22,7 @@ from cluster.audit.search.join import codes_of, is_first_of_run
 from pipeline.base.errors import ConfigError
 from pipeline.image.decode import Pixels
 
+EMBEDDING_VERSION = 1  # raised with every change of what sign_codes and embedding_candidates return
 DIMENSIONS = 256
 DEFAULT_MODEL = "efficientnet-lite0"
 COSINE_FROM = 0.45  # of the default embedding; docs/audit-quality.md
@@ -59,7 +60,9 @@ class Session:
         try:
             import onnxruntime  # noqa: PLC0415 - takes a second, and is an optional dependency
         except ImportError as error:
-            raise ConfigError("embeddings need onnxruntime; run `pip install 'bit-pretrain[embedding]'`") from error
+            raise ConfigError(
+                "embeddings need onnxruntime; run `pip install -e '.[embedding]'` in a clone of the repository"
+            ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,97 @@
+"""Whoever changes what an algorithm of the audit returns raises its version, or stored results would be taken for new.
+
+A failure means: the output on a fixed small input is no longer that of the version. If that is wanted, raise the
+constant and enter the new digest here.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cluster.audit.result.canaries import CANARIES_VERSION, plant
+from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, embedding_candidates, sign_codes
+from cluster.audit.search.join import JOIN_VERSION, candidates, cap_hubs
+from cluster.audit.search.variants import VARIANTS_VERSION, variant_codes
+from cluster.audit.verify.evidence import EVIDENCE_VERSION, verify_pair
+from pipeline.dataset.dataset import Dataset
+from pipeline.image.decode import decode
+from pipeline.image.fingerprint import dihedral_codes
+from tests.cluster.audit.audits import ALTERED, scene
+from tests.cluster.audit.search.codes import code_table, flipped, random_codes
+
+
+def joined() -> object:
+    """Join codes at all distances and turns."""
+    down, up = random_codes(8, 1), random_codes(24, 2)
+    for number in range(24):
+        up[number] = flipped(dihedral_codes(down[number % 4 : number % 4 + 1])[number % 8, 0], 3 * number, number)
+    pairs = candidates(code_table(up), code_table(down), 62)
+    kept, hubs = cap_hubs(pairs, 3)
+    return [pairs.to_pylist(), kept.to_pylist(), sorted(hubs.items())]
+
+
+def varied() -> object:
+    """Return variant codes of a tall picture with a border."""
+    pixels = np.pad(scene(3, 120, 80), ((10, 10), (10, 10), (0, 0)), constant_values=255)
+    return [code.hex() for code in variant_codes(pixels)]
+
+
+def embedded() -> object:
+    """Join vectors around the smallest cosine."""
+    generator = np.random.default_rng(0)
+    down = generator.normal(size=(6, 256)).astype(np.float32)
+    up = down + generator.normal(size=(6, 256)).astype(np.float32) * np.linspace(0.1, 2.5, 6, dtype=np.float32)[:, None]
+    sides = []
+    for vectors in (up, down):
+        unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
+        codes = [code.tobytes() for code in sign_codes(unit)]
+        address = {"shard": pa.array([0] * 6, pa.int32()), "row": pa.array(range(6), pa.int32())}
+        sides.append(pa.table(address | {"sign_code": codes, "vector": list(unit)}))
+    found = embedding_candidates(sides[0], sides[1], 0.45).to_pylist()
+    return [{**row, "cosine": round(row["cosine"], 2)} for row in found], sides[0]["sign_code"][0].as_py().hex()
+
+
+def verified() -> object:
+    """Compare altered copies and another picture with an original."""
+    pixels = scene(1)
+    others = {name: np.ascontiguousarray(alter(pixels)) for name, alter in ALTERED.items()} | {"other": scene(2)}
+    return [
+        (name, found.evidence, round(found.correlation, 1), found.alignment and found.alignment.element)
+        for name, other in others.items()
+        if (found := verify_pair(b"a", b"b", other, pixels, min_quality=90, distance=50))
+    ]
+
+
+def planted(dataset: Dataset) -> object:
+    """Plant canaries; their brightness alone, because encoders differ."""
+    canaries = plant(dataset, 1, seed=0)
+    return [
+        (canary.transform, canary.origin.shard, canary.origin.row, pixels.shape, round(float(pixels.mean()) / 4))
+        for canary in canaries
+        if len(pixels := decode(canary.image))
+    ]
+
+
+def digest(output: object) -> str:
+    return hashlib.sha256(json.dumps(output).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("compute", "version", "golden"),
+    [
+        (joined, JOIN_VERSION, {1: "8fb4ea2dfd1a63ed"}),
+        (varied, VARIANTS_VERSION, {1: "4bcf4b986c91a666"}),
+        (embedded, EMBEDDING_VERSION, {1: "f4b46498aeb9c1fa"}),
+        (verified, EVIDENCE_VERSION, {1: "6cc84a42c3aa0be8"}),
+    ],
+)
+def test_the_output_of_a_version_stays(compute: Callable[[], object], version: int, golden: dict[int, str]) -> None:
+    assert digest(compute()) == golden.get(version)
+
+
+def test_canaries_of_a_version_stay(small_dataset: Dataset) -> None:
+    assert digest(planted(small_dataset)) == {1: "5420668e7c4ce3b2"}.get(CANARIES_VERSION)
