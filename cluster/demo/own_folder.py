@@ -8,7 +8,8 @@ from pathlib import Path
 from cluster.demo.digits import Folders
 from pipeline.base.errors import EmptySource, NotFound
 from pipeline.base.seeds import key128
-from pipeline.packing.sources.folder import SPLIT_NAMES, is_image_name
+from pipeline.packing.sources.folder import is_image_name
+from pipeline.packing.sources.rows import SPLIT_NAMES
 
 _MAX_PICTURES = 6000  # of all classes together: keeps the demonstration within minutes
 _MIN_PER_CLASS = 5

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from cluster.audit.report.publish import read_section
 from cluster.demo.stages import Stage
 from pipeline.base.charts import Series, line_chart, point_chart
-from pipeline.base.console import human_bytes
+from pipeline.base.quantities import human_bytes
 from pipeline.base.html import render_page
 from pipeline.dataset.dataset import open_dataset
 from pipeline.store.local import LocalStore
@@ -120,7 +120,7 @@ def write_report(folder: Path, facts: DemoFacts) -> DemoFacts:
         facts=facts,
         last=facts.metrics[-1],
         rows=facts.transfer_rows(),
-        curve=_curve(facts.metrics),
+        curves=_curves(facts.metrics),
         transfer=_transfer_chart(facts.results),
         rates=_rates(facts.metrics),
         memory=human_bytes(facts.peak_bytes),
@@ -130,10 +130,13 @@ def write_report(folder: Path, facts: DemoFacts) -> DemoFacts:
     return facts
 
 
-def _curve(metrics: Sequence[dict[str, Any]]) -> Markup:
+def _curves(metrics: Sequence[dict[str, Any]]) -> list[Markup]:
     loss = Series("loss", [(row["step"], row["loss"]) for row in metrics])
-    accuracy = Series("batch accuracy", [(row["step"], row["accuracy"]) for row in metrics])
-    return line_chart([loss, accuracy], "Training curve", "optimizer step", "loss, accuracy")
+    accuracy = Series("batch accuracy", [(row["step"], 100 * row["accuracy"]) for row in metrics])
+    return [
+        line_chart([loss], "Training loss", "optimizer step", "loss"),
+        line_chart([accuracy], "Training accuracy", "optimizer step", "accuracy in %"),
+    ]
 
 
 def _transfer_chart(results: dict[str, list[dict[str, Any]]]) -> Markup:
