@@ -18,8 +18,8 @@ from cluster.demo.report import DemoFacts, write_report
 from cluster.demo.stages import MemoryWatch, Stage, num_cpus, run_stage
 from cluster.stack.processes import end_by_signals
 from cluster.stack.services import Stack, start_stack, stop_leftover, stop_stack
-from pipeline.base.quantities import human_bytes
 from pipeline.base.errors import ConfigError, EmptySource, StorageFull
+from pipeline.base.quantities import human_bytes
 from pipeline.dataset.dataset import open_dataset
 from trainer.jobs.config import SCRATCH
 

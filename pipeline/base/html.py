@@ -2,7 +2,7 @@
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from pipeline.base.console import human_bytes, plural, quantity
+from pipeline.base.quantities import human_bytes, plural, quantity
 
 
 def render_page(package: str, template: str, **values: object) -> bytes:

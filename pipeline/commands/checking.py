@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.base.console import examples, human_bytes, progress, quantity
+from pipeline.base.console import examples, progress
+from pipeline.base.quantities import human_bytes, quantity
 from pipeline.commands.options import pool_of, pool_options
 
 LEVELS = ("exists", "size", "checksum", "tar", "decode")

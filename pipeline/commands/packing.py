@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base.console import examples, human_bytes, human_seconds
+from pipeline.base.console import examples
 from pipeline.base.errors import ConfigError
+from pipeline.base.quantities import human_bytes, human_seconds
 from pipeline.commands.options import checked_split, columns_of, job_of, job_options, source_options
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import click
 
-from pipeline.base.console import examples, human_bytes, plural, progress, quantity
+from pipeline.base.console import examples, progress
 from pipeline.base.errors import ConfigError
+from pipeline.base.quantities import human_bytes, plural, quantity
 from pipeline.commands.options import checked_split, class_list, pool_of, pool_options
 
 EXPORTS = ("timm", "open-clip", "wids", "dali", "energon", "huggingface")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base.console import EventLog, examples, human_bytes, progress, quantity
+from pipeline.base.console import EventLog, examples, progress
+from pipeline.base.quantities import human_bytes, quantity
 
 if TYPE_CHECKING:
     from pipeline.dataset.dataset import Dataset
