@@ -13,8 +13,8 @@ from markupsafe import Markup
 from cluster.audit.report.publish import read_section
 from cluster.demo.stages import Stage
 from pipeline.base.charts import Series, line_chart, point_chart
-from pipeline.base.quantities import human_bytes
 from pipeline.base.html import render_page
+from pipeline.base.quantities import human_bytes
 from pipeline.dataset.dataset import open_dataset
 from pipeline.store.local import LocalStore
 from pipeline.store.url import open_store
