@@ -66,6 +66,12 @@ def _address_of_this_machine() -> str:
     return ""
 
 
+def quieten() -> None:
+    """Leave Ray's own noise to its log files, unless the user set otherwise; to be called before Ray is imported."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+
+
 def require_capacity(num_workers: int, *, use_gpu: bool, wait: bool) -> str | None:
     """Check that the cluster, to which this process is connected, can start a group of workers at once.
 
@@ -131,8 +137,7 @@ class OnRay:
             ServiceError: There is no cluster, or it has no CPU.
         """
         require_cluster()
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
+        quieten()
         import ray  # noqa: PLC0415 - two seconds that local runs need not pay
 
         self._ray = ray

@@ -20,7 +20,7 @@ from pipeline.base.records import Record, json_bytes
 from pipeline.store.base import Store
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
-from pipeline.work.on_ray import require_capacity, require_cluster
+from pipeline.work.on_ray import quieten, require_capacity, require_cluster
 from trainer.checkpoint.record import is_record_key
 from trainer.run.board import Board, Watch, sign_of_life
 from trainer.run.controls import Controls
@@ -100,6 +100,7 @@ def _run_on_ray(
     wait: bool,
 ) -> None:
     require_cluster()
+    quieten()
     import ray  # noqa: PLC0415 - two seconds that `--help` need not pay
     import ray.train  # noqa: PLC0415
     import ray.train.torch  # noqa: PLC0415
@@ -190,6 +191,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
     logging.getLogger("botocore").setLevel(logging.WARNING)
     # Kernels of one pixel have two equal memory layouts; torch warns although only the name differs.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     _show_messages()
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
