@@ -53,8 +53,8 @@ def _search_options(command: Command) -> Command:
 def _job(work: str, workers: int | None, on_ray: bool, log_jsonl: str | None) -> Iterator["AuditJob"]:
     """Open the work folder and the pool of an audit; without --workers and --ray that is this process."""
     from cluster.audit.base.stored_tasks import AuditJob  # noqa: PLC0415
+    from pipeline.base.console import Reporting  # noqa: PLC0415
     from pipeline.image.decode import check_pillow  # noqa: PLC0415
-    from pipeline.packing.jobs import Reporting  # noqa: PLC0415
     from pipeline.store.url import open_store  # noqa: PLC0415
     from pipeline.work.pools import InProcess  # noqa: PLC0415
 

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,21 @@ def progress(what: str, total: int | None, unit: str) -> Iterator[Advance]:
     """
     with (_bar if sys.stderr.isatty() else _lines)(what, total, unit) as advance:
         yield advance
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """Where a job reports how far it is.
+
+    Attributes:
+        progress: Context of a progress display of (what, total or None, unit); yields a function of (count, bytes).
+        event: Is called with the name and the values of each event.
+        say: Is called with a line for the user.
+    """
+
+    progress: Callable[[str, int | None, str], Any] = silent
+    event: Callable[..., None] = lambda name, **values: None
+    say: Callable[[str], None] = lambda line: None
 
 
 class _Meter:

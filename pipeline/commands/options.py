@@ -143,8 +143,9 @@ def job_of(
     dest: str, workers: int | None, on_ray: bool, max_reject_fraction: float, scratch: str | None, log_jsonl: str | None
 ) -> Iterator["Job"]:
     """Yield the job that `job_options` ask for."""
+    from pipeline.base.console import Reporting  # noqa: PLC0415
     from pipeline.image.decode import check_pillow  # noqa: PLC0415
-    from pipeline.packing.jobs import Job, Reporting  # noqa: PLC0415
+    from pipeline.packing.jobs import Job  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
     check_pillow()

@@ -154,7 +154,7 @@ def _columns(options: dict[str, Any]) -> Any:
 
 
 def _print_plan(planned: "Planned", num_slots: int, is_s3: bool) -> None:
-    from pipeline.packing.jobs import found_lines  # noqa: PLC0415
+    from pipeline.packing.plan_words import found_lines  # noqa: PLC0415
 
     plan = planned.plan
     shard_bytes = plan.num_bytes / plan.num_shards

@@ -7,7 +7,7 @@ decoder on every machine, whatever Pillow could read. Sizes are read from header
 import io
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.base.errors import BadImage
+from pipeline.image.iso_boxes import Box, boxes_of, brands_of, item_properties
 
 MAX_PIXELS = 89_478_485  # where Pillow warns of a decompression bomb; taken as an error, for every format
 EXIF_ERRORS = (OSError, SyntaxError, ValueError, struct.error)  # of Pillow, for damaged EXIF
@@ -216,7 +217,7 @@ def _pillow_knows(data: bytes) -> bool:
 def _jpeg2000(data: bytes) -> Decoded:
     start = 0
     if not data.startswith(_CODESTREAM):
-        start = next((first for kind, first, _ in _boxes(data, 0, len(data)) if kind == b"jp2c"), -1)
+        start = next((first for kind, first, _ in boxes_of(data, 0, len(data)) if kind == b"jp2c"), -1)
     if start < 0 or not data.startswith(_CODESTREAM, start) or len(data) < start + 43:
         raise BadImage("truncated", "a JPEG 2000 file without an image")
     right, lower, left, upper = struct.unpack(">4I", data[start + 8 : start + 24])
@@ -251,7 +252,7 @@ def _heic(data: bytes) -> Decoded:
     except ImportError as error:
         raise BadImage("no-decoder", f"HEIC, which needs cykooz-heif: {INSTALL_FORMATS}") from error
 
-    _check_iso_sizes(data, _item_properties(data)[0])
+    _check_iso_sizes(data, item_properties(data)[0])
     try:
         image = RawHeifImage.from_stream(io.BytesIO(data), len(data))
         rows = np.frombuffer(image.data, np.uint8).reshape(image.height, image.stride)  # upright, in 8 bits
@@ -264,7 +265,7 @@ def _heic(data: bytes) -> Decoded:
 def _avif(data: bytes) -> Decoded:
     depth, quarter_turns = 8, 0
     mirror: int | None = None
-    properties, of_primary = _item_properties(data)
+    properties, of_primary = item_properties(data)
     _check_iso_sizes(data, properties)
     for number, (kind, start, stop) in enumerate(properties, start=1):
         body = data[start:stop]
@@ -279,7 +280,7 @@ def _avif(data: bytes) -> Decoded:
     return Decoded(values, scale, _TURNED[mirror][quarter_turns])
 
 
-def _check_iso_sizes(data: bytes, properties: "list[Box]") -> None:
+def _check_iso_sizes(data: bytes, properties: list[Box]) -> None:
     """Check the sizes of an AVIF or HEIC: of the image, its tiles and its alpha."""
     sizes = [data[start + 4 : start + 12] for kind, start, stop in properties if kind == b"ispe" and stop - start >= 12]
     if not sizes:
@@ -288,75 +289,8 @@ def _check_iso_sizes(data: bytes, properties: "list[Box]") -> None:
         check_size(*struct.unpack(">2I", size))
 
 
-Box = tuple[bytes, int, int]  # kind, and where its content begins and ends
-
-
-def _boxes(data: bytes, position: int, stop: int) -> Iterator[Box]:
-    """Yield the boxes of an ISO file between two positions."""
-    while position + 8 <= stop:
-        num_bytes, kind, start = (
-            int.from_bytes(data[position : position + 4], "big"),
-            data[position + 4 : position + 8],
-            8,
-        )
-        if num_bytes == 1:
-            num_bytes, start = int.from_bytes(data[position + 8 : position + 16], "big"), 16
-        elif num_bytes == 0:  # to the end
-            num_bytes = stop - position
-        if num_bytes < start:
-            return
-        yield kind, position + start, min(stop, position + num_bytes)
-        position += num_bytes
-
-
-def _brands(data: bytes) -> set[bytes]:
-    _, start, stop = next(_boxes(data, 0, len(data)), (b"", 0, 0))
-    stop = min(stop, start + 256)
-    return {data[start : start + 4], *(data[at : at + 4] for at in range(start + 8, stop, 4))}
-
-
 def _is_iso_of(brands: frozenset[bytes]) -> Callable[[bytes], bool]:
-    return lambda data: data[4:8] == b"ftyp" and bool(_brands(data) & brands)
-
-
-def _inside(data: bytes, boxes: Iterator[Box], kind: bytes, skipped: int = 0) -> Iterator[Box]:
-    """Yield the boxes inside the first one of a kind, after so many bytes of its own."""
-    for found, start, stop in boxes:
-        if found == kind:
-            yield from _boxes(data, start + skipped, stop)
-            return
-
-
-def _item_properties(data: bytes) -> tuple[list[Box], set[int]]:
-    """Return the properties of an AVIF's items, and the numbers (from 1) of those that the primary item has."""
-    meta = list(_inside(data, _boxes(data, 0, len(data)), b"meta", 4))
-    property_boxes = list(_inside(data, iter(meta), b"iprp"))
-    primary = 0
-    for kind, start, stop in meta:
-        if kind == b"pitm":
-            primary = int.from_bytes(data[start + 4 : stop], "big")
-    associated: set[int] = set()
-    for kind, start, stop in property_boxes:
-        if kind == b"ipma":
-            associated |= _associations(data[start:stop], primary)
-    return list(_inside(data, iter(property_boxes), b"ipco")), associated
-
-
-def _associations(body: bytes, item: int) -> set[int]:
-    """Return the numbers of an item's properties from an `ipma` box."""
-    id_bytes, index_bytes = (2 if body[:1] == b"\0" else 4), 1 + (body[3:4] >= b"\x01" and body[3] & 1)
-    position = 8
-    while position + id_bytes < len(body):
-        found, count = int.from_bytes(body[position : position + id_bytes], "big"), body[position + id_bytes]
-        first = position + id_bytes + 1
-        position = first + count * index_bytes
-        if found == item:
-            mask = (1 << (8 * index_bytes - 1)) - 1  # the first bit says whether it is essential
-            return {
-                int.from_bytes(body[at : at + index_bytes], "big") & mask
-                for at in range(first, min(position, len(body)), index_bytes)
-            }
-    return set()
+    return lambda data: data[4:8] == b"ftyp" and bool(brands_of(data) & brands)
 
 
 _DECODERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Decoded | None]], ...] = (

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.base.console import silent
+from pipeline.base.console import Reporting
 from pipeline.base.errors import ConfigError, Conflict, EmptySource, Interrupted, NotFound
 from pipeline.dataset.publish import Addition, publish
 from pipeline.dataset.schema import POINTER_KEY, ManifestVersion, from_parquet
@@ -22,6 +22,7 @@ from pipeline.packing.label_conflicts import conflicts_of_shards, read_conflicts
 from pipeline.packing.make_plan import Planned, make_plan, store_plan
 from pipeline.packing.pack_run import Packed, pack_plan
 from pipeline.packing.plan import Plan, ShardConfig, counted, duplicates_key
+from pipeline.packing.plan_words import found_lines, other_dataset
 from pipeline.packing.probe import prober
 from pipeline.packing.sources.rows import COLUMNS, Source
 from pipeline.store.any_url import open_file
@@ -32,38 +33,7 @@ from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls
 
 _REJECT_BATCH_ROWS = 65_536
-_SHOWN_CLASSES = 5
 DATASET_MARKS = (POINTER_KEY, LEASES, "plans/")  # of a published dataset, and of one under way
-# Settings by their names in a plan, and the options that set them.
-_OPTIONS = {
-    "seed": "--seed",
-    "split": "--split",
-    "shard_bytes": "--shard-mb",
-    "max_samples_per_shard": "--max-samples",
-    "block_bytes": "--block-mib",
-    "skip_duplicates": "--skip-duplicates",
-    "image.check": "--check",
-    "image.shorter_side_px": "--resize",
-    "image.reencode": "--reencode",
-    "image.jpeg_quality": "--jpeg-quality",
-    "image.max_bytes": "--max-image-mb",
-}
-_UNITS = {"shard_bytes": 1_000_000, "block_bytes": 1 << 20, "image.max_bytes": 1_000_000}
-
-
-@dataclass(frozen=True)
-class Reporting:
-    """Where a job reports how far it is.
-
-    Attributes:
-        progress: Context of a progress display of (what, total or None, unit); yields a function of (count, bytes).
-        event: Is called with the name and the values of each event.
-        say: Is called with a line for the user.
-    """
-
-    progress: Callable[[str, int | None, str], Any] = silent
-    event: Callable[..., None] = lambda name, **values: None
-    say: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True)
@@ -112,7 +82,8 @@ def request_of(sources: Sequence[tuple[str, Source]], config: ShardConfig, setti
     if any(source.identity is None for _, source in sources):
         return None
     identities = [[prefix, source.url, source.identity] for prefix, source in sources]
-    return hashlib.sha256(f"{json.dumps(identities)}\n{counted(config)}\n{settings!r}".encode()).hexdigest()[:16]
+    text = f"{json.dumps(identities)}\n{counted(config)}\n{settings!r}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def find_plan(store: Store, **wanted: str | None) -> Plan | None:
@@ -163,7 +134,7 @@ def shard(
     plan, planned = _find_or_plan(job, sources, config, settings)
     if published:
         if plan.plan_id != published.version.plan_ids[0]:
-            raise _other_dataset(job.store, published, plan)
+            raise other_dataset(job.store, published, plan)
         if planned:
             store_plan(job.store, planned)  # the sources may have moved; `repair` will look for them
         version = published.version
@@ -185,18 +156,6 @@ def _say_what_was_found(job: Job, plan: Plan) -> None:
         )
 
 
-def found_lines(plan: Plan) -> Iterator[str]:
-    """Yield in words which files were ignored, which images have no label, and which classes no image."""
-    if plan.ignored:
-        yield f"ignored {plan.num_ignored:,}, which are no images: {'; '.join(map(str, plan.ignored))}"
-    if plan.num_unlabelled and plan.num_unlabelled < plan.num_samples:
-        yield f"{plan.num_unlabelled:,} images have no label, such as {', '.join(plan.unlabelled)}"
-    if plan.unused_classes:
-        shown = ", ".join(plan.unused_classes[:_SHOWN_CLASSES])
-        more = ", ..." if len(plan.unused_classes) > _SHOWN_CLASSES else ""
-        yield f"{len(plan.unused_classes):,} of {len(plan.classes):,} classes have no image: {shown}{more}"
-
-
 def _find_or_plan(
     job: Job, sources: Sequence[tuple[str, Source]], config: ShardConfig, settings: Any, **options: Any
 ) -> tuple[Plan, Planned | None]:
@@ -209,47 +168,6 @@ def _find_or_plan(
     if config.skip_duplicates:
         plan = find_plan(job.store, slimmed_from=planned.plan.plan_id)
     return (plan, None) if plan else (planned.plan, planned)
-
-
-def _other_dataset(store: Store, published: Published, plan: Plan) -> ConfigError:
-    differences = list(_differences(store, published, plan))
-    return ConfigError(
-        f"{store.url} holds a dataset of other inputs or settings: {'; '.join(differences)}. Choose another "
-        f"destination, or `pipeline append` to it"
-    )
-
-
-def _differences(store: Store, published: Published, plan: Plan) -> Iterator[str]:
-    """Yield in words what differs between the first plan of a dataset and another one."""
-    try:
-        held = read_plan(store, published.version.plan_ids[0])
-    except NotFound:
-        yield "it was indexed, not packed"
-        return
-    settings, wanted = _settings(held.config), _settings(plan.config)
-    changed = [name for name in settings if settings[name] != wanted[name]]
-    for name in changed:
-        yield f"{_OPTIONS.get(name, name)} was {_in_unit(name, settings)} and is {_in_unit(name, wanted)}"
-    added, removed = sorted({*plan.classes} - {*held.classes}), sorted({*held.classes} - {*plan.classes})
-    if added or removed:
-        listed = [f"{sign}{name}" for sign, names in (("+", added), ("-", removed)) for name in names]
-        yield f"its classes differ ({', '.join(listed[:_SHOWN_CLASSES])}{', ...' * (len(listed) > _SHOWN_CLASSES)})"
-    elif plan.classes != held.classes:
-        yield "its classes have another order"
-    if plan.config.skip_duplicates == held.config.skip_duplicates and plan.num_samples != held.num_samples:
-        yield f"it was packed from {held.num_samples:,} images, the sources have {plan.num_samples:,}"
-    if not changed and (plan.classes, plan.num_samples) == (held.classes, held.num_samples):
-        yield "names, sizes or labels of its images differ"
-
-
-def _settings(config: ShardConfig) -> dict[str, Any]:
-    values = config.model_dump()
-    image = values.pop("image")
-    return values | {f"image.{name}": value for name, value in image.items()}
-
-
-def _in_unit(name: str, settings: dict[str, Any]) -> Any:
-    return settings[name] / _UNITS[name] if name in _UNITS else settings[name]
 
 
 def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None) -> ManifestVersion:

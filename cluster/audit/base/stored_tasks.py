@@ -18,10 +18,10 @@ from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
+from pipeline.base.console import Reporting
 from pipeline.base.errors import BitError
 from pipeline.dataset.schema import from_parquet, to_parquet
 from pipeline.image import average64
-from pipeline.packing.jobs import Reporting
 from pipeline.store.base import Store, commit, exists
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls

@@ -5,7 +5,6 @@ the bytes of inline images are not read before packing.
 """
 
 import csv
-import io
 import json
 import os
 import re
@@ -33,21 +32,14 @@ from pipeline.packing.sources.rows import (
     extra_of,
     placed,
 )
+from pipeline.packing.sources.text_tables import text_batches
 from pipeline.store.any_url import common_folder, expand, identity_of, join, open_file, parent, scheme_of
 from pipeline.store.base import Entry
 
 _BATCH_ROWS = 131_072
 _MOST_GROUP_BYTES = 1_000_000_000  # 9,000 images of 110 kB; groups of 100 have 11 MB
-_PARSE_BYTES = 16 << 20  # a batch of text is parsed at once; types are inferred from the first
-_MOST_HEADER_BYTES = 1 << 20
 _LIKELY_IMAGE = re.compile(r"path|file|im(a)?g|url|jpe?g|photo|picture")
 _LIKELY_LABEL = re.compile(r"label|class|categor|target|kind|cls")
-# Text that Arrow's reader of CSV takes for a missing value.
-_NULLS = pa.array(pyarrow.csv.ConvertOptions().null_values)
-_PADDED = r"^[+-]?0\d"
-_WHOLE = r"^\s*[+-]?\d+\s*$"
-_FRACTION = r"^\s*[+-]?(\d+\.\d*|\.\d+|\d+(\.\d*)?[eE][+-]?\d+)\s*$"
-_OTHER = r"[^\s\d+.eE-]"  # no number at all, as far as a single sign can tell
 
 
 @dataclass(frozen=True)
@@ -153,7 +145,7 @@ def _parts(entry: Entry, columns: Columns) -> Iterator[_Part]:
         return
     first_row = 0
     try:
-        for batch in _text_batches(entry.key, columns):
+        for batch in text_batches(entry.key, columns.image, columns.label):
             yield _Part(entry.key, first_row, pa.Table.from_batches([batch]), columns=columns)
             first_row += batch.num_rows
     except (pa.ArrowException, OSError, csv.Error) as error:
@@ -222,64 +214,6 @@ def _parquet_parts(url: str, file: pq.ParquetFile, columns: Columns) -> Iterator
             columns=columns,
         )
         first_row += about.num_rows
-
-
-def _text_batches(url: str, columns: Columns) -> Iterator[pa.RecordBatch]:
-    if url.endswith(".jsonl"):
-        reading = pyarrow.json.ReadOptions(use_threads=False, block_size=_PARSE_BYTES)
-        with open_file(url) as file:
-            yield from pyarrow.json.open_json(file, reading)
-        return
-    with open_file(url) as file:
-        delimiter, names = _header(url, file, columns.image)
-    # Each pass opens the file for itself: Arrow reads ahead in a thread of its own.
-    with open_file(url) as file:
-        types = _column_types(_open_csv(file, delimiter, dict.fromkeys(names, pa.string())), columns)
-    with open_file(url) as file:
-        yield from _open_csv(file, delimiter, types)
-
-
-def _open_csv(file: Any, delimiter: str, types: dict[str, pa.DataType]) -> Any:
-    return pyarrow.csv.open_csv(
-        file,
-        pyarrow.csv.ReadOptions(use_threads=False, block_size=_PARSE_BYTES),
-        pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        pyarrow.csv.ConvertOptions(column_types=types),
-    )
-
-
-def _header(url: str, file: Any, image_column: str) -> tuple[str, list[str]]:
-    """Return what separates the columns, and their names.
-
-    A comma, in TSV a tab, unless another sign makes the image column one or is the only one there.
-    """
-    default = "\t" if url.endswith(".tsv") else ","
-    start = file.read(_MOST_HEADER_BYTES).decode("utf-8-sig", "replace")
-    signs = (default, *(sign for sign in (";", "\t", ",", "|") if sign != default))
-    names = {sign: next(csv.reader(io.StringIO(start, newline=""), delimiter=sign), []) for sign in signs}
-    for sign in signs:
-        if image_column in names[sign]:
-            return sign, names[sign]
-    likely = default if len(names[default]) > 1 else max(signs, key=lambda sign: len(names[sign]))
-    return likely, names[likely]
-
-
-def _column_types(reader: Any, columns: Columns) -> dict[str, pa.DataType]:
-    """Return the types of columns whose text must not be taken for numbers, from all rows of a CSV file.
-
-    Paths and labels stay text, and so does a column with zeros in front of digits, or with numbers and other text.
-    Whole numbers and fractions in one column are fractions.
-    """
-    own = {columns.image, columns.label}
-    whole, fraction, padded, other = (set[str]() for _ in range(4))
-    for batch in reader:
-        for name in set(batch.schema.names) - own - padded:
-            values = batch[name].filter(pc.invert(pc.is_in(batch[name], _NULLS)))
-            for found, pattern in ((padded, _PADDED), (whole, _WHOLE), (fraction, _FRACTION), (other, _OTHER)):
-                if name not in found and pc.any(pc.match_substring_regex(values, pattern)).as_py():
-                    found.add(name)
-    text = padded | (other & (whole | fraction)) | {name for name in own if name}
-    return dict.fromkeys(text, pa.string()) | dict.fromkeys((whole & fraction) - text, pa.float64())
 
 
 def _check_columns(url: str, names: list[str], columns: Columns) -> None:

@@ -10,9 +10,9 @@ from cluster.audit.base.stored_tasks import AuditJob
 from cluster.audit.base.tables import AuditConfig, AuditTables
 from cluster.audit.coordinator import pin_sides, run_audit
 from cluster.audit.result.canaries import TRANSFORMS
+from pipeline.base.console import Reporting
 from pipeline.dataset.dataset import Dataset
 from pipeline.image.decode import Pixels, decode
-from pipeline.packing.jobs import Reporting
 from pipeline.store.url import open_store
 from pipeline.work.pools import InProcess
 from tests.conftest import class_folders, jpeg, pack

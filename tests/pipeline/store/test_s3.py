@@ -26,7 +26,7 @@ from pipeline.base.errors import (
     StorageFull,
     Unreachable,
 )
-from pipeline.store import s3 as module
+from pipeline.store import s3_errors as module
 from pipeline.store.s3 import S3Store
 from tests.conftest import BUCKET
 
@@ -82,7 +82,7 @@ ANSWERS: list[tuple[str, int, type[BitError], str]] = [
 
 
 def told(error: Exception) -> BitError:
-    with pytest.raises(BitError) as caught, module._storage_errors("s3://bucket/key"):
+    with pytest.raises(BitError) as caught, module.storage_errors("s3://bucket/key"):
         raise error
     return caught.value
 

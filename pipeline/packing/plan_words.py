@@ -1,0 +1,81 @@
+"""Plans in the words of the command line: what was found, and what differs between two of them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.base.errors import ConfigError, NotFound
+from pipeline.dataset.versions import Published
+from pipeline.packing.commit import read_plan
+from pipeline.packing.plan import Plan, ShardConfig
+from pipeline.store.base import Store
+
+_SHOWN_CLASSES = 5
+# Settings by their names in a plan, and the options that set them.
+_OPTIONS = {
+    "seed": "--seed",
+    "split": "--split",
+    "shard_bytes": "--shard-mb",
+    "max_samples_per_shard": "--max-samples",
+    "block_bytes": "--block-mib",
+    "skip_duplicates": "--skip-duplicates",
+    "image.check": "--check",
+    "image.shorter_side_px": "--resize",
+    "image.reencode": "--reencode",
+    "image.jpeg_quality": "--jpeg-quality",
+    "image.max_bytes": "--max-image-mb",
+}
+_UNITS = {"shard_bytes": 1_000_000, "block_bytes": 1 << 20, "image.max_bytes": 1_000_000}
+
+
+def other_dataset(store: Store, published: Published, plan: Plan) -> ConfigError:
+    """Return the error of packing into a dataset of another plan, with what differs."""
+    different = list(_differences(store, published, plan))
+    return ConfigError(
+        f"{store.url} holds a dataset of other inputs or settings: {'; '.join(different)}. Choose another "
+        f"destination, or `pipeline append` to it"
+    )
+
+
+def _differences(store: Store, published: Published, plan: Plan) -> Iterator[str]:
+    """Yield in words what differs between the first plan of a dataset and another one."""
+    try:
+        held = read_plan(store, published.version.plan_ids[0])
+    except NotFound:
+        yield "it was indexed, not packed"
+        return
+    settings, wanted = _settings(held.config), _settings(plan.config)
+    changed = [name for name in settings if settings[name] != wanted[name]]
+    for name in changed:
+        yield f"{_OPTIONS.get(name, name)} was {_in_unit(name, settings)} and is {_in_unit(name, wanted)}"
+    added, removed = sorted({*plan.classes} - {*held.classes}), sorted({*held.classes} - {*plan.classes})
+    if added or removed:
+        listed = [f"{sign}{name}" for sign, names in (("+", added), ("-", removed)) for name in names]
+        yield f"its classes differ ({', '.join(listed[:_SHOWN_CLASSES])}{', ...' * (len(listed) > _SHOWN_CLASSES)})"
+    elif plan.classes != held.classes:
+        yield "its classes have another order"
+    if plan.config.skip_duplicates == held.config.skip_duplicates and plan.num_samples != held.num_samples:
+        yield f"it was packed from {held.num_samples:,} images, the sources have {plan.num_samples:,}"
+    if not changed and (plan.classes, plan.num_samples) == (held.classes, held.num_samples):
+        yield "names, sizes or labels of its images differ"
+
+
+def _settings(config: ShardConfig) -> dict[str, Any]:
+    values = config.model_dump()
+    image = values.pop("image")
+    return values | {f"image.{name}": value for name, value in image.items()}
+
+
+def _in_unit(name: str, settings: dict[str, Any]) -> Any:
+    return settings[name] / _UNITS[name] if name in _UNITS else settings[name]
+
+
+def found_lines(plan: Plan) -> Iterator[str]:
+    """Yield in words which files were ignored, which images have no label, and which classes no image."""
+    if plan.ignored:
+        yield f"ignored {plan.num_ignored:,}, which are no images: {'; '.join(map(str, plan.ignored))}"
+    if plan.num_unlabelled and plan.num_unlabelled < plan.num_samples:
+        yield f"{plan.num_unlabelled:,} images have no label, such as {', '.join(plan.unlabelled)}"
+    if plan.unused_classes:
+        shown = ", ".join(plan.unused_classes[:_SHOWN_CLASSES])
+        more = ", ..." if len(plan.unused_classes) > _SHOWN_CLASSES else ""
+        yield f"{len(plan.unused_classes):,} of {len(plan.classes):,} classes have no image: {shown}{more}"
