@@ -82,8 +82,7 @@ def request_of(sources: Sequence[tuple[str, Source]], config: ShardConfig, setti
     if any(source.identity is None for _, source in sources):
         return None
     identities = [[prefix, source.url, source.identity] for prefix, source in sources]
-    text = f"{json.dumps(identities)}\n{counted(config)}\n{settings!r}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{json.dumps(identities)}\n{counted(config)}\n{settings!r}".encode()).hexdigest()[:16]
 
 
 def find_plan(store: Store, **wanted: str | None) -> Plan | None:
@@ -151,9 +150,8 @@ def _say_what_was_found(job: Job, plan: Plan) -> None:
         job.reporting.say(line)
     conflicts = read_conflicts(job.store, plan.plan_id)
     if conflicts:
-        job.reporting.say(
-            conflicts.line(lambda label: plan.classes[label] if label < len(plan.classes) else str(label))
-        )
+        names = dict(enumerate(plan.classes))
+        job.reporting.say(conflicts.line(lambda label: names.get(label, str(label))))
 
 
 def _find_or_plan(
