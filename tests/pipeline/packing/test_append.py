@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from pipeline.base.console import Reporting
 from pipeline.base.errors import Conflict
 from pipeline.dataset.dataset import open_dataset
 from pipeline.dataset.versions import published_version
 from pipeline.image.transforms import EvaluationView
 from pipeline.packing.commit import record_key
-from pipeline.packing.jobs import Job, Reporting, _pack_and_publish, plan_sources
+from pipeline.packing.jobs import Job, _pack_and_publish, plan_sources
 from pipeline.packing.make_plan import store_plan
 from pipeline.packing.plan import ShardConfig
 from pipeline.packing.sources.open import open_sources

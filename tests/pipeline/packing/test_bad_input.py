@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.stack.services import Stack
-from tests.conftest import BUCKET, class_folders, jpeg, picture, run_cli
+from tests.conftest import BUCKET, class_folders, jpeg, picture, run_cli, run_here
 
 
 def no_such_folder(folder: Path) -> list[str]:
@@ -129,13 +129,20 @@ CASES: list[tuple[Callable[[Path], list[str]], str]] = [
 @pytest.mark.parametrize(("make", "said"), CASES, ids=[make.__name__ for make, _ in CASES])
 def test_bad_source_is_refused(tmp_path: Path, make: Callable[[Path], list[str]], said: str) -> None:
     source, *options = make(tmp_path)
-    done = run_cli("pipeline", "shard", source, str(tmp_path / "set"), *options)
+    done = run_here("shard", source, str(tmp_path / "set"), *options)
     assert done.returncode in (1, 2)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
     assert said in errors[0]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "set" / "MANIFEST.json").exists()
+
+
+def test_a_process_that_refuses_its_source_ends_with_one_sentence(tmp_path: Path) -> None:
+    done = run_cli("pipeline", "shard", unknown_column(tmp_path)[0], str(tmp_path / "set"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ")
 
 
 def test_debug_adds_the_traceback(tmp_path: Path) -> None:
@@ -152,7 +159,7 @@ def test_a_wrong_secret_is_refused(s3: Stack, small_folder: Path) -> None:
 
 
 def test_a_destination_that_cannot_be_written_is_refused(small_folder: Path) -> None:
-    done = run_cli("pipeline", "shard", str(small_folder), "/proc/nothing/here")
+    done = run_here("shard", str(small_folder), "/proc/nothing/here")
     assert done.returncode == 1
     assert "error: " in done.stderr
     assert "Traceback" not in done.stderr
@@ -160,13 +167,13 @@ def test_a_destination_that_cannot_be_written_is_refused(small_folder: Path) -> 
 
 def test_reading_what_is_not_a_dataset_says_so(tmp_path: Path) -> None:
     for command in ("inspect", "verify"):
-        done = run_cli("pipeline", command, str(tmp_path))
+        done = run_here(command, str(tmp_path))
         assert done.returncode == 1
         assert "holds no published dataset" in done.stderr
 
 
 def test_an_unknown_option_shows_the_usage(tmp_path: Path) -> None:
-    done = run_cli("pipeline", "shard", "a", "b", "--nonsense")
+    done = run_here("shard", "a", "b", "--nonsense")
     assert done.returncode == 2
     assert "No such option" in done.stderr
 
@@ -174,7 +181,7 @@ def test_an_unknown_option_shows_the_usage(tmp_path: Path) -> None:
 def test_a_foreign_manifest_is_not_touched(small_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "MANIFEST.json").write_text("{}")
-    done = run_cli("pipeline", "shard", str(small_folder), str(tmp_path / "set"))
+    done = run_here("shard", str(small_folder), str(tmp_path / "set"))
     assert done.returncode == 2
     assert "not of a dataset that this release wrote" in done.stderr
     assert [path.name for path in (tmp_path / "set").iterdir()] == ["MANIFEST.json"]

@@ -16,7 +16,7 @@ from cluster.stack.services import Stack
 from pipeline.base.errors import Conflict
 from pipeline.store.base import commit
 from pipeline.store.url import open_store
-from tests.conftest import BUCKET, class_folders, run_cli, running_stack
+from tests.conftest import BUCKET, class_folders, cli, run_cli, running_stack
 from tests.faults import FaultProxy, first, sometimes
 from tests.processes import running_children
 from tests.soak.shard_kill import contents, soak
@@ -173,20 +173,15 @@ def test_dead_workers_cost_nothing_but_time(source: Path, calm: dict[str, bytes]
     assert contents(str(dest)) == calm
 
 
-def test_tars_are_packed_and_verified_on_ray(
-    cluster: Stack, source: Path, calm: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_tars_are_packed_and_verified_on_ray(cluster: Stack, source: Path, tmp_path: Path) -> None:
     """Planning, packing and checking as Ray tasks; the bytes are those of local workers."""
-    where = f"s3://{BUCKET}/on-ray"
-    done = run_cli("pipeline", "shard", str(source), f"{where}/set", *_OPTIONS, "--ray")
+    packed, again = f"s3://{BUCKET}/on-ray/set", f"s3://{BUCKET}/on-ray/again"
+    cli("shard", source, packed, *_OPTIONS)
+    done = run_cli("pipeline", "shard", packed, again, *_OPTIONS, "--ray")
     assert done.returncode == 0, done.stderr
-    assert contents(f"{where}/set") == calm
-    again = run_cli("pipeline", "shard", f"{where}/set", f"{where}/again", *_OPTIONS, "--ray")
-    assert again.returncode == 0, again.stderr
-    local = run_cli("pipeline", "shard", f"{where}/set", str(tmp_path / "again"), *_OPTIONS)
-    assert local.returncode == 0, local.stderr
-    assert contents(f"{where}/again") == contents(str(tmp_path / "again"))
-    checked = run_cli("pipeline", "verify", f"{where}/again", "--level", "decode", "--ray")
+    cli("shard", packed, tmp_path / "again", *_OPTIONS)
+    assert contents(again) == contents(str(tmp_path / "again"))
+    checked = run_cli("pipeline", "verify", again, "--level", "decode", "--ray")
     assert checked.returncode == 0, checked.stderr
 
 

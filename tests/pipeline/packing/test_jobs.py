@@ -25,7 +25,7 @@ from pipeline.packing.sources.table import Columns
 from pipeline.store.url import open_store
 from pipeline.work.pools import Processes
 from pipeline.work.schedule import Count, run_calls
-from tests.conftest import class_folders, jpeg, pack, picture, run_cli
+from tests.conftest import class_folders, jpeg, pack, picture, run_here
 from tests.processes import is_running, running_children
 from tests.waiting import wait_until
 
@@ -42,12 +42,9 @@ def test_the_bytes_do_not_depend_on_workers_or_store(
     options = ["--shard-mb", "0.15", "--block-mib", "0.04"]
     for name, workers in (("one", "1"), ("three", "3")):
         assert (
-            run_cli(
-                "pipeline", "shard", str(small_folder), str(tmp_path / name), *options, "--workers", workers
-            ).returncode
-            == 0
+            run_here("shard", str(small_folder), str(tmp_path / name), *options, "--workers", workers).returncode == 0
         )
-    assert run_cli("pipeline", "shard", str(small_folder), s3_url("set"), *options).returncode == 0
+    assert run_here("shard", str(small_folder), s3_url("set"), *options).returncode == 0
     first = tree(tmp_path / "one")
     assert len([name for name in first if name.endswith(".tar")]) > 3
     assert first == tree(tmp_path / "three")
@@ -59,7 +56,7 @@ def test_the_bytes_do_not_depend_on_workers_or_store(
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
     source = class_folders(tmp_path / "in", each=60)
     options = ["--shard-mb", "0.1", "--block-mib", "0.04"]
-    assert run_cli("pipeline", "shard", str(source), str(tmp_path / "calm"), *options).returncode == 0
+    assert run_here("shard", str(source), str(tmp_path / "calm"), *options).returncode == 0
     command = [str(Path(sys.executable).parent / "pipeline"), "shard", str(source), str(tmp_path / "killed"), *options]
 
     def has_committed(count: int) -> bool:
@@ -77,9 +74,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> No
 
 
 def test_a_second_run_does_nothing_and_says_the_same(small_folder: Path, tmp_path: Path) -> None:
-    first = run_cli("pipeline", "shard", str(small_folder), str(tmp_path / "set"))
+    first = run_here("shard", str(small_folder), str(tmp_path / "set"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}
-    second = run_cli("pipeline", "shard", str(small_folder), str(tmp_path / "set"))
+    second = run_here("shard", str(small_folder), str(tmp_path / "set"))
     assert first.stdout == second.stdout
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}
 
@@ -98,7 +95,7 @@ def test_rejects_are_listed_counted_and_capped(tmp_path: Path) -> None:
     with pytest.raises(TooManyRejects, match="2 of 62 pictures cannot be used"):
         pack(source, str(tmp_path / "strict"))
     assert not (tmp_path / "strict" / "MANIFEST.json").exists()
-    allowed = run_cli("pipeline", "shard", str(source), str(tmp_path / "set"), "--max-reject-fraction", "0.05")
+    allowed = run_here("shard", str(source), str(tmp_path / "set"), "--max-reject-fraction", "0.05")
     assert allowed.returncode == 0
     dataset = open_dataset(str(tmp_path / "set"))
     rejects = dataset.rejects.to_pylist()
@@ -107,11 +104,11 @@ def test_rejects_are_listed_counted_and_capped(tmp_path: Path) -> None:
         ("class1/cut.jpg", "truncated"),
     }
     assert dataset.version.num_samples + dataset.version.num_rejects == 62
-    assert "class1/cut.jpg: truncated" in run_cli("pipeline", "inspect", str(tmp_path / "set")).stdout
+    assert "class1/cut.jpg: truncated" in run_here("inspect", str(tmp_path / "set")).stdout
 
 
 def test_dry_run_writes_nothing(small_folder: Path, tmp_path: Path) -> None:
-    done = run_cli("pipeline", "shard", str(small_folder), str(tmp_path / "set"), "--dry-run")
+    done = run_here("shard", str(small_folder), str(tmp_path / "set"), "--dry-run")
     assert done.returncode == 0
     assert "90 pictures, 3 classes, 1 shards" in done.stdout
     assert "PUT requests" in done.stdout
@@ -120,9 +117,7 @@ def test_dry_run_writes_nothing(small_folder: Path, tmp_path: Path) -> None:
 
 def test_the_log_has_every_shard(small_folder: Path, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    run_cli(
-        "pipeline", "shard", str(small_folder), str(tmp_path / "set"), "--shard-mb", "0.15", "--log-jsonl", str(log)
-    )
+    run_here("shard", str(small_folder), str(tmp_path / "set"), "--shard-mb", "0.15", "--log-jsonl", str(log))
     events = [json.loads(line) for line in log.read_text().splitlines()]
     assert [event["event"] for event in events[:1] + events[-1:]] == ["plan", "published"]
     assert sum(e["num_samples"] for e in events if e["event"] == "shard") == 90
@@ -158,9 +153,9 @@ def test_a_mended_picture_is_packed_on_the_next_run(tmp_path: Path) -> None:
     victim = source / "class1" / "001.jpg"
     good = victim.read_bytes()
     victim.write_bytes(bytes(len(good)))
-    assert run_cli("pipeline", "shard", str(source), str(tmp_path / "set")).returncode == 1
+    assert run_here("shard", str(source), str(tmp_path / "set")).returncode == 1
     victim.write_bytes(good)
-    assert run_cli("pipeline", "shard", str(source), str(tmp_path / "set")).returncode == 0
+    assert run_here("shard", str(source), str(tmp_path / "set")).returncode == 0
     assert open_dataset(str(tmp_path / "set")).version.num_samples == 9
 
 
@@ -180,7 +175,7 @@ def test_an_unreadable_class_folder_is_an_error_not_a_gap(tmp_path: Path) -> Non
         pytest.skip("root reads everything")
     source = class_folders(tmp_path / "in", each=2)
     (source / "class1").chmod(0)
-    assert run_cli("pipeline", "shard", str(source), str(tmp_path / "set")).returncode == 1
+    assert run_here("shard", str(source), str(tmp_path / "set")).returncode == 1
 
 
 def test_packing_processes_end_when_the_run_is_killed(tmp_path: Path) -> None:

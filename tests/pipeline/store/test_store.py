@@ -16,7 +16,7 @@ from cluster.stack.services import Stack, free_ports
 from pipeline.base.errors import ConfigError, Conflict, CorruptShard, Denied, NotFound, StorageFull, Unreachable
 from pipeline.store.base import Store, commit, exists
 from pipeline.store.url import open_store
-from tests.conftest import BUCKET, run_cli
+from tests.conftest import BUCKET, run_here
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -137,7 +137,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tiny_disk: Path, small_folder: 
     with pytest.raises(StorageFull, match="no space left"):
         store.create("large", b"x" * 1_000_000)
     assert [path.name for path in (tiny_disk / "store").iterdir()] == ["small"]
-    done = run_cli("pipeline", "shard", str(small_folder), str(tiny_disk / "set"))
+    done = run_here("shard", str(small_folder), str(tiny_disk / "set"))
     assert done.returncode == 1
     assert "no space left" in done.stderr
     assert not (tiny_disk / "set" / "MANIFEST.json").exists()

@@ -16,7 +16,7 @@ from pipeline.streaming.order import OrderConfig
 from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import Stream
 from pipeline.streaming.throughput import Laps, Limit, limiting_stage, measure
-from tests.conftest import run_cli
+from tests.conftest import run_here
 from tests.waiting import wait_until
 
 ORDER = OrderConfig(seed=1, batch_size=24, num_lanes=12, window_blocks=1)
@@ -81,8 +81,7 @@ def test_an_interrupt_gives_what_was_measured_so_far(small_dataset: Dataset) -> 
 def test_bench_prints_figures_that_fit_and_logs_every_second(small_dataset: Dataset, tmp_path: Path) -> None:
     tars = f"{small_dataset.store.url}/**/*.tar"  # as if they were another's
     log = tmp_path / "log.jsonl"
-    done = run_cli(
-        "pipeline", "bench", tars, "--px", "32", "--seconds", "2.5", "--json", "--log", str(log),
+    done = run_here("bench", tars, "--px", "32", "--seconds", "2.5", "--json", "--log", str(log),
         BIT_INDEX_FOLDER=str(tmp_path / "index"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -124,9 +123,7 @@ def test_ctrl_c_prints_the_result_and_nothing_else(small_dataset: Dataset, tmp_p
     ],
 )
 def test_wrong_arguments_get_one_sentence(small_dataset: Dataset, tmp_path: Path, arguments, said) -> None:
-    done = run_cli(
-        "pipeline", "bench", *(a.replace("{data}", small_dataset.store.url) for a in arguments), cwd=tmp_path
-    )
+    done = run_here("bench", *(a.replace("{data}", small_dataset.store.url) for a in arguments), cwd=tmp_path)
     assert done.returncode in (1, 2)
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -13,7 +13,7 @@ from pipeline.image.transforms import EvaluationView, PretrainView
 from pipeline.streaming.loader.messages import BadSample
 from pipeline.streaming.stream import Batch
 from pipeline.upkeep.contact_sheet import Tile, batches_of, page, sheet, tiles
-from tests.conftest import picture, run_cli
+from tests.conftest import picture, run_here
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from tests.conftest import picture, run_cli
     ],
 )
 def test_wrong_arguments_get_one_sentence(small_dataset: Dataset, tmp_path: Path, arguments, said) -> None:
-    done = run_cli("pipeline", "peek", *(a.replace("{data}", small_dataset.store.url) for a in arguments), cwd=tmp_path)
+    done = run_here("peek", *(a.replace("{data}", small_dataset.store.url) for a in arguments), cwd=tmp_path)
     assert done.returncode in (1, 2)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -32,9 +32,7 @@ def test_wrong_arguments_get_one_sentence(small_dataset: Dataset, tmp_path: Path
 
 def test_peek_writes_a_page_that_needs_nothing_else(small_dataset: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "peek.html"
-    done = run_cli(
-        "pipeline", "peek", small_dataset.store.url, "--out", str(out), "--px", "64", "--batch", "12", "--batches", "3"
-    )
+    done = run_here("peek", small_dataset.store.url, "--out", str(out), "--px", "64", "--batch", "12", "--batches", "3")
     assert done.returncode == 0, done.stderr
     html = out.read_text()
     assert len(re.findall(r'<img src="data:image/jpeg;base64,', html)) == 36
@@ -47,8 +45,7 @@ def test_peek_writes_a_page_that_needs_nothing_else(small_dataset: Dataset, tmp_
 
 def test_peek_writes_a_picture_of_all_tiles(small_dataset: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "peek.png"
-    done = run_cli(
-        "pipeline", "peek", small_dataset.store.url, "--out", str(out), "--px", "40", "--batch", "12", "--batches", "1",
+    done = run_here("peek", small_dataset.store.url, "--out", str(out), "--px", "40", "--batch", "12", "--batches", "1",
         "--view", "evaluate",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.dataset.dataset import open_dataset
 from pipeline.upkeep.verify import LEVELS, sampled_shards
-from tests.conftest import pack, run_cli
+from tests.conftest import pack, run_here
 from tests.contents import faults
 
 
@@ -39,7 +39,7 @@ def test_verify_finds_each_damage_at_its_level(small_folder: Path, tmp_path: Pat
     for depth, level in enumerate(LEVELS):
         found = faults(open_dataset(str(tmp_path / "set")), level)
         assert bool(found) == (depth >= first_level), level
-    done = run_cli("pipeline", "verify", str(tmp_path / "set"))
+    done = run_here("verify", str(tmp_path / "set"))
     assert done.returncode == 1
     assert "FAULT" in done.stdout
 

@@ -15,7 +15,7 @@ import pytest
 from pipeline.base.errors import BitError
 from pipeline.dataset.dataset import Address, open_dataset
 from pipeline.store.url import open_store
-from tests.conftest import class_folders, cli, jpeg, pack, picture, run_cli
+from tests.conftest import class_folders, cli, jpeg, pack, picture, run_here
 from tests.contents import abouts, images, originals
 from tests.serving import serving
 
@@ -33,9 +33,7 @@ def test_a_label_table_packs_what_it_lists(small_folder: Path, tmp_path: Path, k
     else:
         options = pyarrow.csv.WriteOptions(delimiter="\t" if kind == "tsv" else ",")
         pyarrow.csv.write_csv(table, path, write_options=options)
-    done = run_cli(
-        "pipeline", "shard", str(path), str(tmp_path / "set"), "--image-column", "file", "--label-column", "kind"
-    )
+    done = run_here("shard", str(path), str(tmp_path / "set"), "--image-column", "file", "--label-column", "kind")
     assert done.returncode == 0, done.stderr
     dataset = open_dataset(str(tmp_path / "set"))
     assert dataset.classes == ("cat", "dog")
@@ -50,7 +48,7 @@ def test_several_labels_a_picture_travel_with_it(small_folder: Path, tmp_path: P
         {"image": str(path), "label": [n % 5, 7]} for n, path in enumerate(sorted(small_folder.rglob("*.jpg"))[:10])
     ]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert run_cli("pipeline", "shard", "many.jsonl", "set", cwd=tmp_path).returncode == 0
+    assert run_here("shard", "many.jsonl", "set", cwd=tmp_path).returncode == 0
     dataset = open_dataset(str(tmp_path / "set"))
     assert dataset.version.num_classes == 8
     assert sorted(dataset.samples(0)["labels"].to_pylist()) == sorted(line["label"] for line in lines)
@@ -60,7 +58,7 @@ def test_class_names_that_look_like_numbers_stay_names(small_folder: Path, tmp_p
     (tmp_path / "names").write_text("001\n002\n")
     pictures = sorted(small_folder.rglob("*.jpg"))[:2]
     (tmp_path / "t.csv").write_text(f"image,label\n{pictures[0]},002\n{pictures[1]},001\n")
-    assert run_cli("pipeline", "shard", "t.csv", "set", "--classes", "names", cwd=tmp_path).returncode == 0
+    assert run_here("shard", "t.csv", "set", "--classes", "names", cwd=tmp_path).returncode == 0
     dataset = open_dataset(str(tmp_path / "set"))
     found = {
         dataset.read_about(Address(0, row))["source"]: dataset.samples(0)["labels"][row].as_py() for row in range(2)
@@ -71,7 +69,7 @@ def test_class_names_that_look_like_numbers_stay_names(small_folder: Path, tmp_p
 def test_numbers_that_json_does_not_know_become_null(small_folder: Path, tmp_path: Path) -> None:
     rows = [{"image": str(path), "label": 1, "score": float("nan")} for path in sorted(small_folder.rglob("*.jpg"))[:2]]
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
-    assert run_cli("pipeline", "shard", "t.parquet", "set", cwd=tmp_path).returncode == 0
+    assert run_here("shard", "t.parquet", "set", cwd=tmp_path).returncode == 0
     assert open_dataset(str(tmp_path / "set")).read_about(Address(0, 0))["score"] is None
 
 
@@ -103,7 +101,7 @@ def test_parquet_with_image_bytes(small_folder: Path, tmp_path: Path, as_struct:
 def test_pictures_without_labels(small_folder: Path, tmp_path: Path) -> None:
     paths = sorted(small_folder.rglob("*.jpg"))[:5]
     (tmp_path / "t.csv").write_text("image\n" + "\n".join(map(str, paths)) + "\n")
-    done = run_cli("pipeline", "shard", "t.csv", "set", "--no-labels", cwd=tmp_path)
+    done = run_here("shard", "t.csv", "set", "--no-labels", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     dataset = open_dataset(str(tmp_path / "set"))
     assert dataset.version.num_classes == 0
@@ -117,9 +115,7 @@ def test_urls_are_read_over_http_and_dead_ones_rejected(small_folder: Path, tmp_
         ]
         rows = [f"{url}/{name},{name[5]}" for name in names]
         (tmp_path / "t.csv").write_text("image,label\n" + "\n".join(rows) + "\n")
-        done = run_cli(
-            "pipeline", "shard", "t.csv", "set", "--max-reject-fraction", "0.5", "--log-jsonl", "log", cwd=tmp_path
-        )
+        done = run_here("shard", "t.csv", "set", "--max-reject-fraction", "0.5", "--log-jsonl", "log", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     dataset = open_dataset(str(tmp_path / "set"))
     assert dataset.version.num_samples == 6
@@ -135,12 +131,12 @@ def test_tables_and_pictures_on_s3(small_folder: Path, s3_url: Callable[[str], s
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), sink)
     store.create("list.parquet", sink.getvalue())
-    done = run_cli("pipeline", "shard", s3_url("in/list.parquet"), s3_url("set"))
+    done = run_here("shard", s3_url("in/list.parquet"), s3_url("set"))
     assert done.returncode == 0, done.stderr
     assert images(open_dataset(s3_url("set"))) == originals(small_folder)[:0] + sorted(
         path.read_bytes() for path in sorted(small_folder.rglob("*.jpg"))[:12]
     )
-    again = run_cli("pipeline", "shard", s3_url("set"), s3_url("again"))
+    again = run_here("shard", s3_url("set"), s3_url("again"))
     assert again.returncode == 0, again.stderr
     assert images(open_dataset(s3_url("again"))) == images(open_dataset(s3_url("set")))
 
@@ -153,10 +149,10 @@ def test_a_table_that_did_not_change_is_not_listed_again(small_folder: Path, tmp
     victim = source / "class0" / "000.jpg"
     good = victim.read_bytes()
     victim.write_bytes(b"not a picture")
-    first = run_cli("pipeline", "shard", "t.csv", "set", cwd=tmp_path)
+    first = run_here("shard", "t.csv", "set", cwd=tmp_path)
     assert first.returncode == 1
     victim.write_bytes(good)
-    done = run_cli("pipeline", "shard", "t.csv", "set", cwd=tmp_path)
+    done = run_here("shard", "t.csv", "set", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "planning" not in done.stderr
     assert len(list((tmp_path / "set" / "plans").iterdir())) == 1
