@@ -178,8 +178,20 @@ def test_a_pair_that_fails_is_repeated_and_hedged_again(release: threading.Event
     assert counters(reader) == (1, 1, 2, 1)
 
 
-def test_no_more_than_the_budget_of_hedges_is_started(release: threading.Event) -> None:
-    reader = RangeReader(max_hedged_fraction=0.25)
+class Asked(RangeReader):
+    """Remembers which reads, by their threads, asked for a hedge."""
+
+    def __init__(self, max_hedged_fraction: float) -> None:
+        super().__init__(max_hedged_fraction=max_hedged_fraction)
+        self.askers: set[int] = set()
+
+    def _may_hedge(self) -> bool:
+        self.askers.add(threading.get_ident())
+        return super()._may_hedge()
+
+
+def test_no_more_than_the_budget_of_hedges_is_started() -> None:
+    reader = Asked(max_hedged_fraction=0.25)
     slow, num_reads = threading.Event(), 20
 
     def attempt() -> bytes:
@@ -188,8 +200,7 @@ def test_no_more_than_the_budget_of_hedges_is_started(release: threading.Event) 
 
     with ThreadPoolExecutor(num_reads) as threads:
         reads = [threads.submit(reader.read, attempt) for _ in range(num_reads)]
-        wait_until(lambda: reader.hedges >= 2, "the first hedges")
-        release.wait(0.2)  # all have asked for a hedge several times by now, if the machine is not very busy
+        wait_until(lambda: len(reader.askers) == num_reads, "every read to ask for a hedge")
         slow.set()
         assert [read.result() for read in reads] == [b"body"] * num_reads
     assert 2 <= reader.hedges <= 2 + num_reads * 0.25

@@ -110,6 +110,7 @@ def test_one_source_is_one_draw(position: int, lane: int, count: int, weight: fl
     assert Mixture((weight,), 16).draws(lane, position, count) == (Draw(0, position, count),)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=6), st.integers(-30, 30))
 def test_only_ratios_of_weights_matter(weights: list[int], scale: int) -> None:
     plain = Mixture(tuple(map(float, weights)), 4)
