@@ -116,6 +116,7 @@ def write_report(folder: Path, facts: DemoFacts) -> DemoFacts:
     page = render_page(
         "cluster.demo",
         "demo.html.j2",
+        parts_of=("cluster.audit.report",),
         title="BiT Pretrain: the demonstration",
         facts=facts,
         last=facts.metrics[-1],

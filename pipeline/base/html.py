@@ -5,10 +5,17 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from pipeline.base.quantities import human_bytes, plural, quantity
 
 
-def render_page(package: str, template: str, **values: object) -> bytes:
-    """Return the page of a template of the package; a missing value is an error, text is escaped."""
+def render_page(package: str, template: str, *, parts_of: tuple[str, ...] = (), **values: object) -> bytes:
+    """Return the page of a template; a missing value is an error, text is escaped.
+
+    Args:
+        package: Whose folder `templates/` holds it.
+        template: Its name there.
+        parts_of: Further packages whose templates it includes.
+        values: What it shows.
+    """
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader(package), PackageLoader("pipeline.base")]),
+        loader=ChoiceLoader([PackageLoader(name) for name in (package, *parts_of, "pipeline.base")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
