@@ -13,7 +13,7 @@ import pytest
 
 import pipeline.store.s3
 from cluster.stack.services import Stack
-from pipeline.base.errors import Conflict
+from pipeline.base.errors import Conflict, Unreachable
 from pipeline.store.base import commit
 from pipeline.store.url import open_store
 from tests.conftest import BUCKET, class_folders, cli, run_cli, running_stack
@@ -121,7 +121,7 @@ def test_a_wrong_etag_of_a_part_leaves_no_object(
 ) -> None:
     proxied(first("wrong etag", 1, "PUT", "partNumber"))
     store = open_store(s3_url("x"))
-    with pytest.raises(pipeline.store.s3.Unreachable, match="a part did not arrive"):
+    with pytest.raises(Unreachable, match="a part did not arrive"):
         store.create("large", os.urandom(70 << 20))
     assert list(store.list("")) == []
     assert store.create("large", b"again")
