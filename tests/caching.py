@@ -8,7 +8,7 @@ from pipeline.store.block_cache import BlockCache
 
 
 def body_of(key: str, num_bytes: int) -> bytes:
-    """Return a body that tells its key and is recognized when cut or mixed."""
+    """Return a body that follows from its key and is recognized when cut or mixed."""
     return (hashlib.sha256(key.encode()).digest() * (num_bytes // 32 + 1))[:num_bytes]
 
 

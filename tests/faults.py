@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
     proxy: FaultProxy
 
     def log_message(self, *arguments: Any) -> None:
-        """Return nothing."""
+        """Log nothing."""
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -3,7 +3,7 @@
     python tests/peers/read_exports.py FOLDER_OF_CLASS_FOLDERS [--only timm,wids] [--cache FOLDER]
 
 Packs the pictures with the `pipeline` command of this environment, exports, and lets each peer read everything in a
-virtual environment of its own, where this file runs again with `--read`. One line a peer tells whether it met each
+virtual environment of its own, where this file runs again with `--read`. One line a peer shows whether it met each
 sample of the manifest once, with its label.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-# Key, where the peer tells it, and label.
+# Key, where the peer has it, and label.
 Sample = tuple[str | None, int]
 
 
@@ -29,7 +29,7 @@ def read_timm(root: Path, _: Path) -> Iterator[Sample]:
 
     reader = create_reader("wds/", root=str(root), split="train")
     found = [(None, label) for _, label in reader]
-    assert len(reader) == len(found), f"told {len(reader)} samples, gave {len(found)}"
+    assert len(reader) == len(found), f"counted {len(reader)} samples, read {len(found)}"
     yield from found
 
 
@@ -50,8 +50,8 @@ def read_open_clip(root: Path, _: Path) -> Iterator[Sample]:
     shards = sorted(str(path) for path in root.glob("shards/*/*.tar"))
     pipeline = webdataset.DataPipeline(webdataset.SimpleShardList(shards), tarfile_to_samples_nothrow)
     found = [(sample["__key__"], int(sample["cls"])) for sample in pipeline]
-    told, _ = get_dataset_size("::".join(shards))
-    assert told == len(found), f"told {told} samples, gave {len(found)}"
+    counted, _ = get_dataset_size("::".join(shards))
+    assert counted == len(found), f"counted {counted} samples, read {len(found)}"
     yield from found
 
 
@@ -132,7 +132,7 @@ def read_huggingface(root: Path, scratch: Path) -> Iterator[Sample]:
         yield sample["__key__"], sample["cls"]
 
 
-# Distribution whose version is told, what is installed with it, and how it reads. torch 2.13 where it is only needed.
+# Distribution whose version is printed, what is installed with it, how it reads. torch 2.13 where it is only needed.
 PEERS: dict[str, tuple[str, list[str], Callable[[Path, Path], Iterator[Sample]]]] = {
     "timm": ("timm", ["timm==1.0.31", "torch==2.14.1", "torchvision==0.29.1", "webdataset"], read_timm),
     "wids": ("wids", ["wids==0.1.11", "torch==2.13.0", "pillow"], read_wids),
@@ -147,8 +147,8 @@ PEERS: dict[str, tuple[str, list[str], Callable[[Path, Path], Iterator[Sample]]]
 }
 
 
-def tell(peer: str, root: Path) -> None:
-    """Run in the peer's environment: prints its version and the samples as one line of JSON."""
+def report(peer: str, root: Path) -> None:
+    """Run in the peer's environment: print its version and the samples as one line of JSON."""
     name, _, read = PEERS[peer]
     with tempfile.TemporaryDirectory() as scratch:
         found = list(read(root, Path(scratch)))
@@ -172,12 +172,12 @@ def ask(peer: str, root: Path, expected: dict[str, int], cache: Path) -> str:
         )
     if done.returncode:
         return f"{peer}: {log.read_text().strip().splitlines()[-1]} ({log})"
-    told = json.loads(done.stdout.splitlines()[-1])
-    keys, labels = zip(*told["samples"], strict=True) if told["samples"] else ((), ())
-    # A peer that tells no keys reads in the order of the manifest.
+    printed = json.loads(done.stdout.splitlines()[-1])
+    keys, labels = zip(*printed["samples"], strict=True) if printed["samples"] else ((), ())
+    # A peer without keys reads in the order of the manifest.
     found = dict(zip(expected if set(keys) == {None} else keys, labels, strict=len(labels) == len(expected)))
     agree = len(labels) == len(expected) and found == expected
-    return f"{peer} {told['version']}: {len(labels)} samples read, labels {'equal' if agree else 'DIFFER'}"
+    return f"{peer} {printed['version']}: {len(labels)} samples read, labels {'equal' if agree else 'DIFFER'}"
 
 
 def main() -> None:
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--read", choices=PEERS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.read:
-        tell(given.read, given.folder)
+        report(given.read, given.folder)
         return
     from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415 - not in a peer's environment
 

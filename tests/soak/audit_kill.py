@@ -36,7 +36,7 @@ def contents(url: str) -> dict[str, bytes]:
 
 
 def soak(stack: Stack, source: Path, num_kills: int, seed: int, bucket: str = _BUCKET) -> Outcome:
-    """Audit and kills until `num_kills` processes were killed and the audit under way is finished.
+    """Audit and kill until `num_kills` processes were killed and the audit under way is finished.
 
     Args:
         stack: S3 and Ray.
@@ -80,8 +80,8 @@ def _audit_under_fire(
 ) -> None:
     for _ in range(_MOST_STARTS):
         outcome.num_starts += 1
-        with tempfile.TemporaryFile() as told:
-            driver = subprocess.Popen(command, stdout=told, stderr=told)
+        with tempfile.TemporaryFile() as printed:
+            driver = subprocess.Popen(command, stdout=printed, stderr=printed)
             try:
                 while driver.poll() is None:
                     time.sleep(chance.uniform(0.0, _LONGEST_PAUSE_SECONDS))  # the point: a random moment
@@ -92,17 +92,17 @@ def _audit_under_fire(
             finally:
                 driver.kill()
                 driver.wait()
-            told.seek(0)
-            said = told.read().decode()
+            printed.seek(0)
+            text = printed.read().decode()
         if driver.returncode == 0:
             return
         # Killed, or without a cluster for a moment: the same command goes on. A wrong result would end it.
-        assert "exists with other content" not in said, said[-2000:]
-    raise AssertionError(f"not finished in {_MOST_STARTS} starts; the last one said {said[-500:]}")
+        assert "exists with other content" not in text, text[-2000:]
+    raise AssertionError(f"not finished in {_MOST_STARTS} starts; the last one printed {text[-500:]}")
 
 
 def main() -> None:
-    """Run the soak and says what it did."""
+    """Run the soak and print what it did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
@@ -116,9 +116,9 @@ def main() -> None:
             outcome = soak(stack, Path(folder), arguments.kills, arguments.seed)
         finally:
             stop_stack(stack)
-    told = ", ".join(f"{outcome.kills[target]} {target}" for target in TARGETS)
+    counts = ", ".join(f"{outcome.kills[target]} {target}" for target in TARGETS)
     print(
-        f"{sum(outcome.kills.values())} kills ({told}) over {outcome.num_datasets} audits, {outcome.num_starts} "
+        f"{sum(outcome.kills.values())} kills ({counts}) over {outcome.num_datasets} audits, {outcome.num_starts} "
         f"drivers started, {time.monotonic() - started:.0f} s: every report byte-identical to the undisturbed one"
     )
 

@@ -3,9 +3,9 @@
     python -m tests.soak.damage
 
 200 pictures in 8 shards of 32 blocks. Each damage is done to a copy of its own, which is streamed for exactly one
-epoch by 1, 2 and 3 ranks, with 0 and 2 loader workers, with much memory and with little; all must give the same
+epoch by 1, 2 and 3 ranks, with 0 and 2 loader workers, with much memory and with little; all must yield the same
 pictures, report the same samples and put the same ones in their place. A real S3 server stands behind a proxy that
-breaks 5 requests, one in four. Beside it webdataset 1.0.2 reads the same tars: how many samples it gives with its
+breaks 5 requests, one in four. Beside it webdataset 1.0.2 reads the same tars: how many samples it yields with its
 `warn_and_continue`, and what it raises without. Ends with 1 if anything was lost.
 """
 
@@ -57,14 +57,14 @@ class Epoch:
         images: Of all ranks, shape (samples, side, side, 3).
         keys: Shard and row of what was handed out, in order.
         bad: What was reported with the batches.
-        told: What was reported through `on_bad`.
+        heard: What was reported through `on_bad`.
         counts: Of all ranks.
     """
 
     images: npt.NDArray[np.uint8]
     keys: tuple[Key, ...]
     bad: tuple[BadSample, ...]
-    told: tuple[BadSample, ...]
+    heard: tuple[BadSample, ...]
     counts: ReadCounts
 
     def lost(self) -> set[Key]:
@@ -105,17 +105,17 @@ def all_keys() -> set[Key]:
 
 def epoch_of(url: str | Dataset, num_ranks: int = 1, loader: LoaderConfig = ROOMY, num_epochs: int = 1) -> Epoch:
     """Stream whole epochs on any number of ranks, one after another in this process; return the last one."""
-    told: list[BadSample] = []
+    heard: list[BadSample] = []
     views = [Selection(url if isinstance(url, Dataset) else open_dataset(url)) for _ in range(num_ranks)]
     streams = [
         Stream(
-            selection, ORDER, PretrainView(SIDE_PX), rank=rank, num_ranks=num_ranks, loader=loader, on_bad=told.append
+            selection, ORDER, PretrainView(SIDE_PX), rank=rank, num_ranks=num_ranks, loader=loader, on_bad=heard.append
         )
         for rank, selection in enumerate(views)
     ]
     try:
         for _ in range(num_epochs):
-            told.clear()
+            heard.clear()
             before = [ReadCounts(**vars(stream.counts)) for stream in streams]
             parts = [next(stream) for _ in range(NUM_SAMPLES // ORDER.batch_size) for stream in streams]
     finally:
@@ -129,7 +129,7 @@ def epoch_of(url: str | Dataset, num_ranks: int = 1, loader: LoaderConfig = ROOM
         images=np.concatenate([part.images for part in parts]),
         keys=tuple((address.shard, address.row) for part in parts for address in part.addresses),
         bad=tuple(bad for part in parts for bad in part.bad),
-        told=tuple(told),
+        heard=tuple(heard),
         counts=counts,
     )
 
@@ -148,7 +148,7 @@ def webdataset_of(dataset: Dataset) -> tuple[int, str]:
         try:
             for _ in samples(webdataset.reraise_exception):
                 pass
-        except Exception as error:  # noqa: BLE001 - whatever it is, is told
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is reported
             return given, type(error).__name__
     return given, "none"
 
@@ -162,7 +162,7 @@ def line_of(name: str, epoch: Epoch, of_webdataset: tuple[str, str] = ("-", "-")
 
 
 def suffer(damage: Damage, sets: tuple[Path, Path], folder: Path) -> Line:
-    """Stream a damaged copy in every way, checks what came, and return the line of the table.
+    """Stream a damaged copy in every way, check what came, and return the line of the table.
 
     Raises:
         AssertionError: Something was lost, reported wrongly, or differs between two ways to stream it.
@@ -174,7 +174,7 @@ def suffer(damage: Damage, sets: tuple[Path, Path], folder: Path) -> Line:
         assert not epoch.lost(), f"{way}: {sorted(epoch.lost())} are lost"
         assert epoch.reported() == expected, f"{way}: {epoch.reported()} was reported, {expected} is damaged"
         assert len(epoch.bad) == len(expected), f"{way}: reported twice"
-        assert sorted(map(repr, epoch.told)) == sorted(map(repr, epoch.bad)), f"{way}: on_bad heard something else"
+        assert sorted(map(repr, epoch.heard)) == sorted(map(repr, epoch.bad)), f"{way}: on_bad heard something else"
         assert epoch.is_like(epochs[0]), f"{way}: differs"
     given, error = webdataset_of(dataset)
     return line_of(damage.name, epochs[0], (str(given), error))

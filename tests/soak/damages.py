@@ -24,7 +24,7 @@ class Damage:
 
     Attributes:
         name: For people.
-        do: Damages a dataset in a folder; gives what must be reported.
+        do: Damages a dataset in a folder; returns what must be reported.
         is_undecodable: Whether the dataset is the one that holds a picture which does not decode.
     """
 
@@ -129,7 +129,7 @@ def _replaced(dataset: Dataset) -> Expected:
 
 
 def _without_sidecar(dataset: Dataset) -> Expected:
-    """Without digests of its own a damaged block cannot be told from sound pictures: all of the block is replaced."""
+    """Without digests of its own a damaged block looks like a sound one: all of it is replaced."""
     _flipped_in_a_picture(dataset)
     [block] = [
         block
@@ -141,7 +141,7 @@ def _without_sidecar(dataset: Dataset) -> Expected:
 
 
 def _no_sidecar(dataset: Dataset) -> Expected:
-    """A sound block tells itself what it holds."""
+    """A sound block knows by itself what it holds."""
     Path(dataset.store.url, dataset.shards[SHARD]["sidecar"]).unlink()
     return {}
 

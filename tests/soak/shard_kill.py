@@ -59,13 +59,13 @@ class Outcome:
 
 
 def contents(url: str) -> dict[str, bytes]:
-    """Return every object of a dataset but leases, which tell who ran when."""
+    """Return every object of a dataset but leases, which hold who ran when."""
     store = open_store(url)
     return {entry.key: store.read(entry.key) for entry in store.walk() if not entry.key.startswith("leases/")}
 
 
 def soak(stack: Stack, source: Path, num_kills: int, seed: int, bucket: str = _BUCKET) -> Outcome:
-    """Pack and kills until `num_kills` processes were killed and the dataset under way is finished.
+    """Pack and kill until `num_kills` processes were killed and the dataset under way is finished.
 
     Raises:
         AssertionError: A dataset differs from the undisturbed one.
@@ -136,12 +136,12 @@ def _pack_under_fire(
                     target = chance.choice(TARGETS)
                     if kill_one(stack, driver, target, chance, outcome):
                         outcome.kills[target] += 1
-            said = (driver.stderr.read() if driver.stderr else b"").decode()
+            errors = (driver.stderr.read() if driver.stderr else b"").decode()
         if driver.returncode == 0:
             return
         # Killed, or out of patience with what was killed: the same command goes on. A wrong result would end it.
-        assert "exists with other content" not in said, said[-2000:]
-    raise AssertionError(f"{url} was not finished in {_MOST_STARTS} starts; the last one said {said[-500:]}")
+        assert "exists with other content" not in errors, errors[-2000:]
+    raise AssertionError(f"{url} was not finished in {_MOST_STARTS} starts; the last one printed {errors[-500:]}")
 
 
 @contextmanager
@@ -227,7 +227,7 @@ def end(process: psutil.Process) -> None:
 
 
 def main() -> None:
-    """Run the soak and says what it did."""
+    """Run the soak and print what it did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -241,9 +241,9 @@ def main() -> None:
             outcome = soak(stack, source, arguments.kills, arguments.seed)
         finally:
             stop_stack(stack)
-    told = ", ".join(f"{outcome.kills[target]} {target}" for target in TARGETS)
+    counts = ", ".join(f"{outcome.kills[target]} {target}" for target in TARGETS)
     print(
-        f"{sum(outcome.kills.values())} kills ({told}) over {outcome.num_datasets} datasets, {outcome.num_starts} "
+        f"{sum(outcome.kills.values())} kills ({counts}) over {outcome.num_datasets} datasets, {outcome.num_starts} "
         f"drivers started, {time.monotonic() - started:.0f} s: every dataset byte-identical to the undisturbed one"
     )
 

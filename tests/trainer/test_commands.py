@@ -9,7 +9,7 @@ from tests.conftest import run_cli
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["pretrain", "{data}", "out", "--model", "R99x1", "--workers", "0"], "model 'R99x1' is unknown"),
         (["pretrain", "{data}", "out", "--recipe", "bit-xl"], "recipe 'bit-xl' is unknown"),
@@ -25,12 +25,12 @@ from tests.conftest import run_cli
         (["evaluate", "nowhere", "{data}", "out", "--workers", "0"], "holds no checkpoint"),
     ],
 )
-def test_wrong_arguments_get_one_sentence(small_dataset: Dataset, tmp_path: Path, arguments, said) -> None:
+def test_wrong_arguments_get_one_sentence(small_dataset: Dataset, tmp_path: Path, arguments, message) -> None:
     done = run_cli("trainer", *(a.replace("{data}", small_dataset.store.url) for a in arguments), cwd=tmp_path)
     assert done.returncode in (1, 2)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
-    assert said in errors[0]
+    assert message in errors[0]
     assert "Traceback" not in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""Datasets with all exports: one of ours, and adopted tars of another tool."""
+"""Datasets with all exports: our own, and adopted tars of another tool."""
 
 import shutil
 

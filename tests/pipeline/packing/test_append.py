@@ -94,9 +94,9 @@ def test_rejects_are_retried_alone(tmp_path: Path, dest: str) -> None:
     assert open_dataset(dest).rejects.num_rows == 3
     for name in ("class0/003.jpg", "class1/004.jpg"):
         (source / name).write_bytes(good[name])
-    said = cli("retry-rejects", dest)
+    printed = cli("retry-rejects", dest)
     dataset = open_dataset(dest)
-    assert "version 2: 19 samples" in said
+    assert "version 2: 19 samples" in printed
     assert [row["source"] for row in dataset.rejects.to_pylist()] == ["class1/005.jpg"]
     assert dataset.version.reject_reasons == {"truncated": 1}
     (source / "class1/005.jpg").write_bytes(good["class1/005.jpg"])
@@ -111,8 +111,8 @@ def test_rejects_are_retried_alone(tmp_path: Path, dest: str) -> None:
 
 def test_commands_on_nothing_say_so(tmp_path: Path) -> None:
     for command in (["append", str(tmp_path)], ["retry-rejects"], ["repair"], ["stats"], ["export"]):
-        said = cli(*command, tmp_path / "nowhere", code=1)
-        assert "holds no published dataset" in said
+        printed = cli(*command, tmp_path / "nowhere", code=1)
+        assert "holds no published dataset" in printed
     assert "holds no .tar file" in cli("index", class_folders(tmp_path / "in", each=1), code=1)
 
 

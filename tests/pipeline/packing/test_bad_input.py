@@ -126,14 +126,14 @@ CASES: list[tuple[Callable[[Path], list[str]], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "said"), CASES, ids=[make.__name__ for make, _ in CASES])
-def test_bad_source_is_refused(tmp_path: Path, make: Callable[[Path], list[str]], said: str) -> None:
+@pytest.mark.parametrize(("make", "message"), CASES, ids=[make.__name__ for make, _ in CASES])
+def test_bad_source_is_refused(tmp_path: Path, make: Callable[[Path], list[str]], message: str) -> None:
     source, *options = make(tmp_path)
     done = run_here("shard", source, str(tmp_path / "set"), *options)
     assert done.returncode in (1, 2)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
-    assert said in errors[0]
+    assert message in errors[0]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "set" / "MANIFEST.json").exists()
 

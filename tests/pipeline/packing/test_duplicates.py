@@ -41,9 +41,9 @@ def test_equal_pictures_are_packed_once_and_listed(tmp_path: Path) -> None:
     source = class_folders(tmp_path / "in", each=8)
     for number in range(4):
         (source / "class2" / f"copy{number}.jpg").write_bytes((source / "class0" / f"{number:03d}.jpg").read_bytes())
-    said = cli("shard", source, tmp_path / "set", "--skip-duplicates", "--shard-mb", 0.05, "--workers", 2)
-    assert "24 samples" in said
-    assert "4 duplicates left out" in said
+    printed = cli("shard", source, tmp_path / "set", "--skip-duplicates", "--shard-mb", 0.05, "--workers", 2)
+    assert "24 samples" in printed
+    assert "4 duplicates left out" in printed
     dataset = open_dataset(str(tmp_path / "set"))
     kept = source_counts(dataset)
     listed = pq.read_table(tmp_path / "set" / "plans" / dataset.version.plan_ids[0] / "duplicates.parquet")
@@ -127,9 +127,9 @@ def test_an_image_that_could_not_be_read_once_is_compared_again(tmp_path: Path) 
         cli("shard", table, tmp_path / "set", "--skip-duplicates", code=1)
     copy.write_bytes((source / "class1" / "000.jpg").read_bytes())
     for _ in range(2):
-        said = cli("shard", table, tmp_path / "set", "--skip-duplicates")
-        assert "8 samples" in said
-        assert "1 duplicates left out" in said
+        printed = cli("shard", table, tmp_path / "set", "--skip-duplicates")
+        assert "8 samples" in printed
+        assert "1 duplicates left out" in printed
 
 
 @pytest.mark.parametrize("options", [[], ["--skip-duplicates"]])
@@ -139,10 +139,10 @@ def test_the_same_image_with_two_labels_is_counted_and_shown(tmp_path: Path, opt
         (source / "class2" / f"copy{number}.jpg").write_bytes((source / "class0" / f"{number:03d}.jpg").read_bytes())
     (source / "class1" / "same.jpg").write_bytes((source / "class1" / "000.jpg").read_bytes())  # and the same label
     for _ in range(2):
-        said = cli("shard", source, tmp_path / "set", "--shard-mb", 0.02, *options)
-        assert "4 images have bytes that come with different labels, such as" in said
-        assert "(class0)" in said
-        assert "(class2)" in said
+        printed = cli("shard", source, tmp_path / "set", "--shard-mb", 0.02, *options)
+        assert "4 images have bytes that come with different labels, such as" in printed
+        assert "(class0)" in printed
+        assert "(class2)" in printed
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.lists(st.integers(0, 2), max_size=2)), max_size=30))

@@ -94,7 +94,7 @@ def test_a_server_that_stalls_is_asked_again(
 def test_an_answer_lost_after_the_object_was_created_is_success_once(
     method: str, s3_url: Callable[[str], str], proxied: Callable[..., FaultProxy]
 ) -> None:
-    """The server has the object, the client does not know: asking again meets its own object, not a rival's."""
+    """The server has the object, the client does not know: asking again meets its own object, not another run's."""
     proxy = proxied(first("lost answer", 1, method, "uploadId" if method == "POST" else "key"))
     store = open_store(s3_url("x"))
     body = os.urandom(1000) if method == "PUT" else os.urandom(70 << 20)

@@ -39,5 +39,5 @@ def test_a_file_of_unknown_size_above_the_limit_is_not_read_whole(tmp_path: Path
         for place in (str(large), f"file://{large}"):
             assert len(read_file(place, 1000)) == 1001
         (tmp_path / "t.csv").write_text(f"image,label\n{large},1\n{url}/large.jpg,1\n")
-        said = run_here("shard", "t.csv", "set", "--max-image-mb", "1", cwd=tmp_path)
-    assert "'too-large': 2" in said.stderr
+        printed = run_here("shard", "t.csv", "set", "--max-image-mb", "1", cwd=tmp_path)
+    assert "'too-large': 2" in printed.stderr

@@ -31,7 +31,7 @@ from tests.waiting import wait_until
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """All objects but leases, which tell who ran when, and what a killed writer left aside."""
+    """All objects but leases, which hold who ran when, and what a killed writer left aside."""
     found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
     return {name: body for name, body in found.items() if not name.startswith("leases/") and "/.tmp-" not in f"/{name}"}
 

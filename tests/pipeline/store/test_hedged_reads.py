@@ -38,7 +38,7 @@ def release() -> Iterator[threading.Event]:
 
 
 class Script:
-    """An attempt that does at each call the next of its steps: gives bytes, raises, or calls."""
+    """An attempt that does at each call the next of its steps: returns bytes, raises, or calls."""
 
     def __init__(self, *steps: bytes | Exception | Callable[[], bytes]) -> None:
         self._steps = iter(steps)

@@ -81,7 +81,7 @@ ANSWERS: list[tuple[str, int, type[BitError], str]] = [
 ]
 
 
-def told(error: Exception) -> BitError:
+def reported(error: Exception) -> BitError:
     with pytest.raises(BitError) as caught, module.storage_errors("s3://bucket/key"):
         raise error
     return caught.value
@@ -95,7 +95,7 @@ def test_an_answer_is_shown_with_its_code_message_and_remedy(
         "Error": {"Code": code, "Message": "in the server's\n own words"},
         "ResponseMetadata": {"HTTPStatusCode": status},
     }
-    error = told(botocore.exceptions.ClientError(response, "GetObject"))
+    error = reported(botocore.exceptions.ClientError(response, "GetObject"))
     assert type(error) is kind
     assert str(error).startswith("s3://bucket/key: ")
     assert remedy in str(error)
@@ -123,7 +123,7 @@ def test_the_table_above_holds_every_code() -> None:
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_what_never_reached_the_server_is_told_apart(error: Exception, kind: type[BitError], remedy: str) -> None:
-    found = told(error)
+    found = reported(error)
     assert type(found) is kind
     assert remedy in str(found)
 
@@ -169,7 +169,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "said"),
+    ("status", "code", "message"),
     [
         (
             400,
@@ -182,7 +182,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_cause_is_shown_for_every_request_even_head(
-    keys: None, monkeypatch: pytest.MonkeyPatch, status: int, code: str, said: str
+    keys: None, monkeypatch: pytest.MonkeyPatch, status: int, code: str, message: str
 ) -> None:
     with answering(status, code) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
@@ -196,7 +196,7 @@ def test_the_cause_is_shown_for_every_request_even_head(
         for request in requests:
             with pytest.raises(StorageError) as caught:
                 request()
-            assert said in str(caught.value)
+            assert message in str(caught.value)
             assert "from the server" in str(caught.value)
 
 

@@ -143,9 +143,9 @@ def test_a_full_disk_is_named_and_leaves_nothing(tiny_disk: Path, small_folder: 
     assert not (tiny_disk / "set" / "MANIFEST.json").exists()
 
 
-@pytest.mark.parametrize(("url", "said"), [("gs://bucket/x", "not gs://"), ("s3:///x", "names no bucket")])
-def test_urls_no_store_serves_are_refused(url: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+@pytest.mark.parametrize(("url", "message"), [("gs://bucket/x", "not gs://"), ("s3:///x", "names no bucket")])
+def test_urls_no_store_serves_are_refused(url: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         open_store(url)
 
 

@@ -115,15 +115,15 @@ def test_ctrl_c_prints_the_result_and_nothing_else(small_dataset: Dataset, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nowhere"], "holds no published dataset"),
         (["{data}", "--batch", "30"], "30 is not a multiple of 16 lanes"),
         (["{data}", "--budget-mb", "1"], "raise budget_bytes"),
     ],
 )
-def test_wrong_arguments_get_one_sentence(small_dataset: Dataset, tmp_path: Path, arguments, said) -> None:
+def test_wrong_arguments_get_one_sentence(small_dataset: Dataset, tmp_path: Path, arguments, message) -> None:
     done = run_here("bench", *(a.replace("{data}", small_dataset.store.url) for a in arguments), cwd=tmp_path)
     assert done.returncode in (1, 2)
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -17,16 +17,16 @@ from tests.conftest import picture, run_here
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nowhere", "--out", "x.html"], "holds no published dataset"),
         (["{data}", "--out", "no/such/folder/x.html"], "No such file or directory"),
     ],
 )
-def test_wrong_arguments_get_one_sentence(small_dataset: Dataset, tmp_path: Path, arguments, said) -> None:
+def test_wrong_arguments_get_one_sentence(small_dataset: Dataset, tmp_path: Path, arguments, message) -> None:
     done = run_here("peek", *(a.replace("{data}", small_dataset.store.url) for a in arguments), cwd=tmp_path)
     assert done.returncode in (1, 2)
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 

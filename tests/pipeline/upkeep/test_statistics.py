@@ -15,8 +15,8 @@ def test_statistics_count_every_sample(small_dataset: Dataset, tmp_path: Path) -
     assert counts["classes"] == {"0": 30, "1": 30, "2": 30}
     assert counts["shorter_side"] == {"48": 90}
     assert counts["labels_per_sample"] == {"1": 90}
-    said = cli("stats", small_dataset.store.url, "--html", tmp_path / "stats.html")
-    assert "3 of 3 classes have samples" in said
+    output = cli("stats", small_dataset.store.url, "--html", tmp_path / "stats.html")
+    assert "3 of 3 classes have samples" in output
     text = (tmp_path / "stats.html").read_text()
     assert "90 images in 3 classes: each has 30 samples." in text
     assert text.count("<svg") == 1  # what has one value only is no chart

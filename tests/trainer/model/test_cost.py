@@ -1,4 +1,4 @@
-"""What `trainer describe` says is what the network has: parameters, multiply-accumulates, memory of a step."""
+"""What `trainer describe` prints is what the network has: parameters, multiply-accumulates, memory of a step."""
 
 import subprocess
 import sys
@@ -82,8 +82,8 @@ def test_memory_of_a_step_is_what_is_measured(name: str, px: int, batch: int, ha
         env={"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "PATH": "/usr/bin:/bin"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    told = step_memory(layers(parse_architecture(name), 1000, px), batch, half=half, recomputes=recomputes).total
-    assert told == pytest.approx(int(done.stdout), rel=0.15)
+    estimated = step_memory(layers(parse_architecture(name), 1000, px), batch, half=half, recomputes=recomputes).total
+    assert estimated == pytest.approx(int(done.stdout), rel=0.15)
 
 
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:

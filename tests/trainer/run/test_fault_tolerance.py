@@ -57,8 +57,8 @@ def test_a_killed_worker_resumes_and_ends_bitwise_equal(
     data = s3_url("data")
     pack(small_folder, data, shard_bytes=150_000, block_bytes=40_000)
     calm = start(data, s3_url("calm"))
-    said = calm.communicate()[0].decode()
-    assert calm.returncode == 0, said
+    printed = calm.communicate()[0].decode()
+    assert calm.returncode == 0, printed
 
     store = open_store(s3_url("killed"))
     process = start(data, s3_url("killed"))
@@ -66,8 +66,8 @@ def test_a_killed_worker_resumes_and_ends_bitwise_equal(
     places = attempts(store)[0]["ranks"]
     assert {place["node"] for place in places} == {"127.0.0.2", "127.0.0.3"}
     os.kill(places[1]["pid"], signal.SIGKILL)
-    said = process.communicate()[0].decode()
-    assert process.returncode == 0, said
+    printed = process.communicate()[0].decode()
+    assert process.returncode == 0, printed
 
     starts = attempts(store)
     assert len(starts) == 2
@@ -92,8 +92,8 @@ def test_ranks_that_share_a_model_take_the_steps_of_one_that_holds_it(
     pack(small_folder, data, shard_bytes=150_000, block_bytes=40_000)
     short = {"recipe.epochs": 2, "recipe.decay_epochs": [1]}
     process = start(data, s3_url("shared"), **short, sharded="true", recomputes="true")
-    said = process.communicate()[0].decode()
-    assert process.returncode == 0, said
+    printed = process.communicate()[0].decode()
+    assert process.returncode == 0, printed
     options = [part for name, value in (SETTINGS | short).items() for part in ("--set", f"{name}={value}")]
     alone = run_cli(
         "trainer",
@@ -128,11 +128,11 @@ def test_a_run_that_cannot_succeed_ends_with_its_reason(
     for shard in dataset.shards:
         dataset.store.delete(shard["path"])
     process = start(data, s3_url("out"))
-    said = process.communicate()[0].decode()
+    printed = process.communicate()[0].decode()
     assert process.returncode == 1
-    assert "error: the run stopped on its workers" in said
-    assert "can be used" in said
-    assert "run `pipeline verify` on the dataset" in said
+    assert "error: the run stopped on its workers" in printed
+    assert "can be used" in printed
+    assert "run `pipeline verify` on the dataset" in printed
     assert len(attempts(open_store(s3_url("out")))) == 1
 
 
@@ -154,7 +154,7 @@ def test_a_stopped_rank_is_named_while_the_others_wait_and_the_run_goes_on_when_
             break
     os.kill(place["pid"], signal.SIGCONT)
     assert f"rank 1 ({place['host']}, process {place['pid']}) has given no sign of life for" in lines[-1], lines
-    said = process.communicate()[0].decode()
-    assert process.returncode == 0, said
-    assert "is back" in said
+    printed = process.communicate()[0].decode()
+    assert process.returncode == 0, printed
+    assert "is back" in printed
     assert len(attempts(store)) == 1

@@ -47,7 +47,7 @@ def tars(tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return what was written, but for leases, which tell who ran when."""
+    """Return what was written, but for leases, which hold who ran when."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     return {name: body for name, body in found.items() if not name.startswith("leases/")}
 

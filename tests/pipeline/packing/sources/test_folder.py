@@ -28,8 +28,8 @@ def test_hidden_and_other_files_are_ignored_counted_and_kept_with_the_plan(tmp_p
     ):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(jpeg(picture(7)))
-    said = cli("shard", source, tmp_path / "set")
-    assert "ignored 9, which are no images" in said
+    printed = cli("shard", source, tmp_path / "set")
+    assert "ignored 9, which are no images" in printed
     for part in (
         "5 hidden or system (.git/x.jpg, __MACOSX/class0/._000.jpg, ...)",
         "1 .txt (class1/notes.TXT)",
@@ -37,14 +37,14 @@ def test_hidden_and_other_files_are_ignored_counted_and_kept_with_the_plan(tmp_p
         "1 without an extension (class1/README)",
         "1 images outside of a class folder (outside.jpg)",
     ):
-        assert part in said
+        assert part in printed
     dataset = open_dataset(str(tmp_path / "set"))
     assert dataset.classes == ("class0", "class1")
     assert source_counts(dataset) == dict.fromkeys(expected, 1)
     [stored] = (tmp_path / "set").glob("plans/*/plan.json")
     plan = Plan.model_validate_json(stored.read_bytes())
     assert plan.num_ignored == sum(kind.count for kind in plan.ignored) == 9
-    assert cli("shard", source, tmp_path / "set").partition("published")[0] == said.partition("published")[0]
+    assert cli("shard", source, tmp_path / "set").partition("published")[0] == printed.partition("published")[0]
 
 
 def test_other_names_of_jpeg_are_images(tmp_path: Path) -> None:
@@ -93,22 +93,22 @@ def test_classes_of_another_dataset_number_this_one(tmp_path: Path) -> None:
     test = class_folders(tmp_path / "test", classes=3, each=1, seed=9)
     for name in ("class0", "class1"):
         (test / name / "000.jpg").unlink()
-    said = cli("shard", test, tmp_path / "tested", "--classes-from", tmp_path / "set")
-    assert "2 of 3 classes have no image: class0, class1" in said
+    printed = cli("shard", test, tmp_path / "tested", "--classes-from", tmp_path / "set")
+    assert "2 of 3 classes have no image: class0, class1" in printed
     dataset = open_dataset(str(tmp_path / "tested"))
     assert dataset.classes == ("class0", "class1", "class2")
     assert [about["labels"] for about in abouts(dataset)] == [[2]]
     (test / "class2").rename(test / "owl")
-    said = cli("shard", test, tmp_path / "other", "--classes-from", tmp_path / "set", code=2)
-    assert "class 'owl' is not in the class list (owl/000.jpg)" in said
+    printed = cli("shard", test, tmp_path / "other", "--classes-from", tmp_path / "set", code=2)
+    assert "class 'owl' is not in the class list (owl/000.jpg)" in printed
 
 
 def test_another_setting_is_named_by_its_option(tmp_path: Path) -> None:
     source = class_folders(tmp_path / "in", classes=2, each=1)
     cli("shard", source, tmp_path / "set")
-    said = cli("shard", source, tmp_path / "set", "--jpeg-quality", 80, "--shard-mb", 1, code=2)
-    assert "--shard-mb was 256.0 and is 1.0; --jpeg-quality was 95 and is 80" in said
+    printed = cli("shard", source, tmp_path / "set", "--jpeg-quality", 80, "--shard-mb", 1, code=2)
+    assert "--shard-mb was 256.0 and is 1.0; --jpeg-quality was 95 and is 80" in printed
     (source / "class2").mkdir()
     (source / "class2" / "1.jpg").write_bytes(jpeg(picture(5)))
-    said = cli("shard", source, tmp_path / "set", code=2)
-    assert "its classes differ (+class2); it was packed from 2 images, the sources have 3" in said
+    printed = cli("shard", source, tmp_path / "set", code=2)
+    assert "its classes differ (+class2); it was packed from 2 images, the sources have 3" in printed

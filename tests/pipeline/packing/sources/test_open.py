@@ -1,4 +1,4 @@
-"""Every kind of source is packed whole: tables, inline Parquet, tars of ours and of others, several at once."""
+"""Several sources at once keep their names apart, and a class list numbers them."""
 
 from pathlib import Path
 

@@ -194,8 +194,8 @@ def test_text_of_csv_stays_text_unless_the_whole_column_is_numbers(tmp_path: Pat
         (tmp_path / name).write_bytes(jpeg(picture(int(name))))
     lines = ["image;label;zip;score;mixed", *(";".join(row) for row in rows)]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
-    said = cli("shard", tmp_path / "t.csv", tmp_path / "set")
-    assert "1 images have no label, such as 00002" in said
+    printed = cli("shard", tmp_path / "t.csv", tmp_path / "set")
+    assert "1 images have no label, such as 00002" in printed
     found = {about["source"]: about for about in abouts(open_dataset(str(tmp_path / "set")))}
     assert {name: about["labels"] for name, about in found.items()} == {"00000": [0], "00001": [10], "00002": []}
     assert [found["00000"][name] for name in ("zip", "score", "mixed")] == ["00501", 1.0, "x"]
@@ -208,6 +208,6 @@ def test_tables_of_several_splits_are_refused(small_folder: Path, tmp_path: Path
     for name in ("train-0", "test-0"):
         pq.write_table(table, tmp_path / "in" / "data" / f"{name}.parquet")
     for source in (tmp_path / "in", tmp_path / "in" / "data" / "*.parquet"):
-        said = cli("shard", source, tmp_path / "set", code=2)
-        assert "holds the splits test (test-0.parquet), train (train-0.parquet)" in said
+        printed = cli("shard", source, tmp_path / "set", code=2)
+        assert "holds the splits test (test-0.parquet), train (train-0.parquet)" in printed
     assert "1 samples" in cli("shard", tmp_path / "in" / "data" / "train-*.parquet", tmp_path / "set")

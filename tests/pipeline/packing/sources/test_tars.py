@@ -141,9 +141,9 @@ def test_every_label_of_a_tar_arrives(
     members: Members = [(f"{n}.jpg", a_jpeg(n)) for n in range(len(labels))]
     members += [(f"{n}.{kind}", body) for n, (kind, body) in enumerate(labels)]
     write_tar(tmp_path / "a.tar", members)
-    said = cli("shard", tmp_path / "a.tar", tmp_path / "set")
+    printed = cli("shard", tmp_path / "a.tar", tmp_path / "set")
     assert labels_in(tmp_path / "set") == {str(number): names for number, names in enumerate(expected)}
-    assert ("1 images have no label, such as a.tar#1" in said) == ([] in expected)
+    assert ("1 images have no label, such as a.tar#1" in printed) == ([] in expected)
 
 
 def test_names_in_tars_are_numbered_by_a_class_list(tmp_path: Path) -> None:
@@ -153,8 +153,8 @@ def test_names_in_tars_are_numbered_by_a_class_list(tmp_path: Path) -> None:
     assert open_dataset(str(tmp_path / "set")).classes == ("cat", "001")
     assert labels_in(tmp_path / "set") == {"1": ["001"], "2": ["cat"]}
     (tmp_path / "names").write_text("dog\n")
-    said = cli("shard", tmp_path / "a.tar", tmp_path / "other", "--classes", tmp_path / "names", code=2)
-    assert "is not in the class list (a.tar#1)" in said
+    printed = cli("shard", tmp_path / "a.tar", tmp_path / "other", "--classes", tmp_path / "names", code=2)
+    assert "is not in the class list (a.tar#1)" in printed
 
 
 def test_tars_without_labels_are_refused_unless_asked_for(tmp_path: Path) -> None:
@@ -162,11 +162,11 @@ def test_tars_without_labels_are_refused_unless_asked_for(tmp_path: Path) -> Non
         (f"{name}/{n}.{kind}", a_jpeg(n)) for name in ("cat", "dog") for n, kind in enumerate(["jpg", "txt"])
     ]
     write_tar(tmp_path / "a.tar", members)
-    said = cli("shard", tmp_path / "a.tar", tmp_path / "set", code=2)
-    assert "no sample has a label; other members: 2 .txt; --folder-labels" in said
-    assert "(cat, dog)" in said
-    said = cli("shard", tmp_path / "a.tar", tmp_path / "set", "--no-labels")
-    assert "ignored 2, which are no images: 2 .txt (cat/1.txt, dog/1.txt)" in said
+    printed = cli("shard", tmp_path / "a.tar", tmp_path / "set", code=2)
+    assert "no sample has a label; other members: 2 .txt; --folder-labels" in printed
+    assert "(cat, dog)" in printed
+    printed = cli("shard", tmp_path / "a.tar", tmp_path / "set", "--no-labels")
+    assert "ignored 2, which are no images: 2 .txt (cat/1.txt, dog/1.txt)" in printed
     cli("shard", tmp_path / "a.tar", tmp_path / "named", "--folder-labels")
     assert labels_in(tmp_path / "named") == {"cat/0": ["cat"], "dog/0": ["dog"]}
 
@@ -194,10 +194,10 @@ def test_image_members_are_chosen_by_their_ending(tmp_path: Path) -> None:
     assert labels_in(tmp_path / "dots") == {"22.00": ["2"], "v1.0": ["1"], "0": ["0"]}
     pairs = [("0.left.jpg", a_jpeg(1)), ("0.right.jpg", a_jpeg(2)), ("0.cls", b"5")]
     write_tar(tmp_path / "pairs.tar", pairs)
-    said = cli("shard", tmp_path / "pairs.tar", tmp_path / "left", "--image-member", ".left.jpg")
+    printed = cli("shard", tmp_path / "pairs.tar", tmp_path / "left", "--image-member", ".left.jpg")
     assert labels_in(tmp_path / "left") == {"0": ["5"]}
     assert images(open_dataset(str(tmp_path / "left"))) == [pairs[0][1]]
-    assert "ignored" in said
+    assert "ignored" in printed
 
 
 def test_links_devices_and_hidden_members_are_counted(tmp_path: Path) -> None:
@@ -216,9 +216,9 @@ def test_links_devices_and_hidden_members_are_counted(tmp_path: Path) -> None:
             about = tarfile.TarInfo(name)
             about.type, about.linkname = kind, "1.jpg"
             archive.addfile(about)
-    said = cli("shard", tmp_path / "a.tar", tmp_path / "set", "--max-reject-fraction", 0.5)
-    assert "ignored 4, which are no images: 1 device (6.txt); 2 hidden or system (._1.jpg, __MACOSX/1.jpg); " in said
-    assert "1 link (5.txt)" in said
+    printed = cli("shard", tmp_path / "a.tar", tmp_path / "set", "--max-reject-fraction", 0.5)
+    assert "ignored 4, which are no images: 1 device (6.txt); 2 hidden or system (._1.jpg, __MACOSX/1.jpg); " in printed
+    assert "1 link (5.txt)" in printed
     dataset = open_dataset(str(tmp_path / "set"))
     assert sorted(about["source"] for about in abouts(dataset)) == ["a.tar#1", "a.tar#2"]  # a hard link is the file
     rejects = {row["source"]: (row["reason"], row["detail"]) for row in dataset.rejects.to_pylist()}
@@ -261,5 +261,5 @@ def test_tars_of_several_splits_are_refused(tmp_path: Path) -> None:
     assert "holds the splits train (train/0.tar), val (val/0.tar)" in cli(
         "shard", tmp_path / "in", tmp_path / "set", code=2
     )
-    said = cli("shard", tmp_path / "in" / "train", tmp_path / "in" / "val", tmp_path / "set")
-    assert "2 samples" in said
+    printed = cli("shard", tmp_path / "in" / "train", tmp_path / "in" / "val", tmp_path / "set")
+    assert "2 samples" in printed
