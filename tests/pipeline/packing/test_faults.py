@@ -160,7 +160,7 @@ def test_dead_workers_cost_nothing_but_time(source: Path, calm: dict[str, bytes]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as driver:
 
         def has_committed(count: int) -> bool:
-            return driver.poll() is not None or len(list(dest.glob("commits/*/*"))) >= count
+            return driver.poll() is not None or len(list(dest.glob("commits/*/*.json"))) >= count
 
         for count in (1, 2, 3):
             wait_until(partial(has_committed, count), f"{count} commits")
