@@ -46,6 +46,7 @@ from .scores.intervals import (
     paired_bootstrap as paired_bootstrap,
     wilson_interval as wilson_interval,
 )
+from .scores.linear_probe import few_shot_accuracies as few_shot_accuracies
 from .step.ranks import (
     World as World,
     alone as alone,
