@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 VENV ?= .venv
+TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt scripts/setup.sh hatch_build.py pipeline/image/jpeg_region/region.c pipeline/image/jpeg_region/huffman.h pipeline/image/average64.c cluster/audit/search/hamming.c
 
@@ -8,7 +9,7 @@ demo: $(VENV)/run-ready  ## the whole product on this machine; DATA=FOLDER for y
 	$(BIN)/cluster demo $(if $(DATA),--data "$(DATA)") $(DEMO_OPTIONS)
 
 test: $(VENV)/dev-ready  ## all tests; TESTS=... to choose
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(TESTS)
 
 check: $(VENV)/dev-ready  ## format, lint, types, floors
 	$(BIN)/ruff format --check .
