@@ -30,6 +30,7 @@ from pipeline.store.url import open_store
 from trainer.checkpoint.background import BackgroundSaver
 from trainer.checkpoint.chunks import Part
 from trainer.checkpoint.record import CheckpointRecord, read_record
+from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.sharded import _read_parts, load, save
 from trainer.step.ranks import alone
 
@@ -85,7 +86,7 @@ def main() -> None:
         for table, value in ((stalls, stalled), (durable, done), (extras, extra / num_bytes)):
             table.setdefault(name, []).append(value)
 
-    saver = BackgroundSaver(store, alone(), "background", None, keep=1)
+    saver = BackgroundSaver(store, alone(), "background", None, Retention(newest=1))
     step = 0
     for _ in range(options.rounds):
         step += 1

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipeline.store.base import Store
 from pipeline.store.lease import Lease
 from trainer.checkpoint.chunks import Part, own_parts
 from trainer.checkpoint.record import CheckpointFile
-from trainer.checkpoint.retention import discard_old
+from trainer.checkpoint.retention import Retention, discard_old
 from trainer.checkpoint.sharded import commit, files_listed, folder_of, list_key, write_parts
 from trainer.step.ranks import World
 
@@ -30,7 +30,7 @@ class BackgroundSaver:
     thread waits for all lists and commits. What a thread fails with is raised by the next call.
     """
 
-    def __init__(self, store: Store, world: World, attempt: str, lease: Lease | None, keep: int) -> None:
+    def __init__(self, store: Store, world: World, attempt: str, lease: Lease | None, retention: Retention) -> None:
         """Write below a store.
 
         Args:
@@ -38,19 +38,33 @@ class BackgroundSaver:
             world: This rank.
             attempt: Name of this start of the run, the same on every rank.
             lease: The right to commit; None on other ranks than 0.
-            keep: How many of the newest checkpoints to keep.
+            retention: Which checkpoints to keep.
         """
-        self._store, self._world, self._attempt, self._lease, self._keep = store, world, attempt, lease, keep
+        self._store, self._world, self._attempt, self._lease = store, world, attempt, lease
+        self._retention = retention
         self._memory: dict[str, Tensor] = {}
         self._most_seconds = _MOST_SECONDS
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self.stall_seconds = 0.0  # that the loop waited for saves since `take_stall`
+        self._figures = {"checkpoint_stall_seconds": 0.0}
 
     def start(
-        self, state: dict[str, Tensor], *, step: int, stream: Mapping[str, Any], about: Mapping[str, Any]
+        self,
+        state: dict[str, Tensor],
+        *,
+        step: int,
+        stream: Mapping[str, Any],
+        about: Mapping[str, Any],
+        best: Collection[int] = (),
     ) -> None:
         """Copy this rank's share of a state, and begin to write it; waits for the checkpoint before.
+
+        Args:
+            state: Tensors by name, the same names on every rank.
+            step: Optimizer steps done.
+            stream: State of the data stream.
+            about: Facts for whoever loads the weights.
+            best: Steps whose checkpoints stay, whatever the retention says.
 
         Raises:
             BitError: The checkpoint before could not be written.
@@ -58,10 +72,10 @@ class BackgroundSaver:
         began = time.monotonic()
         self.wait()
         parts = [self._copied(part) for part in own_parts(state, self._world.rank, self._world.num_ranks)]
-        work = (parts, step, dict(stream), dict(about))
+        work = (parts, step, dict(stream), dict(about), best, began)
         self._thread = threading.Thread(target=self._run, args=work, name=f"checkpoint-{step}", daemon=True)
         self._thread.start()
-        self.stall_seconds += time.monotonic() - began
+        self._figures["checkpoint_stall_seconds"] += time.monotonic() - began
 
     def wait(self) -> None:
         """Wait until the checkpoint that is being written is there.
@@ -82,10 +96,15 @@ class BackgroundSaver:
         with suppress(BitError):  # whoever abandons a run has another error to report
             self.wait()
 
-    def take_stall(self) -> float:
-        """Return the seconds for which the loop waited for saves since the last call."""
-        seconds, self.stall_seconds = self.stall_seconds, 0.0
-        return seconds
+    def take_figures(self) -> dict[str, float]:
+        """Return what saving took since the last call.
+
+        Returns:
+            `checkpoint_stall_seconds` for which the loop waited; and where one was committed, on rank 0,
+            `checkpoint_seconds` from its copy to its commit and `checkpoint_bytes` of all its files.
+        """
+        figures, self._figures = self._figures, {"checkpoint_stall_seconds": 0.0}
+        return {name: round(value, 4) for name, value in figures.items()}
 
     def _copied(self, part: Part) -> Part:
         """Return a part whose values no later step changes, in CPU memory that is used again for each checkpoint."""
@@ -95,7 +114,15 @@ class BackgroundSaver:
         held.copy_(part.rows)
         return part._replace(rows=held)
 
-    def _run(self, parts: list[Part], step: int, stream: dict[str, Any], about: dict[str, Any]) -> None:
+    def _run(
+        self,
+        parts: list[Part],
+        step: int,
+        stream: dict[str, Any],
+        about: dict[str, Any],
+        best: Collection[int],
+        began: float,
+    ) -> None:
         try:
             folder = folder_of(step, self._attempt)
             files = write_parts(self._store, folder, self._world.rank, parts)
@@ -104,7 +131,9 @@ class BackgroundSaver:
                 if self._lease:
                     self._lease.check(now=True)
                 commit(self._store, step, folder, [*files, *others], stream, about)
-                discard_old(self._store, self._keep)
+                self._figures["checkpoint_seconds"] = time.monotonic() - began
+                self._figures["checkpoint_bytes"] = sum(file.num_bytes for file in [*files, *others])
+                discard_old(self._store, self._retention, best)
         except BaseException as error:  # noqa: BLE001 - raised by the next call, in the loop's own thread
             self._error = error
 

@@ -1,8 +1,31 @@
 """Options that several commands share, and what they stand for."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
+
+
+class Workers(NamedTuple):
+    """How many Ray Train workers a job runs on: as many as there is room for, from the least to the most."""
+
+    least: int
+    most: int
+
+
+class _WorkersType(click.ParamType):  # type: ignore[type-arg]
+    name = "N|MIN:MAX"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Workers:
+        """Return the numbers of N or MIN:MAX."""
+        if isinstance(value, Workers):
+            return value
+        least, colon, most = str(value).partition(":")
+        if not least.isdigit() or (colon and not most.isdigit()):
+            self.fail(f"{value!r}: write a number, or MIN:MAX such as 2:8", param, ctx)
+        workers = Workers(int(least), int(most) if colon else int(least))
+        if colon and not 0 < workers.least <= workers.most:
+            self.fail(f"{value!r}: MIN is at least 1 and at most MAX", param, ctx)
+        return workers
 
 
 def cluster_options(command: Any) -> Any:
@@ -10,10 +33,11 @@ def cluster_options(command: Any) -> Any:
     for option in (
         click.option(
             "--workers",
-            default=1,
+            default="1",
             show_default=True,
-            type=click.IntRange(0),
-            help="Ray Train workers; 0 runs in this process, without Ray.",
+            type=_WorkersType(),
+            help="Ray Train workers; with MIN:MAX as many of them as there is room for, at any time. 0 runs in this "
+            "process, without Ray.",
         ),
         click.option("--gpu/--cpu", "use_gpu", default=False, help="One GPU a worker, or one CPU.", show_default=True),
         click.option(
@@ -32,12 +56,19 @@ def json_option(command: Any) -> Any:
 
 
 def run_and_step(text: str) -> tuple[str, int | None]:
-    """Return the URL and the step of RUN or RUN@STEP."""
-    from pipeline.store.url import absolute_url  # noqa: PLC0415
+    """Return the URL and the step of RUN, RUN@STEP or RUN@best.
+
+    Raises:
+        NotFound: The best one is asked for, and none was measured.
+    """
+    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
+    from trainer.run.evaluations import best_step  # noqa: PLC0415
 
     place, at, step = text.rpartition("@")
     if at and step.isdigit():
         return absolute_url(place), int(step)
+    if at and step == "best":
+        return absolute_url(place), best_step(open_store(absolute_url(place)))
     return absolute_url(text), None
 
 

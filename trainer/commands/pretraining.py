@@ -8,6 +8,7 @@ from pipeline.base.console import examples
 from pipeline.base.errors import ConfigError
 from trainer.commands.options import (
     RUN_MARKS,
+    Workers,
     cluster_options,
     model_of,
     newest_step,
@@ -23,6 +24,7 @@ from trainer.commands.settings import build, parsed
         "trainer pretrain data/train runs/tiny --model R14x0.5 --recipe bit-s --workers 0 \\",
         "    --set recipe.epochs=3 --set recipe.batch_size=64 --set recipe.warmup_steps=20 \\",
         "    --set recipe.resolution_px=64",
+        "trainer pretrain data/train runs/tiny --held-out 2% --evaluate-every 500  # keeps the best checkpoint, too",
         "trainer pretrain data/train runs/tiny --change recipe.epochs=6        # the same run, longer",
         "trainer pretrain data/train runs/b --branch runs/a@2000 --skip-steps 10   # past where it diverged",
         "trainer pretrain data/train runs/c --init runs/a                      # weights only, a new schedule",
@@ -35,9 +37,20 @@ from trainer.commands.settings import build, parsed
 @click.option("--mix", "mixed", multiple=True, metavar="URL=WEIGHT", help="Another dataset; DATA has weight 1.")
 @click.option("--exclude", help="Parquet with shard and row of samples of DATA to leave out, such as an audit's.")
 @click.option(
-    "--init", metavar="RUN[@STEP]|FILE", help="Weights to start from: of a run, or a file of another code base."
+    "--held-out",
+    metavar="COUNT|N%|URL",
+    help="Measure on this while training: pictures of DATA that are left out of training, or another dataset.",
 )
-@click.option("--branch", metavar="RUN[@STEP]", help="Go on from a checkpoint of another run, with all of its state.")
+@click.option("--probe", "probes", multiple=True, metavar="NAME=TRAIN,TEST", help="Sets for the linear few-shot probe.")
+@click.option(
+    "--evaluate-every", type=click.IntRange(1), metavar="STEPS", help="Between measurements.  [default: 1000]"
+)
+@click.option(
+    "--init", metavar="RUN[@STEP|@best]|FILE", help="Weights to start from: of a run, or a file of another code base."
+)
+@click.option(
+    "--branch", metavar="RUN[@STEP|@best]", help="Go on from a checkpoint of another run, with all of its state."
+)
 @click.option("--skip-steps", default=0, type=click.IntRange(0), help="Batches to leave out after it, with --branch.")
 @click.option(
     "--change", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting of the run from here on."
@@ -50,11 +63,14 @@ def pretrain(
     recipe: str | None,
     mixed: tuple[str, ...],
     exclude: str | None,
+    held_out: str | None,
+    probes: tuple[str, ...],
+    evaluate_every: int | None,
     init: str | None,
     branch: str | None,
     skip_steps: int,
     changes: tuple[str, ...],
-    workers: int,
+    workers: Workers,
     use_gpu: bool,
     max_failures: int,
     wait: bool,
@@ -93,6 +109,12 @@ def pretrain(
     if init:
         fields |= _init_fields(init, present)
     given: dict[str, Any] = {"model": model, "recipe": named_recipe(recipe).model_dump() if recipe else None}
+    version = fields["data_version"]
+    given |= {
+        "held_out": _held_out(held_out, data, version, present) if held_out else None,
+        "probes": [_probe(text) for text in probes] or None,
+        "evaluate_every_steps": evaluate_every,
+    }
     given |= {"mix": [_mixed(text) for text in mixed] or None, "exclude": absolute_url(exclude) if exclude else None}
     fields |= {"data": data, "out": out} | {name: value for name, value in given.items() if value is not None}
     config = build(PretrainConfig, fields, values)
@@ -100,15 +122,22 @@ def pretrain(
     if present:
         config = settle(open_store(out), config)
     if wanted:
-        config = _changed(config, wanted, workers)
-    check_pretrain(config, workers)
+        config = _changed(config, wanted, workers.most)
+    check_pretrain(config, workers.most)
     for warning in pretrain_warnings(config):
         click.echo(f"warning: {warning}", err=True)
     click.echo(header(config), err=True)
     from trainer.jobs.table import PRETRAIN  # noqa: PLC0415 - torch: seconds after the header
     from trainer.run.launch import run  # noqa: PLC0415
 
-    run(PRETRAIN, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, wait=wait)
+    run(
+        PRETRAIN,
+        config,
+        num_workers=(workers.least, workers.most),
+        use_gpu=use_gpu,
+        max_failures=max_failures,
+        wait=wait,
+    )
 
 
 def _init_fields(init: str, present: Any) -> dict[str, Any]:
@@ -147,6 +176,7 @@ def _branch_fields(branch: str, skip_steps: int, present: Any) -> dict[str, Any]
         "data_version": other.data_version,
         "mix": [mixed.model_dump() for mixed in other.mix],
         "exclude": other.exclude,
+        "held_out": other.held_out.model_dump() if other.held_out else None,
         "weight": other.weight,
         "seed": other.seed,
         "num_lanes": other.num_lanes,
@@ -156,7 +186,7 @@ def _branch_fields(branch: str, skip_steps: int, present: Any) -> dict[str, Any]
     }
 
 
-def _changed(config: Any, wanted: dict[str, Any], workers: int) -> Any:
+def _changed(config: Any, wanted: dict[str, Any], num_workers: int) -> Any:
     """Record what is to be changed from here on, and return the configuration with it."""
     from pipeline.packing.foreign_tars.open_any import absolute_pattern  # noqa: PLC0415
     from pipeline.store.url import open_store  # noqa: PLC0415
@@ -170,7 +200,7 @@ def _changed(config: Any, wanted: dict[str, Any], workers: int) -> Any:
     for name in {"data", "exclude"} & wanted.keys():
         wanted[name] = absolute_pattern(wanted[name]) if wanted[name] else None
     return changed(
-        store, config, wanted, epochs_done(config, steps(store)[-1]), lambda new: check_pretrain(new, workers)
+        store, config, wanted, epochs_done(config, steps(store)[-1]), lambda new: check_pretrain(new, num_workers)
     )
 
 
@@ -186,3 +216,40 @@ def _mixed(text: str) -> dict[str, Any]:
         raise ConfigError(f"--mix {text!r}: write URL=WEIGHT with a weight above 0, such as s3://bucket/extra=0.25")
     data = absolute_pattern(url)
     return {"data": data, "data_version": open_any(data).version.version, "weight": share}
+
+
+def _held_out(text: str, data: str, version: int, present: Any) -> dict[str, Any]:
+    """Return the field of what is held out: pictures of DATA, by number or share, or another dataset."""
+    from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
+
+    share = text.removesuffix("%")
+    if text.isdigit() or (share != text and share.replace(".", "", 1).isdigit()):
+        known = present.held_out if present else None
+        version = known.data_version if known and known.num_samples else version
+        total = sum(open_any(data, version).shards.table["num_samples"].to_pylist())
+        count = int(text) if text.isdigit() else round(float(share) / 100 * total)
+        if not 0 < count < total:
+            raise ConfigError(
+                f"--held-out {text}: that is {count:,} of {total:,} pictures of {data}; hold out at least one, and "
+                f"leave some to train on"
+            )
+        return {"num_samples": count, "data_version": version}
+    url = absolute_pattern(text)
+    return {"data": url, "data_version": open_any(url).version.version}
+
+
+def _probe(text: str) -> dict[str, Any]:
+    from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
+
+    name, equals, sets = text.partition("=")
+    train, comma, test = sets.rpartition(",")
+    if not (name and equals and comma and train and test):
+        raise ConfigError(f"--probe {text!r}: write NAME=TRAIN,TEST, such as pets=data/pets/train,data/pets/test")
+    train, test = absolute_pattern(train), absolute_pattern(test)
+    return {
+        "name": name,
+        "train": train,
+        "train_version": open_any(train).version.version,
+        "test": test,
+        "test_version": open_any(test).version.version,
+    }

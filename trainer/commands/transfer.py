@@ -7,6 +7,7 @@ from pipeline.base.errors import ConfigError
 from trainer.commands.options import (
     RESULT_MARKS,
     RUN_MARKS,
+    Workers,
     cluster_options,
     json_option,
     model_of,
@@ -24,7 +25,7 @@ from trainer.commands.settings import build, parsed
         "trainer finetune scratch data/train data/test runs/scratch --model R50x1 --shots 1,5,10 --subsets 5",
     )
 )
-@click.argument("init", metavar="RUN[@STEP]|scratch")
+@click.argument("init", metavar="RUN[@STEP|@best]|scratch")
 @click.argument("train")
 @click.argument("test")
 @click.argument("out")
@@ -47,7 +48,7 @@ def finetune(
     exclude_test: str | None,
     rule: str,
     ignore_unknown_classes: bool,
-    workers: int,
+    workers: Workers,
     use_gpu: bool,
     max_failures: int,
     wait: bool,
@@ -100,7 +101,7 @@ def finetune(
     }
     config = build(FinetuneConfig, fields, values)
     require_free_folder(out, "run", RUN_MARKS)
-    check_finetune(config, workers)
+    check_finetune(config, workers.most)
     for warning in finetune_warnings(config):
         click.echo(f"warning: {warning}", err=True)
     step = "its newest checkpoint" if init_step is None else f"step {init_step:,}"  # None: a sweep of an older release
@@ -109,7 +110,15 @@ def finetune(
     from trainer.jobs.table import FINETUNE  # noqa: PLC0415 - torch: seconds after the header
     from trainer.run.launch import run  # noqa: PLC0415
 
-    run(FINETUNE, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, wait=wait, as_json=as_json)
+    run(
+        FINETUNE,
+        config,
+        num_workers=(workers.least, workers.most),
+        use_gpu=use_gpu,
+        max_failures=max_failures,
+        wait=wait,
+        as_json=as_json,
+    )
 
 
 @click.command(
@@ -118,7 +127,7 @@ def finetune(
         "trainer evaluate s3://bucket/run@20000 s3://bucket/val results/val --json",
     )
 )
-@click.argument("run_url", metavar="RUN[@STEP]")
+@click.argument("run_url", metavar="RUN[@STEP|@best]")
 @click.argument("data")
 @click.argument("out")
 @click.option("--exclude", help="Parquet with shard and row of samples of DATA to leave out, such as an audit's.")
@@ -131,7 +140,7 @@ def evaluate(
     out: str,
     exclude: str | None,
     ignore_unknown_classes: bool,
-    workers: int,
+    workers: Workers,
     use_gpu: bool,
     max_failures: int,
     wait: bool,
@@ -163,7 +172,15 @@ def evaluate(
     from trainer.jobs.table import EVALUATE  # noqa: PLC0415 - torch
     from trainer.run.launch import run  # noqa: PLC0415
 
-    run(EVALUATE, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, wait=wait, as_json=as_json)
+    run(
+        EVALUATE,
+        config,
+        num_workers=(workers.least, workers.most),
+        use_gpu=use_gpu,
+        max_failures=max_failures,
+        wait=wait,
+        as_json=as_json,
+    )
 
 
 def _numbers(text: str) -> list[int]:

@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from pipeline.base.records import Record
 from trainer.recipes.data import TrainingData
+from trainer.recipes.held_out import ProbeSet
 from trainer.recipes.pretrain import PretrainRecipe
 from trainer.run.settings import RunSettings
 
@@ -45,6 +46,8 @@ class PretrainConfig(TrainingData, RunSettings):
         init: URL of a run or of a file of weights to start from; None for new weights.
         init_step: Of the run's checkpoint; None with a file.
         branch: The run that this one goes on from, with its momentum and its place in the data; None for none.
+        evaluate_every_steps: Steps between two measurements on what is held out, and on the probe's sets.
+        probes: Labelled sets for the linear few-shot probe.
     """
 
     out: str
@@ -54,6 +57,8 @@ class PretrainConfig(TrainingData, RunSettings):
     init: str | None = None
     init_step: int | None = None
     branch: Branch | None = None
+    evaluate_every_steps: PositiveInt = 1000
+    probes: tuple[ProbeSet, ...] = ()
 
 
 class Shortened(Record):

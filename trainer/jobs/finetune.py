@@ -6,7 +6,7 @@ with its checkpoints, and goes on from its newest one; it is done when its resul
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from pipeline.store.url import open_store
 from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import WeightedSelection
 from trainer.checkpoint.fallback import load_newest
-from trainer.checkpoint.retention import discard_old
+from trainer.checkpoint.retention import Retention, discard_old
 from trainer.checkpoint.sharded import save
 from trainer.checkpoint.weights import load_into
 from trainer.jobs.checks import recipe_for, subset_rows, test_selection
@@ -38,9 +38,10 @@ from trainer.recipes.classes import match_classes
 from trainer.recipes.hyperrule import TransferRecipe, finetune_learning_rate
 from trainer.run.classes import write_classes
 from trainer.run.controls import Controls
-from trainer.run.fit import TrainingRun, fit
+from trainer.run.fit import fit
 from trainer.run.folder import begin_attempt, settled_config
 from trainer.run.progress import Report, metrics_line
+from trainer.run.training import TrainingRun
 from trainer.scores.intervals import mean_interval
 from trainer.scores.predictions import summary
 from trainer.step.losses import LOSSES
@@ -107,7 +108,7 @@ def finetune(config: FinetuneConfig, world: World, report: Report, controls: Con
     )
     controls = controls or Controls()
     if controls.lease is None and world.is_first:
-        controls = Controls(Lease.take(store), controls.wants_stop, controls.on_step)
+        controls = replace(controls, lease=Lease.take(store))
     attempt = begin_attempt(store, world, 0)
     whole = _Sweep(config, world, store, train, TestSet(test, train.classes, labels), attempt, report, controls)
     for run in sweep(config):
@@ -169,7 +170,7 @@ def _run_one(whole: _Sweep, run: SweepRun) -> None:
         about |= {"result": result}
         save(folder, world, model_state(model), step=recipe.steps, attempt=whole.attempt, stream={}, about=about)
     if world.is_first:
-        discard_old(folder, 1)
+        discard_old(folder, Retention(newest=1))
         if run.shots:
             _write(store, f"subsets/{run.name}.parquet", subset_table(selection))
         _write(store, f"predictions/{run.name}.parquet", to_parquet(predictions))

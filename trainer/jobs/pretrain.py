@@ -1,12 +1,15 @@
 """Pretraining: the upstream recipe over the stream; the same function with and without Ray."""
 
 import logging
+from collections.abc import Sequence
 
 from pipeline.base.errors import ConfigError, ResumeMismatch
 from pipeline.dataset.dataset import Dataset
 from pipeline.image.transforms import PretrainView
+from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.any_url import read_file
 from pipeline.store.url import open_store
+from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import Stream
 from trainer.checkpoint.record import chosen
 from trainer.checkpoint.sharded import load
@@ -17,13 +20,17 @@ from trainer.jobs.checks import order_began, steps_ahead
 from trainer.jobs.config import PretrainConfig, is_file_of_weights
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
-from trainer.recipes.data import training_sources
+from trainer.recipes.classes import match_classes
+from trainer.recipes.data import held_out_selection, training_sources
+from trainer.recipes.held_out import ProbeSet
 from trainer.recipes.pretrain import pretrain_learning_rate, total_steps
 from trainer.run.classes import write_classes
 from trainer.run.controls import Controls
-from trainer.run.fit import TrainingRun, fit
+from trainer.run.fit import fit
 from trainer.run.folder import settled_config
+from trainer.run.held_out import Evaluation, Labelled, Probe
 from trainer.run.progress import Report
+from trainer.run.training import TrainingRun
 from trainer.step.losses import LOSSES
 from trainer.step.optimizer import MasterSGD, model_state
 from trainer.step.ranks import World
@@ -95,8 +102,37 @@ def pretrain(config: PretrainConfig, world: World, report: Report, controls: Con
         begin=begin,
         order_from=began.step if began else 0,
         steps_ahead=ahead,
+        evaluation=_evaluation(config, dataset.classes),
     )
     fit(run, report, controls)
+
+
+def _evaluation(config: PretrainConfig, classes: Sequence[str]) -> Evaluation | None:
+    """Return what the run is measured on while it trains."""
+    held_out = held_out_selection(config)
+    if held_out is None and not config.probes:
+        return None
+    labelled = None
+    if held_out is not None:
+        url = held_out.dataset.store.url
+        labelled = Labelled(held_out, match_classes(classes, held_out.dataset.classes, config.data, url))
+    return Evaluation(
+        config.evaluate_every_steps,
+        labelled,
+        tuple(_probe(probe) for probe in config.probes),
+        config.recipe.resolution_px,
+        config.microbatch_size,
+        config.precision,
+    )
+
+
+def _probe(probe: ProbeSet) -> Probe:
+    train, test = open_any(probe.train, probe.train_version), open_any(probe.test, probe.test_version)
+    return Probe(
+        probe.name,
+        Labelled(Selection(train), tuple(range(len(train.classes)))),
+        Labelled(Selection(test), match_classes(train.classes, test.classes, probe.train, probe.test)),
+    )
 
 
 def _begin_branch(config: PretrainConfig, world: World, optimizer: MasterSGD, stream: Stream) -> int:

@@ -1,53 +1,44 @@
-"""Where the ranks of a launch show that they live, and read whether they are to stop: an actor on Ray."""
+"""Where the ranks of a launch show that they live, and read what they are asked for: an actor on Ray."""
 
-import logging
-import math
-import os
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from trainer.step.ranks import World
+from trainer.run.lives import Life, stuck
 
-logger = logging.getLogger(__name__)
-
-_SIGN_SECONDS = 5.0
-_SILENT_SECONDS = 20.0  # four signs missed: then the rank is stopped, swapped out, or cut off
-_AGAIN_SECONDS = 60.0  # between two lines on one rank
 _ANSWER_SECONDS = 5.0
 
 
-class Life(NamedTuple):
-    """The last sign of life of a rank.
+class Wishes(NamedTuple):
+    """What a rank learns when it gives a sign of life.
 
     Attributes:
-        rank: Its number.
-        place: Host and process.
-        step: Steps done; -1 before the first one.
-        silent_seconds: For how long it has given none, by the clock of the board: those of hosts may differ.
+        wants_stop: Whether the run is to stop.
+        num_saves: How often the run was asked to save and go on.
+        stuck: Why the run cannot go on, so that the rank is to end itself; nothing where it can.
     """
 
-    rank: int
-    place: str
-    step: int
-    silent_seconds: float = 0.0
+    wants_stop: bool = False
+    num_saves: int = 0
+    stuck: str = ""
 
 
-class _State:
-    """What the actor holds."""
+class BoardState:
+    """What the actor holds; in a run of a single process, all that there is."""
 
-    def __init__(self) -> None:
+    def __init__(self, least_seconds: float) -> None:
+        """Begin without ranks; `least_seconds` as for `trainer.run.lives.limit_seconds`."""
+        self._least_seconds = least_seconds
         self._lives: dict[int, tuple[Life, float]] = {}
         self._wants_stop = False
+        self._num_saves = 0
         self._stopped = ""
 
-    def sign(self, life: Life) -> bool:
-        """Take a sign of life, and return whether the run is to stop."""
+    def sign(self, life: Life) -> Wishes:
+        """Take a sign of life, and return what the rank is asked for."""
         self._lives[life.rank] = life, time.monotonic()
-        return self._wants_stop
+        return Wishes(self._wants_stop, self._num_saves, stuck(self.lives(), self._least_seconds))
 
     def end(self, rank: int) -> None:
         """Forget a rank that has ended."""
@@ -61,6 +52,10 @@ class _State:
     def request_stop(self) -> None:
         """Ask the ranks to stop."""
         self._wants_stop = True
+
+    def request_save(self) -> None:
+        """Ask the ranks to save, and to go on."""
+        self._num_saves += 1
 
     def report_stop(self, message: str) -> None:
         """Keep what the run says as it stops."""
@@ -76,15 +71,21 @@ class Board:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
-        self._wants_stop = False
+        self._wishes = Wishes()
+        self._num_saves_taken: int | None = None  # None before the first sign: what was asked for earlier is done
 
     @classmethod
-    def start(cls, launch_id: str) -> "Board":
-        """Start the actor of a launch; called by the driver."""
+    def start(cls, launch_id: str, least_seconds: float) -> "Board":
+        """Start the actor of a launch; called by the driver.
+
+        Args:
+            launch_id: Name of the launch.
+            least_seconds: See `trainer.run.lives.limit_seconds`.
+        """
         import ray  # noqa: PLC0415
 
-        state = ray.remote(num_cpus=0, max_restarts=-1)(_State)
-        return cls(state.options(name=f"bit-{launch_id}").remote())
+        state = ray.remote(num_cpus=0, max_restarts=-1)(BoardState)
+        return cls(state.options(name=f"bit-{launch_id}").remote(least_seconds))
 
     @classmethod
     def join(cls, launch_id: str) -> "Board":
@@ -93,17 +94,30 @@ class Board:
 
         return cls(ray.get_actor(f"bit-{launch_id}"))
 
-    def sign(self, life: Life) -> None:
-        """Give a sign of life, and learn whether the run is to stop."""
-        self._wants_stop = bool(self._ask("sign", life, default=self._wants_stop))
+    def sign(self, life: Life) -> Wishes:
+        """Give a sign of life, and learn what the rank is asked for."""
+        self._wishes = self._ask("sign", life, default=self._wishes._replace(stuck=""))
+        if self._num_saves_taken is None:
+            self._num_saves_taken = self._wishes.num_saves
+        return self._wishes
 
-    def end(self, rank: int) -> None:
-        """Take a rank off the board."""
-        self._ask("end", rank)
+    @contextmanager
+    def leaving(self, rank: int) -> Iterator[None]:
+        """Take a rank off the board in the end."""
+        try:
+            yield
+        finally:
+            self._ask("end", rank)
 
     def wants_stop(self) -> bool:
         """Return whether the run is to stop, as the last sign of life learned."""
-        return self._wants_stop
+        return self._wishes.wants_stop
+
+    def wants_save(self) -> bool:
+        """Return whether a save was asked for since the last call, as the last sign of life learned."""
+        is_new = self._num_saves_taken is not None and self._wishes.num_saves > self._num_saves_taken
+        self._num_saves_taken = self._wishes.num_saves
+        return is_new
 
     def lives(self) -> list[Life]:
         """Return the last sign of every rank."""
@@ -112,6 +126,10 @@ class Board:
     def request_stop(self) -> None:
         """Ask the ranks to stop."""
         self._ask("request_stop")
+
+    def request_save(self) -> None:
+        """Ask the ranks to save, and to go on."""
+        self._ask("request_save")
 
     def report_stop(self, message: str) -> None:
         """Leave what the run says as it stops."""
@@ -127,59 +145,3 @@ class Board:
         with suppress(ray.exceptions.RayError):
             return ray.get(getattr(self._actor, name).remote(*arguments), timeout=_ANSWER_SECONDS)
         return default
-
-
-@contextmanager
-def sign_of_life(board: Board, world: World) -> Iterator[Callable[[int], None]]:
-    """Show on the board every few seconds that this rank lives, and yield a function that takes the steps done."""
-    place, step, is_over = f"{socket.gethostname()}, process {os.getpid()}", -1, threading.Event()
-
-    def take(done: int) -> None:
-        nonlocal step
-        step = done
-
-    def show() -> None:
-        while True:
-            board.sign(Life(world.rank, place, step))
-            if is_over.wait(_SIGN_SECONDS):
-                return
-
-    thread = threading.Thread(target=show, name="sign-of-life", daemon=True)
-    thread.start()
-    try:
-        yield take
-    finally:
-        is_over.set()
-        thread.join(_ANSWER_SECONDS)
-        board.end(world.rank)
-
-
-class Watch:
-    """Finds ranks that give no sign of life, and says so."""
-
-    def __init__(self, limit_seconds: float) -> None:
-        """Begin to watch.
-
-        Args:
-            limit_seconds: For how long the other ranks wait for one, for the message.
-        """
-        self._limit_seconds = limit_seconds
-        self._said: dict[int, float] = {}
-
-    def news(self, lives: list[Life], now: float) -> list[str]:
-        """Return lines on ranks that have fallen silent, or came back."""
-        lines = []
-        for life in sorted(lives):
-            silent = life.silent_seconds
-            if silent < _SILENT_SECONDS:
-                if self._said.pop(life.rank, None):
-                    lines.append(f"rank {life.rank} ({life.place}) is back")
-                continue
-            if now - self._said.get(life.rank, -math.inf) >= _AGAIN_SECONDS:
-                self._said[life.rank] = now
-                lines.append(
-                    f"rank {life.rank} ({life.place}) has given no sign of life for {silent:.0f} s, since step "
-                    f"{max(life.step, 0):,}; the other ranks wait for it for {self._limit_seconds:.0f} s, then the "
-                    f"group starts again from the last checkpoint"
-                )
-        return lines

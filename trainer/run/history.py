@@ -23,13 +23,17 @@ CONFIG_KEY = "run.json"
 FREE = frozenset(
     [
         "out", "loader", "loader_log", "microbatch_size", "recomputes", "compiled", "sharded", "checkpoint_every_steps",
-        "log_every_steps", "keep_checkpoints", "shots", "num_subsets",
+        "keep_every_steps", "log_every_steps", "keep_checkpoints", "evaluate_every_steps", "probes", "shots",
+        "num_subsets",
     ]
 )  # fmt: skip
 # With another one of these a run reads other samples: a new order begins at the step of the change.
 _OF_THE_ORDER = frozenset(
-    ["data", "data_version", "weight", "mix", "exclude", "seed", "num_lanes", "window_blocks", "recipe.batch_size"]
-)
+    [
+        "data", "data_version", "weight", "mix", "exclude", "held_out", "held_out.num_samples", "held_out.seed", "seed",
+        "num_lanes", "window_blocks", "recipe.batch_size",
+    ]
+)  # fmt: skip
 _FIXED = frozenset(["out", "model", "init", "init_step", "branch"])
 _CHANGES = "changes/"
 R = TypeVar("R", bound=Record)

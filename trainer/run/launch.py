@@ -1,6 +1,5 @@
 """The door to Ray Train: a job runs on a group of workers, and again from its last checkpoint when one dies."""
 
-import json
 import logging
 import os
 import sys
@@ -15,24 +14,28 @@ from urllib.parse import urlsplit
 
 import click
 
-from pipeline.base.errors import BitError, Fenced, Interrupted, ServiceError, StorageError
+from pipeline.base.errors import Interrupted, ServiceError
 from pipeline.base.records import Record, json_bytes
-from pipeline.store.base import Store
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
 from pipeline.work.on_ray import quieten, require_capacity, require_cluster
-from trainer.checkpoint.record import is_record_key
-from trainer.run.board import Board, Watch, sign_of_life
+from trainer.run.board import Board, BoardState
 from trainer.run.controls import Controls
+from trainer.run.lives import LEAST_STEP_SECONDS, Watch
 from trainer.run.progress import Report, json_line
+from trainer.run.pulse import Pulse, beating
 from trainer.run.signals import stop_requests
-from trainer.step.ranks import World, alone, broadcast
+from trainer.run.starts import begins_in_vain, final_failure, write_failure
+from trainer.step.ranks import World, alone
 
 logger = logging.getLogger(__name__)
 
-# Ray's default of 1800 s would hide a hang for half an hour.
-_COLLECTIVE_TIMEOUT_SECONDS = 300
-_STARTS_WITHOUT_PROGRESS = 5  # then it is no accident
+# Who is stuck in one is found by the signs of life; this is for loading and testing, which have no steps.
+_COLLECTIVE_TIMEOUT_SECONDS = 1800
+STALL_SECONDS_VARIABLE = "BIT_STALL_SECONDS"
+RESIZE_SECONDS_VARIABLE = "BIT_RESIZE_SECONDS"
+_RESIZE_SECONDS = 300.0  # a choice: a restart takes up to a minute, so growing costs a fifth of it at most
+_UNKNOWN_DRAIN_SECONDS = 120.0  # what Ray Train waits where a drain names no deadline
 _LOOK_SECONDS = 2.0  # between two looks of the driver at its workers
 C = TypeVar("C", bound=Record)
 
@@ -58,7 +61,7 @@ def run(
     job: Job[C],
     config: C,
     *,
-    num_workers: int,
+    num_workers: tuple[int, int],
     use_gpu: bool,
     max_failures: int,
     wait: bool = False,
@@ -69,7 +72,8 @@ def run(
     Args:
         job: What to run; on Ray its functions are imported by name on the workers.
         config: Its configuration.
-        num_workers: Ray Train workers; 0 runs in this process, without Ray.
+        num_workers: Least and most Ray Train workers: where they differ, the group grows and shrinks with the cluster.
+            0 runs in this process, without Ray.
         use_gpu: One GPU for each worker instead of one CPU.
         max_failures: Restarts after a worker died or raised; -1 for no limit.
         wait: Whether to wait until the cluster has the workers free, instead of failing at once.
@@ -81,19 +85,31 @@ def run(
         BitError: As the job, where it runs in this process.
     """
     line_of = json_line if as_json else job.line_of
-    if num_workers == 0:
+    if num_workers[1] == 0:
         _show_messages()
-        with stop_requests() as wants_stop:
-            job.run(config, alone(use_gpu), lambda row: click.echo(line_of(row)), Controls(wants_stop=wants_stop))
+        _run_here(job, config, line_of, use_gpu=use_gpu)
         return
     _run_on_ray(job, config, line_of, num_workers, use_gpu=use_gpu, max_failures=max_failures, wait=wait)
+
+
+def _run_here(job: Job[C], config: C, line_of: Callable[[dict[str, Any]], str], *, use_gpu: bool) -> None:
+    world, pulse, board = alone(use_gpu), Pulse(0), BoardState(_stall_seconds())
+    store = open_store(config.model_dump()["out"])
+    with stop_requests() as wants_stop, beating(pulse, board.sign, store):
+        controls = Controls(wants_stop=wants_stop, on_phase=pulse.on_phase, on_step=pulse.on_step)
+        job.run(config, world, lambda row: click.echo(line_of(row)), controls)
+
+
+def _stall_seconds() -> float:
+    """Return for how long a run may take no step, however fast its steps are, before its ranks end themselves."""
+    return float(os.environ.get(STALL_SECONDS_VARIABLE, LEAST_STEP_SECONDS))
 
 
 def _run_on_ray(
     job: Job[C],
     config: C,
     line_of: Callable[[dict[str, Any]], str],
-    num_workers: int,
+    num_workers: tuple[int, int],
     *,
     use_gpu: bool,
     max_failures: int,
@@ -105,15 +121,17 @@ def _run_on_ray(
     import ray.train  # noqa: PLC0415
     import ray.train.torch  # noqa: PLC0415
 
+    from trainer.run.resize import SaveBeforeResize  # noqa: PLC0415
+
     out = config.model_dump()["out"]
     store, launch_id = open_store(out), uuid.uuid4().hex[:8]
     if not ray.is_initialized():
         ray.init(log_to_driver=True)
-    missing = require_capacity(num_workers, use_gpu=use_gpu, wait=wait)
+    missing = require_capacity(num_workers[0], use_gpu=use_gpu, wait=wait)
     if missing:
         click.echo(f"waiting: {missing}", err=True)
     store.create(f"failures/{launch_id}/launch.json", json_bytes({"job": job.name, "time": time.time()}))
-    board = Board.start(launch_id)
+    board = Board.start(launch_id, _stall_seconds())
     loop_config = {
         "job": job,
         "line_of": line_of,
@@ -128,12 +146,13 @@ def _run_on_ray(
         torch_config=ray.train.torch.TorchConfig(
             backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS
         ),
-        scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        scaling_config=_scaling(num_workers, use_gpu=use_gpu),
         run_config=ray.train.RunConfig(
             # A fresh name: our checkpoints, not Ray's folder, say where a run goes on.
             name=f"{job.name}-{launch_id}",
             storage_path=_ray_storage(out),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            callbacks=[SaveBeforeResize(out, launch_id)],
         ),
     )
     with stop_requests() as wants_stop:
@@ -146,6 +165,22 @@ def _run_on_ray(
     stopped = board.stopped()
     if stopped:
         raise Interrupted(stopped)
+
+
+def _scaling(num_workers: tuple[int, int], *, use_gpu: bool) -> Any:
+    import ray.train  # noqa: PLC0415
+
+    least, most = num_workers
+    if least == most:
+        return ray.train.ScalingConfig(num_workers=most, use_gpu=use_gpu)
+    return ray.train.ScalingConfig(
+        num_workers=num_workers, use_gpu=use_gpu, elastic_resize_monitor_interval_s=_resize_seconds()
+    )
+
+
+def _resize_seconds() -> float:
+    """Return how long a group stays as it is before it may grow: each growth costs a restart."""
+    return float(os.environ.get(RESIZE_SECONDS_VARIABLE, _RESIZE_SECONDS))
 
 
 def _fitted(trainer: Any, board: Board, wants_stop: Callable[[], bool]) -> BaseException | None:
@@ -163,7 +198,7 @@ def _fitted(trainer: Any, board: Board, wants_stop: Callable[[], bool]) -> BaseE
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
-    watch = Watch(_COLLECTIVE_TIMEOUT_SECONDS)
+    watch = Watch(_stall_seconds())
     while thread.is_alive():
         thread.join(_LOOK_SECONDS)
         if wants_stop():
@@ -202,9 +237,16 @@ def _worker(loop_config: dict[str, Any]) -> None:
     store, launch_id = open_store(loop_config["out"]), loop_config["launch_id"]
     if begins_in_vain(world, store, launch_id):
         return
-    board = Board.join(launch_id)
-    with sign_of_life(board, world) as on_step:
-        controls = Controls(Lease(store, loop_config["lease_number"]), board.wants_stop, on_step)
+    board, pulse = Board.join(launch_id), Pulse(world.rank)
+    with board.leaving(world.rank), beating(pulse, board.sign, store):
+        controls = Controls(
+            lease=Lease(store, loop_config["lease_number"]),
+            wants_stop=board.wants_stop,
+            wants_save=board.wants_save,
+            drain_deadline=_drain_deadline,
+            on_phase=pulse.on_phase,
+            on_step=pulse.on_step,
+        )
         try:
             config = job.config_type.model_validate_json(loop_config["config"])
             job.run(config, world, lambda row: click.echo(loop_config["line_of"](row)), controls)
@@ -216,50 +258,14 @@ def _worker(loop_config: dict[str, Any]) -> None:
             raise
 
 
-def begins_in_vain(world: World, store: Store, launch_id: str) -> bool:
-    """Record a start, and return whether it cannot succeed, the same on every rank; every rank must call."""
-    if world.is_first:
-        write_start(store, launch_id)
-    return broadcast(world, final_failure(store, launch_id) is not None if world.is_first else None)
+def _drain_deadline() -> float | None:
+    """Return when a node of this group will be taken away; every rank must call."""
+    import ray.train  # noqa: PLC0415
 
-
-def write_start(store: Store, launch_id: str) -> None:
-    """Record that a group of workers starts, and what there is by then; called by rank 0."""
-    body = json.dumps({"progress": progress_of(store)})
-    store.create(f"failures/{launch_id}/starts/{time.time_ns()}.json", body.encode())
-
-
-def write_failure(store: Store, launch_id: str, rank: int, error: BaseException) -> None:
-    """Record what a rank ends with."""
-    is_final = isinstance(error, Fenced) or (isinstance(error, BitError) and not isinstance(error, StorageError))
-    failure = {
-        "rank": rank,
-        "final": is_final,
-        "message": f"{error}" if isinstance(error, BitError) else f"{type(error).__name__}: {error}",
-    }
-    store.create(f"failures/{launch_id}/{time.time_ns()}-{rank}.json", json.dumps(failure).encode())
-
-
-def progress_of(store: Store) -> list[str]:
-    """Return the names of all that was finished at a run or sweep: checkpoints and results."""
-    found = [entry.key for folder in ("checkpoints/", "models/", "results/") for entry in store.list(folder)]
-    return sorted(key for key in found if is_record_key(key) or key.startswith("results/"))
-
-
-def final_failure(store: Store, launch_id: str) -> str | None:
-    """Return why a launch cannot succeed: an error that would come again, or too many starts without progress."""
-    folder = f"failures/{launch_id}/"
-    entries = [entry.key for entry in store.list(folder)]
-    failures = [json.loads(store.read(key)) for key in entries if "/starts/" not in key and "launch.json" not in key]
-    for failure in failures:
-        if failure["final"]:
-            return str(failure["message"])
-    starts = [json.loads(store.read(key))["progress"] for key in entries if "/starts/" in key]
-    last = starts[-(_STARTS_WITHOUT_PROGRESS + 1) :]
-    if len(last) > _STARTS_WITHOUT_PROGRESS and all(progress == last[0] for progress in last):
-        reason = str(failures[-1]["message"]).splitlines()[0] if failures else "a worker that was killed"
-        return f"{_STARTS_WITHOUT_PROGRESS} starts in a row reached no new checkpoint; the last ended with {reason}"
-    return None
+    info = ray.train.get_preemption_info()
+    if info is None:
+        return None
+    return info.deadline_ms / 1000 if info.deadline_ms else time.time() + _UNKNOWN_DRAIN_SECONDS
 
 
 def _ray_storage(out: str) -> str:

@@ -23,9 +23,11 @@ class RunSettings(Record):
         recomputes: Whether only the input of each unit is kept for the backward pass.
         compiled: Whether torch.compile makes the network's kernels; needs a C compiler, on CPUs a C++ compiler. None:
             on GPUs, where it is more than twice as fast (benchmarks/gpu.py), but for sharded models.
-        checkpoint_every_steps: Steps between checkpoints.
+        checkpoint_every_steps: Steps between checkpoints; None for the interval that loses least, by what saves cost
+            and how often the run was started again (trainer.checkpoint.interval).
         log_every_steps: Steps between metric rows.
-        keep_checkpoints: How many of the newest to keep.
+        keep_checkpoints: How many of the newest to keep; the best one by held-out accuracy is kept, too.
+        keep_every_steps: Checkpoints at multiples of this are kept for good; None for none.
         loader: How batches are made; may differ from start to start.
         loader_log: URL of a file of JSON lines with each rank's loader figures of every second; `-rank0` and so on is
             added to its name, and on S3 the time of each minute's part. None for none; may differ from start to start.
@@ -38,9 +40,10 @@ class RunSettings(Record):
     precision: Precision = "float32"
     recomputes: bool = False
     compiled: bool | None = None
-    checkpoint_every_steps: PositiveInt = 500
+    checkpoint_every_steps: PositiveInt | None = None
     log_every_steps: PositiveInt = 20
     keep_checkpoints: PositiveInt = 3
+    keep_every_steps: PositiveInt | None = None
     loader: LoaderConfig = LoaderConfig()
     loader_log: Annotated[str, AfterValidator(absolute_url)] | None = None
 

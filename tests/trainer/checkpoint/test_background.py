@@ -14,6 +14,7 @@ from pipeline.store.local import LocalStore
 from pipeline.store.url import open_store
 from trainer.checkpoint.background import BackgroundSaver
 from trainer.checkpoint.record import latest, read_record, steps
+from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.sharded import load
 from trainer.step.ranks import World, alone
 
@@ -34,7 +35,7 @@ class SlowStore(LocalStore):
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(tmp_path: Path) -> None:
     store = SlowStore(tmp_path)
-    saver = BackgroundSaver(store, alone(), "a", None, keep=3)
+    saver = BackgroundSaver(store, alone(), "a", None, Retention(newest=3))
     weights = torch.ones(1000)
     saver.start({"model/a": weights}, step=1, stream={"step": 1}, about={"model": "R"})
     assert steps(store) == []
@@ -50,7 +51,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(t
 def test_ranks_meet_in_the_store_and_share_the_writing(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     state = {f"model/{name}": torch.full((500,), float(number)) for number, name in enumerate("abcd")}
-    savers = [BackgroundSaver(store, World(rank, 3, CPU), "a", None, keep=3) for rank in range(3)]
+    savers = [BackgroundSaver(store, World(rank, 3, CPU), "a", None, Retention(newest=3)) for rank in range(3)]
     for saver in savers[:2]:
         saver.start(state, step=1, stream={}, about={})
     savers[1].wait()
@@ -76,7 +77,7 @@ def test_what_a_save_fails_with_is_raised_by_the_next_call_and_the_one_before_st
             return super().writer(key)
 
     store = Broken(tmp_path)
-    saver = BackgroundSaver(store, alone(), "a", None, keep=3)
+    saver = BackgroundSaver(store, alone(), "a", None, Retention(newest=3))
     saver.start({"model/a": torch.ones(3)}, step=1, stream={}, about={})
     saver.wait()
     store.is_broken = True
@@ -89,7 +90,7 @@ def test_what_a_save_fails_with_is_raised_by_the_next_call_and_the_one_before_st
 def test_a_fenced_start_commits_nothing(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     lease = Lease.take(store)
-    saver = BackgroundSaver(store, alone(), "a", lease, keep=3)
+    saver = BackgroundSaver(store, alone(), "a", lease, Retention(newest=3))
     Lease.take(store)
     saver.start({"model/a": torch.ones(3)}, step=1, stream={}, about={})
     with pytest.raises(Fenced):

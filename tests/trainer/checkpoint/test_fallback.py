@@ -14,7 +14,7 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from tests.trainer.runs import Stopped, assert_equal, config, final_state
 from trainer.checkpoint.record import latest, record_key, steps
-from trainer.checkpoint.retention import discard_old
+from trainer.checkpoint.retention import Retention, discard_old
 from trainer.checkpoint.sharded import load, save
 from trainer.jobs.config import EvaluateConfig
 from trainer.jobs.evaluate import evaluate
@@ -128,6 +128,6 @@ def test_tidying_leaves_what_another_start_is_about_to_commit(tmp_path: Path) ->
         save(store, alone(), {"model/a": torch.ones(3)}, step=step, attempt="a", stream={}, about={})
     store.create("checkpoints/000000002-dead/__0_0.distcp", b"of a start that died")
     store.create("checkpoints/000000004-other/__0_0.distcp", b"of a start that is about to commit")
-    discard_old(store, 1)
+    discard_old(store, Retention(newest=1))
     folders = {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir() and any(path.iterdir())}
     assert folders == {"000000003-a", "000000004-other"}

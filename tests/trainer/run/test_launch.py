@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from pipeline.base.errors import ConfigError, Fenced, Unreachable
 from pipeline.store.url import open_store
-from trainer.run.launch import begins_in_vain, final_failure, write_failure, write_start
+from trainer.run.starts import begins_in_vain, final_failure, write_failure, write_start
 from trainer.step.ranks import World
 
 

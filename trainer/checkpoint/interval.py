@@ -1,0 +1,37 @@
+"""How often to save: what a save costs against what a failure loses [Young 1974; Daly 2006]."""
+
+import math
+from collections.abc import Sequence
+
+_WINDOW_SECONDS = 86_400.0  # of the past from which the failure rate is taken; a choice: a day
+# What is expected before anything was seen counts as one failure: a spot machine's, shared/public reports of hours.
+_PRIOR_SECONDS = 4 * 3600.0
+_RESTART_SECONDS = 60.0  # from a failure to the next step
+_LEAST_COST_SECONDS = 0.05  # a copy of the state, however small, rests the loop
+_LEAST_SECONDS, _MOST_SECONDS = 5.0, 3600.0
+_WRITES_PER_INTERVAL = 2.0  # the store works on saves half of the time at most
+
+
+def seconds_between_failures(start_times: Sequence[float], now: float) -> float:
+    """Return the mean time between failures that the starts of a run suggest, in seconds.
+
+    Args:
+        start_times: When each start of the run began, in seconds since 1970; all but the first were restarts.
+        now: In seconds since 1970.
+    """
+    since = max(now - _WINDOW_SECONDS, min(start_times, default=now))
+    num_failures = sum(time > since for time in start_times)
+    return (max(0.0, now - since) + _PRIOR_SECONDS) / (num_failures + 1)
+
+
+def seconds_between_saves(stall_seconds: float, write_seconds: float, failure_seconds: float) -> float:
+    """Return the interval that loses least: sqrt(2 x cost of a save x (time between failures + restart)).
+
+    Args:
+        stall_seconds: For how long a save holds the loop up.
+        write_seconds: From its copy to its commit.
+        failure_seconds: Mean time between failures.
+    """
+    cost = max(_LEAST_COST_SECONDS, stall_seconds)
+    best = math.sqrt(2 * cost * (failure_seconds + _RESTART_SECONDS))
+    return min(max(best, _WRITES_PER_INTERVAL * write_seconds, _LEAST_SECONDS), _MOST_SECONDS)

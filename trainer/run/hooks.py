@@ -1,0 +1,246 @@
+"""What happens between the steps of every run: metrics, measurements, checkpoints, an early end."""
+
+import logging
+import time
+from typing import Any, NamedTuple
+
+from pipeline.base.errors import Interrupted
+from pipeline.store.lease import Lease
+from pipeline.streaming.stream import Stream
+from trainer.checkpoint.background import BackgroundSaver
+from trainer.checkpoint.interval import seconds_between_failures, seconds_between_saves
+from trainer.checkpoint.record import steps
+from trainer.checkpoint.retention import Retention
+from trainer.run.averages import Averages
+from trainer.run.controls import Controls
+from trainer.run.evaluations import best_of, read_evaluations, write_evaluation
+from trainer.run.folder import attempts, write_metrics, write_quarantine
+from trainer.run.held_out import measure
+from trainer.run.progress import Meter, Report
+from trainer.run.telemetry import Quarantine, Telemetry
+from trainer.run.training import TrainingRun
+from trainer.step.loop import Hook, every
+from trainer.step.ranks import average_buffers, broadcast
+from trainer.step.step import StepResult
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_CHECKS = 5.0  # of what several ranks have to agree on; a choice: the loop rests for each
+_SAVES_BEFORE_DRAIN = 2.0  # the last save begins when twice the time of the one before it is left
+_DRAIN_MARGIN_SECONDS = 2 * _SECONDS_BETWEEN_CHECKS
+_SECONDS_BETWEEN_LINES = 5.0  # of progress where rows of metrics are further apart
+
+
+class Start(NamedTuple):
+    """What a start of a run works with on one rank."""
+
+    stream: Stream
+    quarantine: Quarantine
+    telemetry: Telemetry
+    attempt: str
+
+
+class Hooks:
+    """What happens between the steps of every run."""
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        start: Start,
+        report: Report,
+        controls: Controls,
+        first_step: int,
+    ) -> None:
+        """Take up a run.
+
+        Args:
+            run: The run.
+            start: This start of it.
+            report: Receives rows of metrics, on rank 0.
+            controls: Of the launch.
+            first_step: Steps done already.
+        """
+        self._run, self._start, self._report, self._controls = run, start, report, controls
+        self._meter = Meter(first_step, run.num_steps, run.order.batch_size, run.num_samples, run.steps_ahead)
+        self._averages = Averages()
+        self._lease = controls.lease or (Lease.take(run.store) if run.world.is_first else None)
+        retention = Retention(newest=run.settings.keep_checkpoints, every_steps=run.settings.keep_every_steps)
+        self._saver = BackgroundSaver(run.store, run.world, start.attempt, self._lease, retention)
+        self._first_step, self._saved_step = first_step, first_step
+        self._next_check = first_step + 1
+        self._evaluation_seconds = 0.0
+        self._best: int | None = None
+        self._start_times: list[float] = []
+        if run.world.is_first:
+            self._best = best_of(read_evaluations(run.store), steps(run.store))
+            self._start_times = [each["time"] for each in attempts(run.store) if "time" in each]
+        self._stall_seconds = self._write_seconds = 0.0
+        self._drain_saves: list[float] = []
+        self._began = self._last_line = self._last_save = time.monotonic()
+
+    def in_order(self) -> list[Hook]:
+        """Return the hooks: a measurement and the row of a step come before its checkpoint, and an end after all."""
+        run, settings, evaluation = self._run, self._run.settings, self._run.evaluation
+        is_evaluation = every(evaluation.every_steps, run.num_steps) if evaluation else lambda done: False
+        is_interval = every(settings.checkpoint_every_steps or run.num_steps, run.num_steps)
+
+        def is_checkpoint(done: int) -> bool:
+            """Return whether to save: what was measured may be the best, and is there to be used."""
+            return (is_interval(done) or is_evaluation(done)) and (run.saves_last or done < run.num_steps)
+
+        return [
+            Hook(is_evaluation, self._evaluate),
+            Hook(every(settings.log_every_steps, run.num_steps), self._log),
+            Hook(is_checkpoint, self._checkpoint),
+            Hook(self._is_check, self._do_what_is_wanted),
+        ]
+
+    def on_result(self, result: StepResult, num_samples: int) -> None:
+        """Take the figures of a step."""
+        self._averages.add(result, num_samples)
+        self._start.telemetry.on_result(result.loss)
+
+    def after_step(self, done: int, batch: Any) -> None:
+        """Count a step, and show that it was made."""
+        self._start.telemetry.after_step(done, batch)
+        self._controls.on_step(done)
+        now = time.monotonic()
+        if self._run.world.is_first and (
+            now - self._last_line >= _SECONDS_BETWEEN_LINES or done == self._first_step + 1
+        ):
+            self._last_line = now
+            seconds = self._seconds_per_step(done)
+            left = f"{seconds * (self._run.num_steps - done):,.0f}"
+            logger.info("step %s/%s  %.2f s a step  %s s left", f"{done:,}", f"{self._run.num_steps:,}", seconds, left)
+
+    def abandon(self) -> None:
+        """Let the checkpoint that is being written become whole, if the other ranks live, whatever ends the run."""
+        self._saver.abandon()
+
+    def end(self, done: int) -> None:
+        """Keep what is left after the last step."""
+        run = self._run
+        self._controls.on_phase("save")
+        self._saver.wait()
+        average_buffers(run.world, run.model)
+        if run.world.is_first:
+            write_metrics(run.store, self._meter.take_rows())
+        if done < run.num_steps:
+            raise Interrupted(
+                f"stopped after step {done:,} of {run.num_steps:,}; its state is saved at {run.store.url}: run the "
+                f"same command again to go on from there"
+            )
+
+    def _seconds_per_step(self, done: int) -> float:
+        return (time.monotonic() - self._began) / max(1, done - self._first_step)
+
+    def _evaluate(self, done: int, _: StepResult) -> bool:
+        """Measure the network as it is, on all ranks."""
+        run, began = self._run, time.monotonic()
+        if not run.evaluation:
+            return True
+        average_buffers(run.world, run.model)
+        figures = measure(run.model, run.evaluation, run.world, run.loss, lambda: self._controls.on_phase("evaluation"))
+        self._controls.on_phase("step")
+        seconds = time.monotonic() - began
+        self._evaluation_seconds += seconds
+        if run.world.is_first:
+            row = {"step": done, "time": round(time.time(), 3), "seconds": round(seconds, 3), **figures}
+            write_evaluation(run.store, row)
+            self._best = best_of(read_evaluations(run.store), {*steps(run.store), done})
+            logger.info("%s", evaluation_line(row, is_best=self._best == done))
+        return True
+
+    def _log(self, done: int, _: StepResult) -> bool:
+        figures = self._averages.take(self._run.world)
+        if self._run.world.is_first:
+            rate = self._run.learning_rate(done - 1)
+            saves = self._saver.take_figures()
+            self._stall_seconds = max(self._stall_seconds / 2, saves["checkpoint_stall_seconds"])
+            self._write_seconds = saves.get("checkpoint_seconds", self._write_seconds)
+            figures |= saves
+            if self._evaluation_seconds:
+                figures["evaluation_seconds"] = round(self._evaluation_seconds, 4)
+            self._report(self._meter.row(done, self._start.telemetry.lap(), learning_rate=rate, **figures))
+            self._evaluation_seconds = 0.0
+            self._last_line = time.monotonic()
+            if self._lease:
+                self._lease.check()
+        return True
+
+    def _checkpoint(self, done: int, _: StepResult) -> bool:
+        run, world = self._run, self._run.world
+        if world.is_first:
+            write_metrics(run.store, self._meter.take_rows())
+        write_quarantine(run.store, done, world.rank, self._start.quarantine.take_rows())
+        average_buffers(world, run.model)
+        stream = self._start.stream.state_dict()
+        best = () if self._best is None else (self._best,)
+        self._controls.on_phase("save")
+        self._saver.start(run.optimizer.state(), step=done, stream=stream, about=run.about, best=best)
+        self._controls.on_phase("step")
+        self._saved_step, self._last_save = done, time.monotonic()
+        return True
+
+    def _is_check(self, done: int) -> bool:
+        """Return whether the ranks agree now on what is wanted; a single one need not wait for a common step."""
+        if self._run.world.num_ranks == 1 and self._controls.wants_stop():
+            return True
+        return done >= self._next_check
+
+    def _do_what_is_wanted(self, done: int, result: StepResult) -> bool:
+        """Save, or end after a checkpoint, if rank 0 is asked to; the ranks agree on when they look again."""
+        world = self._run.world
+        pause = max(1, round(_SECONDS_BETWEEN_CHECKS / max(self._seconds_per_step(done), 1e-3)))
+        deadline = self._controls.drain_deadline()
+        wish = (self._controls.wants_stop(), self._is_time_to_save(deadline), pause) if world.is_first else None
+        wants_stop, wants_save, pause = broadcast(world, wish)
+        self._next_check = done + pause
+        if done >= self._run.num_steps:
+            return True
+        if (wants_stop or wants_save) and self._saved_step != done:
+            self._checkpoint(done, result)
+        return not wants_stop
+
+    def _is_time_to_save(self, drain_deadline: float | None) -> bool:
+        """Return whether a save is asked for, or due by the interval that loses least or before a node goes."""
+        if self._controls.wants_save():
+            return True
+        if drain_deadline is not None:
+            return self._is_last_chance(drain_deadline)
+        if self._run.settings.checkpoint_every_steps is not None:
+            return False
+        failures = seconds_between_failures(self._start_times, time.time())
+        interval = seconds_between_saves(self._stall_seconds, self._write_seconds, failures)
+        return time.monotonic() - self._last_save >= interval
+
+    def _is_last_chance(self, drain_deadline: float) -> bool:
+        """Return whether to save before a node is taken away: at once, and again as late as a save allows.
+
+        The training goes on meanwhile: a group that ends by itself counts as finished.
+        """
+        left = drain_deadline - time.time()
+        is_news = not self._drain_saves
+        is_late = (
+            len(self._drain_saves) == 1 and left < _SAVES_BEFORE_DRAIN * self._write_seconds + _DRAIN_MARGIN_SECONDS
+        )
+        if is_news:
+            logger.warning("a node is taken away in %.0f s: saving, and going on until then", left)
+        if is_news or is_late:
+            self._drain_saves.append(time.time())
+        return is_news or is_late
+
+
+def evaluation_line(row: dict[str, Any], *, is_best: bool = False) -> str:
+    """Return a measurement as one line for people."""
+    parts = [f"step {row['step']:,}: measured in {row['seconds']:,.1f} s"]
+    if "held_out" in row:
+        found = row["held_out"]
+        parts.append(
+            f"held out: loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%} [{found['low']:.1%}, "
+            f"{found['high']:.1%}] of {found['num_test']:,}{', the best so far' if is_best else ''}"
+        )
+    for name, by_shots in row.get("few_shot", {}).items():
+        shots = ", ".join(f"{number}-shot {found['mean']:.1%}" for number, found in by_shots.items())
+        parts.append(f"{name}: {shots}")
+    return "; ".join(parts)

@@ -1,0 +1,54 @@
+"""What Ray Train's controller does before it ends a running group to start one of another size: have it save."""
+
+import logging
+import time
+
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller import TrainControllerState
+from ray.train.v2._internal.execution.controller.state import ResizingState
+
+from pipeline.base.errors import StorageError
+from pipeline.store.url import open_store
+from trainer.run.board import Board
+from trainer.run.starts import progress_of
+
+logger = logging.getLogger(__name__)
+
+_MOST_SECONDS = 120.0  # to wait for the save; a choice: after it the steps since the last one are made again
+_LOOK_SECONDS = 0.5
+
+
+class SaveBeforeResize(ControllerCallback):  # type: ignore[misc]  # Ray has no types
+    """Lets a running group save before it is ended, so that no step is made twice for growing or shrinking.
+
+    Without it Ray Train 2.60 ends the group at once.
+    """
+
+    def __init__(self, out: str, launch_id: str) -> None:
+        """Look after a launch.
+
+        Args:
+            out: URL of what it writes.
+            launch_id: Name of the launch.
+        """
+        self._out, self._launch_id = out, launch_id
+
+    def after_controller_state_update(
+        self, previous_state: TrainControllerState, current_state: TrainControllerState
+    ) -> None:
+        """See ControllerCallback; blocks the controller until the group has saved."""
+        del previous_state
+        if not isinstance(current_state, ResizingState):
+            return
+        board, store = Board.join(self._launch_id), open_store(self._out)
+        num_ranks, step = len(board.lives()), max((life.step for life in board.lives()), default=0)
+        num_next = current_state.scaling_decision.num_workers
+        began = time.monotonic()
+        try:
+            before = progress_of(store)
+            board.request_save()
+            while progress_of(store) == before and time.monotonic() - began < _MOST_SECONDS:
+                time.sleep(_LOOK_SECONDS)
+        except StorageError as error:
+            logger.warning("the group is resized without a checkpoint, since the store does not answer: %s", error)
+        logger.info("from %d ranks to %d after step %d", num_ranks, num_next, step)

@@ -1,0 +1,57 @@
+"""The starts of a launch and what they ended with, in the run folder: whoever starts a job again knows when not to."""
+
+import json
+import time
+
+from pipeline.base.errors import BitError, Fenced, StorageError
+from pipeline.store.base import Store
+from trainer.checkpoint.record import is_record_key
+from trainer.step.ranks import World, broadcast
+
+_STARTS_WITHOUT_PROGRESS = 5  # then it is no accident
+
+
+def begins_in_vain(world: World, store: Store, launch_id: str) -> bool:
+    """Record a start, and return whether it cannot succeed, the same on every rank; every rank must call."""
+    if world.is_first:
+        write_start(store, launch_id)
+    return broadcast(world, final_failure(store, launch_id) is not None if world.is_first else None)
+
+
+def write_start(store: Store, launch_id: str) -> None:
+    """Record that a group of workers starts, and what there is by then; called by rank 0."""
+    body = json.dumps({"progress": progress_of(store)})
+    store.create(f"failures/{launch_id}/starts/{time.time_ns()}.json", body.encode())
+
+
+def write_failure(store: Store, launch_id: str, rank: int, error: BaseException) -> None:
+    """Record what a rank ends with."""
+    is_final = isinstance(error, Fenced) or (isinstance(error, BitError) and not isinstance(error, StorageError))
+    failure = {
+        "rank": rank,
+        "final": is_final,
+        "message": f"{error}" if isinstance(error, BitError) else f"{type(error).__name__}: {error}",
+    }
+    store.create(f"failures/{launch_id}/{time.time_ns()}-{rank}.json", json.dumps(failure).encode())
+
+
+def progress_of(store: Store) -> list[str]:
+    """Return the names of all that was finished at a run or sweep: checkpoints and results."""
+    found = [entry.key for folder in ("checkpoints/", "models/", "results/") for entry in store.list(folder)]
+    return sorted(key for key in found if is_record_key(key) or key.startswith("results/"))
+
+
+def final_failure(store: Store, launch_id: str) -> str | None:
+    """Return why a launch cannot succeed: an error that would come again, or too many starts without progress."""
+    folder = f"failures/{launch_id}/"
+    entries = [entry.key for entry in store.list(folder)]
+    failures = [json.loads(store.read(key)) for key in entries if "/starts/" not in key and "launch.json" not in key]
+    for failure in failures:
+        if failure["final"]:
+            return str(failure["message"])
+    starts = [json.loads(store.read(key))["progress"] for key in entries if "/starts/" in key]
+    last = starts[-(_STARTS_WITHOUT_PROGRESS + 1) :]
+    if len(last) > _STARTS_WITHOUT_PROGRESS and all(progress == last[0] for progress in last):
+        reason = str(failures[-1]["message"]).splitlines()[0] if failures else "a worker that was killed"
+        return f"{_STARTS_WITHOUT_PROGRESS} starts in a row reached no new checkpoint; the last ended with {reason}"
+    return None
