@@ -6,7 +6,7 @@ import click
 
 from pipeline.base.console import examples
 from pipeline.base.errors import ConfigError
-from pipeline.base.quantities import human_bytes, human_seconds
+from pipeline.base.quantities import human_bytes, human_seconds, quantity
 from pipeline.commands.options import checked_split, columns_of, job_of, job_options, source_options
 
 if TYPE_CHECKING:
@@ -163,8 +163,8 @@ def _print_plan(planned: "Planned", num_slots: int, is_s3: bool) -> None:
     gets = plan.num_bytes // plan.config.block_bytes + plan.num_shards
     click.echo(f"plan {plan.plan_id}")
     click.echo(
-        f"  {plan.num_samples:,} pictures, {plan.num_classes:,} classes, {plan.num_shards:,} shards, about "
-        f"{human_bytes(plan.num_bytes)}"
+        f"  {quantity(plan.num_samples, 'picture')}, {quantity(plan.num_classes, 'class')}, "
+        f"{quantity(plan.num_shards, 'shard')}, about {human_bytes(plan.num_bytes)}"
     )
     for line in found_lines(plan):
         click.echo(f"  {line}")
@@ -189,9 +189,9 @@ def _print_plan(planned: "Planned", num_slots: int, is_s3: bool) -> None:
 
 
 def _print_published(url: str, version: "ManifestVersion") -> None:
-    duplicates = f", {version.num_duplicates:,} duplicates left out" if version.num_duplicates else ""
+    duplicates = f", {quantity(version.num_duplicates, 'duplicate')} left out" if version.num_duplicates else ""
     click.echo(
-        f"published {url} version {version.version}: {version.num_samples:,} samples in {version.num_shards:,} "
-        f"shards, {human_bytes(version.num_bytes)}, {version.num_rejects:,} rejected "
-        f"{version.reject_reasons or ''}{duplicates}"
+        f"published {url} version {version.version}: {quantity(version.num_samples, 'sample')} in "
+        f"{quantity(version.num_shards, 'shard')}, {human_bytes(version.num_bytes)}, {version.num_rejects:,} rejected"
+        f"{f' {version.reject_reasons}' if version.reject_reasons else ''}{duplicates}"
     )

@@ -63,7 +63,7 @@ def leave_out_duplicates(
     plan = store_plan(store, replace(planned, plan=planned.plan.model_copy(update={"request": None})))
     tasks = [(store.url, plan.plan_id, number) for number in range(plan.num_shards)]
     num_unread = 0
-    seen = Count(pool, plan.num_samples, on_images)
+    seen = Count(pool, plan.num_samples, lambda count, num_bytes: on_images(count))
     for (_, _, number), count in run_calls(pool, _digest_shard, tasks, on_wait=seen.poll):
         num_unread += count
         seen.add(plan.num_rows(number))

@@ -124,11 +124,10 @@ def pack_plan(
     def on_call_event(event: str, task: PackTask, detail: str) -> None:
         on_event(event, shard=task.number, detail=detail)
 
-    count = Count(pool, plan.num_samples - packed.num_done, lambda num_images: on_images(num_images, 0))
+    count = Count(pool, plan.num_samples - packed.num_done, on_images)
     for _, record in run_calls(pool, _attempt, missing, on_call_event, count.poll):
         packed.add(record)
-        on_images(0, record.num_bytes)
-        count.add(record.num_samples + record.num_rejects)
+        count.add(record.num_samples + record.num_rejects, record.num_bytes)
         on_event("shard", **record.model_dump(exclude={"blocks"}))
         _check_rejects(store, packed, plan, max_reject_fraction)
         lease.check()

@@ -3,15 +3,16 @@
 import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pipeline.base.errors import ServiceError
-from pipeline.work.pools import WorkerLost
+from pipeline.work.pools import Counter, WorkerLost, count_into
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,10 @@ T = TypeVar("T")
 _PROBE_SECONDS = 4.0  # for a port that does not even refuse
 _RELEASE_SECONDS = 10.0  # until a job that has just ended gives its CPUs back
 _LOOK_SECONDS = 0.5
+_WATCH_SECONDS = 2.0  # between two looks at a cluster in use
+# Without an answer. Ray gives up after 60 s, ends this process without a word, and needs 20 s to be shut down before.
+_GONE_SECONDS = 20.0
+_TALLY_SECONDS = 0.5  # between two reports of a task
 # What a shell keeps of a cluster.
 _VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
 _QUIET = {
@@ -49,13 +54,20 @@ def require_cluster() -> None:
         place = (parts.hostname or "", parts.port or 0)
     except ValueError as error:
         raise ServiceError(f"{source} names {address!r}, which is no HOST:PORT; {remedy}") from error
+    reason = _refusal(place)
+    if reason:
+        raise ServiceError(
+            f"no Ray cluster answers at {address} ({reason}), which {source} names; start it again, or {remedy}"
+        )
+
+
+def _refusal(place: tuple[str, int]) -> str | None:
+    """Return why nothing answers at a host and port; None if something does."""
     try:
         socket.create_connection(place, timeout=_PROBE_SECONDS).close()
     except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        raise ServiceError(
-            f"no Ray cluster answers at {address} ({reason}), which {source} names; start it again, or {remedy}"
-        ) from error
+        return error.strerror or str(error) or type(error).__name__
+    return None
 
 
 def _address_of_this_machine() -> str:
@@ -121,11 +133,23 @@ def _count(number: int, unit: str) -> str:
     return f"{number} {unit}{'' if number == 1 else 's'}"
 
 
+class _Tally:
+    """An actor that adds up what tasks report."""
+
+    def __init__(self) -> None:
+        self._total = 0
+
+    def add(self, count: int) -> None:
+        self._total += count
+
+    def total(self) -> int:
+        return self._total
+
+
 class OnRay:
     """The cluster that RAY_ADDRESS names, or that this job was submitted to. One CPU a call."""
 
     may_lose_workers = True
-    num_reported = 0  # what a task counts stays on its node
 
     def __init__(self, num_slots: int | None = None) -> None:
         """Connect to the cluster.
@@ -139,16 +163,20 @@ class OnRay:
         require_cluster()
         quieten()
         import ray  # noqa: PLC0415 - two seconds that local runs need not pay
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
         self._ray = ray
+        # Its thread prints reports of dying nodes to stdout; they are in Ray's files, and lost tasks in our log.
+        setattr(ray._private.worker, "listen_error_messages", lambda worker, threads_stopped: None)  # noqa: B010
         try:
-            # RAY_ADDRESS, which a job has, goes before the search.
-            ray.init(
-                address=os.environ.get("RAY_ADDRESS", "auto"),
-                log_to_driver=False,
-                ignore_reinit_error=True,
-                logging_level="ERROR",
-            )
+            with _native_silence():
+                # RAY_ADDRESS, which a job has, goes before the search.
+                ray.init(
+                    address=os.environ.get("RAY_ADDRESS", "auto"),
+                    log_to_driver=False,
+                    ignore_reinit_error=True,
+                    logging_level="ERROR",
+                )
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             raise ServiceError(
                 f"no Ray cluster answers ({str(error).splitlines()[0]}); start one with `cluster up`, set RAY_ADDRESS, "
@@ -162,28 +190,78 @@ class OnRay:
         # One remote function for all calls: Ray keeps each one it is given. Whoever submits a call decides on repeating
         # it: a lost worker is counted and logged.
         self._apply = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_apply)
+        context = ray.get_runtime_context()
+        here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=True)
+        self._tally = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Tally).remote()
+        self._num_reported, self._is_asked = 0, False
+        self._lock = threading.Lock()
+        self._gone: ServiceError | None = None
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, args=(context.gcs_address,), name="watch-cluster", daemon=True).start()
+
+    def _watch(self, address: str) -> None:
+        """End all calls when the head has been away for too long: Ray never would."""
+        host, _, port = address.rpartition(":")
+        last = time.monotonic()
+        while not self._closed.wait(_WATCH_SECONDS):
+            if _refusal((host, int(port))) is None:
+                last = time.monotonic()
+            elif time.monotonic() - last > _GONE_SECONDS:
+                break
+        else:
+            return
+        error = ServiceError(
+            f"the Ray cluster at {address} has not answered for {_GONE_SECONDS:.0f} s; start one again and run the "
+            f"same command: what is finished stays"
+        )
+        with self._lock:
+            self._gone = error
+            waiting = list(self._references)
+            self._references.clear()  # nothing can be cancelled there
+        for future in waiting:
+            future.set_exception(error)
+
+    @property
+    def num_reported(self) -> int:
+        """See Pool.num_reported; half a second old, and never waited for."""
+        if not self._is_asked and self._gone is None:
+            self._is_asked = True
+            self._tally.total.remote().future().add_done_callback(self._take_total)
+        return self._num_reported
+
+    def _take_total(self, done: "Future[int]") -> None:
+        self._is_asked = False
+        if done.exception() is None:  # else its node is gone: it begins at 0 elsewhere
+            self._num_reported = max(self._num_reported, done.result())
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
-        """See Pool.submit."""
-        reference = self._apply.remote(function, *arguments)
+        """See Pool.submit. Raises ServiceError if the cluster is gone."""
         future: Future[T] = Future()
-        self._references[future] = reference
+        with self._lock:
+            if self._gone:
+                raise self._gone
+            reference = self._apply.remote(self._tally, function, *arguments)
+            self._references[future] = reference
         reference.future().add_done_callback(lambda done: self._finish(done, future))
         return future
 
     def cancel(self, future: "Future[Any]") -> None:
         """See Pool.cancel."""
-        reference = self._references.pop(future, None)
+        with self._lock:
+            reference = self._references.get(future)
         if reference is not None:
             self._ray.cancel(reference, force=False)
 
     def close(self) -> None:
         """See Pool.close."""
-        self._ray.shutdown()
+        self._closed.set()
+        self._ray.shutdown()  # 18 s where the cluster is gone; leaving without it ends in a crash
 
     def _finish(self, done: "Future[Any]", future: "Future[Any]") -> None:
+        with self._lock:
+            if self._references.pop(future, None) is None:
+                return  # the cluster was given up before
         error = done.exception()
-        self._references.pop(future, None)
         if error is None:
             future.set_result(done.result())
         elif isinstance(error, self._ray.exceptions.RayTaskError):
@@ -194,5 +272,40 @@ class OnRay:
             future.set_exception(error)
 
 
-def _apply(function: Callable[..., T], *arguments: Any) -> T:
-    return function(*arguments)
+def _apply(tally: Any, function: Callable[..., T], *arguments: Any) -> T:
+    with _reporting(tally):
+        return function(*arguments)
+
+
+@contextmanager
+def _reporting(tally: Any) -> Iterator[None]:
+    """Send what the call reports to an actor about twice a second."""
+    counter = Counter()
+    count_into(counter)
+    ended = threading.Event()
+
+    def send() -> None:
+        sent = 0
+        while not ended.wait(_TALLY_SECONDS):
+            if counter.value > sent:
+                sent, fresh = counter.value, counter.value - sent
+                tally.add.remote(fresh)
+
+    threading.Thread(target=send, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+@contextmanager
+def _native_silence() -> Iterator[None]:
+    """Drop what Ray's core writes to stderr by itself: it tells the level of its log, at any level."""
+    before = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as sink:
+            os.dup2(sink.fileno(), 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)

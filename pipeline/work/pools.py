@@ -12,7 +12,7 @@ from multiprocessing.connection import wait
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
-_counter: Any = None  # of this worker, in memory that its run reads
+_counter: Any = None  # of this worker; its run reads it
 _START_SECONDS = 30.0  # of a process on a busy machine
 
 
@@ -38,6 +38,18 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """End all workers."""
+
+
+class Counter:
+    """A number that one thread writes and another reads."""
+
+    value = 0
+
+
+def count_into(counter: Any) -> None:
+    """Make `report_done` of this process add to the `value` of a counter."""
+    global _counter  # noqa: PLW0603 - once a process, or a call
+    _counter = counter
 
 
 def report_done(count: int) -> None:
@@ -157,8 +169,7 @@ class _Worker:
 
 def _begin(counter: Any) -> None:
     """Make a worker end when the run is killed, and leave Ctrl-C, which reaches the whole group, to the run."""
-    global _counter  # noqa: PLW0603 - once a process
-    _counter = counter
+    count_into(counter)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

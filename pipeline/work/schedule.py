@@ -44,29 +44,30 @@ class _Running(Generic[C]):
 class Count:
     """Makes one count, which only grows, of what calls report on their way and of what they are known to have done."""
 
-    def __init__(self, pool: Pool, total: int, advance: Callable[[int], None]) -> None:
+    def __init__(self, pool: Pool, total: int, advance: Callable[[int, int], None]) -> None:
         """Begin at 0.
 
         Args:
             pool: Where the calls run.
             total: Is not exceeded, though a call that is repeated reports twice.
-            advance: Called with the number since the last call.
+            advance: Called with the number, and the bytes of calls that have ended, since the last call.
         """
         self._pool, self._total, self._advance = pool, total, advance
         self._before = pool.num_reported
-        self._shown = self._done = 0
+        self._shown = self._done = self._num_bytes = 0
 
     def poll(self) -> None:
         """Look at what the calls reported; the last one counts when its call has ended."""
         reported = min(self._total - 1, self._pool.num_reported - self._before)
         now = min(self._total, max(self._done, reported))
         if now > self._shown:
-            self._advance(now - self._shown)
-            self._shown = now
+            self._advance(now - self._shown, self._num_bytes)
+            self._shown, self._num_bytes = now, 0
 
-    def add(self, count: int) -> None:
-        """Add what a call that has ended has done."""
+    def add(self, count: int, num_bytes: int = 0) -> None:
+        """Add what a call that has ended has done, and the bytes it wrote."""
         self._done += count
+        self._num_bytes += num_bytes
         self.poll()
 
 

@@ -206,7 +206,7 @@ def test_progress_counts_images_while_a_shard_is_packed(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(open_store(str(tmp_path / "set")), pool, Path(scratch))
         plan = store_plan(job.store, plan_sources(job, open_sources([str(source)], Columns()), ShardConfig()))
-        count = Count(pool, plan.num_samples, counts.append)
+        count = Count(pool, plan.num_samples, lambda num_images, num_bytes: counts.append(num_images))
         list(run_calls(pool, _attempt, [PackTask(str(tmp_path / "set"), plan.plan_id, 0)], on_wait=count.poll))
     assert pool.num_reported == 120
     assert sum(counts) == 119

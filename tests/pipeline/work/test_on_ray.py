@@ -1,14 +1,20 @@
 """A cluster that is gone, too small or busy is named in one sentence, at once."""
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.stack.services import Stack
 from pipeline.base.errors import ServiceError
 from pipeline.work.on_ray import require_cluster
-from tests.conftest import class_folders, run_cli
+from tests.conftest import class_folders, cli, run_cli, running_stack
+from tests.soak.shard_kill import contents
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -52,10 +58,10 @@ def test_a_cluster_of_the_last_ray_start_that_is_gone_is_named(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)  # clusters of other tests on this machine
     require_cluster()
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text(dead_address)
-    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)  # clusters of other tests on this machine
     with pytest.raises(ServiceError, match=f":{dead_address.split(':')[1]} .*`ray start`.*ray_current_cluster"):
         require_cluster()
 
@@ -90,3 +96,66 @@ def test_what_the_cluster_has_and_what_is_missing_is_said(cluster: Stack) -> Non
         "1 worker takes 1 GPU, but the cluster has 2 CPUs and 0 GPUs on 2 nodes: add 1 GPU, or leave out --gpu",
         "1 worker takes 1 CPU; of the cluster's 2 CPUs 0 are free: `cluster status` lists its jobs",
     ], done.stderr
+
+
+_REPORTS = """
+import sys, time
+from pathlib import Path
+from pipeline.work.on_ray import OnRay
+from pipeline.work.pools import report_done
+
+def work(seen):
+    report_done(3)
+    report_done(4)
+    while not Path(seen).exists():
+        time.sleep(0.05)
+
+pool = OnRay(1)
+before, running = pool.num_reported, pool.submit(work, sys.argv[1])
+while pool.num_reported < 7:
+    time.sleep(0.05)
+print(before, pool.num_reported, running.done())
+Path(sys.argv[1]).touch()
+running.result()
+pool.close()
+"""
+
+
+def test_progress_on_ray_counts_what_running_tasks_report(cluster: Stack, tmp_path: Path) -> None:
+    done = run_cli("python", "-c", _REPORTS, str(tmp_path / "seen"))
+    assert done.stdout.split() == ["0", "7", "False"], done.stderr
+    assert done.stderr == ""  # Ray tells the level of its log, if it can
+
+
+_PACKS = """
+import sys
+from pipeline.work import on_ray
+on_ray._GONE_SECONDS = 1.0  # instead of 20
+from pipeline.cli import main
+main()
+"""
+
+
+def test_packing_whose_cluster_dies_ends_in_a_sentence_and_can_go_on(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "pictures", each=300)
+    options = ["--reencode", "--shard-mb", "0.2"]
+    with running_stack(tmp_path / "stack", [1]) as stack:
+        run = subprocess.Popen(
+            [sys.executable, "-c", _PACKS, "shard", str(source), str(tmp_path / "set"), "--ray", *options],
+            stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ),
+        )  # fmt: skip
+        wait_until(lambda: list((tmp_path / "set").glob("commits/*/*.json")), "the first commit")
+        for head in (psutil.Process(pid) for pid, _ in stack.processes):
+            for child in head.children(recursive=True):
+                if child.name() == "gcs_server":
+                    child.kill()
+        out, errors = run.communicate()
+    last = errors.splitlines()[-1]
+    assert last.startswith(f"error: the Ray cluster at {stack.environment['RAY_ADDRESS']} has not answered"), errors
+    assert "run the same command" in last
+    assert (run.returncode, out) == (1, "")
+    kept = {path: path.read_bytes() for path in (tmp_path / "set").glob("commits/*/*.json")}
+    cli("shard", source, tmp_path / "set", *options)
+    assert kept.items() <= {path: path.read_bytes() for path in (tmp_path / "set").glob("commits/*/*.json")}.items()
+    cli("shard", source, tmp_path / "calm", *options)
+    assert contents(str(tmp_path / "set")) == contents(str(tmp_path / "calm"))
