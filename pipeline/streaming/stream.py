@@ -78,12 +78,14 @@ class Batch:
         places: Number of the source, epoch of the source counted from 0, shard and row of each sample: shape
             (samples, 4).
         bad: Samples that were due and were replaced by others, since they are damaged.
+        sources: Names that the samples had in their sources, where a pass was asked for them; else none.
     """
 
     images: npt.NDArray[np.uint8]
     labels: tuple[tuple[int, ...], ...]
     places: npt.NDArray[np.int64]
     bad: tuple[BadSample, ...] = ()
+    sources: tuple[str, ...] = ()
 
     @property
     def addresses(self) -> tuple[Address, ...]:

@@ -26,7 +26,7 @@ from trainer.run.classes import classes_of
 from trainer.run.controls import Controls
 from trainer.run.progress import Report
 from trainer.scores.predictions import NAMED_PREDICTION_SCHEMA, NUM_GUESSES, summary
-from trainer.step.ranks import World, broadcast, gather
+from trainer.step.ranks import World, broadcast, cores_per_rank, gather
 from trainer.step.tensors import images_to_device
 
 
@@ -73,6 +73,8 @@ def predict(
         batch_size,
         rank=world.rank,
         num_ranks=world.num_ranks,
+        named=True,
+        num_threads=cores_per_rank(world),
     )
     with torch.inference_mode():
         for batch in batches:
@@ -81,8 +83,8 @@ def predict(
                 break
             logits = model(images_to_device(batch, world.device)).float()
             probabilities, guesses = logits.softmax(1).topk(min(NUM_GUESSES, logits.shape[1]), dim=1)
-            for address, given, chances, guessed in zip(
-                batch.addresses, batch.labels, probabilities.tolist(), guesses.tolist(), strict=True
+            for address, source, given, chances, guessed in zip(
+                batch.addresses, batch.sources, batch.labels, probabilities.tolist(), guesses.tolist(), strict=True
             ):
                 labels = [test.labels[label] for label in given if test.labels[label] >= 0]
                 if given and not labels:
@@ -96,6 +98,7 @@ def predict(
                         "probability": chances[0],
                         "correct": guessed[0] in labels,
                         "key": dataset.sample(address)["key"],
+                        "source": source,
                         "label_names": [test.classes[label] for label in labels],
                         "prediction_name": test.classes[guessed[0]],
                         "guesses": guessed,

@@ -24,6 +24,7 @@ NAMED_PREDICTION_SCHEMA = pa.schema(
     [
         *PREDICTION_SCHEMA,
         ("key", pa.string()),
+        ("source", pa.string()),
         ("label_names", pa.list_(pa.string())),
         ("prediction_name", pa.string()),
         ("guesses", pa.list_(pa.int32())),

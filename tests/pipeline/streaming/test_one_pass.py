@@ -3,6 +3,7 @@
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.base.errors import CorruptShard
@@ -35,10 +36,33 @@ def test_one_pass_gives_the_stored_bytes_and_a_pass_that_is_left_ends_its_thread
     for sample, expected in zip(encoded_samples(selection, mapped=mapped), labels, strict=True):
         assert sample.image == small_dataset.read_image(Address(sample.shard, sample.row))
         assert list(sample.labels) == expected
-    passing = encoded_samples(selection)
-    next(passing)
-    passing.close()
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("one-pass")]
+    for passing in (encoded_samples(selection), one_pass(selection, EvaluationView(8), 8, 7)):
+        next(passing)
+        passing.close()
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith(("one-pass", "render"))]
+
+
+@pytest.mark.parametrize("rows", [None, [0, 7]])  # of whole blocks, and picture by picture
+def test_a_pass_names_the_files_that_its_pictures_were(
+    small_dataset: Dataset, small_folder: Path, rows: list[int] | None
+) -> None:
+    selection = Selection(small_dataset, None if rows is None else {0: rows})
+    found = list(encoded_samples(selection, named=True))
+    assert len(found) == (len(rows) if rows else 90)
+    for sample in found:
+        assert (small_folder / sample.source).read_bytes() == sample.image
+    batches = list(one_pass(selection, EvaluationView(8), 8, 7, named=True, num_threads=3))
+    assert [name for batch in batches for name in batch.sources] == [sample.source for sample in found]
+
+
+def test_threads_draw_the_same_pixels_in_the_same_order(small_dataset: Dataset) -> None:
+    selection = Selection(small_dataset)
+    one, four = (
+        np.concatenate([batch.images for batch in one_pass(selection, EvaluationView(8), 8, 7, num_threads=threads)])
+        for threads in (1, 4)
+    )
+    assert np.array_equal(one, four)
 
 
 def test_a_mapped_pass_reads_no_tar(small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

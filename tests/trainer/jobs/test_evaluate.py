@@ -34,7 +34,9 @@ def table(out: Path) -> list[dict[str, Any]]:
     return list(from_parquet((out / "predictions.parquet").read_bytes()).to_pylist())
 
 
-def test_evaluation_of_a_run_counts_every_picture(small_dataset: Dataset, pretrained: Path, tmp_path: Path) -> None:
+def test_evaluation_of_a_run_counts_every_picture(
+    small_dataset: Dataset, small_folder: Path, pretrained: Path, tmp_path: Path
+) -> None:
     result = result_of(pretrained, small_dataset, tmp_path)
     assert result == json.loads((tmp_path / "result.json").read_text())
     assert result["num_test"] == 90
@@ -46,6 +48,8 @@ def test_evaluation_of_a_run_counts_every_picture(small_dataset: Dataset, pretra
         assert row["prediction_name"] == f"class{row['prediction']}"
         assert row["label_names"] == [f"class{label}" for label in row["labels"]]
         assert row["key"]
+        assert row["source"].partition("/")[0] == row["label_names"][0]
+        assert (small_folder / row["source"]).is_file()
 
 
 def test_a_test_set_with_more_classes_than_the_model_is_refused_or_cut(pretrained: Path, tmp_path: Path) -> None:
