@@ -4,8 +4,7 @@ import logging
 import time
 
 from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller import TrainControllerState
-from ray.train.v2._internal.execution.controller.state import ResizingState
+from ray.train.v2._internal.execution.controller.state import ResizingState, TrainControllerState
 
 from pipeline.base.errors import StorageError
 from pipeline.store.url import open_store
