@@ -2,6 +2,7 @@
 
 from bisect import insort
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 from pipeline.base.records import Record
 
@@ -29,6 +30,17 @@ class IgnoredFiles(Record):
     def __str__(self) -> str:
         shown = ", ".join(self.names[:2])
         return f"{self.count:,} {self.what} ({shown}{', ...' if self.count > len(self.names[:2]) else ''})"
+
+
+class IgnoredList(Record):
+    """What was ignored in one place, as it is stored."""
+
+    kinds: tuple[IgnoredFiles, ...]
+
+
+def ignored_line(kinds: Sequence[IgnoredFiles]) -> str:
+    """Return in words what was ignored."""
+    return f"ignored {sum(kind.count for kind in kinds):,}, which are no images: {'; '.join(map(str, kinds))}"
 
 
 class Ignored:

@@ -7,6 +7,7 @@ import click
 
 from pipeline.base.console import examples, progress
 from pipeline.base.errors import ConfigError
+from pipeline.base.ignored import ignored_line
 from pipeline.base.quantities import human_bytes, plural, quantity
 from pipeline.commands.options import checked_split, class_list, pool_of, pool_options
 
@@ -111,7 +112,7 @@ def export(url: str, formats: tuple[str, ...]) -> None:
 @pool_options
 def index(url: str, split: str, classes_file: str | None, block_mib: float, workers: int | None, on_ray: bool) -> None:
     """Make the WebDataset tars below URL a dataset, without touching them: sidecars and a manifest beside them."""
-    from pipeline.packing.foreign_tars.index_tars import adopt  # noqa: PLC0415
+    from pipeline.packing.foreign_tars.index_tars import adopt, ignored_members  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
     if block_mib <= 0:
@@ -128,7 +129,11 @@ def index(url: str, split: str, classes_file: str | None, block_mib: float, work
         )
     click.echo(
         f"published {store.url} version {version.version}: {quantity(version.num_samples, 'sample')} in "
-        f"{quantity(version.num_shards, 'tar')}, {version.num_rejects:,} rejected {version.reject_reasons or ''}"
+        f"{quantity(version.num_shards, 'tar')}, {version.num_rejects:,} rejected"
+        f"{f' {version.reject_reasons}' if version.reject_reasons else ''}"
     )
+    ignored = ignored_members(store, version)
+    if ignored:
+        click.echo(ignored_line(ignored))
     if version.num_classes == 0:
         click.echo("no sample has a label: they are read from NAME.cls, or from labels, label or cls in NAME.json")

@@ -6,21 +6,23 @@ before it; so a worker holds three blocks, whatever the shard's size.
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import blake3
+import numpy as np
 import pyarrow as pa
 from crc32c import crc32c
 
 from pipeline.base.errors import BadImage
+from pipeline.base.ignored import IgnoredFiles
 from pipeline.dataset.schema import REJECT_SCHEMA, SAMPLE_SCHEMA, Blocks, image_digest, table_of
 from pipeline.dataset.tar_format import END, TAR_BLOCK_BYTES, padded, sample_parts
 from pipeline.image.policy import ImagePolicy, Prepared
 from pipeline.packing.fetch import Fetched, Row
-from pipeline.packing.plan import ShardConfig
+from pipeline.packing.plan import ShardConfig, cut
 from pipeline.packing.sources.rows import NO_EXTRA
 from pipeline.store.base import ObjectWriter
 
@@ -39,6 +41,7 @@ class PackedShard:
         blocks: Runs of whole samples that cover the tar up to its end mark.
         num_bytes: Of the tar.
         blake3: Of the tar.
+        ignored: Members of a tar of others that are in no sample.
     """
 
     samples: pa.Table
@@ -46,6 +49,7 @@ class PackedShard:
     blocks: Blocks
     num_bytes: int
     blake3: str
+    ignored: tuple[IgnoredFiles, ...] = ()
 
 
 class TarSink:
@@ -210,6 +214,28 @@ def pack_shard(
             on_image(len(data))
         blocks, tar_digest = sink.end()
     return PackedShard(sidecar_table(samples), table_of(rejects, REJECT_SCHEMA), blocks, sink.num_bytes, tar_digest)
+
+
+def blocks_of(file: BinaryIO, starts: Sequence[int], block_bytes: int) -> Blocks:
+    """Cut a tar that is there into blocks.
+
+    Args:
+        file: The open tar; seekable.
+        starts: Where each usable sample begins, and where the last one ends.
+        block_bytes: A block is ended before the sample that would take it over this.
+    """
+    ends = cut(np.asarray(np.diff(starts), np.int64), block_bytes, len(starts))
+    firsts = [0, *ends][: len(ends)]
+    checksums = []
+    for first, end in zip(firsts, ends, strict=True):
+        file.seek(starts[first])
+        checksums.append(int(crc32c(file.read(starts[end] - starts[first]))))
+    return Blocks(
+        num_samples=tuple(end - first for first, end in zip(firsts, ends, strict=True)),
+        offset=tuple(starts[first] for first in firsts),
+        num_bytes=tuple(starts[end] - starts[first] for first, end in zip(firsts, ends, strict=True)),
+        crc32c=tuple(checksums),
+    )
 
 
 def label_and_json(row: Row, prepared: Prepared) -> tuple[bytes, bytes]:

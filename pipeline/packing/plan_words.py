@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.base.errors import ConfigError, NotFound
+from pipeline.base.ignored import ignored_line
 from pipeline.dataset.versions import Published
 from pipeline.packing.commit import read_plan
 from pipeline.packing.plan import Plan, ShardConfig
@@ -72,7 +73,7 @@ def _in_unit(name: str, settings: dict[str, Any]) -> Any:
 def found_lines(plan: Plan) -> Iterator[str]:
     """Yield in words which files were ignored, which images have no label, and which classes no image."""
     if plan.ignored:
-        yield f"ignored {plan.num_ignored:,}, which are no images: {'; '.join(map(str, plan.ignored))}"
+        yield ignored_line(plan.ignored)
     if plan.num_unlabelled and plan.num_unlabelled < plan.num_samples:
         yield f"{plan.num_unlabelled:,} images have no label, such as {', '.join(plan.unlabelled)}"
     if plan.unused_classes:

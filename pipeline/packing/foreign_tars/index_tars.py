@@ -4,22 +4,20 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import blake3
-import numpy as np
-from crc32c import crc32c
 
 from pipeline.base.errors import BadImage, ConfigError, EmptySource, StorageFull
-from pipeline.base.ignored import is_hidden
+from pipeline.base.ignored import Ignored, IgnoredFiles, IgnoredList, is_hidden
 from pipeline.dataset.publish import Addition, publish
 from pipeline.dataset.schema import (
     INDEX_FOLDER,
     POINTER_KEY,
     REJECT_SCHEMA,
-    Blocks,
     CommitRecord,
     ManifestVersion,
     from_parquet,
@@ -29,21 +27,22 @@ from pipeline.dataset.schema import (
 from pipeline.dataset.tar_reader import TarSample, labels_of, scan_tar
 from pipeline.dataset.versions import published_version, refuse_datasets_below
 from pipeline.image.policy import ImagePolicy, prepare
-from pipeline.packing.build_shard import PackedShard, sidecar_table
+from pipeline.packing.build_shard import PackedShard, blocks_of, sidecar_table
 from pipeline.packing.commit import commit_shard
 from pipeline.packing.pack_run import Packed, committed_records
-from pipeline.packing.plan import cut
 from pipeline.packing.sources.folder import check_name
 from pipeline.packing.sources.rows import NO_EXTRA, TAR, check_one_split
 from pipeline.packing.sources.tars import refuse_ambiguous
 from pipeline.store.any_url import is_remote, join, open_file
-from pipeline.store.base import Entry, Store
+from pipeline.store.base import Entry, Store, commit
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls
 
 _READ_BYTES = 8 << 20
+_READ_THREADS = 16
+_IGNORED_ENDING = ".ignored.json"  # beside the sidecar of a tar that has such members
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,21 @@ def _index_tar(attempt: Attempt[_IndexTask]) -> CommitRecord:
     url = join(store.url, task.path)
     with opened_tar(url) as file:
         packed = described_tar(file, url, task.path, task.plan_id, task.block_bytes, classes=task.classes)
-    return commit_shard(store, packed, task.plan_id, task.number, task.split, task.path, _sidecar_key(task))
+    sidecar = _sidecar_key(task)
+    if packed.ignored:
+        body = IgnoredList(kinds=packed.ignored).to_json()
+        commit(store, f"{sidecar.removesuffix('.parquet')}{_IGNORED_ENDING}", body)
+    return commit_shard(store, packed, task.plan_id, task.number, task.split, task.path, sidecar)
+
+
+def ignored_members(store: Store, version: ManifestVersion) -> tuple[IgnoredFiles, ...]:
+    """Return the members of the tars of an adopted dataset that are in no sample."""
+    found = Ignored()
+    keys = (entry.key for entry in store.list(_index_of(version.plan_ids[0])) if entry.key.endswith(_IGNORED_ENDING))
+    with ThreadPoolExecutor(_READ_THREADS) as threads:
+        for body in threads.map(store.read, keys):
+            found.add_all(IgnoredList.model_validate_json(body).kinds)
+    return found.kinds
 
 
 def described_tar(
@@ -205,7 +218,9 @@ def described_tar(
     samples: list[tuple[Any, ...]] = []
     rejects: list[dict[str, Any]] = []
     starts: list[int] = []
-    found, end = scan_tar(file, url)
+    ignored, listed = Ignored(), Ignored()
+    found, end = scan_tar(file, url, ignored=ignored)
+    listed.add_all(ignored.kinds, f"{path}#")
     refuse_ambiguous(found, url, are_adjacent=True)
     for sample in found:
         check_name(url, sample.key)
@@ -219,7 +234,7 @@ def described_tar(
         except BadImage as error:
             rejects.append(_reject(path, plan_id, sample, labels, error))
         rejects += [_second_image(path, plan_id, sample, labels, name) for name in sample.images[1:] if sample.image]
-    blocks = _blocks(file, [*starts, end], block_bytes)
+    blocks = blocks_of(file, [*starts, end], block_bytes)
     num_bytes, digest = whole_tar(file)
     return PackedShard(
         samples=sidecar_table(samples),
@@ -227,6 +242,7 @@ def described_tar(
         blocks=blocks,
         num_bytes=num_bytes,
         blake3=digest,
+        ignored=listed.kinds,
     )
 
 
@@ -261,7 +277,11 @@ def _sidecar_key(task: _IndexTask) -> str:
     """Return the key by the tar's name; by its number elsewhere, since URLs may differ in what a key cannot hold."""
     is_below = join(task.url, task.path) != task.path
     name = task.path.removesuffix(".tar") if is_below else f"{task.number:06d}"
-    return f"{INDEX_FOLDER}{task.plan_id[:8]}/{name}.parquet"
+    return f"{_index_of(task.plan_id)}{name}.parquet"
+
+
+def _index_of(plan_id: str) -> str:
+    return f"{INDEX_FOLDER}{plan_id[:8]}/"
 
 
 def _image(file: BinaryIO, sample: TarSample) -> bytes:
@@ -324,19 +344,3 @@ def _reject(path: str, plan_id: str, sample: TarSample, labels: list[int], error
         "reason": error.reason,
         "detail": error.detail,
     }
-
-
-def _blocks(file: BinaryIO, starts: list[int], block_bytes: int) -> Blocks:
-    """Cut the tar, from the first usable sample on, into runs of whole samples."""
-    ends = cut(np.asarray(np.diff(starts), np.int64), block_bytes, len(starts))
-    firsts = [0, *ends][: len(ends)]
-    checksums = []
-    for first, end in zip(firsts, ends, strict=True):
-        file.seek(starts[first])
-        checksums.append(int(crc32c(file.read(starts[end] - starts[first]))))
-    return Blocks(
-        num_samples=tuple(end - first for first, end in zip(firsts, ends, strict=True)),
-        offset=tuple(starts[first] for first in firsts),
-        num_bytes=tuple(starts[end] - starts[first] for first, end in zip(firsts, ends, strict=True)),
-        crc32c=tuple(checksums),
-    )

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import importlib.util
+import logging
 import os
 import re
 from collections import defaultdict
@@ -15,11 +16,12 @@ from typing import Any, TypeVar
 from braceexpand import braceexpand
 
 from pipeline.base.errors import ConfigError, Denied, NoBucket, NotFound
+from pipeline.base.ignored import ignored_line
 from pipeline.base.records import FORMAT
 from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.dataset.schema import POINTER_KEY
 from pipeline.dataset.versions import published_version, refuse_datasets_below
-from pipeline.packing.foreign_tars.index_tars import adopt, is_tar
+from pipeline.packing.foreign_tars.index_tars import adopt, ignored_members, is_tar
 from pipeline.packing.plan import ShardConfig
 from pipeline.packing.sources.rows import check_one_split
 from pipeline.store.any_url import (
@@ -37,6 +39,8 @@ from pipeline.store.base import Entry, exists, put
 from pipeline.store.local import LocalStore
 from pipeline.store.s3 import S3Store
 from pipeline.store.url import absolute_url, open_store
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _FOLDER_VARIABLE = "BIT_INDEX_FOLDER"
@@ -234,10 +238,11 @@ def _decoders() -> bytes:
 
 def _index(root: Path, tars: list[Entry], on_tar: Callable[[int, int], None]) -> None:
     config = ShardConfig()
+    store = LocalStore(root)
     with _alone(root), closing(_Threads(os.cpu_count() or 1)) as pool:
-        put(LocalStore(root), _DECODERS_KEY, _decoders())
-        adopt(
-            LocalStore(root),
+        put(store, _DECODERS_KEY, _decoders())
+        version = adopt(
+            store,
             pool,
             tars,
             split=config.split,
@@ -245,6 +250,9 @@ def _index(root: Path, tars: list[Entry], on_tar: Callable[[int, int], None]) ->
             block_bytes=config.block_bytes,
             on_tar=on_tar,
         )
+    ignored = ignored_members(store, version)
+    if ignored:
+        logger.warning("%s", ignored_line(ignored))
 
 
 @contextmanager

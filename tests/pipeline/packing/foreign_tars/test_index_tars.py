@@ -16,6 +16,7 @@ from pipeline.dataset.tar_reader import scan_tar
 from pipeline.dataset.versions import published_version
 from pipeline.image.transforms import EvaluationView
 from pipeline.packing.foreign_tars.index_tars import adopt, described_tar
+from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.base import blake3_of
 from pipeline.store.local import LocalStore
 from pipeline.streaming.order import OrderConfig
@@ -184,3 +185,28 @@ def test_indexed_tars_stay_as_they_are_and_can_be_streamed(tmp_path: Path, small
 def test_tars_without_a_label_say_so(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "a.tar", [("1.jpg", jpeg(picture(1)))])
     assert "no sample has a label" in cli("index", tmp_path / "in")
+
+
+def test_members_in_no_sample_are_counted_and_printed_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(2):
+        captions: Members = [(f"{number}.txt", b"a caption"), ("README", b"text"), ("__MACOSX/._1.jpg", b"fork")]
+        write_tar(tmp_path / "in" / f"{number}.tar", [*members(range(3)), *captions])
+    expected = (
+        "ignored 6, which are no images: 2 .txt (0.tar#0.txt, 1.tar#1.txt); "
+        "2 hidden or system (0.tar#__MACOSX/._1.jpg, 1.tar#__MACOSX/._1.jpg); "
+        "2 without an extension (0.tar#README, 1.tar#README)"
+    )
+    monkeypatch.setenv("BIT_INDEX_FOLDER", str(tmp_path / "index"))
+    with caplog.at_level("WARNING"):
+        open_any(str(tmp_path / "in"))
+    assert [record.getMessage() for record in caplog.records] == [
+        expected.replace("0.tar", f"{tmp_path}/in/0.tar").replace("1.tar", f"{tmp_path}/in/1.tar")
+    ]
+    assert expected in cli("index", tmp_path / "in")
+    assert expected in cli("index", tmp_path / "in")
+
+
+def test_tars_of_samples_alone_have_nothing_ignored(tars: Path) -> None:
+    assert "ignored" not in cli("index", tars)
