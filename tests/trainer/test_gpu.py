@@ -97,7 +97,7 @@ def test_a_run_that_stops_goes_on_and_a_cpu_can_finish_it(small_dataset: Dataset
 
 
 def test_the_result_of_a_step_does_not_wait_for_what_was_queued_after_it() -> None:
-    step = QueuedStep(torch.ones(3, device="cuda"))
+    step = QueuedStep(torch.ones(4, device="cuda"))
     torch.cuda._sleep(10**10)  # seconds
     assert step.result() == StepResult(1.0, 1.0, 1.0)
     assert not torch.cuda.current_stream().query()  # it is still at it

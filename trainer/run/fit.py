@@ -19,6 +19,7 @@ from trainer.run.controls import Controls
 from trainer.run.folder import begin_attempt, write_quarantine
 from trainer.run.hooks import Hooks, Start
 from trainer.run.progress import Report
+from trainer.run.skipped import SkippedSteps
 from trainer.run.telemetry import Quarantine, Telemetry
 from trainer.run.training import TrainingRun
 from trainer.step.loop import Learner, train
@@ -62,6 +63,7 @@ def fit(run: TrainingRun, report: Report, controls: Controls | None = None) -> N
         with closing(Telemetry(stream, num_workers, world.rank, run.settings.loader_log)) as telemetry:
             start = Start(stream, quarantine, telemetry, attempt)
             hooks = Hooks(run, start, report, controls, first_step)
+            skipped = SkippedSteps(run.store, world, run.settings.max_skipped_steps)
             try:
                 done = train(
                     world,
@@ -73,6 +75,7 @@ def fit(run: TrainingRun, report: Report, controls: Controls | None = None) -> N
                     on_result=hooks.on_result,
                     after_step=hooks.after_step,
                     key_of=run.key_of,
+                    passes_over=skipped.passes_over,
                 )
             except BaseException:
                 hooks.abandon()
@@ -153,4 +156,5 @@ def _learner(run: TrainingRun) -> Learner:
         run.settings.microbatch_size,
         run.settings.precision,
         run.mix,
+        run.settings.clip_norm,
     )

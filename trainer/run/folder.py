@@ -1,20 +1,26 @@
-"""What a run keeps beside its checkpoints: its configuration, its starts, its metrics."""
+"""What a run keeps beside its checkpoints: its configuration, its starts, the samples that it replaced."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
+import re
 import socket
+import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from pipeline.base.errors import Conflict
-from pipeline.base.records import Record
+from pipeline.base.records import Record, json_bytes
 from pipeline.store.base import Store, commit
 from trainer.run.history import settle
+from trainer.run.starts import WHEEL_VARIABLE
 from trainer.step.ranks import World, broadcast, gather
 
 R = TypeVar("R", bound=Record)
@@ -32,13 +38,37 @@ def settled_config(store: Store, world: World, config: R) -> R:
 
 
 def begin_attempt(store: Store, world: World, step: int) -> str:
-    """Record where every rank of this start runs; return the attempt's name, the same on every rank."""
+    """Record when, with which code and where every rank of this start runs.
+
+    Returns:
+        The attempt's name, the same on every rank.
+    """
     attempt = broadcast(world, uuid.uuid4().hex[:8] if world.is_first else None)
     places = gather(world, _place(world))
     if world.is_first:
-        body = json.dumps({"attempt": attempt, "first_step": step, "ranks": places}, indent=1)
-        store.create(f"attempts/{step:09d}-{attempt}.json", body.encode())
+        began = {"attempt": attempt, "first_step": step, "time": time.time(), "packages": _packages(), "code": _code()}
+        began |= {"num_ranks": world.num_ranks, "ranks": places}
+        store.create(f"attempts/{step:09d}-{attempt}.json", json_bytes(began))
     return attempt
+
+
+def _code() -> dict[str, str | None]:
+    """Return the release, and the digest of the wheel where the code was submitted with the job."""
+    return {"version": importlib.metadata.version("bit-pretrain"), "wheel_sha256": os.environ.get(WHEEL_VARIABLE)}
+
+
+def _packages() -> dict[str, str | None]:
+    """Return the versions of what the run computes with, and of the GPUs' driver where there is one."""
+    versions = {name: importlib.metadata.version(name) for name in ("bit-pretrain", "torch", "ray", "numpy")}
+    return {**versions, "cuda": torch.version.cuda, "driver": _driver()}
+
+
+def _driver() -> str | None:
+    """Return the version of NVIDIA's kernel module, such as 580.65.06."""
+    with suppress(OSError):
+        found = re.search(r"\d+\.[\d.]+", Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
+        return found[0] if found else None
+    return None
 
 
 def _place(world: World) -> dict[str, Any]:
@@ -48,6 +78,7 @@ def _place(world: World) -> dict[str, Any]:
         "host": socket.gethostname(),
         "node": _ray_node(),
         "device": str(world.device),
+        "gpu": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -60,18 +91,6 @@ def _ray_node() -> str:
     return ray.util.get_node_ip_address() if ray.is_initialized() else ""
 
 
-def attempts(store: Store) -> list[dict[str, Any]]:
-    """Return all starts of a run, by first step."""
-    return [json.loads(store.read(entry.key)) for entry in store.list("attempts/")]
-
-
-def write_metrics(store: Store, rows: Sequence[dict[str, Any]]) -> None:
-    """Store metric rows as one object named by its first step; a repeated stretch keeps what was there first."""
-    if rows:
-        body = "".join(json.dumps(row) + "\n" for row in rows)
-        store.create(f"metrics/{rows[0]['step']:09d}.jsonl", body.encode())
-
-
 def write_quarantine(store: Store, step: int, rank: int, rows: Sequence[dict[str, Any]]) -> None:
     """Store the samples that a rank had to replace before step `step`; none is lost if a stretch is repeated."""
     if not rows:
@@ -82,13 +101,3 @@ def write_quarantine(store: Store, step: int, rank: int, rows: Sequence[dict[str
         commit(store, f"{name}.jsonl", body)
     except Conflict:  # written by a start with another number of ranks, which read other samples
         commit(store, f"{name}-{hashlib.sha256(body).hexdigest()[:8]}.jsonl", body)
-
-
-def read_metrics(store: Store) -> list[dict[str, Any]]:
-    """Return all metric rows by step; of a step measured twice, the first."""
-    rows: dict[int, dict[str, Any]] = {}
-    for entry in store.list("metrics/"):
-        for line in store.read(entry.key).decode().splitlines():
-            row = json.loads(line)
-            rows.setdefault(row["step"], row)
-    return [rows[step] for step in sorted(rows)]

@@ -23,8 +23,8 @@ CONFIG_KEY = "run.json"
 FREE = frozenset(
     [
         "out", "loader", "loader_log", "microbatch_size", "recomputes", "compiled", "sharded", "checkpoint_every_steps",
-        "keep_every_steps", "log_every_steps", "keep_checkpoints", "evaluate_every_steps", "probes", "shots",
-        "num_subsets",
+        "keep_every_steps", "log_every_steps", "keep_checkpoints", "evaluate_every_steps", "max_skipped_steps", "probes",
+        "shots", "num_subsets",
     ]
 )  # fmt: skip
 # With another one of these a run reads other samples: a new order begins at the step of the change.
@@ -170,18 +170,7 @@ def changed(
     Raises:
         ConfigError: A value cannot be changed, or is none.
     """
-    fixed = sorted(name for name in changes if name.partition(".")[0] in _FIXED)
-    if fixed:
-        raise ConfigError(f"--change {fixed[0]}: a run keeps its {fixed[0]}; start another one with another OUT")
-    values = json.loads(config.to_json())
-    for name, value in changes.items():
-        _put(values, name, value)
-    try:
-        new = type(config).model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"--change {where}: {first['msg']} (got {first['input']!r})") from error
+    new = with_changes(config, changes)
     check(new)
     before = dict(_leaves(config))
     after = {name: value for name, value in _leaves(new) if before.get(name) != value}
@@ -197,6 +186,26 @@ def changed(
         number = sum(1 for _ in store.list(_CHANGES))
         store.create(f"{_CHANGES}{number:04d}-{step:09d}.json", change.to_json())
     return new
+
+
+def with_changes(config: R, changes: Mapping[str, Any]) -> R:
+    """Return the configuration of a run with changes, recording nothing.
+
+    Raises:
+        ConfigError: A value cannot be changed, or is none.
+    """
+    fixed = sorted(name for name in changes if name.partition(".")[0] in _FIXED)
+    if fixed:
+        raise ConfigError(f"--change {fixed[0]}: a run keeps its {fixed[0]}; start another one with another OUT")
+    values = json.loads(config.to_json())
+    for name, value in changes.items():
+        _put(values, name, value)
+    try:
+        return type(config).model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"--change {where}: {first['msg']} (got {first['input']!r})") from error
 
 
 def has_learned(store: Store) -> bool:

@@ -2,9 +2,10 @@
 
 import logging
 import time
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from pipeline.base.errors import Interrupted
+from pipeline.base.errors import Interrupted, StorageError
 from pipeline.store.lease import Lease
 from pipeline.streaming.stream import Stream
 from trainer.checkpoint.background import BackgroundSaver
@@ -14,8 +15,10 @@ from trainer.checkpoint.retention import Retention
 from trainer.run.averages import Averages
 from trainer.run.controls import Controls
 from trainer.run.evaluations import best_of, read_evaluations, write_evaluation
-from trainer.run.folder import attempts, write_metrics, write_quarantine
+from trainer.run.events import attempts
+from trainer.run.folder import write_quarantine
 from trainer.run.held_out import measure
+from trainer.run.metrics import MetricsWriter
 from trainer.run.progress import Meter, Report
 from trainer.run.telemetry import Quarantine, Telemetry
 from trainer.run.training import TrainingRun
@@ -62,6 +65,7 @@ class Hooks:
         """
         self._run, self._start, self._report, self._controls = run, start, report, controls
         self._meter = Meter(first_step, run.num_steps, run.order.batch_size, run.num_samples, run.steps_ahead)
+        self._rows = MetricsWriter(run.store, start.attempt)
         self._averages = Averages()
         self._lease = controls.lease or (Lease.take(run.store) if run.world.is_first else None)
         retention = Retention(newest=run.settings.keep_checkpoints, every_steps=run.settings.keep_every_steps)
@@ -116,6 +120,8 @@ class Hooks:
     def abandon(self) -> None:
         """Let the checkpoint that is being written become whole, if the other ranks live, whatever ends the run."""
         self._saver.abandon()
+        with suppress(StorageError):  # what ends the run is the error to report
+            self._rows.close()
 
     def end(self, done: int) -> None:
         """Keep what is left after the last step."""
@@ -124,7 +130,7 @@ class Hooks:
         self._saver.wait()
         average_buffers(run.world, run.model)
         if run.world.is_first:
-            write_metrics(run.store, self._meter.take_rows())
+            self._rows.close()
         if done < run.num_steps:
             raise Interrupted(
                 f"stopped after step {done:,} of {run.num_steps:,}; its state is saved at {run.store.url}: run the "
@@ -161,7 +167,10 @@ class Hooks:
             figures |= saves
             if self._evaluation_seconds:
                 figures["evaluation_seconds"] = round(self._evaluation_seconds, 4)
-            self._report(self._meter.row(done, self._start.telemetry.lap(), learning_rate=rate, **figures))
+            row = self._meter.row(done, self._start.telemetry.lap(), learning_rate=rate, **figures)
+            row = {"attempt": self._start.attempt, "time": round(time.time(), 3)} | row
+            self._rows.add(row)
+            self._report(row)
             self._evaluation_seconds = 0.0
             self._last_line = time.monotonic()
             if self._lease:
@@ -171,7 +180,7 @@ class Hooks:
     def _checkpoint(self, done: int, _: StepResult) -> bool:
         run, world = self._run, self._run.world
         if world.is_first:
-            write_metrics(run.store, self._meter.take_rows())
+            self._rows.flush()
         write_quarantine(run.store, done, world.rank, self._start.quarantine.take_rows())
         average_buffers(world, run.model)
         stream = self._start.stream.state_dict()

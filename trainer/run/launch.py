@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from pipeline.base.errors import Interrupted, ServiceError
+from pipeline.base.errors import ClusterLost, Interrupted, ServiceError
 from pipeline.base.records import Record, json_bytes
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
@@ -161,7 +161,8 @@ def _run_on_ray(
     if message:
         raise ServiceError(f"the run stopped on its workers: {message}")
     if error:
-        raise ServiceError(_cause(error)) from error
+        gave_up = isinstance(error, ray.train.TrainingFailedError)  # else what decides such things is gone
+        raise (ServiceError if gave_up else ClusterLost)(_cause(error)) from error
     stopped = board.stopped()
     if stopped:
         raise Interrupted(stopped)

@@ -11,7 +11,7 @@ Report = Callable[[dict[str, Any]], None]  # takes a row of figures, on rank 0
 
 
 class Meter:
-    """Collects rows; the rate refers to the steps since the row before."""
+    """Makes rows; the rate refers to the steps since the row before."""
 
     def __init__(
         self, first_step: int, num_steps: int, batch_size: int, num_samples: int, steps_ahead: int = 0
@@ -22,10 +22,9 @@ class Meter:
         self._num_samples = num_samples
         self._steps_ahead = steps_ahead
         self._started = time.perf_counter()
-        self._rows: list[dict[str, Any]] = []
 
     def row(self, step: int, lap: Lap, **values: float) -> dict[str, Any]:
-        """Add and return a row after optimizer step `step` (the number of steps done).
+        """Return a row after optimizer step `step` (the number of steps done).
 
         Args:
             step: Steps done.
@@ -44,14 +43,8 @@ class Meter:
             **lap.figures(),
             "eta_seconds": round((self._num_steps - step) / max(steps_per_second, 1e-9)),
         }
-        self._rows.append(row)
         self._last_step, self._started = step, time.perf_counter()
         return row
-
-    def take_rows(self) -> list[dict[str, Any]]:
-        """Return the rows added since the last call."""
-        rows, self._rows = self._rows, []
-        return rows
 
 
 def metrics_line(row: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, PositiveInt
+from pydantic import AfterValidator, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pipeline.base.records import Record
 from pipeline.store.url import absolute_url
@@ -26,6 +26,9 @@ class RunSettings(Record):
         checkpoint_every_steps: Steps between checkpoints; None for the interval that loses least, by what saves cost
             and how often the run was started again (trainer.checkpoint.interval).
         log_every_steps: Steps between metric rows.
+        max_skipped_steps: Most steps of the run whose loss or gradient is not finite that are left out, batch and all,
+            instead of stopping the run.
+        clip_norm: Norm to which a longer gradient is shortened; None for none, as in the paper.
         keep_checkpoints: How many of the newest to keep; the best one by held-out accuracy is kept, too.
         keep_every_steps: Checkpoints at multiples of this are kept for good; None for none.
         loader: How batches are made; may differ from start to start.
@@ -42,6 +45,8 @@ class RunSettings(Record):
     compiled: bool | None = None
     checkpoint_every_steps: PositiveInt | None = None
     log_every_steps: PositiveInt = 20
+    max_skipped_steps: NonNegativeInt = 0
+    clip_norm: PositiveFloat | None = None
     keep_checkpoints: PositiveInt = 3
     keep_every_steps: PositiveInt | None = None
     loader: LoaderConfig = LoaderConfig()

@@ -2,17 +2,23 @@
 
 import json
 import time
+from typing import TYPE_CHECKING
 
 from pipeline.base.errors import BitError, Fenced, StorageError
 from pipeline.store.base import Store
 from trainer.checkpoint.record import is_record_key
-from trainer.step.ranks import World, broadcast
 
-_STARTS_WITHOUT_PROGRESS = 5  # then it is no accident
+if TYPE_CHECKING:
+    from trainer.step.ranks import World
+
+WHEEL_VARIABLE = "BIT_WHEEL_SHA256"  # digest of the code that came with a job
+STARTS_WITHOUT_PROGRESS = 5  # then it is no accident
 
 
-def begins_in_vain(world: World, store: Store, launch_id: str) -> bool:
+def begins_in_vain(world: "World", store: Store, launch_id: str) -> bool:
     """Record a start, and return whether it cannot succeed, the same on every rank; every rank must call."""
+    from trainer.step.ranks import broadcast  # noqa: PLC0415 - torch, which those who only look need not pay
+
     if world.is_first:
         write_start(store, launch_id)
     return broadcast(world, final_failure(store, launch_id) is not None if world.is_first else None)
@@ -50,8 +56,8 @@ def final_failure(store: Store, launch_id: str) -> str | None:
         if failure["final"]:
             return str(failure["message"])
     starts = [json.loads(store.read(key))["progress"] for key in entries if "/starts/" in key]
-    last = starts[-(_STARTS_WITHOUT_PROGRESS + 1) :]
-    if len(last) > _STARTS_WITHOUT_PROGRESS and all(progress == last[0] for progress in last):
+    last = starts[-(STARTS_WITHOUT_PROGRESS + 1) :]
+    if len(last) > STARTS_WITHOUT_PROGRESS and all(progress == last[0] for progress in last):
         reason = str(failures[-1]["message"]).splitlines()[0] if failures else "a worker that was killed"
-        return f"{_STARTS_WITHOUT_PROGRESS} starts in a row reached no new checkpoint; the last ended with {reason}"
+        return f"{STARTS_WITHOUT_PROGRESS} starts in a row reached no new checkpoint; the last ended with {reason}"
     return None

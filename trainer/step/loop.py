@@ -5,6 +5,7 @@ A step is queued before the one before it is waited for, so that a GPU always ha
 no step is pending, and weights, momentum and figures are those after `done` steps.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -54,6 +55,7 @@ class Learner:
         microbatch_size: Most samples of a rank in one forward pass.
         precision: Of convolutions and activations.
         mix: From the number of a step and its batch to what is learned from, such as MixUp; None for that batch.
+        clip_norm: Norm to which a longer gradient is shortened; None for none.
     """
 
     module: nn.Module
@@ -65,6 +67,7 @@ class Learner:
     microbatch_size: int
     precision: Precision = "float32"
     mix: Callable[[int, TensorBatch], TensorBatch] | None = None
+    clip_norm: float | None = None
 
     def queue(self, step: int, batch: Batch, world: World) -> QueuedStep:
         """Queue one optimizer step on this rank's part of the global batch."""
@@ -78,6 +81,7 @@ class Learner:
             self.microbatch_size,
             share=len(batch.labels) * world.num_ranks / self.batch_size,
             precision=self.precision,
+            clip_norm=self.clip_norm,
         )
 
 
@@ -99,6 +103,7 @@ def train(
     on_result: Callable[[StepResult, int], None],
     after_step: Callable[[int, Batch], None],
     key_of: Callable[[Sequence[int]], str],
+    passes_over: Callable[[int, str], bool] = lambda step, why: False,
 ) -> int:
     """Take the steps from `first_step` to `num_steps`; every rank must call.
 
@@ -113,12 +118,15 @@ def train(
             before the hooks of that step; where the loop does not rest, a step late.
         after_step: Called after every step with the steps done and the batch.
         key_of: From a row of `Batch.places` to the sample's key, for messages.
+        passes_over: Called with the number of a step that was not finite and what is known of it, the same steps on
+            every rank; returns whether training goes on without it. The schedule and the order go on.
 
     Returns:
         Steps done: `num_steps`, or fewer where a hook ended the training.
 
     Raises:
-        NonFinite: Loss or gradient is not finite; names the step, the rank and its first samples. Nothing was updated.
+        NonFinite: Loss or gradient is not finite, and the step is not passed over; names the step, the rank and its
+            first samples. Nothing was updated.
     """
 
     def finish(pending: _Pending) -> StepResult:
@@ -126,7 +134,10 @@ def train(
             result = pending.queued.result()
         except NonFinite as error:
             keys = ", ".join(key_of(place) for place in pending.places)
-            raise NonFinite(f"step {pending.step}, rank {world.rank}, samples {keys}, ...: {error}") from error
+            why = f"step {pending.step}, rank {world.rank}, samples {keys}, ...: {error}"
+            if passes_over(pending.step, why):
+                return StepResult(math.nan, math.nan, math.nan)
+            raise NonFinite(why) from error
         on_result(result, pending.num_samples)
         return result
 

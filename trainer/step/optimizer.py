@@ -44,6 +44,7 @@ class MasterSGD:
         self._sgd = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
         for raw in raws:  # zeros are what SGD starts from; they stand ready to be filled from a checkpoint
             self._sgd.state[raw]["momentum_buffer"] = torch.zeros_like(raw)
+        self._norm = torch.zeros(())  # of the gradients that `gradient_norm` has prepared
         self._decay_to_start = decay_to_start
         self._start = [raw.detach().clone() for raw in raws] if decay_to_start else []
 
@@ -121,16 +122,21 @@ class MasterSGD:
             square = norm.square()
             dist.all_reduce(square)
             norm = square.sqrt()
+        self._norm = norm
         return norm
 
     @torch.no_grad()
-    def step(self, learning_rate: float, *, only_if: Tensor) -> None:
+    def step(self, learning_rate: float, *, only_if: Tensor, clip_norm: float | None = None) -> None:
         """Take one step along the gradients that `gradient_norm` has prepared.
 
         Args:
             learning_rate: Of this step.
             only_if: Truth on the device, which is asked there: if false, parameters and momentum stay as they are.
+            clip_norm: Norm to which a longer gradient is shortened; None for none.
         """
+        if clip_norm is not None:
+            gradients = [raw.grad for raw in self._raws.values() if raw.grad is not None]
+            torch._foreach_mul_(gradients, (clip_norm / self._norm).clamp(max=1.0))
         for group in self._sgd.param_groups:
             group["lr"] = learning_rate
         for raw, start in zip(self._raws.values(), self._start, strict=False):

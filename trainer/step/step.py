@@ -1,9 +1,9 @@
 """One optimizer step, in plain PyTorch, on any number of ranks and micro-batches."""
 
-import math
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.base.errors import NonFinite
@@ -35,7 +35,7 @@ class QueuedStep:
     Its figures are on their way to the CPU at once: read later, they would wait for all that was queued since.
 
     Args:
-        figures: Loss, accuracy and gradient norm, on the device.
+        figures: Loss, accuracy, gradient norm, and whether all ranks' figures are finite as 1 or 0, on the device.
     """
 
     def __init__(self, figures: Tensor) -> None:
@@ -48,12 +48,14 @@ class QueuedStep:
         """Wait for the device.
 
         Raises:
-            NonFinite: Loss or gradient is NaN or infinite; the step left parameters and momentum as they were.
+            NonFinite: Loss or gradient of some rank is NaN or infinite, raised on all of them; the step left parameters
+                and momentum as they were.
         """
         if self._arrival:
             self._arrival.synchronize()
-        result = StepResult(*self._figures.tolist())
-        if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
+        *measured, is_finite = self._figures.tolist()
+        result = StepResult(*measured)
+        if not is_finite:
             raise NonFinite(f"loss {result.loss}, gradient norm {result.gradient_norm}; nothing was updated")
         return result
 
@@ -68,8 +70,9 @@ def train_step(
     *,
     share: float = 1.0,
     precision: Precision = "float32",
+    clip_norm: float | None = None,
 ) -> QueuedStep:
-    """Accumulate the gradient over micro-batches, and take one step if it and the loss are finite.
+    """Accumulate the gradient over micro-batches, and take one step if it and the loss are finite on all ranks.
 
     Args:
         model: The module to call; where it is spread over ranks, it averages on the last micro-batch only.
@@ -81,6 +84,7 @@ def train_step(
         share: This rank's samples against the mean over ranks. Gradients are averaged over ranks as if they held
             equally many; where the ranks do not divide the lanes they do not.
         precision: Of convolutions and activations; parameters, statistics, loss and the step stay in float32.
+        clip_norm: Longest gradient to follow; a longer one is shortened to it. None for any.
     """
     num_samples = len(batch.images_BCHW)
     optimizer.zero_grad()
@@ -100,8 +104,11 @@ def train_step(
             total_loss += part.detach()
             num_correct += correct(logits.detach(), targets).sum()
     figures = torch.stack((total_loss, num_correct / num_samples, optimizer.gradient_norm()))
-    optimizer.step(learning_rate, only_if=figures.isfinite().all())
-    return QueuedStep(figures)
+    is_finite = figures.isfinite().all().float()
+    if dist.is_initialized():  # a loss may overflow on one rank alone: either all take the step or none
+        dist.all_reduce(is_finite, dist.ReduceOp.MIN)
+    optimizer.step(learning_rate, only_if=is_finite > 0, clip_norm=clip_norm)
+    return QueuedStep(torch.cat((figures, is_finite.reshape(1))))
 
 
 def correct(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:

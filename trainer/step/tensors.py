@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,12 +33,17 @@ def to_device(batch: Batch, num_classes: int, device: torch.device) -> TensorBat
 
 
 def images_to_device(batch: Batch, device: torch.device) -> Tensor:
+    """Return the pictures of a batch as `pixels_to_device` does."""
+    return pixels_to_device(batch.images, device)
+
+
+def pixels_to_device(images_BHWC: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
     """Move uint8 pictures to the device and normalise them there: a quarter of the bytes cross the bus.
 
     Returns:
         float32 in [-1, 1], shape (B, C, H, W).
     """
-    images = torch.from_numpy(batch.images)
+    images = torch.from_numpy(images_BHWC)
     if device.type == "cuda":  # from pinned memory a copy runs beside the computation
         images = images.pin_memory()
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)

@@ -67,6 +67,21 @@ def test_a_run_that_diverges_names_the_step_and_its_samples(small_dataset: Datas
     assert latest(open_store(str(tmp_path))) is None
 
 
+def test_no_more_steps_are_left_out_than_may_be_however_often_the_run_is_started(
+    small_dataset: Dataset, tmp_path: Path
+) -> None:
+    wild = RECIPE.model_copy(update={"lr_per_256": 1e30, "warmup_steps": 0})
+    settings = config(small_dataset, tmp_path, max_skipped_steps=2).model_copy(
+        update={"recipe": wild, "checkpoint_every_steps": 100}
+    )
+    for _ in range(2):
+        with pytest.raises(NonFinite, match=r"step 3, rank 0, samples 0000.*nothing was updated"):
+            pretrain(settings, alone(), lambda row: None)
+        kept = [json.loads(path.read_bytes()) for path in sorted((tmp_path / "skipped").iterdir())]
+        assert [row["step"] for row in kept] == [1, 2]
+        assert all("loss" in row["why"] for row in kept)
+
+
 @pytest.mark.parametrize(
     ("fields", "workers", "said"),
     [

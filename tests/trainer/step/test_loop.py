@@ -1,5 +1,7 @@
 """The one loop: when hooks run, what they see, and how training ends."""
 
+import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -130,3 +132,56 @@ def test_a_loss_that_is_not_finite_names_its_own_step_and_samples_though_later_o
 
 def test_a_training_that_is_done_takes_no_batch() -> None:
     assert run(learner(), 3, [], first_step=3) == (3, [])
+
+
+def test_a_step_that_is_passed_over_leaves_weights_and_figures_out_and_the_rest_as_it_is() -> None:
+    asked: list[tuple[int, str]] = []
+
+    def trained(*, is_broken: bool) -> tuple[dict[str, torch.Tensor], list[float]]:
+        chosen, losses, calls = learner(), [], 0
+
+        def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            value = softmax_loss(logits, targets)
+            return value * math.nan if is_broken and calls == 5 else value  # in the third of two micro-batches each
+
+        def passes_over(step: int, why: str) -> bool:
+            asked.append((step, why))
+            return True
+
+        state = {}
+        train(
+            alone(),
+            dataclasses.replace(chosen, loss=loss, learning_rate=lambda step: 0.01 if is_broken or step != 2 else 0.0),
+            batches(),
+            first_step=0,
+            num_steps=3,
+            hooks=[],
+            on_result=lambda result, num_samples: losses.append(result.loss),
+            after_step=lambda done, batch: None,
+            key_of=lambda place: f"{place[2]}-{place[3]}",
+            passes_over=passes_over,
+        )
+        state |= {name: value.clone() for name, value in chosen.module.state_dict().items()}
+        return state, losses
+
+    whole, losses = trained(is_broken=False)
+    broken, fewer = trained(is_broken=True)
+    assert [step for step, _ in asked] == [2]
+    assert "step 2, rank 0, samples 2-0, 2-1" in asked[0][1]
+    assert fewer == losses[:2]
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)  # a step at rate 0 moves no weight
+
+
+def test_a_gradient_longer_than_the_limit_is_shortened_to_it_and_a_shorter_one_is_left() -> None:
+    def moved(clip_norm: float | None) -> float:
+        chosen = dataclasses.replace(learner(learning_rate=1.0), clip_norm=clip_norm)
+        before = {name: value.clone() for name, value in chosen.module.state_dict().items()}
+        run(chosen, 1, [])
+        after = chosen.module.state_dict()
+        return float(sum((after[name] - before[name]).double().square().sum() for name in before)) ** 0.5
+
+    norm = moved(None)  # a first step at rate 1 moves by the gradient
+    assert moved(norm / 4) == pytest.approx(norm / 4, rel=1e-4)
+    assert moved(norm * 4) == pytest.approx(norm, rel=1e-6)
