@@ -70,6 +70,7 @@ def leave_out_duplicates(
     compared = [*earlier_plans, plan]
     starts = np.cumsum([0, *(each.num_samples for each in compared)])
     digests = _all_digests(store, compared, scratch)
+    _retry_unread(store, earlier_plans, digests, pool)
     dropped, kept_instead = _later_copies(digests, int(starts[-2]))
     labels = np.concatenate(
         [
@@ -78,7 +79,7 @@ def leave_out_duplicates(
             for n in range(each.num_shards)
         ]
     )
-    conflicts = find_conflicts(digests, labels, _NO_DIGEST)
+    conflicts = find_conflicts(digests, labels, int(starts[-2]), _NO_DIGEST)
     place = np.searchsorted(starts, kept_instead, "right") - 1
     kept_plans = pa.array([each.plan_id for each in compared]).take(pa.array(place))
     kept_rows = pa.array(kept_instead - starts[place])
@@ -176,7 +177,31 @@ def _all_digests(store: Store, plans: Sequence[Plan], scratch: Path) -> np.ndarr
     with scratch_errors(scratch), path.open("wb") as file, ThreadPoolExecutor(_READ_THREADS) as threads:
         for body in threads.map(store.read, keys):
             file.write(body)
-    return np.memmap(path, np.uint8, "r", shape=(sum(plan.num_samples for plan in plans), DIGEST_BYTES))
+    return np.memmap(path, np.uint8, "r+", shape=(sum(plan.num_samples for plan in plans), DIGEST_BYTES))
+
+
+def _retry_unread(
+    store: Store, plans: Sequence[Plan], digests: np.ndarray[Any, np.dtype[np.uint8]], pool: Pool
+) -> None:
+    """Read the images again that could not be read when these plans were made, and put what is found in its place.
+
+    Args:
+        store: Holds the plans and their digests.
+        plans: Earlier ones.
+        digests: Of their rows first, shape (rows, 16).
+        pool: Where images are read.
+    """
+    first, tasks, places = 0, [], {}
+    for plan in plans:
+        for number in range(plan.num_shards):
+            last = first + plan.num_rows(number)
+            if not digests[first:last].any(axis=1).all():
+                tasks.append((store.url, plan.plan_id, number))
+                places[plan.plan_id, number] = slice(first, last)
+            first = last
+    for (_, plan_id, number), _ in run_calls(pool, _digest_shard, tasks):
+        body = store.read(_digests_key(plan_id, number))
+        digests[places[plan_id, number]] = np.frombuffer(body, np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def _later_copies(digests: np.ndarray[Any, np.dtype[np.uint8]], start: int) -> tuple[_Positions, _Positions]:

@@ -5,14 +5,16 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.console import Reporting
-from pipeline.base.errors import ConfigError, Conflict, EmptySource, Interrupted, NotFound
+from pipeline.base.errors import ConfigError, Conflict, EmptySource, NotFound
+from pipeline.base.quantities import quantity
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.publish import Addition, publish
 from pipeline.dataset.schema import POINTER_KEY, ManifestVersion, from_parquet
 from pipeline.dataset.versions import Published, outstanding_rejects, published_version
@@ -22,7 +24,7 @@ from pipeline.packing.label_conflicts import conflicts_of_shards, read_conflicts
 from pipeline.packing.make_plan import Planned, make_plan, store_plan
 from pipeline.packing.pack_run import Packed, pack_plan
 from pipeline.packing.plan import Plan, ShardConfig, counted, duplicates_key
-from pipeline.packing.plan_words import found_lines, other_dataset
+from pipeline.packing.plan_words import found_lines, interrupted, other_dataset
 from pipeline.packing.probe import prober
 from pipeline.packing.sources.rows import COLUMNS, Source
 from pipeline.store.any_url import open_file
@@ -193,11 +195,14 @@ def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None
         )
     if planned and plan.num_samples:
         plan = _stored(job, planned, published.version.plan_ids)
-    if plan.num_samples == 0:
-        duplicates = f"; {plan.num_duplicates:,} pictures have the bytes of others" if plan.num_duplicates else ""
+    version = published.version
+    if plan.num_samples:
+        version = _pack_and_publish(job, plan, published, lease)
+    else:
+        duplicates = (
+            f"; {quantity(plan.num_duplicates, 'picture')} with the bytes of others" if plan.num_duplicates else ""
+        )
         job.reporting.say(f"nothing new{duplicates}")
-        return published.version
-    version = _pack_and_publish(job, plan, published, lease)
     _say_what_was_found(job, plan.model_copy(update={"unused_classes": ()}))
     return version
 
@@ -300,27 +305,17 @@ def _pack_and_publish(
                 on_event=job.reporting.event,
             )
     except KeyboardInterrupt as error:
-        raise _interrupted(job.store, plan) from error
+        raise interrupted(job.store, plan) from error
     if packed.num_rejects == packed.num_done and not retries:
         raise EmptySource(f"all {plan.num_samples} pictures were rejected: {dict(packed.reject_reasons)}")
     lease.check(now=True)
     _check_records(job.store, plan)
     if not plan.config.skip_duplicates:
-        shards, _ = packed.tables(0)
-        conflicts_of_shards(job.store, shards.to_pylist(), plan.plan_id, job.scratch)
+        earlier = Dataset(job.store, before.version).shards if before else []
+        conflicts_of_shards(job.store, packed.tables(0)[0].to_pylist(), plan.plan_id, job.scratch, earlier)
     version = publish(job.store, before, _addition(job.store, plan, packed, before, retries=retries))
     job.reporting.event("published", **version.model_dump())
     return version
-
-
-def _interrupted(store: Store, plan: Plan) -> Interrupted:
-    """Return the message of a run that was stopped: how much of it stays."""
-    kept = list(store.list(f"commits/{plan.plan_id}/"))
-    num_images = sum(plan.num_rows(int(PurePosixPath(entry.key).stem)) for entry in kept)
-    return Interrupted(
-        f"stopped; {num_images:,} of {plan.num_samples:,} images are packed and kept, in {len(kept):,} of "
-        f"{plan.num_shards:,} shards of {store.url}; run the same command again to go on"
-    )
 
 
 def _check_records(store: Store, plan: Plan) -> None:

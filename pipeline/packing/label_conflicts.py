@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline.store.base import Store, put
 _NUM_PASSES = 16  # over the digests, by their first byte, so that a sixteenth of them is in memory
 _READ_THREADS = 16
 _MOST_EXAMPLES = 3
+_FILTER_BITS = 26  # of a digest: 64 MB, and of 1 M new images one earlier image in 67 is looked at in vain
 _NO_LABEL = 2**64 - 1
 Hashes = npt.NDArray[np.uint64]
 Digests = np.ndarray[Any, np.dtype[np.uint8]]
@@ -97,12 +99,13 @@ def hash_labels(labels: pa.Array) -> Hashes:
     return firsts
 
 
-def find_conflicts(digests: Digests, hashes: Hashes, unread: bytes = b"") -> Found:
-    """Return the images whose bytes come with different labels.
+def find_conflicts(digests: Digests, hashes: Hashes, num_known: int = 0, unread: bytes = b"") -> Found:
+    """Return the images whose bytes come with different labels, if one of those with these bytes is new.
 
     Args:
         digests: Shape (images, 16).
         hashes: Of their labels, shape (images,).
+        num_known: The first of them, which were compared before.
         unread: Digest of images that could not be read.
     """
     count, pairs = 0, []
@@ -114,53 +117,95 @@ def find_conflicts(digests: Digests, hashes: Hashes, unread: bytes = b"") -> Fou
             positions, mine = positions[is_read], mine[is_read]
         _, firsts, inverse = np.unique(mine, return_index=True, return_inverse=True)
         differs = hashes[positions] != hashes[positions[firsts]][inverse]
-        groups = np.unique(inverse[differs])
-        count += int(np.isin(inverse, groups).sum())
-        for row in np.flatnonzero(differs)[:_MOST_EXAMPLES].tolist():
+        groups = np.intersect1d(inverse[differs], inverse[positions >= num_known])
+        is_found = np.isin(inverse, groups)
+        count += int(is_found.sum())
+        for row in np.flatnonzero(differs & is_found)[:_MOST_EXAMPLES].tolist():
             pairs.append((int(positions[firsts[inverse[row]]]), int(positions[row])))
     return Found(count, sorted(pairs)[:_MOST_EXAMPLES])
 
 
-def conflicts_of_shards(store: Store, shards: Iterable[dict[str, Any]], plan_id: str, scratch: Path) -> None:
-    """Look for conflicts among packed shards by their sidecars, and keep what is found.
+def conflicts_of_shards(
+    store: Store,
+    shards: Iterable[dict[str, Any]],
+    plan_id: str,
+    scratch: Path,
+    earlier: Iterable[dict[str, Any]] = (),
+) -> None:
+    """Look for conflicts of packed shards, among them and with earlier ones, by their sidecars; keep what is found.
 
     Args:
         store: Holds the shards.
         shards: Rows of schema.SHARD_SCHEMA.
         plan_id: Of the plan that was packed.
         scratch: Existing folder for 24 bytes an image.
+        earlier: Rows of the shards that the dataset had before; all their sidecars are read.
     """
     rows = list(shards)
     starts = np.cumsum([0, *(row["num_samples"] for row in rows)])
     if starts[-1] == 0:
         return
     paths = scratch / "conflict-digests.bin", scratch / "conflict-labels.bin"
-
-    def read(row: dict[str, Any]) -> tuple[bytes, bytes]:
-        table = from_parquet(store.read(row["sidecar"]))
-        return b"".join(table["digest"].to_pylist()), hash_labels(table["labels"].combine_chunks()).tobytes()
-
     with (
         scratch_errors(scratch),
-        paths[0].open("wb") as digests,
-        paths[1].open("wb") as labels,
+        paths[0].open("wb") as digest_file,
+        paths[1].open("wb") as label_file,
         ThreadPoolExecutor(_READ_THREADS) as threads,
     ):
-        for digest_bytes, label_bytes in threads.map(read, rows):
-            digests.write(digest_bytes)
-            labels.write(label_bytes)
+        for these, theirs in threads.map(partial(_read_sidecar, store), rows):
+            these.tofile(digest_file)
+            theirs.tofile(label_file)
+    digests: Digests = np.memmap(paths[0], np.uint8, "r", shape=(int(starts[-1]), DIGEST_BYTES))
+    labels: Hashes = np.memmap(paths[1], np.uint64, "r")
+    known = _Known(store, list(earlier), digests)
+    if len(known.places):
+        digests = np.concatenate([known.digests, digests])
+        labels = np.concatenate([known.labels, labels])
 
     def about(position: int) -> tuple[str, list[int]]:
+        if position < len(known.places):
+            row, offset = known.places[position]
+            return _about(store, row, offset)
+        position -= len(known.places)
         shard = int(np.searchsorted(starts, position, "right")) - 1
-        table = from_parquet(store.read(rows[shard]["sidecar"]))
-        sample = table.slice(position - int(starts[shard]), 1).to_pylist()[0]
-        text = store.read_range(rows[shard]["path"], sample["json_offset"], sample["json_bytes"])
-        return json.loads(text)["source"], sample["labels"]
+        return _about(store, rows[shard], position - int(starts[shard]))
 
-    found = find_conflicts(
-        np.memmap(paths[0], np.uint8, "r", shape=(int(starts[-1]), DIGEST_BYTES)),
-        np.memmap(paths[1], np.uint64, "r"),
-    )
-    store_conflicts(store, plan_id, found, about)
+    store_conflicts(store, plan_id, find_conflicts(digests, labels, len(known.places)), about)
     for path in paths:
         path.unlink()
+
+
+class _Known:
+    """Images of earlier shards whose bytes new ones may have."""
+
+    def __init__(self, store: Store, rows: Sequence[dict[str, Any]], new: Digests) -> None:
+        self.places: list[tuple[dict[str, Any], int]] = []
+        digests, labels = [np.empty((0, DIGEST_BYTES), np.uint8)], [np.empty(0, np.uint64)]
+        is_wanted = np.zeros(1 << _FILTER_BITS, bool)
+        is_wanted[_begins(new)] = True
+        with ThreadPoolExecutor(_READ_THREADS) as threads:
+            for row, (these, theirs) in zip(rows, threads.map(partial(_read_sidecar, store), rows), strict=True):
+                found = np.flatnonzero(is_wanted[_begins(these)])
+                digests.append(these[found])
+                labels.append(theirs[found])
+                self.places += [(row, int(offset)) for offset in found]
+        self.digests, self.labels = np.concatenate(digests), np.concatenate(labels)
+
+
+def _begins(digests: Digests) -> Hashes:
+    """Return the first bits of digests as numbers, for a set of them that is small whatever their number."""
+    firsts = np.ascontiguousarray(digests[:, :8]).view("<u8")[:, 0]
+    return firsts >> np.uint64(64 - _FILTER_BITS)
+
+
+def _read_sidecar(store: Store, row: dict[str, Any]) -> tuple[Digests, Hashes]:
+    table = from_parquet(store.read(row["sidecar"]))
+    digests = np.frombuffer(b"".join(table["digest"].to_pylist()), np.uint8).reshape(-1, DIGEST_BYTES)
+    return digests, hash_labels(table["labels"].combine_chunks())
+
+
+def _about(store: Store, row: dict[str, Any], offset: int) -> tuple[str, list[int]]:
+    """Return name and labels of a sample of a shard."""
+    sample = from_parquet(store.read(row["sidecar"])).slice(offset, 1).to_pylist()[0]
+    text = store.read_range(row["path"], sample["json_offset"], sample["json_bytes"])
+    return json.loads(text)["source"], sample["labels"]

@@ -1,9 +1,10 @@
 """Plans in the words of the command line: what was found, and what differs between two of them."""
 
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.base.errors import ConfigError, NotFound
+from pipeline.base.errors import ConfigError, Interrupted, NotFound
 from pipeline.base.ignored import ignored_line
 from pipeline.dataset.versions import Published
 from pipeline.packing.commit import read_plan
@@ -80,3 +81,13 @@ def found_lines(plan: Plan) -> Iterator[str]:
         shown = ", ".join(plan.unused_classes[:_SHOWN_CLASSES])
         more = ", ..." if len(plan.unused_classes) > _SHOWN_CLASSES else ""
         yield f"{len(plan.unused_classes):,} of {len(plan.classes):,} classes have no image: {shown}{more}"
+
+
+def interrupted(store: Store, plan: Plan) -> Interrupted:
+    """Return the message of a run that was stopped: how much of it stays."""
+    kept = list(store.list(f"commits/{plan.plan_id}/"))
+    num_images = sum(plan.num_rows(int(PurePosixPath(entry.key).stem)) for entry in kept)
+    return Interrupted(
+        f"stopped; {num_images:,} of {plan.num_samples:,} images are packed and kept, in {len(kept):,} of "
+        f"{plan.num_shards:,} shards of {store.url}; run the same command again to go on"
+    )

@@ -80,7 +80,7 @@ def test_append_leaves_out_pictures_that_the_dataset_has_under_other_names(tmp_p
     (new / "class2" / "e.jpg").write_bytes(held)
     (new / "class2" / "f.jpg").write_bytes(fresh)
     for _ in range(2):
-        assert "nothing new; 2 pictures have the bytes of others" in cli("append", new, tmp_path / "set")
+        assert "nothing new; 2 pictures with the bytes of others" in cli("append", new, tmp_path / "set")
     assert open_dataset(str(tmp_path / "set")).version == dataset.version
 
 
@@ -129,7 +129,7 @@ def test_an_image_that_could_not_be_read_once_is_compared_again(tmp_path: Path) 
     for _ in range(2):
         printed = cli("shard", table, tmp_path / "set", "--skip-duplicates")
         assert "8 samples" in printed
-        assert "1 duplicates left out" in printed
+        assert "1 duplicate left out" in printed
 
 
 @pytest.mark.parametrize("options", [[], ["--skip-duplicates"]])
@@ -145,15 +145,45 @@ def test_the_same_image_with_two_labels_is_counted_and_shown(tmp_path: Path, opt
         assert "(class2)" in printed
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.lists(st.integers(0, 2), max_size=2)), max_size=30))
-def test_conflicts_are_what_a_dictionary_finds(rows: list[tuple[int, list[int]]]) -> None:
+@pytest.mark.parametrize("options", [[], ["--skip-duplicates"]])
+def test_append_compares_labels_with_earlier_versions_and_tells_what_is_new(tmp_path: Path, options: list[str]) -> None:
+    old = class_folders(tmp_path / "old", each=4)
+    (old / "class2" / "copy.jpg").write_bytes((old / "class0" / "000.jpg").read_bytes())
+    assert "2 images have bytes" in cli("shard", old, tmp_path / "set", "--shard-mb", 0.02, *options)
+    new = class_folders(tmp_path / "new", each=1, seed=500)
+    assert "different labels" not in cli("append", f"more={new}", tmp_path / "set")  # what is known is not told again
+    (new / "class1" / "again.jpg").write_bytes((old / "class2" / "003.jpg").read_bytes())
+    printed = cli("append", f"more={new}", tmp_path / "set")
+    assert "2 images have bytes that come with different labels, such as class2/003.jpg (class2) and " in printed
+    assert "more/class1/again.jpg (class1)" in printed
+
+
+def test_append_reads_images_again_that_an_earlier_release_left_uncompared(tmp_path: Path) -> None:
+    old = class_folders(tmp_path / "old", classes=1, each=4)
+    cli("shard", old, tmp_path / "set", "--skip-duplicates")
+    [stored] = (tmp_path / "set").glob("plans/*/digests/*.bin")
+    stored.write_bytes(bytes(DIGEST_BYTES) + stored.read_bytes()[DIGEST_BYTES:])
+    new = tmp_path / "new" / "class0"
+    new.mkdir(parents=True)
+    for path in old.rglob("*.jpg"):
+        (new / f"copy-{path.name}").write_bytes(path.read_bytes())
+    assert "nothing new; 4 pictures with the bytes of others" in cli("append", tmp_path / "new", tmp_path / "set")
+
+
+_LABELLED = st.lists(st.tuples(st.integers(0, 5), st.lists(st.integers(0, 2), max_size=2)), max_size=30)
+
+
+@given(_LABELLED, st.integers(0, 30))
+def test_conflicts_are_what_a_dictionary_finds(rows: list[tuple[int, list[int]]], num_known: int) -> None:
     digests = np.array([[image] * 15 + [0] for image, _ in rows], np.uint8).reshape(-1, 16)
-    found = find_conflicts(digests, hash_labels(pa.array([labels for _, labels in rows], pa.list_(pa.int32()))))
+    hashes = hash_labels(pa.array([labels for _, labels in rows], pa.list_(pa.int32())))
+    found = find_conflicts(digests, hashes, num_known)
+    new = {image for image, labels in rows[num_known:] if labels}
     labels_of: dict[int, set[tuple[int, ...]]] = {}
     for image, labels in rows:
         if labels:
             labels_of.setdefault(image, set()).add(tuple(sorted(set(labels))))
-    assert found.num_images == sum(bool(labels) and len(labels_of[image]) > 1 for image, labels in rows)
+    assert found.num_images == sum(bool(labels) and len(labels_of[image]) > 1 for image, labels in rows if image in new)
     for one, other in found.pairs:
         assert rows[one][0] == rows[other][0]
         assert sorted(set(rows[one][1])) != sorted(set(rows[other][1]))
