@@ -40,8 +40,8 @@ from .recipes.pretrain import (
     named_recipe as named_recipe,
     pretrain_learning_rate as pretrain_learning_rate,
 )
-from .run.folder import read_metrics as read_metrics
 from .run.history import read_config as read_config
+from .run.metrics import read_metrics as read_metrics
 from .scores.intervals import (
     paired_bootstrap as paired_bootstrap,
     wilson_interval as wilson_interval,

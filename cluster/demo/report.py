@@ -19,8 +19,9 @@ from pipeline.dataset.dataset import open_dataset
 from pipeline.store.local import LocalStore
 from pipeline.store.url import open_store
 from trainer.jobs.finetune import read_results
-from trainer.run.folder import attempts, read_metrics
+from trainer.run.events import attempts
 from trainer.run.history import read_config
+from trainer.run.metrics import read_metrics
 
 _INITS = ("pretrained", "scratch")
 

@@ -16,7 +16,7 @@ from trainer.jobs.pretrain import pretrain
 from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
 from trainer.model.cost import layers, step_memory
-from trainer.run.folder import read_metrics
+from trainer.run.metrics import read_metrics
 from trainer.step.losses import softmax_loss
 from trainer.step.optimizer import MasterSGD
 from trainer.step.ranks import World, alone

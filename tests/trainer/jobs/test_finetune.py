@@ -21,7 +21,7 @@ from trainer.checkpoint.weights import load_model
 from trainer.jobs.config import FinetuneConfig, Shortened
 from trainer.jobs.finetune import finetune, initial_model, mixup, read_results
 from trainer.run.controls import Controls
-from trainer.run.folder import read_metrics
+from trainer.run.metrics import read_metrics
 from trainer.step.ranks import alone
 
 

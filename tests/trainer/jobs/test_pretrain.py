@@ -4,17 +4,22 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.base.errors import ConfigError, NonFinite, ResumeMismatch
 from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, run_cli
 from tests.trainer.runs import RECIPE, Stopped, assert_equal, config, final_state
-from trainer.checkpoint.record import committed, latest, steps
+from trainer.checkpoint.record import committed, latest, read_record, steps
+from trainer.checkpoint.sharded import load
+from trainer.checkpoint.weights import load_chosen_model
 from trainer.jobs.checks import check_pretrain, pretrain_warnings
 from trainer.jobs.pretrain import pretrain
+from trainer.model.build import new_model
 from trainer.recipes.pretrain import PretrainRecipe
-from trainer.run.folder import read_metrics
+from trainer.run.metrics import read_metrics
+from trainer.step.optimizer import MasterSGD
 from trainer.step.ranks import alone
 
 
@@ -65,6 +70,42 @@ def test_a_run_that_diverges_names_the_step_and_its_samples(small_dataset: Datas
     with pytest.raises(NonFinite, match=r"step 1, rank 0, samples 0000.*nothing was updated"):
         pretrain(settings, alone(), lambda row: None)
     assert latest(open_store(str(tmp_path))) is None
+
+
+def test_the_average_of_the_weights_is_kept_through_a_restart_and_is_what_others_load(
+    small_dataset: Dataset, tmp_path: Path
+) -> None:
+    def weights(out: Path, step: int, prefix: str) -> dict[str, torch.Tensor]:
+        record = read_record(open_store(str(out)), step)
+        model = new_model("R14x0.5", 3, seed=1)
+        state = {
+            name: value.detach().clone()
+            for name, value in MasterSGD(model, 0.9, 0.0, average_decay=0.5).state().items()
+        }
+        load(open_store(str(out)), alone(), record, state)
+        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    averaged = {"average_decay": 0.75, "checkpoint_every_steps": 1, "keep_checkpoints": 20}
+    pretrain(config(small_dataset, whole).model_copy(update=averaged), alone(), lambda row: None)
+
+    def stop(row: dict[str, object]) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        pretrain(config(small_dataset, broken).model_copy(update=averaged), alone(), stop)
+    pretrain(config(small_dataset, broken).model_copy(update=averaged), alone(), lambda row: None)
+    last = steps(open_store(str(whole)))[-1]
+    expected = weights(whole, 1, "average/")
+    for step in range(2, last + 1):
+        now = weights(whole, step, "model/")
+        expected = {name: value * 0.75 + now[name] * 0.25 for name, value in expected.items()}
+    found = weights(whole, last, "average/")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    assert_equal(found, weights(broken, last, "average/"))
+    model, _ = load_chosen_model(open_store(str(broken)), alone(), None)
+    assert_equal(found, {name: value.detach() for name, value in model.named_parameters()})
 
 
 def test_no_more_steps_are_left_out_than_may_be_however_often_the_run_is_started(

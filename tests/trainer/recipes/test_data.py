@@ -13,7 +13,7 @@ from tests.conftest import class_folders, pack
 from tests.trainer.runs import config
 from trainer.jobs.pretrain import pretrain
 from trainer.recipes.data import MixedData, training_sources
-from trainer.run.folder import read_metrics
+from trainer.run.metrics import read_metrics
 from trainer.step.ranks import alone
 
 

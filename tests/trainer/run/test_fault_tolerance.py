@@ -18,7 +18,8 @@ from tests.conftest import pack, run_cli
 from tests.trainer.runs import assert_equal, final_state
 from tests.waiting import wait_until
 from trainer.checkpoint.record import committed
-from trainer.run.folder import attempts, read_metrics
+from trainer.run.events import attempts
+from trainer.run.metrics import read_metrics
 
 SETTINGS = {
     "recipe.epochs": 8,

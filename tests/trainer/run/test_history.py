@@ -16,8 +16,8 @@ from trainer.checkpoint.record import require_latest
 from trainer.jobs.config import FinetuneConfig, PretrainConfig
 from trainer.jobs.pretrain import pretrain
 from trainer.run.classes import stored_classes, write_classes
-from trainer.run.folder import read_metrics
 from trainer.run.history import changed, current_config, read_changes, settle
+from trainer.run.metrics import read_metrics
 from trainer.step.ranks import alone
 
 

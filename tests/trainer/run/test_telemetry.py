@@ -16,7 +16,8 @@ from pipeline.streaming.stream import LoaderConfig
 from tests.conftest import pack, run_cli
 from tests.trainer.runs import config, damage_a_picture
 from trainer.jobs.pretrain import pretrain
-from trainer.run.folder import read_metrics, write_quarantine
+from trainer.run.folder import write_quarantine
+from trainer.run.metrics import read_metrics
 from trainer.run.progress import metrics_line
 from trainer.run.telemetry import COUNTERS, GAUGES, _LoaderLog
 from trainer.step.ranks import alone
