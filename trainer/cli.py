@@ -3,13 +3,13 @@
 import click
 
 from pipeline.base.console import run
-from trainer.commands import models, pretraining, transfer
+from trainer.commands import inference, models, pretraining, transfer
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="bit-pretrain")
 def cli() -> None:
-    """Pretrain BiT models, fine-tune them with the HyperRule, evaluate, describe, import and export them.
+    """Pretrain BiT models, fine-tune them with the HyperRule, evaluate, use, describe, import and export them.
 
     Add --debug for tracebacks.
     """
@@ -19,6 +19,8 @@ for command in (
     pretraining.pretrain,
     transfer.finetune,
     transfer.evaluate,
+    inference.predict,
+    inference.embed,
     models.describe,
     models.import_file,
     models.export_file,

@@ -144,3 +144,37 @@ class EvaluateConfig(Record):
     out: str
     resolution_px: NonNegativeInt = 0
     batch_size: PositiveInt = 64
+
+PREDICTIONS, EMBEDDINGS = "predictions", "embeddings"
+
+
+class InferenceConfig(Record):
+    """Predictions or embeddings of pictures.
+
+    Attributes:
+        run: URL of a training run.
+        step: Of its checkpoint; None for the newest one.
+        sources: URLs of one dataset, or of pictures, folders, tables and tars.
+        data_version: Manifest version of the dataset; None where the sources are something else.
+        image_column: Of tables: paths, URLs or image bytes.
+        out: URL of the results.
+        output: What is written of each picture.
+        top: Most probable classes that are listed.
+        probabilities: Softmax over classes, or the sigmoid of each class, for models with several labels a picture.
+        resolution_px: Side of the input; 0 for that of the run.
+        batch_size: Pictures in one forward pass.
+        part_size: About how many pictures a file of the results holds; what a start ends in between is done again.
+    """
+
+    run: str
+    step: int | None = None
+    sources: tuple[str, ...]
+    data_version: int | None = None
+    image_column: str = "image"
+    out: str
+    output: Literal["predictions", "embeddings"]
+    top: PositiveInt = 5
+    probabilities: Literal["softmax", "sigmoid"] = "softmax"
+    resolution_px: NonNegativeInt = 0
+    batch_size: PositiveInt = 64
+    part_size: PositiveInt = 1024
