@@ -1,6 +1,6 @@
 """`cluster audit`, `audit-within`, `audit-review` and `fingerprint`."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pipeline.store.base import Store
 
 Command = Callable[..., Any]
+_REPORT_MARKS = ("audit.json", "work/")  # of which a report has one from its first moment on
+_FINGERPRINT_MARKS = ("fingerprints/", "MANIFEST.json")
 
 
 def _search_options(command: Command) -> Command:
@@ -121,6 +123,7 @@ def audit(upstream: str, downstream: str, out: str, against_many: bool, **option
     work = absolute_url(options.pop("work") or f"{out}/work")
     pool = {name: options.pop(name) for name in ("workers", "on_ray", "log_jsonl")}
     if not against_many:
+        _require_free(out, "report", _REPORT_MARKS)
         with _job(work, **pool) as job:
             summary = _audit_one(job, open_store(out), upstream, absolute_pattern(downstream), predictions, options)
         click.echo(f"{_summary_line(summary)}; report {open_store(out).url}/index.html")
@@ -128,6 +131,7 @@ def audit(upstream: str, downstream: str, out: str, against_many: bool, **option
     if predictions:
         raise ConfigError("with --against-many, predictions are named in the TOML file, not by --predictions")
     sets, summaries = read_test_sets(absolute_url(downstream)), {}
+    _require_free(out, "report", [*_REPORT_MARKS, "overview.csv", *(f"{name}/audit.json" for name in sets)])
     with _job(work, **pool) as job:
         for name, test in sets.items():
             click.echo(f"{name}: {test.url}", err=True)
@@ -136,6 +140,13 @@ def audit(upstream: str, downstream: str, out: str, against_many: bool, **option
             click.echo(f"{name}: {_summary_line(summaries[name])}")
     publish_overview(open_store(out), upstream, summaries)
     click.echo(f"overview {open_store(out).url}/index.html")
+
+
+def _require_free(out: str, what: str, marks: Sequence[str]) -> None:
+    from pipeline.store.destination import require_free  # noqa: PLC0415
+    from pipeline.store.url import open_store  # noqa: PLC0415
+
+    require_free(open_store(out), what, marks)
 
 
 def _named_url(item: str) -> tuple[str, str]:
@@ -208,6 +219,7 @@ def audit_within(url: str, out: str, **options: Any) -> None:
     work = absolute_url(options.pop("work") or f"{out}/work")
     pool = {name: options.pop(name) for name in ("workers", "on_ray", "log_jsonl")}
     config = _config(url, url, options)
+    _require_free(out, "report", _REPORT_MARKS)
     with _job(work, **pool) as job:
         summary = run_audit_within(open_store(out), config, pin_sides(config), job)
     click.echo(
@@ -260,6 +272,7 @@ def fingerprint(url: str, out: str, log_jsonl: str | None, workers: int | None, 
     if is_published(url) and open_dataset(url).version.descriptor == DESCRIPTOR_VERSION:
         click.echo(f"{url} was packed with fingerprints {DESCRIPTOR_VERSION}; audit it as it is")
         return
+    _require_free(out, "set of fingerprints", _FINGERPRINT_MARKS)
     with _job(out, workers, on_ray, log_jsonl) as job:
         version = fingerprint_set(url, open_store(out), job)
     click.echo(

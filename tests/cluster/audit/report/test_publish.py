@@ -117,3 +117,17 @@ def test_both_experiments_clean_upstream_and_clean_test_set(sets: tuple[Path, Pa
     up = open_dataset(str(sets[0]))
     sources = {up.read_about(Address(row["shard"], row["row"]))["source"] for row in upstream.to_pylist()}
     assert sources == {"class1/same.jpg", *(f"class0/leak-{number}.png" for number in (3, 7, 11, 19, 23))}
+
+
+@pytest.mark.parametrize(
+    "command", [["audit", "up", "down"], ["audit-within", "up"], ["fingerprint", "up/tars"], ["audit", "up", "s.toml"]]
+)
+def test_results_are_not_written_among_other_files(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").write_bytes(b"mine")
+    (tmp_path / "s.toml").write_text('[one]\nurl = "down"\n')
+    options = ["--against-many"] if "s.toml" in command else []
+    done = run_cli("cluster", *command, "photos", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "photos holds other things and no " in done.stderr
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["1.jpg"]
