@@ -13,11 +13,12 @@ from typing import Any
 
 import click
 
-from pipeline.base.errors import BitError, ConfigError, Interrupted
+from pipeline.base.errors import BitError, ClusterLost, ConfigError, Interrupted
 from pipeline.base.quantities import human_bytes
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_LOST = 75  # EX_TEMPFAIL of sysexits.h: started again, it may go on
 EXIT_INTERRUPTED = 130
 _SECONDS_TO_FIRST_LINE = 1.0
 _SECONDS_BETWEEN_LINES = 5.0  # progress where no terminal redraws a bar
@@ -48,7 +49,7 @@ def run(group: click.Group) -> None:
         if debug:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
-        sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
+        sys.exit(_exit_code(error))
     except Exception as error:  # noqa: BLE001 - the outermost handler: whatever comes is reported in one sentence
         if debug:
             traceback.print_exc()
@@ -56,6 +57,12 @@ def run(group: click.Group) -> None:
         click.echo(f"error: internal error ({message}); run again with --debug and report the traceback", err=True)
         sys.exit(EXIT_FAILED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, ConfigError):
+        return EXIT_USAGE
+    return EXIT_LOST if isinstance(error, ClusterLost) else EXIT_FAILED
 
 
 def examples(*lines: str) -> str:

@@ -20,6 +20,7 @@ BitError
     ResumeMismatch       the run to resume was started with another configuration
     Interrupted          somebody asked the run to stop; its state is saved
   ServiceError           a server or a cluster job did not start or failed
+    ClusterLost          the cluster lost what ran the job; started again, it goes on
 
 A message says what is wrong, which value, where, and what to do next.
 """
@@ -115,3 +116,7 @@ class Interrupted(TrainError):  # noqa: N818
 
 class ServiceError(BitError):
     """A server or a cluster job did not start or failed."""
+
+
+class ClusterLost(ServiceError):  # noqa: N818
+    """The cluster lost what ran the job; started again, the job goes on."""
