@@ -9,8 +9,10 @@ from trainer.checkpoint.record import CheckpointRecord, chosen, require_latest
 from trainer.checkpoint.sharded import load
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
-from trainer.step.optimizer import model_state
+from trainer.step.optimizer import AVERAGE, MasterSGD, model_state
 from trainer.step.ranks import World
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm: averages by themselves
 
 
 def load_model(store: Store, world: World, record: CheckpointRecord) -> ResNetV2:
@@ -20,7 +22,7 @@ def load_model(store: Store, world: World, record: CheckpointRecord) -> ResNetV2
         CorruptShard: A file's content is not what the record says.
     """
     model = new_model(record.about["model"], record.about["num_classes"], seed=0, device=world.device)
-    load(store, world, record, model_state(model))
+    load(store, world, record, stored_names(record, model_state(model)))
     return model.eval()
 
 
@@ -37,6 +39,23 @@ def load_chosen_model(store: Store, world: World, step: int | None) -> tuple[Res
     return model.eval(), record
 
 
+def stored_names(record: CheckpointRecord, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a network's tensors by the names of what to fill them with: of a run with averages, those."""
+    if not record.about.get("averaged"):
+        return state
+    return {
+        name if name.endswith(_BUFFERS) else name.replace("model/", AVERAGE, 1): value for name, value in state.items()
+    }
+
+
+def training_state(record: CheckpointRecord, optimizer: MasterSGD) -> dict[str, Tensor]:
+    """Return the tensors of an optimizer that a checkpoint can fill: without averages where it has none."""
+    state = optimizer.state()
+    if record.about.get("averaged"):
+        return state
+    return {name: value for name, value in state.items() if not name.startswith(AVERAGE)}
+
+
 def load_into(store: Store, world: World, step: int | None, state: dict[str, Tensor]) -> CheckpointRecord:
     """Fill tensors from a step's checkpoint, or for None from the newest sound one, and return its record.
 
@@ -46,10 +65,10 @@ def load_into(store: Store, world: World, step: int | None, state: dict[str, Ten
     """
     if step is not None:
         record = chosen(store, step)
-        load(store, world, record, state)
+        load(store, world, record, stored_names(record, state))
         return record
     require_latest(store)
-    loaded = load_newest(store, world, lambda _: state)
+    loaded = load_newest(store, world, lambda record: stored_names(record, state))
     if loaded is None:
         raise NotFound(f"{store.url} holds no checkpoint any more; another start may have removed it: try again")
     return loaded

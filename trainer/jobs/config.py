@@ -46,6 +46,8 @@ class PretrainConfig(TrainingData, RunSettings):
         init: URL of a run or of a file of weights to start from; None for new weights.
         init_step: Of the run's checkpoint; None with a file.
         branch: The run that this one goes on from, with its momentum and its place in the data; None for none.
+        average_decay: Share of the moving average of the weights that each step keeps, such as 0.9999; the average is
+            what is measured, evaluated, exported and fine-tuned. None for none, as in the paper.
         evaluate_every_steps: Steps between two measurements on what is held out, and on the probe's sets.
         probes: Labelled sets for the linear few-shot probe.
     """
@@ -57,6 +59,7 @@ class PretrainConfig(TrainingData, RunSettings):
     init: str | None = None
     init_step: int | None = None
     branch: Branch | None = None
+    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     evaluate_every_steps: PositiveInt = 1000
     probes: tuple[ProbeSet, ...] = ()
 
@@ -144,6 +147,7 @@ class EvaluateConfig(Record):
     out: str
     resolution_px: NonNegativeInt = 0
     batch_size: PositiveInt = 64
+
 
 PREDICTIONS, EMBEDDINGS = "predictions", "embeddings"
 

@@ -13,7 +13,7 @@ from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import Stream
 from trainer.checkpoint.record import chosen
 from trainer.checkpoint.sharded import load
-from trainer.checkpoint.weights import load_into
+from trainer.checkpoint.weights import load_into, training_state
 from trainer.formats.convert import infer_architecture, to_ours
 from trainer.formats.files import read_weights
 from trainer.jobs.checks import order_began, steps_ahead
@@ -67,7 +67,7 @@ def pretrain(config: PretrainConfig, world: World, report: Report, controls: Con
         recomputes=config.recomputes,
         sharded=config.sharded,
     )
-    optimizer = MasterSGD(model, recipe.momentum, recipe.weight_decay)
+    optimizer = MasterSGD(model, recipe.momentum, recipe.weight_decay, average_decay=config.average_decay)
     if world.is_first:
         write_classes(store, dataset.classes)
 
@@ -98,7 +98,8 @@ def pretrain(config: PretrainConfig, world: World, report: Report, controls: Con
             "data": config.data,
             "data_version": config.data_version,
             "resolution_px": recipe.resolution_px,
-        },
+        }
+        | ({"averaged": True} if config.average_decay is not None else {}),
         begin=begin,
         order_from=began.step if began else 0,
         steps_ahead=ahead,
@@ -142,7 +143,7 @@ def _begin_branch(config: PretrainConfig, world: World, optimizer: MasterSGD, st
         return 0
     other = open_store(branch.run)
     record = chosen(other, branch.step)
-    load(other, world, record, optimizer.state())
+    load(other, world, record, training_state(record, optimizer))
     try:
         stream.load_state_dict(record.stream | {"step": int(record.stream["step"]) + branch.skip_steps})
     except ResumeMismatch:

@@ -1,6 +1,7 @@
 """Where the ranks of a launch show that they live, and read what they are asked for: an actor on Ray."""
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 from trainer.run.lives import Life, stuck
 
 _ANSWER_SECONDS = 5.0
+_LINES = 1000  # that wait for the driver; a choice
 
 
 class Wishes(NamedTuple):
@@ -24,6 +26,13 @@ class Wishes(NamedTuple):
     stuck: str = ""
 
 
+class Line(NamedTuple):
+    """What a rank has to say to whoever started the run."""
+
+    text: str
+    is_row: bool  # a row of figures, for stdout
+
+
 class BoardState:
     """What the actor holds; in a run of a single process, all that there is."""
 
@@ -34,6 +43,7 @@ class BoardState:
         self._wants_stop = False
         self._num_saves = 0
         self._stopped = ""
+        self._lines: deque[Line] = deque(maxlen=_LINES)
 
     def sign(self, life: Life) -> Wishes:
         """Take a sign of life, and return what the rank is asked for."""
@@ -56,6 +66,16 @@ class BoardState:
     def request_save(self) -> None:
         """Ask the ranks to save, and to go on."""
         self._num_saves += 1
+
+    def say(self, line: Line) -> None:
+        """Keep a line for the driver; the oldest go where it does not come for them."""
+        self._lines.append(line)
+
+    def take_lines(self) -> list[Line]:
+        """Return the lines since the last call."""
+        lines = list(self._lines)
+        self._lines.clear()
+        return lines
 
     def report_stop(self, message: str) -> None:
         """Keep what the run says as it stops."""
@@ -130,6 +150,14 @@ class Board:
     def request_save(self) -> None:
         """Ask the ranks to save, and to go on."""
         self._ask("request_save")
+
+    def say(self, text: str, *, is_row: bool = False) -> None:
+        """Leave a line for whoever started the run, without waiting until it is there."""
+        self._actor.say.remote(Line(text, is_row))
+
+    def take_lines(self) -> list[Line]:
+        """Return the lines of all ranks since the last call."""
+        return list(self._ask("take_lines", default=[]))
 
     def report_stop(self, message: str) -> None:
         """Leave what the run says as it stops."""

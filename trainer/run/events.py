@@ -1,12 +1,14 @@
 """What happened to a run, in its folder: its starts, and whatever else somebody will want to know; without torch."""
 
 import json
+import re
 import time
 from typing import Any
 
 from pipeline.store.base import Store
 
-_EVENTS, _ATTEMPTS = "events/", "attempts/"
+_EVENTS, _ATTEMPTS, _FAILURES = "events/", "attempts/", "failures/"
+_FAILURE = re.compile(r"/\d+-\d+\.json$")
 
 
 def write_event(store: Store, kind: str, step: int, **details: Any) -> None:
@@ -36,3 +38,20 @@ def attempts(store: Store) -> list[dict[str, Any]]:
     """Return all starts of a run, by first step, and of one step by time."""
     starts = [json.loads(store.read(entry.key)) for entry in store.list(_ATTEMPTS)]
     return sorted(starts, key=lambda start: (start["first_step"], start.get("time", 0.0)))
+
+
+def read_failures(store: Store) -> list[dict[str, Any]]:
+    """Return what ranks ended with, in order of time: dictionaries with time, rank, message and final."""
+    entries = [entry for entry in store.list(_FAILURES) if _FAILURE.search(entry.key)]
+    found = [json.loads(store.read(entry.key)) | {"time": _time_of(entry.key)} for entry in entries]
+    return sorted(found, key=lambda failure: failure["time"])
+
+
+def start_times(store: Store) -> list[float]:
+    """Return when groups of workers started, in order, in seconds since 1970; nothing where Ray started none."""
+    return sorted(_time_of(entry.key) for entry in store.list(_FAILURES) if "/starts/" in entry.key)
+
+
+def _time_of(key: str) -> float:
+    """Return the time in the name of an object: of its beginning, in nanoseconds."""
+    return int(key.rpartition("/")[2].partition("-")[0].removesuffix(".json")) / 1e9

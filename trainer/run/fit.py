@@ -15,6 +15,7 @@ from pipeline.base.errors import ResumeMismatch, StorageError
 from pipeline.streaming.order import lanes_of_rank
 from pipeline.streaming.stream import Batch, LoaderConfig, Stream
 from trainer.checkpoint.fallback import load_newest
+from trainer.checkpoint.weights import training_state
 from trainer.run.controls import Controls
 from trainer.run.folder import begin_attempt, write_quarantine
 from trainer.run.hooks import Hooks, Start
@@ -115,9 +116,13 @@ def with_workers(loader: LoaderConfig, world: World) -> LoaderConfig:
 
 def _resume(run: TrainingRun, stream: Stream) -> int:
     """Restore the newest sound checkpoint, and return the number of steps it has done."""
-    record = load_newest(run.store, run.world, lambda _: run.optimizer.state(), set_aside=True)
+    record = load_newest(run.store, run.world, lambda record: training_state(record, run.optimizer), set_aside=True)
     if record is None:
-        return run.begin(stream) if run.begin else 0
+        step = run.begin(stream) if run.begin else 0
+        run.optimizer.begin_averages()
+        return step
+    if not record.about.get("averaged"):
+        run.optimizer.begin_averages()
     try:
         stream.load_state_dict(record.stream)
     except ResumeMismatch:

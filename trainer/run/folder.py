@@ -80,6 +80,7 @@ def _place(world: World) -> dict[str, Any]:
         "device": str(world.device),
         "gpu": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
+        "code": str(Path(__file__).parents[1]),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

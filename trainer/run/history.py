@@ -23,8 +23,8 @@ CONFIG_KEY = "run.json"
 FREE = frozenset(
     [
         "out", "loader", "loader_log", "microbatch_size", "recomputes", "compiled", "sharded", "checkpoint_every_steps",
-        "keep_every_steps", "log_every_steps", "keep_checkpoints", "evaluate_every_steps", "max_skipped_steps", "probes",
-        "shots", "num_subsets",
+        "keep_every_steps", "log_every_steps", "keep_checkpoints", "evaluate_every_steps", "max_skipped_steps",
+        "probes", "shots", "num_subsets",
     ]
 )  # fmt: skip
 # With another one of these a run reads other samples: a new order begins at the step of the change.

@@ -9,6 +9,7 @@ import uuid
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
@@ -36,6 +37,7 @@ STALL_SECONDS_VARIABLE = "BIT_STALL_SECONDS"
 RESIZE_SECONDS_VARIABLE = "BIT_RESIZE_SECONDS"
 _RESIZE_SECONDS = 300.0  # a choice: a restart takes up to a minute, so growing costs a fifth of it at most
 _UNKNOWN_DRAIN_SECONDS = 120.0  # what Ray Train waits where a drain names no deadline
+_EMPTY_SECONDS = 30.0  # without a worker, before that is said, and said again
 _LOOK_SECONDS = 2.0  # between two looks of the driver at its workers
 C = TypeVar("C", bound=Record)
 
@@ -126,7 +128,7 @@ def _run_on_ray(
     out = config.model_dump()["out"]
     store, launch_id = open_store(out), uuid.uuid4().hex[:8]
     if not ray.is_initialized():
-        ray.init(log_to_driver=True)
+        ray.init(log_to_driver=False)  # what a run has to say comes by its board; the rest is in Ray's logs
     missing = require_capacity(num_workers[0], use_gpu=use_gpu, wait=wait)
     if missing:
         click.echo(f"waiting: {missing}", err=True)
@@ -156,7 +158,9 @@ def _run_on_ray(
         ),
     )
     with stop_requests() as wants_stop:
-        error = _fitted(trainer, board, wants_stop)
+        error = _fitted(
+            trainer, board, wants_stop, partial(require_capacity, num_workers[0], use_gpu=use_gpu, wait=True)
+        )
     message = final_failure(store, launch_id)
     if message:
         raise ServiceError(f"the run stopped on its workers: {message}")
@@ -184,7 +188,9 @@ def _resize_seconds() -> float:
     return float(os.environ.get(RESIZE_SECONDS_VARIABLE, _RESIZE_SECONDS))
 
 
-def _fitted(trainer: Any, board: Board, wants_stop: Callable[[], bool]) -> BaseException | None:
+def _fitted(
+    trainer: Any, board: Board, wants_stop: Callable[[], bool], missing: Callable[[], str | None]
+) -> BaseException | None:
     """Wait for Ray Train in a thread, so that this one can take signals and look after the workers."""
     import ray  # noqa: PLC0415
     import ray.train  # noqa: PLC0415
@@ -199,14 +205,38 @@ def _fitted(trainer: Any, board: Board, wants_stop: Callable[[], bool]) -> BaseE
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
-    watch = Watch(_stall_seconds())
+    watch, seen = Watch(_stall_seconds()), time.monotonic()
     while thread.is_alive():
         thread.join(_LOOK_SECONDS)
         if wants_stop():
             board.request_stop()  # each time: an actor that Ray had to start again has forgotten it
-        for line in watch.news(board.lives(), time.monotonic()):
+        _print_lines(board)
+        lives, now = board.lives(), time.monotonic()
+        for line in watch.news(lives, now):
             click.echo(line, err=True)
+        if any(not life.is_silent for life in lives):
+            seen = now
+        elif now - seen > _EMPTY_SECONDS:
+            seen = now
+            click.echo(f"no worker is running: {missing() or 'Ray is starting them'}", err=True)
+    _print_lines(board)
     return failed[0] if failed else None
+
+
+def _print_lines(board: Board) -> None:
+    for line in board.take_lines():
+        click.echo(line.text, err=not line.is_row)
+
+
+class _ToBoard(logging.Handler):
+    """Messages of a rank, for whoever started the run: all of rank 0's, and warnings of others."""
+
+    def __init__(self, board: Board, world: World) -> None:
+        super().__init__(logging.INFO if world.is_first else logging.WARNING)
+        self._board = board
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._board.say(record.getMessage())
 
 
 def _show_messages() -> None:
@@ -239,6 +269,12 @@ def _worker(loop_config: dict[str, Any]) -> None:
     if begins_in_vain(world, store, launch_id):
         return
     board, pulse = Board.join(launch_id), Pulse(world.rank)
+    for name in ("trainer", "pipeline"):
+        logging.getLogger(name).addHandler(_ToBoard(board, world))
+
+    def report(row: dict[str, Any]) -> None:
+        board.say(loop_config["line_of"](row), is_row=True)
+
     with board.leaving(world.rank), beating(pulse, board.sign, store):
         controls = Controls(
             lease=Lease(store, loop_config["lease_number"]),
@@ -250,12 +286,13 @@ def _worker(loop_config: dict[str, Any]) -> None:
         )
         try:
             config = job.config_type.model_validate_json(loop_config["config"])
-            job.run(config, world, lambda row: click.echo(loop_config["line_of"](row)), controls)
+            job.run(config, world, report, controls)
         except Interrupted as stop:  # asked for: not to be started again
             if world.is_first:
                 board.report_stop(str(stop))
         except BaseException as error:
             write_failure(store, launch_id, world.rank, error)
+            board.say(f"rank {world.rank} ended: {(str(error) or type(error).__name__).splitlines()[0]}")
             raise
 
 

@@ -50,4 +50,4 @@ class SaveBeforeResize(ControllerCallback):  # type: ignore[misc]  # Ray has no 
                 time.sleep(_LOOK_SECONDS)
         except StorageError as error:
             logger.warning("the group is resized without a checkpoint, since the store does not answer: %s", error)
-        logger.info("from %d ranks to %d after step %d", num_ranks, num_next, step)
+        board.say(f"the group goes from {num_ranks} ranks to {num_next}: saved after step {step:,}")

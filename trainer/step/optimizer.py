@@ -17,6 +17,8 @@ from torch.distributed.tensor import DTensor
 
 from trainer.model.conv import Conv2d, RowStatistics, standardize_gradient, standardize_once
 
+AVERAGE = "average/"  # of the names of averages in the state
+
 
 class MasterSGD:
     """SGD with momentum, plain, not Nesterov; the learning rate is given at every step.
@@ -27,9 +29,18 @@ class MasterSGD:
         weight_decay: Coupled L2 on kernels only (convolutions and head, not norms nor biases).
         decay_to_start: The same towards the values that the parameters have now, on all of them (L2-SP)
             [paper appendix A].
+        average_decay: Share of the moving average of the parameters that a step keeps; None for no average.
     """
 
-    def __init__(self, model: nn.Module, momentum: float, weight_decay: float, *, decay_to_start: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        momentum: float,
+        weight_decay: float,
+        *,
+        decay_to_start: float = 0.0,
+        average_decay: float | None = None,
+    ) -> None:
         self._model = model
         self._parameters = dict(model.named_parameters())
         # What SGD moves: the parameters, or this rank's parts of them, in the same memory.
@@ -47,6 +58,9 @@ class MasterSGD:
         self._norm = torch.zeros(())  # of the gradients that `gradient_norm` has prepared
         self._decay_to_start = decay_to_start
         self._start = [raw.detach().clone() for raw in raws] if decay_to_start else []
+        self._average_decay = average_decay
+        averaged = self._raws if average_decay is not None else {}
+        self._averages = {name: raw.detach().clone() for name, raw in averaged.items()}
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -145,6 +159,30 @@ class MasterSGD:
         # The fused kernel's own name for a step to leave out.
         self._sgd.found_inf = only_if.logical_not().float()  # type: ignore[attr-defined]
         self._sgd.step()
+        if self._average_decay is not None:
+            share = (1.0 - self._average_decay) * only_if.float()
+            for name, average in self._averages.items():
+                average.lerp_(self._raws[name], share)
+
+    @torch.no_grad()
+    def begin_averages(self) -> None:
+        """Let the moving averages begin with the parameters as they are."""
+        for name, average in self._averages.items():
+            average.copy_(self._raws[name])
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Give the network the averages of its parameters inside, where there are some."""
+        with torch.no_grad():
+            aside = {name: self._raws[name].detach().clone() for name in self._averages}
+            for name, average in self._averages.items():
+                self._raws[name].copy_(average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, raw in aside.items():
+                    self._raws[name].copy_(raw)
 
     def gradients(self) -> dict[str, Tensor]:
         """Return the gradients by the raw parameters that `gradient_norm` has prepared, by name."""
@@ -153,11 +191,13 @@ class MasterSGD:
         }
 
     def state(self) -> dict[str, Tensor]:
-        """Return raw parameters, buffers and momentum by name: the optimizer's and the network's own tensors."""
+        """Return raw parameters, their averages, buffers and momentum by name: the tensors themselves, no copies."""
         state = {}
         for name, raw in self._raws.items():
             state[f"model/{name}"] = _like(self._parameters[name], raw.detach())
             state[f"momentum/{name}"] = _like(self._parameters[name], self._sgd.state[raw]["momentum_buffer"])
+        for name, average in self._averages.items():
+            state[f"{AVERAGE}{name}"] = _like(self._parameters[name], average)
         return state | {f"model/{name}": buffer for name, buffer in self._model.named_buffers()}
 
 

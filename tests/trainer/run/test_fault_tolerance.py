@@ -34,12 +34,12 @@ SETTINGS = {
 }
 
 
-def start(data: str, out: str, **settings: object) -> subprocess.Popen[bytes]:
+def start(data: str, out: str, workers: str = "2", **settings: object) -> subprocess.Popen[bytes]:
     chosen = SETTINGS | settings
     options = [part for name, value in chosen.items() for part in ("--set", f"{name}={value}")]
     command = [
         str(Path(sys.executable).parent / "cluster"), "submit", "--", "trainer", "pretrain", data, out,
-        "--model", "R14x0.5", "--recipe", "bit-s", "--workers", "2", *options,
+        "--model", "R14x0.5", "--recipe", "bit-s", "--workers", workers, *options,
     ]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
