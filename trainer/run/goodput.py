@@ -36,7 +36,7 @@ class TimeClasses:
     @property
     def wall(self) -> float:
         """All of them together."""
-        return sum(vars(self).values())
+        return float(sum(vars(self).values()))
 
     @property
     def goodput(self) -> float:
