@@ -105,6 +105,9 @@ class Processes:
         worker, running = self._start(function, *arguments)
 
         def finish(done: "Future[T]") -> None:
+            if done.cancelled():  # by close, before it began
+                future.cancel()
+                return
             error = done.exception()
             with self._lock:
                 self._busy.discard(worker)
