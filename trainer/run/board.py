@@ -103,8 +103,11 @@ class Board:
             least_seconds: See `trainer.run.lives.limit_seconds`.
         """
         import ray  # noqa: PLC0415
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
-        state = ray.remote(num_cpus=0, max_restarts=-1)(BoardState)
+        # Beside the driver, which is the one that looks at it: other nodes may be lost.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        state = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(BoardState)
         return cls(state.options(name=f"bit-{launch_id}").remote(least_seconds))
 
     @classmethod
@@ -152,8 +155,8 @@ class Board:
         self._ask("request_save")
 
     def say(self, text: str, *, is_row: bool = False) -> None:
-        """Leave a line for whoever started the run, without waiting until it is there."""
-        self._actor.say.remote(Line(text, is_row))
+        """Leave a line for whoever started the run."""
+        self._ask("say", Line(text, is_row))
 
     def take_lines(self) -> list[Line]:
         """Return the lines of all ranks since the last call."""

@@ -15,7 +15,7 @@ from trainer.checkpoint.retention import Retention
 from trainer.run.averages import Averages
 from trainer.run.controls import Controls
 from trainer.run.evaluations import best_of, read_evaluations, write_evaluation
-from trainer.run.events import attempts
+from trainer.run.events import attempts, write_event
 from trainer.run.folder import write_quarantine
 from trainer.run.held_out import measure
 from trainer.run.metrics import MetricsWriter
@@ -202,7 +202,7 @@ class Hooks:
         world = self._run.world
         pause = max(1, round(_SECONDS_BETWEEN_CHECKS / max(self._seconds_per_step(done), 1e-3)))
         deadline = self._controls.drain_deadline()
-        wish = (self._controls.wants_stop(), self._is_time_to_save(deadline), pause) if world.is_first else None
+        wish = (self._controls.wants_stop(), self._is_time_to_save(done, deadline), pause) if world.is_first else None
         wants_stop, wants_save, pause = broadcast(world, wish)
         self._next_check = done + pause
         if done >= self._run.num_steps:
@@ -211,19 +211,19 @@ class Hooks:
             self._checkpoint(done, result)
         return not wants_stop
 
-    def _is_time_to_save(self, drain_deadline: float | None) -> bool:
+    def _is_time_to_save(self, done: int, drain_deadline: float | None) -> bool:
         """Return whether a save is asked for, or due by the interval that loses least or before a node goes."""
         if self._controls.wants_save():
             return True
         if drain_deadline is not None:
-            return self._is_last_chance(drain_deadline)
+            return self._is_last_chance(done, drain_deadline)
         if self._run.settings.checkpoint_every_steps is not None:
             return False
         failures = seconds_between_failures(self._start_times, time.time())
         interval = seconds_between_saves(self._stall_seconds, self._write_seconds, failures)
         return time.monotonic() - self._last_save >= interval
 
-    def _is_last_chance(self, drain_deadline: float) -> bool:
+    def _is_last_chance(self, done: int, drain_deadline: float) -> bool:
         """Return whether to save before a node is taken away: at once, and again as late as a save allows.
 
         The training goes on meanwhile: a group that ends by itself counts as finished.
@@ -235,6 +235,7 @@ class Hooks:
         )
         if is_news:
             logger.warning("a node is taken away in %.0f s: saving, and going on until then", left)
+            write_event(self._run.store, "stopping", done, why=f"a node is taken away in {left:.0f} s")
         if is_news or is_late:
             self._drain_saves.append(time.time())
         return is_news or is_late

@@ -22,7 +22,7 @@ from pipeline.store.url import open_store
 from pipeline.work.on_ray import quieten, require_capacity, require_cluster
 from trainer.run.board import Board, BoardState
 from trainer.run.controls import Controls
-from trainer.run.lives import LEAST_STEP_SECONDS, Watch
+from trainer.run.lives import Watch, least_step_seconds
 from trainer.run.progress import Report, json_line
 from trainer.run.pulse import Pulse, beating
 from trainer.run.signals import stop_requests
@@ -33,9 +33,6 @@ logger = logging.getLogger(__name__)
 
 # Who is stuck in one is found by the signs of life; this is for loading and testing, which have no steps.
 _COLLECTIVE_TIMEOUT_SECONDS = 1800
-STALL_SECONDS_VARIABLE = "BIT_STALL_SECONDS"
-RESIZE_SECONDS_VARIABLE = "BIT_RESIZE_SECONDS"
-_RESIZE_SECONDS = 300.0  # a choice: a restart takes up to a minute, so growing costs a fifth of it at most
 _UNKNOWN_DRAIN_SECONDS = 120.0  # what Ray Train waits where a drain names no deadline
 _EMPTY_SECONDS = 30.0  # without a worker, before that is said, and said again
 _LOOK_SECONDS = 2.0  # between two looks of the driver at its workers
@@ -95,16 +92,11 @@ def run(
 
 
 def _run_here(job: Job[C], config: C, line_of: Callable[[dict[str, Any]], str], *, use_gpu: bool) -> None:
-    world, pulse, board = alone(use_gpu), Pulse(0), BoardState(_stall_seconds())
+    world, pulse, board = alone(use_gpu), Pulse(0), BoardState(least_step_seconds())
     store = open_store(config.model_dump()["out"])
     with stop_requests() as wants_stop, beating(pulse, board.sign, store):
         controls = Controls(wants_stop=wants_stop, on_phase=pulse.on_phase, on_step=pulse.on_step)
         job.run(config, world, lambda row: click.echo(line_of(row)), controls)
-
-
-def _stall_seconds() -> float:
-    """Return for how long a run may take no step, however fast its steps are, before its ranks end themselves."""
-    return float(os.environ.get(STALL_SECONDS_VARIABLE, LEAST_STEP_SECONDS))
 
 
 def _run_on_ray(
@@ -133,7 +125,7 @@ def _run_on_ray(
     if missing:
         click.echo(f"waiting: {missing}", err=True)
     store.create(f"failures/{launch_id}/launch.json", json_bytes({"job": job.name, "time": time.time()}))
-    board = Board.start(launch_id, _stall_seconds())
+    board = Board.start(launch_id, least_step_seconds())
     loop_config = {
         "job": job,
         "line_of": line_of,
@@ -175,17 +167,14 @@ def _run_on_ray(
 def _scaling(num_workers: tuple[int, int], *, use_gpu: bool) -> Any:
     import ray.train  # noqa: PLC0415
 
+    from trainer.run.resize import resize_seconds  # noqa: PLC0415
+
     least, most = num_workers
     if least == most:
         return ray.train.ScalingConfig(num_workers=most, use_gpu=use_gpu)
     return ray.train.ScalingConfig(
-        num_workers=num_workers, use_gpu=use_gpu, elastic_resize_monitor_interval_s=_resize_seconds()
+        num_workers=num_workers, use_gpu=use_gpu, elastic_resize_monitor_interval_s=resize_seconds()
     )
-
-
-def _resize_seconds() -> float:
-    """Return how long a group stays as it is before it may grow: each growth costs a restart."""
-    return float(os.environ.get(RESIZE_SECONDS_VARIABLE, _RESIZE_SECONDS))
 
 
 def _fitted(
@@ -205,7 +194,7 @@ def _fitted(
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
-    watch, seen = Watch(_stall_seconds()), time.monotonic()
+    watch, seen = Watch(least_step_seconds()), time.monotonic()
     while thread.is_alive():
         thread.join(_LOOK_SECONDS)
         if wants_stop():

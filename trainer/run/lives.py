@@ -1,12 +1,14 @@
 """What the ranks of a run show of themselves, and what follows: who is silent, and whether the run is stuck."""
 
 import math
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipeline.store.retry import OUTAGE_SECONDS
 
 SILENT_SECONDS = 20.0  # four signs missed: then the rank is stopped, swapped out, or cut off
+STALL_SECONDS_VARIABLE = "BIT_STALL_SECONDS"
 LEAST_STEP_SECONDS = 60.0  # without a step, before a run is stuck; a choice: longer than any pause of a healthy one
 _STEPS_MISSED = 20.0  # or this many steps' time
 _NAMED = 4  # ranks in a message
@@ -50,6 +52,11 @@ class Life(NamedTuple):
     def seconds_in_phase(self) -> float:
         """For how long it has been in its phase."""
         return self.phase_seconds + self.silent_seconds
+
+
+def least_step_seconds() -> float:
+    """Return for how long ranks may be in a step, however fast their steps are: a minute, or what the user set."""
+    return float(os.environ.get(STALL_SECONDS_VARIABLE, LEAST_STEP_SECONDS))
 
 
 def limit_seconds(phase: str, step_seconds: float, least_seconds: float = LEAST_STEP_SECONDS) -> float:

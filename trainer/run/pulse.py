@@ -16,6 +16,7 @@ from statistics import median
 from pipeline.base.errors import StorageError
 from pipeline.store.base import Store
 from trainer.run.board import Wishes
+from trainer.run.events import write_event
 from trainer.run.lives import Life
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ def _end_stuck(life: Life, why: str, store: Store) -> None:
     def write() -> None:
         with suppress(StorageError):  # stderr has them, too
             store.create(key, text.encode())
+            write_event(store, "stalled", max(life.step, 0), rank=life.rank, why=why, stacks=key)
 
     writer = threading.Thread(target=write, name="stacks", daemon=True)
     writer.start()

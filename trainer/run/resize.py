@@ -1,6 +1,7 @@
 """What Ray Train's controller does before it ends a running group to start one of another size: have it save."""
 
 import logging
+import os
 import time
 
 from ray.train.v2._internal.execution.callback import ControllerCallback
@@ -9,12 +10,20 @@ from ray.train.v2._internal.execution.controller.state import ResizingState, Tra
 from pipeline.base.errors import StorageError
 from pipeline.store.url import open_store
 from trainer.run.board import Board
+from trainer.run.events import write_event
 from trainer.run.starts import progress_of
 
 logger = logging.getLogger(__name__)
 
+RESIZE_SECONDS_VARIABLE = "BIT_RESIZE_SECONDS"
+_RESIZE_SECONDS = 300.0  # a choice: a restart takes up to a minute, so growing costs a fifth of the time at most
 _MOST_SECONDS = 120.0  # to wait for the save; a choice: after it the steps since the last one are made again
 _LOOK_SECONDS = 0.5
+
+
+def resize_seconds() -> float:
+    """Return how long a group stays as it is before it may grow: five minutes, or what the user set."""
+    return float(os.environ.get(RESIZE_SECONDS_VARIABLE, _RESIZE_SECONDS))
 
 
 class SaveBeforeResize(ControllerCallback):  # type: ignore[misc]  # Ray has no types
@@ -48,6 +57,7 @@ class SaveBeforeResize(ControllerCallback):  # type: ignore[misc]  # Ray has no 
             board.request_save()
             while progress_of(store) == before and time.monotonic() - began < _MOST_SECONDS:
                 time.sleep(_LOOK_SECONDS)
+            write_event(store, "resized", step, ranks_before=num_ranks, ranks_after=num_next)
         except StorageError as error:
             logger.warning("the group is resized without a checkpoint, since the store does not answer: %s", error)
         board.say(f"the group goes from {num_ranks} ranks to {num_next}: saved after step {step:,}")

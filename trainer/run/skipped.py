@@ -4,6 +4,7 @@ import logging
 
 from pipeline.base.records import json_bytes
 from pipeline.store.base import Store
+from trainer.run.events import write_event
 from trainer.step.ranks import World, broadcast
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class SkippedSteps:
         body = json_bytes({"step": step, "rank": self._world.rank, "why": why})
         self._store.create(f"{_FOLDER}{step:09d}-rank{self._world.rank}.json", body)
         if self._world.is_first:
+            write_event(self._store, "skipped", step, why=why)
             logger.warning("left out (%d of %d that may be): %s", len(self._steps), self._most, why)
         return True
 
