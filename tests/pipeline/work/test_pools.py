@@ -1,15 +1,20 @@
-"""Pools end their workers whatever these do."""
+"""A call that is cancelled before it begins ends its caller's wait, and prints nothing."""
 
 import time
+from concurrent.futures import Future
 
 import pytest
 
 from pipeline.work.pools import Processes
 
 
-def test_calls_that_have_not_begun_are_cancelled_when_a_pool_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_call_that_is_cancelled_before_it_begins_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     pool = Processes(1)
-    futures = [pool.submit(time.sleep, 60) for _ in range(2)]  # of two processes, which take a second to start
-    pool.close()
-    assert all(future.done() for future in futures)
-    assert [record.getMessage() for record in caplog.records] == []
+    running: Future[None] = Future()
+    monkeypatch.setattr(pool, "_start", lambda function, *arguments: (object(), running))
+    future = pool.submit(time.sleep, 60)
+    running.cancel()  # as an executor does that is shut down
+    assert future.cancelled()
+    assert caplog.records == []
