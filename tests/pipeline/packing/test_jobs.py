@@ -110,7 +110,7 @@ def test_rejects_are_listed_counted_and_capped(tmp_path: Path) -> None:
 def test_dry_run_writes_nothing(small_folder: Path, tmp_path: Path) -> None:
     done = run_here("shard", str(small_folder), str(tmp_path / "set"), "--dry-run")
     assert done.returncode == 0
-    assert "90 pictures, 3 classes, 1 shards" in done.stdout
+    assert "90 pictures, 3 classes, 1 shard," in done.stdout
     assert "PUT requests" in done.stdout
     assert not (tmp_path / "set").exists()
 

@@ -210,4 +210,4 @@ def test_tables_of_several_splits_are_refused(small_folder: Path, tmp_path: Path
     for source in (tmp_path / "in", tmp_path / "in" / "data" / "*.parquet"):
         printed = cli("shard", source, tmp_path / "set", code=2)
         assert "holds the splits test (test-0.parquet), train (train-0.parquet)" in printed
-    assert "1 samples" in cli("shard", tmp_path / "in" / "data" / "train-*.parquet", tmp_path / "set")
+    assert "1 sample in" in cli("shard", tmp_path / "in" / "data" / "train-*.parquet", tmp_path / "set")
