@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cluster.audit.commands import audit, audit_review, audit_within, fingerprint
+from cluster.submission.checks import COMMANDS
 from pipeline.base.console import examples, run
 from pipeline.base.errors import ConfigError, ServiceError
 
@@ -98,10 +99,11 @@ def down(folder: Path) -> None:
 
 
 @cli.command(
-    context_settings={"ignore_unknown_options": True},
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     epilog=examples(
-        "cluster submit -- trainer pretrain s3://bucket/i21k s3://bucket/runs/m --recipe bit-m --workers 16 --gpu",
-        "cluster submit --no-wait --env OMP_NUM_THREADS=4 -- trainer evaluate s3://b/run s3://b/val s3://b/eval",
+        "cluster submit pretrain s3://bucket/i21k s3://bucket/runs/m --recipe bit-m --workers 16 --gpu",
+        "cluster submit --no-wait --env OMP_NUM_THREADS=4 evaluate s3://b/run s3://b/val s3://b/eval",
+        "cluster submit sh -c 'nvidia-smi; df -h'                     # anything else, as it is",
     ),
 )
 @_address
@@ -112,7 +114,11 @@ def down(folder: Path) -> None:
 def submit(
     address: str | None, settings: tuple[str, ...], job: str | None, wait: bool, command: tuple[str, ...]
 ) -> None:
-    """Run COMMAND as a job on the cluster; exit 1 if it fails."""
+    """Run COMMAND as a job on the cluster; exit 1 if it fails.
+
+    `pretrain`, `finetune` and `evaluate` are the trainer's: configuration and cluster are checked first, the code of
+    this machine goes with the job, and if its driver is killed the job starts it again.
+    """
     from cluster.stack import jobs  # noqa: PLC0415
     from cluster.stack.processes import end_by_signals  # noqa: PLC0415
 
@@ -124,8 +130,14 @@ def submit(
         environment[name] = value
     end_by_signals()
     client = jobs.connect(address)
-    started = jobs.submit(client, command, environment, job)
-    click.echo(f"job {started}", err=True)
+    if command[0] in COMMANDS:
+        from cluster.submission.submit import submit_run  # noqa: PLC0415
+
+        started, wheel = submit_run(client, command, environment, job)
+        click.echo(f"job {started}, with {wheel.name} (sha256 {wheel.sha256[:12]})", err=True)
+    else:
+        started = jobs.submit(client, command, environment, job)
+        click.echo(f"job {started}", err=True)
     if wait:
         ended = jobs.follow(client, started)
         click.echo(f"job {started} {ended}", err=True)

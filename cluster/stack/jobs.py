@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -58,11 +59,22 @@ def connect(address: str | None) -> "JobSubmissionClient":
 
 
 def submit(
-    client: "JobSubmissionClient", command: Sequence[str], environment: Mapping[str, str], job: str | None
+    client: "JobSubmissionClient",
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    job: str | None,
+    code: Sequence[Path] = (),
 ) -> str:
     """Submit a command line; return the job's id, a random one unless `job` is given.
 
     A job of that id that has ended keeps it, with its output; the new one is JOB-2, JOB-3 and so on.
+
+    Args:
+        client: Of the cluster.
+        command: Of the job.
+        environment: Of the job.
+        job: Its id.
+        code: Folders that every node gets to import from, each by its name; the rest is the nodes' own.
 
     Raises:
         ServiceError: The cluster refused the job, or one of that id runs.
@@ -78,7 +90,9 @@ def submit(
         job = next(name for name in itertools.chain([job], numbered) if name not in statuses)
     try:
         submitted: str = client.submit_job(
-            entrypoint=shlex.join(command), submission_id=job, runtime_env={"env_vars": STOP_WAIT | dict(environment)}
+            entrypoint=shlex.join(command),
+            submission_id=job,
+            runtime_env={"env_vars": STOP_WAIT | dict(environment)} | {"py_modules": [str(folder) for folder in code]},
         )
     except RuntimeError as error:
         raise ServiceError(f"the cluster refused the job: {_reason(error)}") from error

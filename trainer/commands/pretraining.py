@@ -1,11 +1,12 @@
 """`trainer pretrain`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.base.console import examples
 from pipeline.base.errors import ConfigError
+from trainer.commands.forecast import forecast_lines
 from trainer.commands.options import (
     RUN_MARKS,
     Workers,
@@ -17,6 +18,9 @@ from trainer.commands.options import (
 )
 from trainer.commands.settings import build, parsed
 
+if TYPE_CHECKING:
+    from trainer.jobs.config import PretrainConfig
+
 
 @click.command(
     epilog=examples(
@@ -25,6 +29,7 @@ from trainer.commands.settings import build, parsed
         "    --set recipe.epochs=3 --set recipe.batch_size=64 --set recipe.warmup_steps=20 \\",
         "    --set recipe.resolution_px=64",
         "trainer pretrain data/train runs/tiny --held-out 2% --evaluate-every 500  # keeps the best checkpoint, too",
+        "trainer pretrain s3://b/i21k s3://b/m --dry-run --cluster 64x8xH100 --price 2.5   # time, cost, failures",
         "trainer pretrain data/train runs/tiny --change recipe.epochs=6        # the same run, longer",
         "trainer pretrain data/train runs/b --branch runs/a@2000 --skip-steps 10   # past where it diverged",
         "trainer pretrain data/train runs/c --init runs/a                      # weights only, a new schedule",
@@ -55,78 +60,38 @@ from trainer.commands.settings import build, parsed
 @click.option(
     "--change", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting of the run from here on."
 )
+@click.option(
+    "--dry-run", is_flag=True, help="Check everything, print what the run will take, and start and write nothing."
+)
+@click.option("--cluster", metavar="NODESxGPUSxKIND", help="With --dry-run: time, cost and failures on it.")
+@click.option("--price", type=click.FloatRange(0, min_open=True), help="With --cluster: of a GPU for an hour.")
 @cluster_options
 def pretrain(
     data: str,
     out: str,
-    model: str | None,
-    recipe: str | None,
-    mixed: tuple[str, ...],
-    exclude: str | None,
-    held_out: str | None,
-    probes: tuple[str, ...],
-    evaluate_every: int | None,
-    init: str | None,
-    branch: str | None,
-    skip_steps: int,
-    changes: tuple[str, ...],
+    dry_run: bool,
+    cluster: str | None,
+    price: float | None,
     workers: Workers,
     use_gpu: bool,
     max_failures: int,
     wait: bool,
-    settings: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Pretrain MODEL on the dataset DATA, with checkpoints and metrics at OUT. Run again, it goes on."""
-    from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
-    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
     from trainer.jobs.checks import check_pretrain, header, pretrain_warnings  # noqa: PLC0415
-    from trainer.jobs.config import PretrainConfig  # noqa: PLC0415
-    from trainer.recipes.pretrain import named_recipe  # noqa: PLC0415
-    from trainer.run.history import learned_config, settle  # noqa: PLC0415
 
-    values = parsed(PretrainConfig, "--set", settings)
-    wanted = parsed(PretrainConfig, "--change", changes)
-    data, out = absolute_pattern(data), absolute_url(out)
-    present = learned_config(open_store(out), PretrainConfig)
-    if present and "data" in wanted:  # DATA may be either
-        data = present.data
-    newest = open_any(data).version.version
-    fields: dict[str, Any] = (
-        present.model_dump()
-        if present
-        else {"data_version": newest, "model": "R50x1", "recipe": named_recipe("bit-m").model_dump()}
-    )
-    if present and present.data != data:
-        fields["data_version"] = newest
-    elif present and present.data_version != newest and "data_version" not in values | wanted:
-        click.echo(
-            f"{out} stays with version {present.data_version} of {data}; version {newest} is there: "
-            f"--change data_version={newest} goes on with it",
-            err=True,
-        )
-    if branch:
-        fields |= _branch_fields(branch, skip_steps, present)
-    if init:
-        fields |= _init_fields(init, present)
-    given: dict[str, Any] = {"model": model, "recipe": named_recipe(recipe).model_dump() if recipe else None}
-    version = fields["data_version"]
-    given |= {
-        "held_out": _held_out(held_out, data, version, present) if held_out else None,
-        "probes": [_probe(text) for text in probes] or None,
-        "evaluate_every_steps": evaluate_every,
-    }
-    given |= {"mix": [_mixed(text) for text in mixed] or None, "exclude": absolute_url(exclude) if exclude else None}
-    fields |= {"data": data, "out": out} | {name: value for name, value in given.items() if value is not None}
-    config = build(PretrainConfig, fields, values)
-    require_free_folder(out, "run", RUN_MARKS)
-    if present:
-        config = settle(open_store(out), config)
-    if wanted:
-        config = _changed(config, wanted, workers.most)
+    if (cluster or price) and not dry_run:
+        raise ConfigError("--cluster and --price are for --dry-run; a run takes the cluster that RAY_ADDRESS names")
+    config = _config(data, out, workers.most, records=not dry_run, **options)
     check_pretrain(config, workers.most)
     for warning in pretrain_warnings(config):
         click.echo(f"warning: {warning}", err=True)
     click.echo(header(config), err=True)
+    if dry_run:
+        for line in forecast_lines(config, workers.most, cluster, price):
+            click.echo(line)
+        return
     from trainer.jobs.table import PRETRAIN  # noqa: PLC0415 - torch: seconds after the header
     from trainer.run.launch import run  # noqa: PLC0415
 
@@ -138,6 +103,106 @@ def pretrain(
         max_failures=max_failures,
         wait=wait,
     )
+
+
+def _config(
+    data: str,
+    out: str,
+    num_workers: int,
+    *,
+    records: bool,
+    model: str | None,
+    recipe: str | None,
+    mixed: tuple[str, ...],
+    exclude: str | None,
+    held_out: str | None,
+    probes: tuple[str, ...],
+    evaluate_every: int | None,
+    init: str | None,
+    branch: str | None,
+    skip_steps: int,
+    changes: tuple[str, ...],
+    settings: tuple[str, ...],
+) -> "PretrainConfig":
+    """Return the configuration that the command's options describe, or with which the run that is there goes on.
+
+    With `records`, changes of the run are recorded.
+    """
+    from pipeline.packing.foreign_tars.open_any import absolute_pattern  # noqa: PLC0415
+    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
+    from trainer.jobs.config import PretrainConfig  # noqa: PLC0415
+    from trainer.run.history import learned_config, settle  # noqa: PLC0415
+
+    values = parsed(PretrainConfig, "--set", settings)
+    wanted = parsed(PretrainConfig, "--change", changes)
+    data, out = absolute_pattern(data), absolute_url(out)
+    present = learned_config(open_store(out), PretrainConfig)
+    if present and "data" in wanted:  # DATA may be either
+        data = present.data
+    fields = _start_fields(data, present, says_version="data_version" not in values | wanted)
+    if branch:
+        fields |= _branch_fields(branch, skip_steps, present)
+    elif not present:
+        recipe = recipe or "bit-m"
+    if init:
+        fields |= _init_fields(init, present)
+    before = fields.get("recipe")
+    given: dict[str, Any] = {
+        "model": model,
+        "recipe": _recipe(recipe, values, present) if recipe else None,
+        "held_out": _held_out(held_out, data, fields["data_version"], present) if held_out else None,
+        "probes": [_probe(text) for text in probes] or None,
+        "evaluate_every_steps": evaluate_every,
+        "mix": [_mixed(text) for text in mixed] or None,
+        "exclude": absolute_url(exclude) if exclude else None,
+    }
+    fields |= {"data": data, "out": out} | {name: value for name, value in given.items() if value is not None}
+    config = build(PretrainConfig, fields, values)
+    if branch and before:
+        _say_other_recipe(branch, before, config.recipe.model_dump())
+    require_free_folder(out, "run", RUN_MARKS)
+    if present:
+        config = settle(open_store(out), config)
+    return _changed(config, wanted, num_workers, records=records) if wanted else config
+
+
+def _start_fields(data: str, present: Any, *, says_version: bool) -> dict[str, Any]:
+    """Return the fields that a start begins with: those of the run that is there, or what a new one has."""
+    from pipeline.packing.foreign_tars.open_any import open_any  # noqa: PLC0415
+
+    newest = open_any(data).version.version
+    if not present:
+        return {"data_version": newest, "model": "R50x1"}
+    fields: dict[str, Any] = present.model_dump()
+    if present.data != data:
+        fields["data_version"] = newest
+    elif present.data_version != newest and says_version:
+        click.echo(
+            f"{present.out} stays with version {present.data_version} of {data}; version {newest} is there: "
+            f"--change data_version={newest} goes on with it",
+            err=True,
+        )
+    return fields
+
+
+def _recipe(name: str, values: dict[str, Any], present: Any) -> dict[str, Any]:
+    """Return the fields of a recipe by name, its decays where they are in the schedule of as many epochs as are set."""
+    from trainer.recipes.pretrain import named_recipe, with_epochs  # noqa: PLC0415
+
+    recipe, epochs = named_recipe(name), values.get("recipe.epochs")
+    # Runs that an older release began have decays at the epochs of the paper, however long they are.
+    is_old = present and present.recipe.decay_epochs == recipe.decay_epochs
+    if isinstance(epochs, int | float) and epochs > 0 and "recipe.decay_epochs" not in values and not is_old:
+        recipe = with_epochs(recipe, epochs)
+    fields: dict[str, Any] = recipe.model_dump()
+    return fields
+
+
+def _say_other_recipe(branch: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Print what differs from the recipe of the run that is left."""
+    changes = [f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value]
+    if changes:
+        click.echo(f"the recipe is not that of {branch}: {'; '.join(changes)}", err=True)
 
 
 def _init_fields(init: str, present: Any) -> dict[str, Any]:
@@ -186,19 +251,21 @@ def _branch_fields(branch: str, skip_steps: int, present: Any) -> dict[str, Any]
     }
 
 
-def _changed(config: Any, wanted: dict[str, Any], num_workers: int) -> Any:
-    """Record what is to be changed from here on, and return the configuration with it."""
+def _changed(config: Any, wanted: dict[str, Any], num_workers: int, *, records: bool) -> Any:
+    """Record what is to be changed from here on, if asked, and return the configuration with it."""
     from pipeline.packing.foreign_tars.open_any import absolute_pattern  # noqa: PLC0415
     from pipeline.store.url import open_store  # noqa: PLC0415
     from trainer.checkpoint.record import steps  # noqa: PLC0415
     from trainer.jobs.checks import check_pretrain, epochs_done  # noqa: PLC0415
-    from trainer.run.history import changed, has_learned  # noqa: PLC0415
+    from trainer.run.history import changed, has_learned, with_changes  # noqa: PLC0415
 
     store = open_store(config.out)
     if not has_learned(store):
         raise ConfigError(f"--change: {config.out} has no checkpoint yet; give the settings themselves, with --set")
     for name in {"data", "exclude"} & wanted.keys():
         wanted[name] = absolute_pattern(wanted[name]) if wanted[name] else None
+    if not records:
+        return with_changes(config, wanted)
     return changed(
         store, config, wanted, epochs_done(config, steps(store)[-1]), lambda new: check_pretrain(new, num_workers)
     )

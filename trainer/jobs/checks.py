@@ -63,6 +63,12 @@ def pretrain_warnings(config: PretrainConfig) -> Iterator[str]:
             f"the warm-up ({recipe.warmup_steps:,} steps) is longer than the run ({last:,} steps): the learning "
             f"rate gets to {highest:.2g} of {recipe.base_lr:.2g}; set a smaller recipe.warmup_steps"
         )
+    late = [epoch for epoch in recipe.decay_epochs if epoch >= recipe.epochs]
+    if late:
+        yield (
+            f"the run ends after {recipe.epochs:g} epochs, before the learning rate is divided by ten at epoch "
+            f"{', '.join(f'{epoch:g}' for epoch in late)}; set recipe.decay_epochs to earlier ones"
+        )
     if recipe.loss == "softmax" and any(_is_multi_label(source.selection.dataset) for source in sources):
         yield (
             "pictures of the training set have several labels: softmax shares the target among them; "

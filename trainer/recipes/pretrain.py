@@ -72,6 +72,12 @@ def named_recipe(name: str) -> PretrainRecipe:
     return RECIPES[name]()
 
 
+def with_epochs(recipe: PretrainRecipe, epochs: float) -> PretrainRecipe:
+    """Return the recipe with another number of epochs, its decays at the same shares of the run."""
+    decay_epochs = tuple(epoch * epochs / recipe.epochs for epoch in recipe.decay_epochs)
+    return recipe.model_copy(update={"epochs": epochs, "decay_epochs": decay_epochs})
+
+
 def steps_at(epochs: float, num_samples: int, batch_size: int) -> int:
     """Return the optimizer step at which `epochs` passes are complete, to the nearest step."""
     return round(epochs * num_samples / batch_size)

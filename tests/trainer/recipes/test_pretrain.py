@@ -5,7 +5,16 @@ import torch
 
 from pipeline.base.errors import ConfigError
 from trainer.model.build import new_model
-from trainer.recipes.pretrain import bit_l, bit_m, bit_s, named_recipe, pretrain_learning_rate, steps_at, total_steps
+from trainer.recipes.pretrain import (
+    bit_l,
+    bit_m,
+    bit_s,
+    named_recipe,
+    pretrain_learning_rate,
+    steps_at,
+    total_steps,
+    with_epochs,
+)
 from trainer.step.losses import sigmoid_loss, softmax_loss
 from trainer.step.optimizer import MasterSGD
 
@@ -70,3 +79,9 @@ def test_weight_decay_is_on_kernels_only() -> None:
         if name.startswith("model/"):
             is_kernel = "conv" in name or name == "model/head.fc.weight"
             assert torch.equal(value, before[name] * (0.5 if is_kernel else 1.0)), name
+
+
+def test_decays_keep_their_place_in_a_schedule_of_another_length() -> None:
+    recipe = with_epochs(bit_s(), 9)
+    assert recipe == bit_s().model_copy(update={"epochs": 9, "decay_epochs": (3.0, 6.0, 8.0)})
+    assert with_epochs(bit_l(), 40) == bit_l()

@@ -1,0 +1,143 @@
+"""The entry point of a submitted run: starts its driver again when that is killed, as long as the run gets on.
+
+It is a small process beside the driver, without Ray and torch: what kills a driver (its memory, most of all) leaves it
+alone. A driver that could say why it ends has its way: done, stopped, or an error that would come again.
+
+    python -P -m cluster.submission.supervise OUT COMMAND [ARGUMENT...]
+"""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from enum import Enum
+from types import FrameType
+
+import click
+
+from pipeline.base.console import EXIT_INTERRUPTED, EXIT_LOST
+from pipeline.base.errors import StorageError
+from pipeline.store.url import open_store
+from trainer.run.starts import STARTS_WITHOUT_PROGRESS, progress_of
+
+_PAUSE_SECONDS = 5.0  # a choice: what a dead driver held is free again after seconds
+# `trainer` of this very code, wherever the node's own command comes from.
+_DRIVER = (sys.executable, "-P", "-c", "from cluster.submission.supervise import drive; drive()")
+# Is added to the code that a driver ends with on purpose: libraries that give up end it with codes of their own.
+_ON_PURPOSE = 64
+
+
+class Next(Enum):
+    """What follows the end of a driver."""
+
+    END = "end"
+    AGAIN = "again"
+    IN_VAIN = "in vain"
+
+
+def drive() -> None:
+    """Run the trainer's command of argv, and exit with a code that tells its own ends from those of libraries."""
+    from trainer.cli import main  # noqa: PLC0415
+
+    sys.argv[0] = "trainer"
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else bool(end.code)
+        sys.exit(code and code + _ON_PURPOSE)
+
+
+def what_next(exit_code: int | None, *, stopped: bool, progress: Sequence[frozenset[str]]) -> Next:
+    """Decide what follows the end of a driver.
+
+    Args:
+        exit_code: What it ended with on purpose; None if it was killed, or a library gave up.
+        stopped: Whether the job was asked to stop.
+        progress: What was finished at each start so far, and now: checkpoints and results.
+    """
+    if stopped or exit_code not in (None, EXIT_LOST):
+        return Next.END
+    last = progress[-(STARTS_WITHOUT_PROGRESS + 1) :]
+    if len(last) > STARTS_WITHOUT_PROGRESS and all(finished == last[0] for finished in last):
+        return Next.IN_VAIN
+    return Next.AGAIN
+
+
+def main() -> None:
+    """Run the driver of argv until it ends by itself, and exit with its code."""
+    out, *command = sys.argv[1:]
+    sys.exit(Supervisor(out, command).run())
+
+
+class Supervisor:
+    """Keeps the driver of a run up.
+
+    Args:
+        out: URL of what the run writes.
+        command: Of the trainer, with its arguments.
+    """
+
+    def __init__(self, out: str, command: Sequence[str]) -> None:
+        self._out = out
+        self._command = command
+        self._stopped = False
+
+    def run(self) -> int:
+        """Return the exit code, once the driver has ended for good."""
+        # `cluster stop` sends the signal to the driver, too; so does a terminal. It saves, and this one waits.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+        progress = [self._finished()]
+        command = [*_DRIVER, *self._command]
+        while not self._stopped:
+            code = subprocess.Popen(command).wait()
+            said = _said(code)
+            progress.append(self._finished())
+            match what_next(said, stopped=self._stopped, progress=progress):
+                case Next.END:
+                    return EXIT_INTERRUPTED if said is None else said
+                case Next.IN_VAIN:
+                    click.echo(
+                        f"error: {STARTS_WITHOUT_PROGRESS} drivers in a row ended ({_reason(code)}) without a new "
+                        f"checkpoint at {self._out}; look for what kills them, such as the memory of the head",
+                        err=True,
+                    )
+                    return 1
+            click.echo(f"the driver has ended ({_reason(code)}); starting it again", err=True)
+            self._pause()
+            command = [*_DRIVER, *self._command, "--wait"]  # until what the dead one held is free
+        return EXIT_INTERRUPTED
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopped = True
+
+    def _pause(self) -> None:
+        end = time.monotonic() + _PAUSE_SECONDS
+        while not self._stopped and time.monotonic() < end:
+            time.sleep(0.1)
+
+    def _finished(self) -> frozenset[str]:
+        """Return the names of all that was finished; of a store that does not answer, nothing."""
+        try:
+            return frozenset(progress_of(open_store(self._out)))
+        except StorageError as error:
+            click.echo(f"what {self._out} holds cannot be told: {error}", err=True)
+            return frozenset()
+
+
+def _said(code: int) -> int | None:
+    """Return the code that a driver ended with on purpose; None if it did not."""
+    if code == 0:
+        return code
+    return code - _ON_PURPOSE if code > _ON_PURPOSE else None
+
+
+def _reason(code: int) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return "the cluster lost what it needs" if _said(code) == EXIT_LOST else f"code {code}"
+
+
+if __name__ == "__main__":
+    main()
