@@ -1,9 +1,14 @@
-"""Figures of training as means: over the steps of an interval and over the ranks."""
+"""Figures of training as means over steps and ranks; and which rank holds up the others."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from statistics import median_low
 
 from trainer.step.ranks import World, gather
 from trainer.step.step import StepResult
+
+_TIMES_SLOWER = 1.5  # than the median of all ranks: then a rank is named; a choice, far from what noise does to means
+_LEAST_SHARE = 0.1  # of its time
 
 
 class Averages:
@@ -19,10 +24,39 @@ class Averages:
             self._sums[name] = self._sums.get(name, 0.0) + value * num_samples
         self._num_samples += num_samples
 
-    def take(self, world: World) -> dict[str, float]:
-        """Return the means of all figures since the last call, over all ranks; every rank must call."""
-        parts = gather(world, (self._sums, self._num_samples))
+    def take(self, world: World, wait_fraction: float) -> dict[str, float]:
+        """Return the means of all figures since the last call, over all ranks; every rank must call.
+
+        Args:
+            world: This rank.
+            wait_fraction: Share of its time that this rank waited for data.
+
+        Returns:
+            The means, and where a rank is far slower than the others `slowest_rank` and by which figure it is, as in
+            `slowest_forward_seconds`.
+        """
+        parts = gather(world, (self._sums, self._num_samples, wait_fraction))
         self._sums, self._num_samples = {}, 0
-        total = max(1, sum(num_samples for _, num_samples in parts))
-        names = parts[0][0]
-        return {name: sum(sums.get(name, 0.0) for sums, _ in parts) / total for name in names}
+        total = max(1, sum(num_samples for _, num_samples, _ in parts))
+        means = {name: sum(sums.get(name, 0.0) for sums, _, _ in parts) / total for name in parts[0][0]}
+        forward = [sums.get("forward_seconds", 0.0) / max(1, num_samples) for sums, num_samples, _ in parts]
+        slow = {"data_wait_fraction": straggler([wait for _, _, wait in parts], _LEAST_SHARE)}
+        slow |= {"forward_seconds": straggler(forward, 0.0)}
+        for name, rank in slow.items():
+            if rank is not None:
+                value = parts[rank][2] if name == "data_wait_fraction" else forward[rank]
+                means |= {"slowest_rank": rank, f"slowest_{name}": round(value, 4)}
+        return means
+
+
+def straggler(figures: Sequence[float], least: float) -> int | None:
+    """Return the rank with the highest figure, if it is far above the median of all (of two, the lower); or None.
+
+    Args:
+        figures: Of every rank, such as seconds.
+        least: By how much it is above it at least.
+    """
+    middle, highest = median_low(figures), max(figures)
+    if len(figures) == 1 or highest <= max(_TIMES_SLOWER * middle, middle + least):
+        return None
+    return list(figures).index(highest)

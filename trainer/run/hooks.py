@@ -158,7 +158,8 @@ class Hooks:
         return True
 
     def _log(self, done: int, _: StepResult) -> bool:
-        figures = self._averages.take(self._run.world)
+        lap = self._start.telemetry.lap()
+        figures = self._averages.take(self._run.world, lap.wait_fraction)
         if self._run.world.is_first:
             rate = self._run.learning_rate(done - 1)
             saves = self._saver.take_figures()
@@ -167,7 +168,7 @@ class Hooks:
             figures |= saves
             if self._evaluation_seconds:
                 figures["evaluation_seconds"] = round(self._evaluation_seconds, 4)
-            row = self._meter.row(done, self._start.telemetry.lap(), learning_rate=rate, **figures)
+            row = self._meter.row(done, lap, learning_rate=rate, **figures)
             row = {"attempt": self._start.attempt, "time": round(time.time(), 3)} | row
             self._rows.add(row)
             self._report(row)

@@ -50,10 +50,11 @@ class Meter:
 def metrics_line(row: dict[str, Any]) -> str:
     """Return a row as one line for people."""
     why = "" if row["limiting_stage"] == "the consumer" else f" ({row['limiting_stage']})"
+    slow = f"  rank {row['slowest_rank']} is slow" if "slowest_rank" in row else ""
     return (
         f"step {row['step']:,}/{row['num_steps']:,}  epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  "
         f"accuracy {row['accuracy']:.3f}  lr {row['learning_rate']:.2e}  {row['images_per_second']:,.0f} images/s  "
-        f"data wait {row['data_wait_fraction']:.0%}{why}  {row['eta_seconds']:,} s left"
+        f"data wait {row['data_wait_fraction']:.0%}{why}  {row['eta_seconds']:,} s left{slow}"
     )
 
 

@@ -27,6 +27,7 @@ class MasterSGD:
         model: In its final place: device, memory layout and shards.
         momentum: 0 to 1.
         weight_decay: Coupled L2 on kernels only (convolutions and head, not norms nor biases).
+        decoupled: Whether a step shrinks kernels by learning rate x weight decay itself, past the momentum (AdamW's).
         decay_to_start: The same towards the values that the parameters have now, on all of them (L2-SP)
             [paper appendix A].
         average_decay: Share of the moving average of the parameters that a step keeps; None for no average.
@@ -38,6 +39,7 @@ class MasterSGD:
         momentum: float,
         weight_decay: float,
         *,
+        decoupled: bool = False,
         decay_to_start: float = 0.0,
         average_decay: float | None = None,
     ) -> None:
@@ -49,12 +51,13 @@ class MasterSGD:
         self._statistics: dict[str, RowStatistics] = {}  # of the kernels that this step standardised
         raws = list(self._raws.values())
         groups = [
-            {"params": [raw for raw in raws if raw.ndim > 1], "weight_decay": weight_decay},
+            {"params": [raw for raw in raws if raw.ndim > 1], "weight_decay": 0.0 if decoupled else weight_decay},
             {"params": [raw for raw in raws if raw.ndim <= 1], "weight_decay": 0.0},
         ]
         self._sgd = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
         for raw in raws:  # zeros are what SGD starts from; they stand ready to be filled from a checkpoint
             self._sgd.state[raw]["momentum_buffer"] = torch.zeros_like(raw)
+        self._shrinkage = weight_decay if decoupled else 0.0
         self._norm = torch.zeros(())  # of the gradients that `gradient_norm` has prepared
         self._decay_to_start = decay_to_start
         self._start = [raw.detach().clone() for raw in raws] if decay_to_start else []
@@ -156,6 +159,9 @@ class MasterSGD:
         for raw, start in zip(self._raws.values(), self._start, strict=False):
             if raw.grad is not None:
                 raw.grad.add_(raw - start, alpha=self._decay_to_start)
+        if self._shrinkage:
+            kernels = [raw for raw in self._raws.values() if raw.ndim > 1]
+            torch._foreach_mul_(kernels, 1.0 - learning_rate * self._shrinkage * only_if.float())
         # The fused kernel's own name for a step to leave out.
         self._sgd.found_inf = only_if.logical_not().float()  # type: ignore[attr-defined]
         self._sgd.step()

@@ -1,5 +1,8 @@
 """One optimizer step, in plain PyTorch, on any number of ranks and micro-batches."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +25,40 @@ class StepResult:
         loss: Mean over the samples.
         accuracy: Share of samples whose highest logit is one of their labels.
         gradient_norm: Euclidean norm of the averaged gradient, equal on all ranks.
+        forward_seconds: Time of the forward passes, in which no rank waits for another.
     """
 
     loss: float
     accuracy: float
     gradient_norm: float
+    forward_seconds: float = 0.0
+
+
+class Clock:
+    """Measures parts of a step by the clock of the device that works on them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time inside."""
+        if self._is_cuda:
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
+            yield
+            stop.record()
+            self._events.append((start, stop))
+        else:
+            began = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - began
+
+    def seconds(self) -> float:
+        """Return the time, once the step has its result."""
+        return self._seconds + float(sum(start.elapsed_time(stop) for start, stop in self._events)) / 1000
 
 
 class QueuedStep:
@@ -36,9 +68,11 @@ class QueuedStep:
 
     Args:
         figures: Loss, accuracy, gradient norm, and whether all ranks' figures are finite as 1 or 0, on the device.
+        clock: Of its forward passes.
     """
 
-    def __init__(self, figures: Tensor) -> None:
+    def __init__(self, figures: Tensor, clock: Clock | None = None) -> None:
+        self._clock = clock
         self._figures = figures.to("cpu", non_blocking=True)
         self._arrival = torch.cuda.Event() if figures.is_cuda else None  # type: ignore[no-untyped-call]
         if self._arrival:
@@ -53,8 +87,8 @@ class QueuedStep:
         """
         if self._arrival:
             self._arrival.synchronize()
-        *measured, is_finite = self._figures.tolist()
-        result = StepResult(*measured)
+        loss, accuracy, gradient_norm, is_finite = self._figures.tolist()
+        result = StepResult(loss, accuracy, gradient_norm, self._clock.seconds() if self._clock else 0.0)
         if not is_finite:
             raise NonFinite(f"loss {result.loss}, gradient norm {result.gradient_norm}; nothing was updated")
         return result
@@ -90,13 +124,15 @@ def train_step(
     optimizer.zero_grad()
     total_loss = torch.zeros((), device=batch.images_BCHW.device)
     num_correct = torch.zeros((), device=batch.images_BCHW.device)
+    clock = Clock(batch.images_BCHW.device)
     half = torch.bfloat16 if precision == "bfloat16" else None
     with in_precision(precision, batch.images_BCHW.device), optimizer.kernels(half):
         for start in range(0, num_samples, microbatch_size):
             stop = min(start + microbatch_size, num_samples)
             images, targets = batch.images_BCHW[start:stop], batch.targets_BK[start:stop]
             with gradient_sync(model, last=stop == num_samples):
-                logits = model(images)
+                with clock.running():
+                    logits = model(images)
                 if stop == num_samples:
                     optimizer.drop_kernels()
                 part = loss(logits, targets) * ((stop - start) / num_samples)
@@ -108,7 +144,7 @@ def train_step(
     if dist.is_initialized():  # a loss may overflow on one rank alone: either all take the step or none
         dist.all_reduce(is_finite, dist.ReduceOp.MIN)
     optimizer.step(learning_rate, only_if=is_finite > 0, clip_norm=clip_norm)
-    return QueuedStep(torch.cat((figures, is_finite.reshape(1))))
+    return QueuedStep(torch.cat((figures, is_finite.reshape(1))), clock)
 
 
 def correct(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
