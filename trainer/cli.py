@@ -3,7 +3,7 @@
 import click
 
 from pipeline.base.console import run
-from trainer.commands import inference, models, pretraining, transfer
+from trainer.commands import inference, models, pretraining, transfer, watching
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,6 +21,7 @@ for command in (
     transfer.evaluate,
     inference.predict,
     inference.embed,
+    watching.watch,
     models.describe,
     models.import_file,
     models.export_file,
