@@ -41,6 +41,8 @@ def forecast_lines(config: Any, num_ranks: int, cluster: str | None, price: floa
     yield f"schedule: {steps:,} steps of {recipe.batch_size:,}, {steps * recipe.batch_size:,} pictures in all"
     for point in milestones(recipe, num_samples):
         yield f"  learning rate {point.learning_rate:.3g} from step {point.step:,} (epoch {point.epoch:.3g})"
+    if recipe.schedule == "cosine":
+        yield f"  along a cosine to 0 at step {steps:,}"
 
     micro = min(config.microbatch_size, -(-recipe.batch_size // num_ranks))
     memory = step_memory(

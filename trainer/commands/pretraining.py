@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.argument("data")
 @click.argument("out")
 @click.option("--model", help="DEPTHxWIDTH: R50x1 (the default), R101x3, R152x4, R14x0.5, ...")
-@click.option("--recipe", help="bit-s, bit-m (the default) or bit-l.")
+@click.option("--recipe", help="bit-s, bit-m (the default), bit-l, or bv-i21k (big_vision's).")
 @click.option("--mix", "mixed", multiple=True, metavar="URL=WEIGHT", help="Another dataset; DATA has weight 1.")
 @click.option("--exclude", help="Parquet with shard and row of samples of DATA to leave out, such as an audit's.")
 @click.option(
@@ -131,6 +131,7 @@ def _config(
     from pipeline.packing.foreign_tars.open_any import absolute_pattern  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
     from trainer.jobs.config import PretrainConfig  # noqa: PLC0415
+    from trainer.recipes.pretrain import RUN_SETTINGS  # noqa: PLC0415
     from trainer.run.history import learned_config, settle  # noqa: PLC0415
 
     values = parsed(PretrainConfig, "--set", settings)
@@ -146,7 +147,7 @@ def _config(
         recipe = recipe or "bit-m"
     if init:
         fields |= _init_fields(init, present)
-    before = fields.get("recipe")
+    before = dict(fields.get("recipe", {}))
     given: dict[str, Any] = {
         "model": model,
         "recipe": _recipe(recipe, values, present) if recipe else None,
@@ -157,7 +158,7 @@ def _config(
         "exclude": absolute_url(exclude) if exclude else None,
     }
     fields |= {"data": data, "out": out} | {name: value for name, value in given.items() if value is not None}
-    config = build(PretrainConfig, fields, values)
+    config = build(PretrainConfig, RUN_SETTINGS.get(recipe or "", {}) | fields, values)
     if branch and before:
         _say_other_recipe(branch, before, config.recipe.model_dump())
     require_free_folder(out, "run", RUN_MARKS)

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Sequence
 
+import torch
+
 from pipeline.base.errors import ConfigError, ResumeMismatch
 from pipeline.dataset.dataset import Dataset
 from pipeline.image.transforms import PretrainView
@@ -67,7 +69,15 @@ def pretrain(config: PretrainConfig, world: World, report: Report, controls: Con
         recomputes=config.recomputes,
         sharded=config.sharded,
     )
-    optimizer = MasterSGD(model, recipe.momentum, recipe.weight_decay, average_decay=config.average_decay)
+    with torch.no_grad():
+        dict(model.named_parameters())["head.fc.bias"].fill_(recipe.head_bias)
+    optimizer = MasterSGD(
+        model,
+        recipe.momentum,
+        recipe.weight_decay,
+        decoupled=recipe.decoupled_decay,
+        average_decay=config.average_decay,
+    )
     if world.is_first:
         write_classes(store, dataset.classes)
 

@@ -1,5 +1,6 @@
-"""The upstream recipe as plain data and one function of the step [paper 3.3]."""
+"""The upstream recipes as plain data and one function of the step [paper 3.3; big_vision, configs/bit_i21k.py]."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
@@ -11,29 +12,35 @@ _PAPER_WARMUP_STEPS = 5000
 
 
 class PretrainRecipe(Record):
-    """How a model is pretrained: momentum SGD, linear warm-up, division by ten at epochs.
+    """How a model is pretrained: momentum SGD, linear warm-up, then division by ten at epochs or a cosine.
 
     Attributes:
         loss: softmax for single labels, sigmoid for several a picture.
         epochs: Passes over the data.
-        decay_epochs: Where the learning rate is divided by ten.
+        schedule: steps divides the learning rate by ten at epochs, cosine lets it fall to 0 at the end.
+        decay_epochs: Where steps divides it.
         batch_size: Global batch.
         lr_per_256: Learning rate for a batch of 256; scales linearly with the batch.
         warmup_steps: Linear from 0.
         momentum: Of plain, not Nesterov, SGD.
         weight_decay: Coupled L2 on kernels only (conv and head), as big_vision scopes it.
+        decoupled_decay: Whether each step takes learning rate x weight decay off the kernels instead.
+        head_bias: Of a new head.
         resolution_px: Side of the training crop.
         flip: Mirror half of the pictures; False where the label depends on direction.
     """
 
     loss: Literal["softmax", "sigmoid"]
     epochs: Annotated[float, Field(gt=0, le=1e6)]
-    decay_epochs: tuple[NonNegativeFloat, ...]
+    schedule: Literal["steps", "cosine"] = "steps"
+    decay_epochs: tuple[NonNegativeFloat, ...] = ()
     batch_size: Annotated[int, Field(gt=0, le=2**24)] = 4096
     lr_per_256: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.03
     warmup_steps: NonNegativeInt = _PAPER_WARMUP_STEPS
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    decoupled_decay: bool = False
+    head_bias: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     resolution_px: Annotated[int, Field(gt=0, le=2**13)] = 224
     flip: bool = True
 
@@ -58,7 +65,20 @@ def bit_l() -> PretrainRecipe:
     return PretrainRecipe(loss="sigmoid", epochs=40, decay_epochs=(10, 23, 30, 37))
 
 
-RECIPES = {"bit-s": bit_s, "bit-m": bit_m, "bit-l": bit_l}
+def bv_i21k() -> PretrainRecipe:
+    """big_vision's own way to train BiT on ImageNet-21k: cosine, decoupled decay, head bias -10.
+
+    Its decay of 3e-5 x batch/256, times the schedule's shape, is the learning rate of 0.03 x batch/256 times 1e-3. It
+    shortens gradients to norm 1.0 (RUN_SETTINGS) and keeps the momentum in bfloat16; here it stays in float32.
+    """
+    return PretrainRecipe(
+        loss="sigmoid", epochs=90, schedule="cosine", weight_decay=1e-3, decoupled_decay=True, head_bias=-10.0
+    )
+
+
+RECIPES = {"bit-s": bit_s, "bit-m": bit_m, "bit-l": bit_l, "bv-i21k": bv_i21k}
+# What a recipe asks for beside itself.
+RUN_SETTINGS = {"bv-i21k": {"clip_norm": 1.0}}
 
 
 def named_recipe(name: str) -> PretrainRecipe:
@@ -102,6 +122,10 @@ def schedule_offset(step: int, epochs_done: float, num_samples: int, batch_size:
 
 def pretrain_learning_rate(recipe: PretrainRecipe, step: int, num_samples: int) -> float:
     """Return the learning rate of optimizer step `step`, counted from 0."""
-    passed = sum(step >= steps_at(epoch, num_samples, recipe.batch_size) for epoch in recipe.decay_epochs)
     warmth = min(1.0, step / recipe.warmup_steps) if recipe.warmup_steps else 1.0
+    if recipe.schedule == "cosine":
+        rest = max(1, total_steps(recipe, num_samples) - recipe.warmup_steps)
+        done = min(1.0, max(0, step - recipe.warmup_steps) / rest)
+        return recipe.base_lr * warmth * (1 + math.cos(math.pi * done)) / 2
+    passed = sum(step >= steps_at(epoch, num_samples, recipe.batch_size) for epoch in recipe.decay_epochs)
     return recipe.base_lr * warmth * float(10.0**-passed)

@@ -152,7 +152,7 @@ class MasterSGD:
             clip_norm: Norm to which a longer gradient is shortened; None for none.
         """
         if clip_norm is not None:
-            gradients = [raw.grad for raw in self._raws.values() if raw.grad is not None]
+            gradients: list[Tensor] = [raw.grad for raw in self._raws.values() if raw.grad is not None]
             torch._foreach_mul_(gradients, (clip_norm / self._norm).clamp(max=1.0))
         for group in self._sgd.param_groups:
             group["lr"] = learning_rate
@@ -160,7 +160,7 @@ class MasterSGD:
             if raw.grad is not None:
                 raw.grad.add_(raw - start, alpha=self._decay_to_start)
         if self._shrinkage:
-            kernels = [raw for raw in self._raws.values() if raw.ndim > 1]
+            kernels: list[Tensor] = [raw for raw in self._raws.values() if raw.ndim > 1]
             torch._foreach_mul_(kernels, 1.0 - learning_rate * self._shrinkage * only_if.float())
         # The fused kernel's own name for a step to leave out.
         self._sgd.found_inf = only_if.logical_not().float()  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from trainer.recipes.pretrain import (
     bit_l,
     bit_m,
     bit_s,
+    bv_i21k,
     named_recipe,
     pretrain_learning_rate,
     steps_at,
@@ -85,3 +86,32 @@ def test_decays_keep_their_place_in_a_schedule_of_another_length() -> None:
     recipe = with_epochs(bit_s(), 9)
     assert recipe == bit_s().model_copy(update={"epochs": 9, "decay_epochs": (3.0, 6.0, 8.0)})
     assert with_epochs(bit_l(), 40) == bit_l()
+
+
+def test_big_visions_recipe_is_that_of_its_configuration() -> None:
+    recipe, images = bv_i21k().model_copy(update={"batch_size": 4096}), 12_743_321
+    steps = total_steps(recipe, images)
+    assert recipe.base_lr == pytest.approx(0.03 / 256 * 4096)
+    assert recipe.base_lr * recipe.weight_decay == pytest.approx(3e-5 / 256 * 4096)  # config.wd
+    assert pretrain_learning_rate(recipe, 2_500, images) == pytest.approx(recipe.base_lr / 2)
+    assert pretrain_learning_rate(recipe, 5_000, images) == pytest.approx(recipe.base_lr)
+    half = 5_000 + (steps - 5_000) // 2
+    assert pretrain_learning_rate(recipe, half, images) == pytest.approx(recipe.base_lr / 2, rel=1e-3)
+    assert pretrain_learning_rate(recipe, steps, images) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_decoupled_decay_goes_past_the_momentum_and_waits_with_a_step_that_is_left_out() -> None:
+    model = new_model("R14x0.5", 3, seed=0)
+    optimizer = MasterSGD(model, momentum=0.9, weight_decay=0.5, decoupled=True)
+    before = {name: value.clone() for name, value in optimizer.state().items()}
+    for is_finite, shrunk in ((False, 1.0), (True, 0.95), (True, 0.95**2)):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.gradient_norm()
+        optimizer.step(learning_rate=0.1, only_if=torch.tensor(is_finite))
+        for name, value in optimizer.state().items():
+            if name.startswith("model/"):
+                is_kernel = "conv" in name or name == "model/head.fc.weight"
+                torch.testing.assert_close(value, before[name] * (shrunk if is_kernel else 1.0))
+            else:
+                assert not value.any()  # nothing of the decay is in the momentum
