@@ -2,7 +2,9 @@
 
 import json
 import logging
+import shutil
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_LOST = 75  # EX_TEMPFAIL of sysexits.h: started again, it may go on
 EXIT_INTERRUPTED = 130
+_MOST_COLUMNS = 100  # longer lines are hard to read
 _SECONDS_TO_FIRST_LINE = 1.0
 _SECONDS_BETWEEN_LINES = 5.0  # progress where no terminal redraws a bar
 
@@ -40,21 +43,21 @@ def run(group: click.Group) -> None:
         error.show()
         sys.exit(EXIT_USAGE)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; run the same command again to go on", err=True)
+        say("stopped; run the same command again to go on", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except Interrupted as stop:
-        click.echo(str(stop), err=True)
+        say(str(stop), err=True)
         sys.exit(EXIT_INTERRUPTED)
     except (BitError, OSError) as error:
         if debug:
             traceback.print_exc()
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         sys.exit(_exit_code(error))
     except Exception as error:  # noqa: BLE001 - the outermost handler: whatever comes is reported in one sentence
         if debug:
             traceback.print_exc()
         message = f"{type(error).__name__}: {error}".splitlines()[0]
-        click.echo(f"error: internal error ({message}); run again with --debug and report the traceback", err=True)
+        say(f"error: internal error ({message}); run again with --debug and report the traceback", err=True)
         sys.exit(EXIT_FAILED)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -68,6 +71,20 @@ def _exit_code(error: Exception) -> int:
 def examples(*lines: str) -> str:
     """Return an epilog of example commands that click leaves as they are."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """Print a line for the user; on a terminal, one that is too wide is folded at its blanks, and its rest indented."""
+    stream = sys.stderr if err else sys.stdout  # not as click remembers them: a bar puts lines above itself
+    if stream.isatty():
+        line = folded(line, min(_MOST_COLUMNS, shutil.get_terminal_size().columns))
+    click.echo(line, file=stream)
+
+
+def folded(line: str, num_columns: int) -> str:
+    """Return a line in lines of at most `num_columns`, but for single words that are longer."""
+    indent = line[: len(line) - len(line.lstrip())] + "    "
+    return textwrap.fill(line, num_columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 class EventLog:
@@ -168,7 +185,8 @@ def _bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
 
     meter = _Meter(total, unit)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}", style="dim"))
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    # What goes to a file or a pipe must not be shown above the bar instead.
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task(what, total=total, detail="")
 
         def advance(count: int, num_bytes: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.base.console import examples, progress
+from pipeline.base.console import examples, progress, say
 from pipeline.base.quantities import human_bytes, quantity
 from pipeline.commands.options import pool_of, pool_options
 
@@ -47,13 +47,11 @@ def verify(url: str, level: str, fraction: float, seed: int, as_json: bool, work
             row = {"path": fault.path, "problem": fault.problem, "shard": fault.shard}
             click.echo(json.dumps(row) if as_json else f"FAULT {fault.path}: {fault.problem}")
     if num_faults:
-        click.echo(
-            f"error: {quantity(num_faults, 'fault')} in {url}; run `pipeline repair {url} --level {level}`", err=True
-        )
+        say(f"error: {quantity(num_faults, 'fault')} in {url}; run `pipeline repair {url} --level {level}`", err=True)
         sys.exit(1)
     total = "" if len(shards) == len(dataset.shards) else f" of {len(dataset.shards):,}"
     found = quantity(len(shards), "shard") if not total else f"{len(shards):,}{total} shards"
-    click.echo(f"{url}: {found} sound at level {level}")
+    say(f"{url}: {found} sound at level {level}")
 
 
 @click.command(epilog=examples("pipeline repair s3://bucket/set", "pipeline repair data/train --level decode"))
@@ -79,16 +77,16 @@ def repair(url: str, level: str, scratch: str | None, workers: int | None, on_ra
     bad = sorted({fault.shard for fault in faults if fault.shard >= 0})
     num_failed = sum(fault.shard < 0 for fault in faults)
     for fault in faults:
-        click.echo(f"FAULT {fault.path}: {fault.problem}")
+        say(f"FAULT {fault.path}: {fault.problem}")
     with tempfile.TemporaryDirectory(prefix="bit-repair-", dir=scratch) as folder:
         for number, problem in repair_shards(dataset, bad, Path(folder)):
             path = dataset.shards[number]["path"]
-            click.echo(f"NOT REPAIRED {path}: {problem}" if problem else f"repaired {path}")
+            say(f"NOT REPAIRED {path}: {problem}" if problem else f"repaired {path}")
             num_failed += bool(problem)
     if num_failed:
-        click.echo(f"error: {quantity(num_failed, 'fault')} in {url} could not be repaired", err=True)
+        say(f"error: {quantity(num_failed, 'fault')} in {url} could not be repaired", err=True)
         sys.exit(1)
-    click.echo(f"{url}: {quantity(len(bad), 'shard')} repaired")
+    say(f"{url}: {quantity(len(bad), 'shard')} repaired")
 
 
 @click.command(epilog=examples("pipeline gc s3://bucket/set", "pipeline gc s3://bucket/set --abandoned-runs --delete"))
@@ -106,10 +104,10 @@ def gc(url: str, older_than_hours: float, abandoned_runs: bool, delete: bool) ->
     store = open_store(absolute_url(url))
     count = num_bytes = 0
     for found in garbage(store, older_than_hours=older_than_hours, with_abandoned_runs=abandoned_runs):
-        click.echo(f"{'removed' if delete else 'would remove'} {found.path}: {found.why}")
+        say(f"{'removed' if delete else 'would remove'} {found.path}: {found.why}")
         if delete:
             remove(store, found)
         count += 1
         num_bytes += max(0, found.num_bytes)
     verb = "removed" if delete else "to remove; run again with --delete"
-    click.echo(f"{url}: {quantity(count, 'object')}, {human_bytes(num_bytes)} {verb}")
+    say(f"{url}: {quantity(count, 'object')}, {human_bytes(num_bytes)} {verb}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base.console import EventLog, progress
+from pipeline.base.console import EventLog, progress, say
 from pipeline.base.errors import ConfigError, EmptySource
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def job_of(
             pool,
             Path(folder),
             max_reject_fraction,
-            Reporting(progress, log.write, click.echo),
+            Reporting(progress, log.write, say),
         )
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base.console import examples
+from pipeline.base.console import examples, say
 from pipeline.base.errors import ConfigError
 from pipeline.base.quantities import human_bytes, human_seconds, quantity
 from pipeline.commands.options import checked_split, columns_of, job_of, job_options, source_options
@@ -161,36 +161,36 @@ def _print_plan(planned: "Planned", num_slots: int, is_s3: bool) -> None:
     parts = -(-shard_bytes // _PART_BYTES)
     puts = plan.num_shards * (3 + (parts + 1 if parts > 1 else 0)) + len(planned.parts) + 8
     gets = plan.num_bytes // plan.config.block_bytes + plan.num_shards
-    click.echo(f"plan {plan.plan_id}")
-    click.echo(
+    say(f"plan {plan.plan_id}")
+    say(
         f"  {quantity(plan.num_samples, 'picture')}, {quantity(plan.num_classes, 'class')}, "
         f"{quantity(plan.num_shards, 'shard')}, about {human_bytes(plan.num_bytes)}"
     )
     for line in found_lines(plan):
-        click.echo(f"  {line}")
+        say(f"  {line}")
     probe = planned.probe
-    click.echo(
+    say(
         f"  a picture has about {human_bytes(probe.mean_source_bytes)}, {100 * probe.stored_fraction:.0f} % of it is "
         f"stored"
     )
-    click.echo(
-        f"  about {human_seconds(probe.seconds_per_image * plan.num_samples / num_slots)} with {num_slots:,} workers "
-        f"({1e3 * probe.seconds_per_image:.1f} ms a picture, tried on a few)"
+    say(
+        f"  about {human_seconds(probe.seconds_per_image * plan.num_samples / num_slots)} with "
+        f"{quantity(num_slots, 'worker')} ({1e3 * probe.seconds_per_image:.1f} ms a picture, tried on a few)"
     )
     if is_s3:
-        click.echo(
+        say(
             f"  S3 list prices: {puts:,} PUT ${puts / 1000 * _USD_PER_1000_PUTS:,.2f}; "
             f"each epoch {gets:,} GET ${gets / 1000 * _USD_PER_1000_GETS:,.2f}; "
             f"storage ${plan.num_bytes / 1e9 * _USD_PER_GB_MONTH:,.2f} a month"
         )
     else:
-        click.echo(f"  on S3: {puts:,} PUT requests, ${puts / 1000 * _USD_PER_1000_PUTS:,.2f} at list price")
-    click.echo("nothing written")
+        say(f"  on S3: {puts:,} PUT requests, ${puts / 1000 * _USD_PER_1000_PUTS:,.2f} at list price")
+    say("nothing written")
 
 
 def _print_published(url: str, version: "ManifestVersion") -> None:
     duplicates = f", {quantity(version.num_duplicates, 'duplicate')} left out" if version.num_duplicates else ""
-    click.echo(
+    say(
         f"published {url} version {version.version}: {quantity(version.num_samples, 'sample')} in "
         f"{quantity(version.num_shards, 'shard')}, {human_bytes(version.num_bytes)}, {version.num_rejects:,} rejected"
         f"{f' {version.reject_reasons}' if version.reject_reasons else ''}{duplicates}"

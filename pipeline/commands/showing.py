@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.base.console import examples, progress
+from pipeline.base.console import examples, progress, say
 from pipeline.base.errors import ConfigError
 from pipeline.base.ignored import ignored_line
 from pipeline.base.quantities import human_bytes, plural, quantity
@@ -29,21 +29,21 @@ def inspect(url: str, version_number: int | None, as_json: bool) -> None:
         click.echo(dataset.version.to_json().decode(), nl=False)
         return
     version = dataset.version
-    click.echo(f"{url} version {version.version} ({version.format}, written by {version.writer})")
-    click.echo(
+    say(f"{url} version {version.version} ({version.format}, written by {version.writer})")
+    say(
         f"  {quantity(version.num_samples, 'sample')}, {quantity(version.num_shards, 'shard')}, "
         f"{human_bytes(version.num_bytes)}"
     )
-    click.echo(
+    say(
         f"  {quantity(dataset.blocks.num_rows, 'block')}, descriptor {version.descriptor}, "
         f"{plural(len(version.plan_ids), 'plan')} {', '.join(version.plan_ids)}"
     )
-    click.echo(
+    say(
         f"  {quantity(version.num_classes, 'class')}, {version.num_rejects:,} rejected, "
         f"{quantity(version.num_duplicates, 'duplicate')}"
     )
     for line in reject_lines(dataset):
-        click.echo(f"  rejected {line}")
+        say(f"  rejected {line}")
 
 
 @click.command(epilog=examples("pipeline stats s3://bucket/set", "pipeline stats data/train --html stats.html"))
@@ -65,8 +65,8 @@ def stats(url: str, version_number: int | None, html_path: str | None, as_json: 
         click.echo(json.dumps(summary.to_dict()))
         return
     count = dataset.version.num_samples
-    click.echo(f"{url} version {dataset.version.version}: {quantity(count, 'sample')}")
-    click.echo(
+    say(f"{url} version {dataset.version.version}: {quantity(count, 'sample')}")
+    say(
         f"  image: {human_bytes(summary.num_image_bytes / count)}, {summary.num_pixels / count / 1e6:.2g} MP on average"
     )
     for name, counts, unit in (
@@ -75,14 +75,14 @@ def stats(url: str, version_number: int | None, html_path: str | None, as_json: 
         ("labels", summary.labels_per_sample, "a sample"),
     ):
         low, middle, high = (percentile(counts, share) for share in (0.05, 0.5, 0.95))
-        click.echo(f"  {name}: median {middle:,} {unit}, 5 to 95 %: {low:,} to {high:,}")
-    click.echo(f"  {len(summary.classes):,} of {dataset.version.num_classes:,} classes have samples")
+        say(f"  {name}: median {middle:,} {unit}, 5 to 95 %: {low:,} to {high:,}")
+    say(f"  {len(summary.classes):,} of {dataset.version.num_classes:,} classes have samples")
     for label, samples in summary.classes.most_common(_SHOWN_CLASSES):
-        click.echo(f"    {dataset.class_name(label)}: {samples:,}")
+        say(f"    {dataset.class_name(label)}: {samples:,}")
     if len(summary.classes) > _SHOWN_CLASSES:
-        click.echo(f"    ... and {quantity(len(summary.classes) - _SHOWN_CLASSES, 'more class')}")
+        say(f"    ... and {quantity(len(summary.classes) - _SHOWN_CLASSES, 'more class')}")
     if html_path:
-        click.echo(f"page: {html_path}")
+        say(f"page: {html_path}")
 
 
 @click.command(
@@ -99,7 +99,7 @@ def export(url: str, formats: tuple[str, ...]) -> None:
     dataset = open_dataset(absolute_url(url))
     with progress("exporting", len(dataset.shards) * len(formats or EXPORTS), "shards") as advance:
         for written in write_exports(dataset, formats or EXPORTS, lambda count: advance(count, 0)):
-            click.echo(f"{written.format}: {written.key}  ({written.how_to_use})")
+            say(f"{written.format}: {written.key}  ({written.how_to_use})")
 
 
 @click.command(
@@ -127,13 +127,13 @@ def index(url: str, split: str, classes_file: str | None, block_mib: float, work
             block_bytes=int(block_mib * (1 << 20)),
             on_tar=advance,
         )
-    click.echo(
+    say(
         f"published {store.url} version {version.version}: {quantity(version.num_samples, 'sample')} in "
         f"{quantity(version.num_shards, 'tar')}, {version.num_rejects:,} rejected"
         f"{f' {version.reject_reasons}' if version.reject_reasons else ''}"
     )
     ignored = ignored_members(store, version)
     if ignored:
-        click.echo(ignored_line(ignored))
+        say(ignored_line(ignored))
     if version.num_classes == 0:
-        click.echo("no sample has a label: they are read from NAME.cls, or from labels, label or cls in NAME.json")
+        say("no sample has a label: they are read from NAME.cls, or from labels, label or cls in NAME.json")

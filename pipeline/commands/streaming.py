@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base.console import EventLog, examples, progress
+from pipeline.base.console import EventLog, examples, progress, say
 from pipeline.base.quantities import human_bytes, quantity
 
 if TYPE_CHECKING:
@@ -72,14 +72,14 @@ def bench(url: str, as_json: bool, log: str | None, **options: Any) -> None:
     events = EventLog(log)
     if not as_json:
         how = f"{num_workers} loader process{'es' if num_workers > 1 else ''}" if num_workers else "a loader thread"
-        click.echo(f"{url}: {quantity(dataset.version.num_samples, 'sample')}, {px} px, batches of {batch}, {how}")
+        say(f"{url}: {quantity(dataset.version.num_samples, 'sample')}, {px} px, batches of {batch}, {how}")
     lap = _measured(stream, min(num_workers, lanes), options["seconds"], events)
     if as_json:
         limit = lap.limit
         click.echo(json.dumps(lap.row() | {"reason": limit.reason, "remedy": limit.remedy}))
         return
     for line in _lines(lap):
-        click.echo(f"  {line}")
+        say(f"  {line}")
 
 
 def _measured(stream: "Stream", num_workers: int, seconds: float, events: EventLog) -> "Lap":
@@ -140,4 +140,4 @@ def peek(url: str, out: str, batches: int, batch: int, px: int, view: str, seed:
     Path(out).write_bytes(body)
     num_replaced = sum(bool(tile.replaced) for one in shown for tile in one)
     replaced = f", {num_replaced:,} of them in place of damaged ones" if num_replaced else ""
-    click.echo(f"{out}: {quantity(batches * batch, 'picture')}{replaced}")
+    say(f"{out}: {quantity(batches * batch, 'picture')}{replaced}")
