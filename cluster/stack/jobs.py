@@ -92,7 +92,7 @@ def submit(
         submitted: str = client.submit_job(
             entrypoint=shlex.join(command),
             submission_id=job,
-            runtime_env={"env_vars": STOP_WAIT | dict(environment)} | {"py_modules": [str(folder) for folder in code]},
+            runtime_env={"env_vars": STOP_WAIT | dict(environment)} | _modules(code),
         )
     except RuntimeError as error:
         raise ServiceError(f"the cluster refused the job: {_reason(error)}") from error
@@ -228,6 +228,11 @@ def _print_from(client: "JobSubmissionClient", job: str, start: int) -> int:
     for line in without_ray(text[start:end].splitlines()):
         click.echo(line)
     return max(start, end)
+
+
+def _modules(code: Sequence[Path]) -> dict[str, list[str]]:
+    """Return what Ray is told of code that travels with a job; an empty list would fail on the cluster."""
+    return {"py_modules": [str(folder) for folder in code]} if code else {}
 
 
 def _reason(error: BaseException) -> str:
