@@ -21,6 +21,7 @@ for command in (
     transfer.evaluate,
     inference.predict,
     inference.embed,
+    tasks.task,
     watching.watch,
     models.describe,
     models.import_file,
