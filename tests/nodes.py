@@ -1,4 +1,4 @@
-"""Nodes of a real Ray cluster that are lost and come back."""
+"""Nodes of a real Ray cluster that are lost, announced to go, and come back; each has an address of its own."""
 
 import os
 import signal
@@ -12,24 +12,36 @@ from cluster.stack.services import Stack, free_ports
 from tests.waiting import wait_until
 
 _OBJECT_STORE_BYTES = 100_000_000
+_RAY = str(Path(sys.executable).parent / "ray")
+_LIST_NODES = """import ray; ray.init(logging_level="ERROR", log_to_driver=False)
+for node in ray.nodes():
+    if node["Alive"]: print(node["NodeManagerAddress"], node["NodeID"])"""
+
+
+def address_of(number: int) -> str:
+    """Return the address of a node; the head of a stack is number 0."""
+    return f"127.0.0.{2 + number}"
 
 
 def kill_node(stack: Stack, number: int) -> None:
     """Kill a node as a machine is lost: all of its processes, with its workers."""
-    node = psutil.Process(stack.processes[-2 - number][0])
-    for process in [node, *node.children(recursive=True)]:
-        os.kill(process.pid, signal.SIGKILL)
+    option = f"--node-ip-address={address_of(number)}"
+    for process in psutil.process_iter(["cmdline"]):
+        if option in (process.info["cmdline"] or []) and process.environ().get("BIT_STACK") == stack.mark:
+            for each in [process, *process.children(recursive=True)]:
+                os.kill(each.pid, signal.SIGKILL)
+            return
+    raise AssertionError(f"there is no node {number}")
 
 
 def add_node(stack: Stack, number: int, num_cpus: int = 1) -> None:
-    """Start one more node at an address of its own; it ends with the stack."""
+    """Start one more node; it ends with the stack."""
     agent_port, agent_grpc_port, metrics_port = free_ports(3)
     command = [
-        str(Path(sys.executable).parent / "ray"), "start", "--block", f"--num-cpus={num_cpus}",
-        f"--node-ip-address=127.0.0.{2 + number}", f"--address={stack.environment['RAY_ADDRESS']}",
-        f"--object-store-memory={_OBJECT_STORE_BYTES}", f"--dashboard-agent-listen-port={agent_port}",
-        f"--dashboard-agent-grpc-port={agent_grpc_port}", f"--metrics-export-port={metrics_port}",
-        "--disable-usage-stats",
+        _RAY, "start", "--block", f"--num-cpus={num_cpus}", f"--node-ip-address={address_of(number)}",
+        f"--address={stack.environment['RAY_ADDRESS']}", f"--object-store-memory={_OBJECT_STORE_BYTES}",
+        f"--dashboard-agent-listen-port={agent_port}", f"--dashboard-agent-grpc-port={agent_grpc_port}",
+        f"--metrics-export-port={metrics_port}", "--disable-usage-stats",
     ]  # fmt: skip
     settings = {
         **os.environ,
@@ -43,3 +55,17 @@ def add_node(stack: Stack, number: int, num_cpus: int = 1) -> None:
     with log.open("wb") as sink:
         subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=settings, start_new_session=True)
     wait_until(lambda: "Ray runtime started" in log.read_text(errors="replace"), f"the node of {log}")
+
+
+def drain_node(stack: Stack, number: int, seconds: int) -> None:
+    """Announce that a node will be taken away, as a cloud does."""
+    environment = os.environ | stack.environment
+    listed = subprocess.run(
+        [sys.executable, "-c", _LIST_NODES], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    ids = dict(line.split() for line in listed.splitlines() if line.startswith("127."))
+    command = [
+        _RAY, "drain-node", f"--address={stack.environment['RAY_ADDRESS']}", f"--node-id={ids[address_of(number)]}",
+        "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test", f"--deadline-remaining-seconds={seconds}",
+    ]  # fmt: skip
+    subprocess.run(command, env=environment, check=True, capture_output=True)

@@ -152,7 +152,7 @@ class MasterSGD:
             clip_norm: Norm to which a longer gradient is shortened; None for none.
         """
         if clip_norm is not None:
-            gradients: list[Tensor] = [raw.grad for raw in self._raws.values() if raw.grad is not None]
+            gradients = tuple(raw.grad for raw in self._raws.values() if raw.grad is not None)
             torch._foreach_mul_(gradients, (clip_norm / self._norm).clamp(max=1.0))
         for group in self._sgd.param_groups:
             group["lr"] = learning_rate

@@ -17,7 +17,7 @@ from cluster.stack.services import Stack
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from tests.conftest import pack, running_stack
-from tests.nodes import add_node, kill_node
+from tests.nodes import add_node, drain_node, kill_node
 from tests.trainer.run.test_fault_tolerance import start, wait_for_checkpoint
 from tests.waiting import wait_until
 from trainer.run.events import attempts, read_events
@@ -27,6 +27,7 @@ from trainer.run.resize import RESIZE_SECONDS_VARIABLE
 # Checkpoints so far apart that one at a resize is there for its sake.
 SETTINGS = {"recipe.epochs": 2000, "recipe.decay_epochs": [1999], "checkpoint_every_steps": 40}
 STALL_SECONDS = 15
+_WAIT_SECONDS = 240.0  # a lost node is noticed after a minute
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +53,10 @@ class Run:
         return [each["num_ranks"] for each in attempts(self.store)]
 
     def wait_for_starts(self, num_ranks: list[int]) -> None:
-        wait_until(lambda: self.num_ranks() == num_ranks, f"starts on {num_ranks} ranks", 240)
+        wait_until(lambda: self.num_ranks() == num_ranks, f"starts on {num_ranks} ranks", _WAIT_SECONDS)
 
     def wait_for_step(self, step: int) -> None:
-        wait_for_checkpoint(self.store, self.process, step)
+        wait_for_checkpoint(self.store, self.process, step, _WAIT_SECONDS)
 
     def stop(self) -> str:
         """Stop the run, and return what it said."""
@@ -113,27 +114,10 @@ def test_before_a_node_is_drained_the_run_saves_and_goes_on_from_there_on_what_i
     run = Run(small_folder, s3_url("data"), s3_url("out"), "1:3")
     run.wait_for_starts([3])
     run.wait_for_step(40)
-    drain(three_nodes, "127.0.0.5", 30)
+    drain_node(three_nodes, 3, 30)
     run.wait_for_starts([3, 2])
     said = run.stop()
     (stopping,) = [event for event in read_events(run.store) if event["kind"] == "stopping"]
     assert "a node is taken away in" in stopping["why"]
     assert attempts(run.store)[1]["first_step"] >= stopping["step"]
     assert "saving, and going on until then" in said
-
-
-def drain(stack: Stack, address: str, seconds: int) -> None:
-    """Announce that a node will be taken away, as a cloud does."""
-    ray = str(Path(sys.executable).parent / "ray")
-    environment = os.environ | stack.environment
-    program = """import ray; ray.init(logging_level="ERROR", log_to_driver=False)
-for node in ray.nodes():
-    if node["Alive"]: print(node["NodeManagerAddress"], node["NodeID"])"""
-    listed = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    ).stdout
-    ids = dict(line.split() for line in listed.splitlines() if line.startswith("127."))
-    command = [ray, "drain-node", f"--address={stack.environment['RAY_ADDRESS']}", f"--node-id={ids[address]}",
-               "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test",
-               f"--deadline-remaining-seconds={seconds}"]  # fmt: skip
-    subprocess.run(command, env=environment, check=True, capture_output=True)

@@ -16,7 +16,7 @@ from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from tests.conftest import pack, run_cli
 from tests.trainer.runs import assert_equal, final_state
-from tests.waiting import wait_until
+from tests.waiting import WAIT_SECONDS, wait_until
 from trainer.checkpoint.record import committed
 from trainer.run.events import attempts
 from trainer.run.metrics import read_metrics
@@ -44,12 +44,14 @@ def start(data: str, out: str, workers: str = "2", **settings: object) -> subpro
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def wait_for_checkpoint(store: Store, process: subprocess.Popen[bytes], step: int) -> None:
+def wait_for_checkpoint(
+    store: Store, process: subprocess.Popen[bytes], step: int, timeout_seconds: float = WAIT_SECONDS
+) -> None:
     def is_there() -> bool:
         assert process.poll() is None, process.communicate()[0].decode()
         return any(record.step >= step for record in committed(store))
 
-    wait_until(is_there, f"a checkpoint of step {step}")
+    wait_until(is_there, f"a checkpoint of step {step}", timeout_seconds)
 
 
 def test_a_killed_worker_resumes_and_ends_bitwise_equal(

@@ -1,0 +1,251 @@
+"""Disturbs a pretraining run at random for a while, and proves that its weights are those of an undisturbed run.
+
+    python -m tests.soak.pretrain_faults --minutes 30 [--seed 0] [--faults worker,driver,...]
+
+A real S3 server and a real Ray cluster of three nodes; two ranks train. Nobody helps the run: workers, nodes and the
+driver are killed, processes are stopped, nodes are drained, the store does not answer, the newest checkpoint is
+damaged. At the end all steps must be there, and every weight and momentum must have the bits of the calm run: then each
+epoch held each sample once, and nothing was lost or made twice.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import psutil
+
+from cluster.stack.services import Stack, start_stack, stop_stack
+from pipeline.store.base import Store
+from pipeline.store.url import open_store
+from tests.conftest import class_folders, pack
+from tests.nodes import add_node, drain_node, kill_node
+from tests.trainer.runs import assert_equal, final_state
+from trainer.checkpoint.record import read_record, steps
+from trainer.run.events import attempts
+from trainer.run.lives import STALL_SECONDS_VARIABLE
+from trainer.run.metrics import read_metrics
+
+_BUCKET = "soak"
+_STEPS_PER_SECOND = 4.0  # of two ranks on two cores, disturbed; decides how long the run is
+_BATCH_SIZE, _NUM_IMAGES = 16, 90
+_LOG_EVERY = 10
+_OUTAGE_SECONDS = (5.0, 60.0)
+_STALL_SECONDS = 15
+_DRAIN_SECONDS = 20
+_PAUSE_SECONDS = (5.0, 30.0)  # of calm after the run has got on
+_MOST_SECONDS = 400.0  # for the run to get on after a fault
+
+
+@dataclass
+class Soak:
+    """A run under way, and what was done to it."""
+
+    stack: Stack
+    out: str
+    chance: random.Random
+    nodes: list[int] = field(default_factory=lambda: [1, 2])  # that may go; number 0 is the head
+    num_nodes: int = 3
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def store(self) -> Store:
+        """The run's folder."""
+        return open_store(self.out)
+
+    def worker(self) -> None:
+        """Kill a rank."""
+        os.kill(self._rank(), signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Stop a rank's process for good."""
+        os.kill(self._rank(), signal.SIGSTOP)
+
+    def driver(self) -> None:
+        """Kill the driver."""
+        for process in psutil.process_iter(["cmdline"]):
+            command = process.info["cmdline"] or []
+            if self.out in command and any("import drive" in part for part in command):
+                process.kill()
+
+    def node(self) -> None:
+        """Lose a node, and get another one."""
+        kill_node(self.stack, self._leaving_node())
+        self._another_node()
+
+    def drain(self) -> None:
+        """Have a node taken away with notice, and get another one."""
+        number = self._leaving_node()
+        drain_node(self.stack, number, _DRAIN_SECONDS)
+        self._another_node()
+        time.sleep(_DRAIN_SECONDS)
+        kill_node(self.stack, number)
+
+    def outage(self) -> None:
+        """Let the store not answer for a while."""
+        pid, _ = self.stack.processes[-1]
+        server = psutil.Process(pid)
+        everyone = [server, *server.children(recursive=True)]
+        for process in everyone:
+            process.suspend()
+        time.sleep(self.chance.uniform(*_OUTAGE_SECONDS))
+        for process in everyone:
+            process.resume()
+
+    def damage(self) -> None:
+        """Flip a byte of the newest checkpoint, and kill a rank, so that it is needed."""
+        record = read_record(self.store, steps(self.store)[-1])
+        name = self.chance.choice([file.name for file in record.files if file.num_bytes])
+        key = f"{record.folder}/{name}"
+        body = bytearray(self.store.read(key))
+        body[self.chance.randrange(len(body))] ^= 0x10
+        self.store.delete(key)
+        self.store.create(key, bytes(body))
+        self.worker()
+
+    def _rank(self) -> int:
+        places = attempts(self.store)[-1]["ranks"]
+        return int(self.chance.choice([place["pid"] for place in places if psutil.pid_exists(place["pid"])]))
+
+    def _leaving_node(self) -> int:
+        return self.nodes.pop(self.chance.randrange(len(self.nodes)))
+
+    def _another_node(self) -> None:
+        add_node(self.stack, self.num_nodes)
+        self.nodes.append(self.num_nodes)
+        self.num_nodes += 1
+
+
+FAULTS: dict[str, Callable[[Soak], None]] = {
+    "worker": Soak.worker,
+    "driver": Soak.driver,
+    "node": Soak.node,
+    "stop": Soak.stop,
+    "drain": Soak.drain,
+    "outage": Soak.outage,
+    "damage": Soak.damage,
+}
+
+
+def soak(stack: Stack, folder: Path, minutes: float, seed: int, faults: list[str]) -> Soak:
+    """Train once in calm and once disturbed, and compare.
+
+    Args:
+        stack: S3 and Ray, with three nodes.
+        folder: For pictures.
+        minutes: For which to disturb the second run.
+        seed: Of faults and moments.
+        faults: Of FAULTS.
+
+    Raises:
+        AssertionError: The run did not get on after a fault, ended with an error, or its weights are others.
+    """
+    data, calm, out = (f"s3://{_BUCKET}/{name}" for name in ("data", "calm", "disturbed"))
+    pack(class_folders(folder / "in", each=_NUM_IMAGES // 3), data, shard_bytes=150_000, block_bytes=40_000)
+    num_steps = max(60, round(60 * minutes * _STEPS_PER_SECOND))
+    subprocess.run(_command(data, calm, num_steps), check=True, capture_output=True)
+    print(f"calm run: {num_steps:,} steps", flush=True)
+    run = subprocess.Popen(_command(data, out, num_steps), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    found = Soak(stack, out, random.Random(seed))
+    try:
+        _disturb(found, run, time.monotonic() + 60 * minutes, faults)
+        printed = run.communicate()[0]
+    finally:
+        run.kill()
+    assert run.returncode == 0, printed[-3000:]
+    assert [row["step"] for row in read_metrics(found.store)] == [
+        *range(_LOG_EVERY, num_steps, _LOG_EVERY),
+        num_steps,
+    ]
+    assert_equal(final_state(calm), final_state(out))
+    return found
+
+
+def _disturb(found: Soak, run: subprocess.Popen[str], deadline: float, faults: list[str]) -> None:
+    """Do one thing after another to a run until the time is over, each when it has got on after the last one."""
+    _wait_for_checkpoint_after(found, run, 0)
+    left: list[str] = []
+    while time.monotonic() < deadline and run.poll() is None:
+        left = left or found.chance.sample(faults, len(faults))  # each as often as the others
+        name = left.pop()
+        before, began = steps(found.store)[-1], time.monotonic()
+        FAULTS[name](found)
+        _wait_for_checkpoint_after(found, run, before)
+        found.seconds[name].append(time.monotonic() - began)
+        print(f"{name}: a new checkpoint after {found.seconds[name][-1]:.0f} s", flush=True)
+        time.sleep(found.chance.uniform(*_PAUSE_SECONDS))
+
+
+def _wait_for_checkpoint_after(found: Soak, run: subprocess.Popen[str], step: int) -> None:
+    deadline = time.monotonic() + _MOST_SECONDS
+    while run.poll() is None and not any(each > step for each in steps(found.store)):
+        assert time.monotonic() < deadline, f"no checkpoint after step {step:,} within {_MOST_SECONDS:.0f} s"
+        time.sleep(0.5)
+
+
+def _command(data: str, out: str, num_steps: int) -> list[str]:
+    settings = {
+        "recipe.epochs": num_steps * _BATCH_SIZE / _NUM_IMAGES,
+        "recipe.decay_epochs": [],
+        "recipe.batch_size": _BATCH_SIZE,
+        "recipe.warmup_steps": 10,
+        "recipe.resolution_px": 32,
+        "num_lanes": 4,
+        "log_every_steps": _LOG_EVERY,
+    }
+    options = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    cluster = str(Path(sys.executable).parent / "cluster")
+    return [
+        cluster,
+        "submit",
+        "pretrain",
+        data,
+        out,
+        "--model",
+        "R14x0.5",
+        "--recipe",
+        "bit-s",
+        "--workers",
+        "2",
+        *options,
+    ]
+
+
+def table(seconds: dict[str, list[float]]) -> str:
+    """Return what was done, how often, and how long the run took to its next checkpoint."""
+    lines = ["fault     times  median s  longest s"]
+    for name, each in sorted(seconds.items()):
+        lines.append(f"{name:<8} {len(each):>6} {median(each):>9.0f} {max(each):>10.0f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line, and soak."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--faults", default=",".join(FAULTS), help="with commas")
+    chosen = parser.parse_args()
+    os.environ[STALL_SECONDS_VARIABLE] = str(_STALL_SECONDS)
+    with tempfile.TemporaryDirectory() as folder:
+        stack = start_stack(Path(folder) / "stack", cpus_per_node=[1, 1, 1], bucket=_BUCKET)
+        os.environ |= stack.environment
+        try:
+            found = soak(stack, Path(folder), chosen.minutes, chosen.seed, chosen.faults.split(","))
+        finally:
+            stop_stack(stack)
+    print(table(found.seconds))
+    print("all weights and momenta are those of the calm run")
+
+
+if __name__ == "__main__":
+    main()
