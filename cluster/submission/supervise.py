@@ -6,12 +6,14 @@ alone. A driver that could say why it ends has its way: done, stopped, or an err
     python -P -m cluster.submission.supervise OUT COMMAND [ARGUMENT...]
 """
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from enum import Enum
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -40,6 +42,8 @@ def drive() -> None:
     """Run the trainer's command of argv, and exit with a code that tells its own ends from those of libraries."""
     from trainer.cli import main  # noqa: PLC0415
 
+    # Ray has workers import from the driver's folder first, and that of the node may hold other code.
+    os.chdir(Path(__file__).parents[2])
     sys.argv[0] = "trainer"
     try:
         main()
