@@ -5,7 +5,15 @@ from typing import Any
 import click
 
 from pipeline.base.console import examples
-from trainer.commands.options import Workers, cluster_options, json_option, model_of, require_free_folder, run_and_step
+from trainer.commands.options import (
+    Workers,
+    cluster_options,
+    json_option,
+    model_of,
+    probabilities_of,
+    require_free_folder,
+    run_and_step,
+)
 from trainer.commands.settings import build, parsed
 
 _MARKS = ("request.json", "inputs.json", "inputs/", "attempts/", "failures/")
@@ -96,7 +104,7 @@ def _launch(
         "image_column": image_column,
         "out": out,
         "output": output,
-        "probabilities": _probabilities(run_url),
+        "probabilities": probabilities_of(run_url),
         "resolution_px": resolution,
     }
     config = build(InferenceConfig, fields, values)
@@ -114,16 +122,3 @@ def _launch(
         wait=wait,
         as_json=as_json,
     )
-
-
-def _probabilities(run_url: str) -> str:
-    """Return how a run's logits become probabilities: as its loss takes them; softmax where that is not known."""
-    from pipeline.base.errors import NotFound  # noqa: PLC0415
-    from pipeline.store.url import open_store  # noqa: PLC0415
-    from trainer.run.history import read_config  # noqa: PLC0415
-
-    try:
-        recipe = read_config(open_store(run_url)).get("recipe", {})
-    except NotFound:
-        return "softmax"
-    return "sigmoid" if recipe.get("loss") == "sigmoid" else "softmax"

@@ -96,6 +96,19 @@ def model_of(run: str, step: int | None = None) -> str:
     return str(chosen(open_store(run), step).about["model"])
 
 
+def probabilities_of(run: str) -> str:
+    """Return how a run's logits become probabilities: as its loss takes them; softmax where that is not known."""
+    from pipeline.base.errors import NotFound  # noqa: PLC0415
+    from pipeline.store.url import open_store  # noqa: PLC0415
+    from trainer.run.history import read_config  # noqa: PLC0415
+
+    try:
+        recipe = read_config(open_store(run)).get("recipe", {})
+    except NotFound:
+        return "softmax"
+    return "sigmoid" if recipe.get("loss") == "sigmoid" else "softmax"
+
+
 def require_free_folder(out: str, what: str, marks: tuple[str, ...]) -> None:
     """Refuse an OUT that holds other things than a `what`.
 

@@ -12,6 +12,7 @@ from trainer.commands.options import (
     json_option,
     model_of,
     newest_step,
+    probabilities_of,
     require_free_folder,
     run_and_step,
 )
@@ -165,6 +166,7 @@ def evaluate(
         "data_version": open_any(data).version.version,
         "exclude": absolute_url(exclude) if exclude else None,
         "ignore_unknown_classes": ignore_unknown_classes,
+        "probabilities": probabilities_of(run_url),
         "out": out,
     }
     config = build(EvaluateConfig, fields, values)

@@ -133,6 +133,7 @@ class EvaluateConfig(Record):
         exclude: URL of a Parquet file with `shard` and `row` of samples to leave out, such as an audit's.
         ignore_unknown_classes: Whether pictures of classes that the model does not know are left out, instead of an
             error. Classes are matched by name.
+        probabilities: Softmax over classes, or the sigmoid of each class, for models with several labels a picture.
         out: URL of the results.
         resolution_px: Side of the input; 0 for that of the run.
         batch_size: Pictures in one forward pass.
@@ -144,6 +145,7 @@ class EvaluateConfig(Record):
     data_version: int
     exclude: str | None = None
     ignore_unknown_classes: bool = False
+    probabilities: Literal["softmax", "sigmoid"] = "softmax"
     out: str
     resolution_px: NonNegativeInt = 0
     batch_size: PositiveInt = 64

@@ -1,19 +1,21 @@
 """Predictions of a model on a whole dataset, and their accuracy."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
 
 from pipeline.base.errors import Conflict, Interrupted, NotFound
 from pipeline.base.records import json_bytes
+from pipeline.dataset.dataset import Dataset, label_matrix
 from pipeline.dataset.schema import table_of, to_parquet
 from pipeline.image.transforms import EvaluationView
-from pipeline.store.base import Store
+from pipeline.store.base import Store, put
 from pipeline.store.url import open_store
 from pipeline.streaming.one_pass import one_pass
 from pipeline.streaming.selection import Selection
@@ -25,7 +27,14 @@ from trainer.recipes.data import selection_without
 from trainer.run.classes import classes_of
 from trainer.run.controls import Controls
 from trainer.run.progress import Report
-from trainer.scores.predictions import NAMED_PREDICTION_SCHEMA, NUM_GUESSES, summary
+from trainer.scores.classification import (
+    average_precisions,
+    calibration,
+    calibration_error,
+    confusions,
+    per_class,
+)
+from trainer.scores.predictions import NAMED_PREDICTION_SCHEMA, NUM_GUESSES, SCORES_FIELD, summary
 from trainer.step.ranks import World, broadcast, cores_per_rank, gather
 from trainer.step.tensors import images_to_device
 
@@ -52,12 +61,22 @@ def predict(
     resolution_px: int,
     batch_size: int,
     wants_stop: Callable[[], bool] = lambda: False,
+    probabilities: str = "softmax",
 ) -> pa.Table:
     """Classify every picture of a test set; every rank must call and gets the whole table, in dataset order.
 
+    Args:
+        model: Returns logits.
+        test: The pictures.
+        world: This rank.
+        resolution_px: Side of the input.
+        batch_size: Pictures in one forward pass.
+        wants_stop: Whether to end before all are classified.
+        probabilities: `softmax`, or `sigmoid` for the probability of each class by itself.
+
     Returns:
         Table of NAMED_PREDICTION_SCHEMA; `correct` says whether the highest logit is one of the labels. Pictures all of
-        whose labels the model does not know are left out.
+        whose labels the model does not know are left out. Where pictures have several labels it has SCORES_FIELD, too.
 
     Raises:
         Interrupted: A rank wanted to stop.
@@ -65,7 +84,7 @@ def predict(
     model.eval()
     dataset = test.selection.dataset
     rows: list[dict[str, Any]] = []
-    is_stopped = False
+    is_stopped, is_multi_label = False, has_several_labels(dataset)
     batches = one_pass(
         test.selection,
         EvaluationView(resolution_px),
@@ -82,9 +101,11 @@ def predict(
                 is_stopped = True
                 break
             logits = model(images_to_device(batch, world.device)).float()
-            probabilities, guesses = logits.softmax(1).topk(min(NUM_GUESSES, logits.shape[1]), dim=1)
-            for address, source, given, chances, guessed in zip(
-                batch.addresses, batch.sources, batch.labels, probabilities.tolist(), guesses.tolist(), strict=True
+            scores = logits.sigmoid() if probabilities == "sigmoid" else logits.softmax(1)
+            best, guesses = scores.topk(min(NUM_GUESSES, logits.shape[1]), dim=1)
+            kept = scores.cpu().numpy() if is_multi_label else [None] * len(batch.labels)
+            for address, source, given, chances, guessed, of_classes in zip(
+                batch.addresses, batch.sources, batch.labels, best.tolist(), guesses.tolist(), kept, strict=True
             ):
                 labels = [test.labels[label] for label in given if test.labels[label] >= 0]
                 if given and not labels:
@@ -103,12 +124,35 @@ def predict(
                         "prediction_name": test.classes[guessed[0]],
                         "guesses": guessed,
                         "guess_probabilities": chances,
+                        "scores": of_classes,
                     }
                 )
     parts = [part for part in gather(world, None if is_stopped else rows) if part is not None]
     if len(parts) < world.num_ranks:
         raise Interrupted("stopped before all pictures were classified; nothing is kept: run the same command again")
-    return table_of([row for part in parts for row in part], NAMED_PREDICTION_SCHEMA)
+    schema = NAMED_PREDICTION_SCHEMA.append(SCORES_FIELD) if is_multi_label else NAMED_PREDICTION_SCHEMA
+    return table_of([row for part in parts for row in part], schema)
+
+
+def has_several_labels(dataset: Dataset) -> bool:
+    """Return whether a picture of a dataset has more than one label."""
+    counts = (pa.compute.list_value_length(dataset.samples(shard)["labels"]) for shard in range(len(dataset.shards)))
+    return any((pa.compute.max(count).as_py() or 0) > 1 for count in counts)
+
+
+def details(predictions: pa.Table, classes: Sequence[str]) -> tuple[dict[str, Any], dict[str, pa.Table]]:
+    """Return further figures of an evaluation, and tables by name: classes, what is confused, calibration."""
+    labelled = predictions.filter(pa.compute.greater(pa.compute.list_value_length(predictions["labels"]), 0))
+    bins = calibration(labelled["probability"].to_numpy(), labelled["correct"].to_numpy())
+    figures: dict[str, Any] = {"calibration_error": calibration_error(bins)}
+    precisions = None
+    if "scores" in labelled.column_names and labelled.num_rows:
+        scores = np.stack(labelled["scores"].to_numpy())
+        targets = label_matrix(labelled["labels"].to_pylist(), len(classes)) > 0
+        precisions, micro = average_precisions(scores, targets)
+        figures |= {"macro_average_precision": float(np.nanmean(precisions)), "micro_average_precision": micro}
+    tables = {"classes": per_class(labelled, classes, precisions), "confusions": confusions(labelled, classes)}
+    return figures, tables | {"calibration": bins}
 
 
 def evaluate(config: EvaluateConfig, world: World, report: Report, controls: Controls | None = None) -> None:
@@ -149,25 +193,37 @@ def evaluate(config: EvaluateConfig, world: World, report: Report, controls: Con
         identity["step"] = used.step
     test = TestSet(selection, classes, labels)
     wants_stop = (controls or Controls()).wants_stop
-    predictions = predict(model, test, world, resolution_px, config.batch_size, wants_stop)
-    result = identity | summary(predictions)
+    predictions = predict(model, test, world, resolution_px, config.batch_size, wants_stop, config.probabilities)
+    figures, tables = details(predictions, classes)
+    result = identity | summary(predictions) | figures
     if world.is_first:
-        out.delete("predictions.parquet")  # of a start that died before its result
-        out.create("predictions.parquet", to_parquet(predictions))
+        for name, table in {"predictions": predictions, **tables}.items():  # a start may have died before its result
+            put(out, f"{name}.parquet", to_parquet(table))
         out.create("result.json", json_bytes(result))
         report(result)
 
 
 # Of results that were written before these were asked for.
-_ABSENT: dict[str, Any] = {"ignore_unknown_classes": False}
+_ABSENT: dict[str, Any] = {"ignore_unknown_classes": False, "probabilities": "softmax"}
 
 
 def evaluation_lines(row: dict[str, Any]) -> str:
     """Return a result as lines for people."""
     unlabelled = f"; {row['num_unlabelled']:,} without a label are predicted only" if "num_unlabelled" in row else ""
+    figures = [
+        f"{title} {row[name]:.1%}"
+        for name, title in (
+            ("top5_accuracy", "top-5"),
+            ("macro_average_precision", "mean average precision of classes"),
+            ("micro_average_precision", "of all pairs"),
+            ("calibration_error", "calibration error"),
+        )
+        if name in row
+    ]
     return (
         f"accuracy {row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}]: {row['num_correct']:,} of "
         f"{row['num_test']:,} pictures of {row['data']}{unlabelled}\n"
+        f"{', '.join(figures)}{chr(10) if figures else ''}"
         f"model {row['run']}, step {row['step']:,}, at {row['resolution_px']} px\n"
         f"predictions: {row['out'].rstrip('/')}/predictions.parquet"
     )

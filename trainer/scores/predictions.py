@@ -33,8 +33,14 @@ NAMED_PREDICTION_SCHEMA = pa.schema(
 )
 
 
+SCORES_FIELD = pa.field("scores", pa.list_(pa.float32()))  # probability of each class; of sets with several labels
+
+
 def summary(predictions: pa.Table) -> dict[str, Any]:
-    """Return accuracy, its 95 % Wilson interval and the counts behind it; pictures without a label are not counted."""
+    """Return accuracy, its 95 % Wilson interval and the counts behind it; pictures without a label are not counted.
+
+    Of models with more classes than guesses also the share of pictures that have a label among their guesses (top-5).
+    """
     has_label = pa.compute.list_value_length(predictions["labels"]).to_numpy() > 0
     num_test = int(np.sum(has_label))
     num_correct = int(np.sum(predictions["correct"].to_numpy()[has_label]))
@@ -42,4 +48,15 @@ def summary(predictions: pa.Table) -> dict[str, Any]:
     counts = {"num_correct": num_correct, "num_test": num_test}
     if num_test < predictions.num_rows:
         counts["num_unlabelled"] = predictions.num_rows - num_test
-    return {"accuracy": num_correct / max(1, num_test), "low": low, "high": high, **counts}
+    return {"accuracy": num_correct / max(1, num_test), "low": low, "high": high, **counts, **_top5(predictions)}
+
+
+def _top5(predictions: pa.Table) -> dict[str, float]:
+    if "guesses" not in predictions.column_names:
+        return {}
+    pairs = zip(predictions["labels"].to_pylist(), predictions["guesses"].to_pylist(), strict=True)
+    hits = [not set(guesses).isdisjoint(labels) for labels, guesses in pairs if labels and len(guesses) == NUM_GUESSES]
+    if not hits:
+        return {}
+    low, high = wilson_interval(sum(hits), len(hits))
+    return {"top5_accuracy": sum(hits) / len(hits), "top5_low": low, "top5_high": high}

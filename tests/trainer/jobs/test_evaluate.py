@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -20,6 +21,7 @@ from trainer.jobs.config import EvaluateConfig
 from trainer.jobs.evaluate import evaluate
 from trainer.run.classes import stored_classes
 from trainer.run.controls import Controls
+from trainer.scores.classification import average_precision
 from trainer.step.ranks import World, alone
 
 
@@ -78,6 +80,41 @@ def test_classes_are_matched_by_name_whatever_their_order_and_number(
     assert subset["num_test"] == 4
     assert subset["num_correct"] <= sum(by_key)
     assert {name for row in table(tmp_path / "few-out") for name in row["label_names"]} == {"class1"}
+
+
+def test_an_evaluation_writes_figures_by_class_and_confidence(
+    small_dataset: Dataset, pretrained: Path, tmp_path: Path
+) -> None:
+    result = result_of(pretrained, small_dataset, tmp_path)
+    classes, confusions, bins = (
+        from_parquet((tmp_path / f"{name}.parquet").read_bytes()) for name in ("classes", "confusions", "calibration")
+    )
+    assert classes["num_test"].to_pylist() == [30, 30, 30]
+    assert sum(classes["num_correct"].to_pylist()) == result["num_correct"]
+    assert sum(confusions["count"].to_pylist()) == 90 - result["num_correct"]
+    assert sum(bins["num_test"].to_pylist()) == 90
+    assert 0 <= result["calibration_error"] <= 1
+
+
+def test_pictures_with_several_labels_are_scored_by_average_precision(
+    small_folder: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    paths = sorted(small_folder.rglob("*.jpg"))[::5]
+    rows = [{"image": str(path), "label": [path.parent.name, "class0"]} for path in paths]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = pack(tmp_path / "labels.jsonl", str(tmp_path / "set"))
+    softmax = result_of(pretrained, data, tmp_path / "softmax")
+    sigmoid = result_of(pretrained, data, tmp_path / "sigmoid", probabilities="sigmoid")
+    scores = np.array([row["scores"] for row in table(tmp_path / "sigmoid")])
+    targets = np.array([[label in row["labels"] for label in range(3)] for row in table(tmp_path / "sigmoid")])
+    assert scores.shape == (18, 3)
+    each = [average_precision(scores[:, label], targets[:, label]) for label in range(3)]
+    assert sigmoid["macro_average_precision"] == pytest.approx(np.mean(each))
+    assert each[0] == 1.0  # all have it
+    assert np.allclose(np.array([row["scores"] for row in table(tmp_path / "softmax")]).sum(1), 1)
+    assert 0 < softmax["micro_average_precision"] <= 1
+    classes = from_parquet((tmp_path / "sigmoid" / "classes.parquet").read_bytes())
+    assert classes["average_precision"].to_pylist() == pytest.approx(each)
 
 
 def pack_again(folder: Path) -> Dataset:
