@@ -23,6 +23,7 @@ for command in (
     inference.embed,
     tasks.task,
     watching.watch,
+    watching.report,
     models.describe,
     models.import_file,
     models.export_file,

@@ -11,7 +11,8 @@ from markupsafe import Markup, escape
 
 _WIDTH, _HEIGHT = 640, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 40
-COLOURS = ("#2563eb", "#dc6803", "#0f8a5f", "#9333ea")
+COLOURS = ("#2563eb", "#dc6803", "#0f8a5f", "#9333ea", "#be123c", "#0e7490", "#a16207", "#4b5563")
+_IN_A_ROW = 4  # names of the legend
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,12 @@ class Series:
     Attributes:
         name: In the legend.
         points: (x, y) in drawing order.
+        has_dots: Whether each point is marked, since there are few.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
+    has_dots: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class _Frame:
         )
 
 
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return round numbers within [low, high]."""
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return round numbers within [low, high], about `count` of them."""
     span = (high - low) or 1.0
     step = 10 ** math.floor(math.log10(span / count))
     for factor in (1, 2, 5, 10):
@@ -61,11 +64,11 @@ def _number(value: float) -> str:
 
 def _axes(frame: _Frame, x_label: str, y_label: str) -> list[str]:
     parts = []
-    for value in _ticks(frame.y_low, frame.y_high):
+    for value in ticks(frame.y_low, frame.y_high):
         y = frame.y(value)
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
-    for value in _ticks(frame.x_low, frame.x_high, 8):
+    for value in ticks(frame.x_low, frame.x_high, 8):
         parts.append(
             f'<text x="{frame.x(value):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{_number(value)}</text>'
         )
@@ -99,9 +102,13 @@ def line_chart(series: Sequence[Series], title: str, x_label: str, y_label: str)
         colour = COLOURS[number % len(COLOURS)]
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in each.points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        x = _LEFT + 12 + 150 * number
-        parts.append(f'<rect x="{x}" y="{_TOP}" width="12" height="4" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 17}" y="{_TOP + 6}">{escape(each.name)}</text>')
+        if each.has_dots:
+            parts += [
+                f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3.5" fill="{colour}"/>' for x, y in each.points
+            ]
+        left, top = _LEFT + 12 + 150 * (number % _IN_A_ROW), _TOP + 15 * (number // _IN_A_ROW)
+        parts.append(f'<rect x="{left}" y="{top}" width="12" height="4" fill="{colour}"/>')
+        parts.append(f'<text x="{left + 17}" y="{top + 6}">{escape(each.name)}</text>')
     return _svg(parts, title)
 
 

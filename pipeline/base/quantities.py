@@ -25,4 +25,4 @@ def human_seconds(seconds: float) -> str:
     for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= length:
             return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:,.0f} seconds"
+    return quantity(round(seconds), "second")

@@ -12,7 +12,7 @@ from trainer.watching.facts import RunFacts
 SILENT_SECONDS = 600.0  # without a sign, before a run counts as silent; rows are written every half minute
 _STOPPED_SECONDS = 60.0  # after the wish to stop: a run on a node that is taken away goes on for so long
 _NUM_ROWS = 9  # whose median is the present rate
-_LOST = {
+LOST = {
     "data_wait": "waiting for data",
     "rework": "steps made twice",
     "saving": "saves",
@@ -134,7 +134,7 @@ def state_lines(facts: RunFacts, state: RunState) -> list[str]:
 def goodput_text(state: RunState) -> str:
     """Return the goodput, and what the rest of the time was lost to."""
     times = state.times
-    lost = {text: getattr(times, name) / times.wall for name, text in _LOST.items()}
+    lost = {text: getattr(times, name) / times.wall for name, text in LOST.items()}
     parts = ", ".join(f"{text} {share:.1%}" for text, share in lost.items() if share >= 0.0005)
     restarts = f", {quantity(state.num_restarts, 'restart')}" if state.num_restarts else ""
     return f"{times.goodput:.1%} of {human_seconds(times.wall)}{restarts}" + (f" ({parts})" if parts else "")
