@@ -28,6 +28,10 @@ def _storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull(f"no space left to write {path}; free some or choose another destination") from error
+        if error.errno == errno.EROFS:
+            raise Denied(
+                f"{path} is on a file system that is mounted for reading only; mount it for writing"
+            ) from error
         if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):  # of network file systems; may pass
             raise Unreachable(f"{path}: {error.strerror}; check the disk or the file server") from error
         raise StorageError(f"{path}: {error.strerror or error}") from error

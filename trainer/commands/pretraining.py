@@ -79,7 +79,7 @@ def pretrain(
     **options: Any,
 ) -> None:
     """Pretrain MODEL on the dataset DATA, with checkpoints and metrics at OUT. Run again, it goes on."""
-    from trainer.jobs.checks import check_pretrain, header, pretrain_warnings  # noqa: PLC0415
+    from trainer.jobs.checks import check_out, check_pretrain, header, pretrain_warnings  # noqa: PLC0415
 
     if (cluster or price) and not dry_run:
         raise ConfigError("--cluster and --price are for --dry-run; a run takes the cluster that RAY_ADDRESS names")
@@ -92,6 +92,7 @@ def pretrain(
         for line in forecast_lines(config, workers.most, cluster, price):
             click.echo(line)
         return
+    check_out(config)
     from trainer.jobs.table import PRETRAIN  # noqa: PLC0415 - torch: seconds after the header
     from trainer.run.launch import run  # noqa: PLC0415
 

@@ -1,18 +1,22 @@
 """What could not run, or would train nothing, is found before any process starts; without torch."""
 
 import math
+import shutil
+import uuid
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import ConfigError, StorageFull
+from pipeline.base.quantities import human_bytes
 from pipeline.dataset.dataset import Dataset
 from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.url import open_store
 from pipeline.streaming.order import lanes_of_rank
 from pipeline.streaming.selection import Selection
 from trainer.jobs.config import Branch, FinetuneConfig, PretrainConfig
+from trainer.jobs.forecast import checkpoint_bytes
 from trainer.model.architecture import parse_architecture
 from trainer.model.cost import layers
 from trainer.recipes.classes import match_classes
@@ -44,6 +48,29 @@ def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
         raise ConfigError(
             f"{config.data} version {config.data_version} has other classes than those that {config.out} has learned; "
             f"start a run with another OUT, with --init {config.out} for its weights"
+        )
+
+
+def check_out(config: PretrainConfig) -> None:
+    """Refuse an OUT that cannot be written, or where the next checkpoint would not fit, before any worker starts.
+
+    Raises:
+        StorageError: Says which, and what is missing.
+    """
+    store = open_store(config.out)
+    probe = f"failures/probe-{uuid.uuid4().hex}"  # where a run writes first
+    store.create(probe, b"")
+    store.delete(probe)
+    if "://" in config.out:
+        return
+    classes = training_sources(config)[0].selection.dataset.version.num_classes
+    found = layers(parse_architecture(config.model), classes, config.recipe.resolution_px)
+    size = checkpoint_bytes(sum(layer.num_parameters for layer in found))
+    free, needed = shutil.disk_usage(config.out).free, size * (1 if has_learned(store) else 2)
+    if free < needed:
+        raise StorageFull(
+            f"{config.out} has {human_bytes(free)} free and the run needs {human_bytes(needed)}: a checkpoint takes "
+            f"{human_bytes(size)}, and a new one is written before an old one goes; free some or give another OUT"
         )
 
 
