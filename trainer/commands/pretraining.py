@@ -209,13 +209,13 @@ def _say_other_recipe(branch: str, before: dict[str, Any], now: dict[str, Any]) 
 
 def _init_fields(init: str, present: Any) -> dict[str, Any]:
     """Return the fields of a run that starts from weights; the model is that of the weights."""
-    from trainer.jobs.config import is_file_of_weights  # noqa: PLC0415
+    from trainer.formats.places import holds_weights  # noqa: PLC0415
 
     place, step = run_and_step(init)
-    if is_file_of_weights(place):
-        return {"init": place, "init_step": None}
     if present and present.init == place and step in (None, present.init_step):
         return {}  # it has begun: the weights may be gone
+    if holds_weights(place):
+        return {"init": place, "init_step": None}
     step = newest_step(place) if step is None else step
     return {"init": place, "init_step": step, "model": model_of(place, step)}
 

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pipeline.base.errors import Denied, NotFound
+from pipeline.base.errors import NotFound
 from pipeline.store.any_url import join, parent, read_file
 from trainer.formats.description import Description, read_description
 from trainer.formats.files import read_weights
-
-_SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin", ".tar", ".onnx")
-_IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # as timm and transformers name them
+from trainer.formats.places import IN_FOLDERS, SUFFIXES, if_there
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,8 @@ def open_weights(url: str) -> Source:
         ConfigError: The file is none of plain weights; see `read_weights` and `read_description`.
     """
     url = url.rstrip("/")
-    inside = [] if url.endswith(_SUFFIXES) or "?" in url else [join(url, name) for name in _IN_FOLDERS]
-    found = next(((each, body) for each in inside if (body := _if_there(each)) is not None), None)
+    inside = [] if url.endswith(SUFFIXES) or "?" in url else [join(url, name) for name in IN_FOLDERS]
+    found = next(((each, body) for each in inside if (body := if_there(each)) is not None), None)
     file, body = found or (url, _file(url))
     values = read_weights(body, file)
     description, described_by = _described(file)
@@ -54,12 +52,12 @@ def _described(file: str) -> tuple[Description, str | None]:
     if "?" in file:  # nothing stands beside a signed URL
         return Description(), None
     beside, folder = f"{file}.json", parent(file)
-    config = _if_there(beside)
+    config = if_there(beside)
     if config is not None:
         return read_description(config, b"{}", beside), beside
-    config = _if_there(join(folder, "config.json")) if file.endswith(_IN_FOLDERS) else None
+    config = if_there(join(folder, "config.json")) if file.endswith(IN_FOLDERS) else None
     if config is not None:
-        processor = _if_there(join(folder, "preprocessor_config.json")) or b"{}"
+        processor = if_there(join(folder, "preprocessor_config.json")) or b"{}"
         return read_description(config, processor, f"{folder}/config.json"), folder
     return Description(), None
 
@@ -68,11 +66,4 @@ def _file(url: str) -> bytes:
     try:
         return read_file(url)
     except NotFound as error:
-        raise NotFound(f"{url} is neither a file nor a folder with {' or '.join(_IN_FOLDERS)}; check it") from error
-
-
-def _if_there(url: str) -> bytes | None:
-    try:
-        return read_file(url)
-    except (NotFound, Denied):  # S3 denies what is not there to whoever may not list it
-        return None
+        raise NotFound(f"{url} is neither a file nor a folder with {' or '.join(IN_FOLDERS)}; check it") from error

@@ -11,12 +11,6 @@ from trainer.recipes.pretrain import PretrainRecipe
 from trainer.run.settings import RunSettings
 
 SCRATCH = "scratch"
-_WEIGHTS_SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin")
-
-
-def is_file_of_weights(url: str) -> bool:
-    """Return whether a start of training is a file of another code base, and not a run."""
-    return url.endswith(_WEIGHTS_SUFFIXES)
 
 
 class Branch(Record):

@@ -9,7 +9,6 @@ from pipeline.base.errors import ConfigError, ResumeMismatch
 from pipeline.dataset.dataset import Dataset
 from pipeline.image.transforms import PretrainView
 from pipeline.packing.foreign_tars.open_any import open_any
-from pipeline.store.any_url import read_file
 from pipeline.store.url import open_store
 from pipeline.streaming.selection import Selection
 from pipeline.streaming.stream import Stream
@@ -17,9 +16,9 @@ from trainer.checkpoint.record import chosen
 from trainer.checkpoint.sharded import load
 from trainer.checkpoint.weights import load_into, training_state
 from trainer.formats.convert import infer_architecture, to_ours
-from trainer.formats.files import read_weights
+from trainer.formats.source import open_weights
 from trainer.jobs.checks import order_began, steps_ahead
-from trainer.jobs.config import PretrainConfig, is_file_of_weights
+from trainer.jobs.config import PretrainConfig
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
 from trainer.recipes.classes import match_classes
@@ -166,8 +165,8 @@ def _begin_from_weights(config: PretrainConfig, world: World, model: ResNetV2, d
     """Fill a new network with the weights of a run or a file; a head of other classes stays one of zeros."""
     state, url = model_state(model), str(config.init)
     body = {name: value for name, value in state.items() if not name.startswith("model/head.")}
-    if is_file_of_weights(url):
-        weights = {f"model/{name}": value for name, value in to_ours(read_weights(read_file(url), url), url).items()}
+    if config.init_step is None:
+        weights = {f"model/{name}": value for name, value in to_ours(open_weights(url).values, url).items()}
         found = infer_architecture({name.removeprefix("model/"): value for name, value in weights.items()}).name
         keeps_head = all(
             name in weights and weights[name].shape == value.shape for name, value in state.items() if name not in body

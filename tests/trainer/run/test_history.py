@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from pipeline.base.errors import ConfigError, ResumeMismatch
 from pipeline.dataset.dataset import Dataset
@@ -13,8 +14,10 @@ from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack, run_cli
 from tests.trainer.runs import RECIPE, Stopped, assert_equal, config, final_state
 from trainer.checkpoint.record import require_latest
+from trainer.formats.places import holds_weights
 from trainer.jobs.config import FinetuneConfig, PretrainConfig
 from trainer.jobs.pretrain import pretrain
+from trainer.model.build import new_model
 from trainer.run.classes import stored_classes, write_classes
 from trainer.run.history import changed, current_config, read_changes, settle
 from trainer.run.metrics import read_metrics
@@ -274,6 +277,22 @@ def test_a_run_that_has_begun_needs_its_source_no_longer(
         source.rename(begun.out)
         assert again.returncode == 0, again.stderr
         assert "finished already at step 8" in again.stderr
+
+
+def test_weights_of_a_folder_of_another_code_base_are_a_start_as_those_of_a_file(
+    small_dataset: Dataset, tmp_path: Path
+) -> None:
+    model = new_model("R14x0.5", 3, seed=5)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    assert holds_weights(str(folder))
+    for name, init in (("file", folder / "model.safetensors"), ("folder", folder), ("scratch", None)):
+        chosen = config(small_dataset, tmp_path / name, init=str(init) if init else None)
+        pretrain(chosen, alone(), lambda row: None)
+    assert_equal(final_state(tmp_path / "file"), final_state(tmp_path / "folder"))
+    with pytest.raises(AssertionError):
+        assert_equal(final_state(tmp_path / "file"), final_state(tmp_path / "scratch"))
 
 
 @pytest.mark.parametrize(
