@@ -3,7 +3,7 @@
 import click
 
 from pipeline.base.console import run
-from trainer.commands import inference, models, pretraining, transfer, watching
+from trainer.commands import gallery, inference, models, pretraining, transfer, watching
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,6 +19,8 @@ for command in (
     pretraining.pretrain,
     transfer.finetune,
     transfer.evaluate,
+    gallery.gallery,
+    gallery.review,
     inference.predict,
     inference.embed,
     tasks.task,

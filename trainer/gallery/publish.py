@@ -1,0 +1,183 @@
+"""The gallery: pictures, a page that filters all mistakes, a sheet for verdicts, and what the verdicts make of it."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.base.errors import BadImage, ConfigError, NotFound
+from pipeline.base.html import render_page
+from pipeline.base.records import json_bytes
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.schema import from_parquet
+from pipeline.image.decode import Pixels, decode
+from pipeline.store.base import Store, put
+from pipeline.streaming.one_pass import encoded_samples
+from pipeline.streaming.selection import Selection
+from trainer.scores.predictions import NAMED_PREDICTION_SCHEMA, summary
+from trainer.scores.review import VERDICTS, corrected_accuracy, drawn_for_review, parse_verdicts
+
+_MOST_PX = 256  # of a picture's longer side: what a phone shows sharply, at about 12 kB
+_QUALITY = 85
+_PER_PAGE = 60
+FACTS_KEY = "gallery.json"
+
+
+def mistakes_of(predictions: pa.Table, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return every wrong picture with what pages show of it, the most confident first.
+
+    Args:
+        predictions: Table of NAMED_PREDICTION_SCHEMA.
+        classes: Names by label of the model, as far as they are known; others are numbers.
+    """
+    has_label = pa.compute.greater(pa.compute.list_value_length(predictions["labels"]), 0)
+    wrong = predictions.filter(pa.compute.and_(has_label, pa.compute.invert(predictions["correct"])))
+    names = dict(enumerate(classes)) | _names(predictions)
+    rows = [
+        {
+            "name": row.get("source") or row["key"],
+            "shard": row["shard"],
+            "row": row["row"],
+            "picture": f"pictures/{row['shard']:05d}-{row['row']:06d}.jpg",
+            "labels": row["label_names"],
+            "guesses": [
+                [names.get(guess, str(guess)), round(chance, 4)]
+                for guess, chance in zip(row["guesses"], row["guess_probabilities"], strict=True)
+            ],
+        }
+        for row in wrong.to_pylist()
+    ]
+    counts = Counter(row["name"] for row in rows)
+    for row in rows:
+        if counts[row["name"]] > 1:  # members of several tars may be named alike
+            row["name"] += f" ({row['shard']}-{row['row']})"
+    return sorted(rows, key=lambda row: (-row["guesses"][0][1], row["shard"], row["row"]))
+
+
+def _names(predictions: pa.Table) -> dict[int, str]:
+    """Return the class names that the predictions themselves tell."""
+    found = dict(zip(predictions["prediction"].to_pylist(), predictions["prediction_name"].to_pylist(), strict=True))
+    for labels, names in zip(predictions["labels"].to_pylist(), predictions["label_names"].to_pylist(), strict=True):
+        found |= dict(zip(labels, names, strict=True))
+    return found
+
+
+def publish_gallery(
+    out: Store,
+    predictions: pa.Table,
+    dataset: Dataset,
+    *,
+    title: str,
+    classes: Sequence[str] = (),
+    num_for_review: int = 200,
+    on_picture: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """Write `index.html`, `review.html` and `pictures/`; return the facts that `gallery.json` keeps.
+
+    Args:
+        out: Where to.
+        predictions: Table of NAMED_PREDICTION_SCHEMA of the dataset's pictures.
+        dataset: The pictures.
+        title: Of the pages.
+        classes: Names by label of the model.
+        num_for_review: Random mistakes on the sheet.
+        on_picture: Called with the number of pictures written since the last call.
+
+    Raises:
+        ConfigError: The predictions lack names, or are those of another dataset.
+    """
+    missing = [name for name in NAMED_PREDICTION_SCHEMA.names if name not in (*predictions.column_names, "source")]
+    if missing:
+        raise ConfigError(f"the predictions have no {', '.join(missing)}; evaluate the run again with this release")
+    mistakes = mistakes_of(predictions, classes)
+    _write_pictures(out, dataset, mistakes, on_picture)
+    facts = {"title": title, "data": dataset.store.url, "data_version": dataset.version.version, **summary(predictions)}
+    drawn = drawn_for_review([row["name"] for row in mistakes], num_for_review)
+    by_name = {row["name"]: row for row in mistakes}
+    put(out, FACTS_KEY, json_bytes(facts))
+    put(out, "index.html", _page(title, facts, mistakes, review=False))
+    put(out, "review.html", _page(title, facts, [by_name[name] for name in drawn], review=True))
+    return facts
+
+
+def _page(title: str, facts: Mapping[str, Any], mistakes: Sequence[Mapping[str, Any]], *, review: bool) -> bytes:
+    shown = [{name: row[name] for name in ("name", "picture", "labels", "guesses")} for row in mistakes]
+    data = json.dumps(shown, ensure_ascii=False).replace("<", "\\u003c")  # no name can end the script
+    return render_page(
+        "trainer.gallery",
+        "gallery.html.j2",
+        title=title,
+        facts=facts,
+        data=data,
+        is_review=review,
+        verdicts=VERDICTS,
+        per_page=_PER_PAGE,
+        key=f"{facts['data']}-{facts['data_version']}-{title}",
+    )
+
+
+def _write_pictures(
+    out: Store, dataset: Dataset, mistakes: Sequence[Mapping[str, Any]], on_picture: Callable[[int], None]
+) -> None:
+    rows_by_shard: dict[int, list[int]] = {}
+    for row in mistakes:
+        rows_by_shard.setdefault(row["shard"], []).append(row["row"])
+    keys = {(row["shard"], row["row"]): row["picture"] for row in mistakes}
+    for sample in encoded_samples(Selection(dataset, rows_by_shard)) if rows_by_shard else ():
+        put(out, keys[sample.shard, sample.row], _small_jpeg(bytes(sample.image)))
+        on_picture(1)
+
+
+def _small_jpeg(data: bytes) -> bytes:
+    from PIL import Image  # noqa: PLC0415 - 40 ms that the command line's help need not pay
+
+    try:
+        pixels: Pixels = decode(data)
+    except BadImage:
+        pixels = np.full((64, 64, 3), 128, np.uint8)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    factor = min(1.0, _MOST_PX / max(image.size))
+    if factor < 1:
+        image = image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))))
+    sink = io.BytesIO()
+    image.save(sink, "JPEG", quality=_QUALITY)
+    return sink.getvalue()
+
+
+def read_predictions(store: Store, key: str) -> pa.Table:
+    """Return predictions of a file.
+
+    Raises:
+        ConfigError: It holds something else.
+        NotFound: It is not there.
+    """
+    try:
+        return from_parquet(store.read(key))
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"{store.url}/{key} is no Parquet file ({error}); give predictions of `trainer`") from error
+
+
+def add_verdicts(out: Store, body: bytes, name: str) -> dict[str, Any]:
+    """Keep the verdicts of a review sheet beside its gallery, and return the corrected accuracy.
+
+    Raises:
+        ConfigError: The file holds no verdicts, or one on a picture that was not drawn.
+        NotFound: There is no gallery.
+    """
+    try:
+        facts = json.loads(out.read(FACTS_KEY))
+    except NotFound as error:
+        raise NotFound(f"{out.url} holds no gallery; give the OUT of `trainer gallery`") from error
+    verdicts = parse_verdicts(body, name)
+    page = out.read("review.html").decode()
+    drawn = {row["name"] for row in json.loads(page.partition('id="data">')[2].partition("</script>")[0])}
+    unknown = sorted(set(verdicts) - drawn)
+    if unknown:
+        raise ConfigError(f"{name}: {unknown[0]} is not on the review sheet of {out.url}; give its own verdicts")
+    result = corrected_accuracy(facts["num_correct"], facts["num_test"], list(verdicts.values()))
+    put(out, "verdicts.json", json_bytes({"verdicts": verdicts, "result": result}))
+    return result
