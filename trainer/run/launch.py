@@ -207,7 +207,8 @@ def _fitted(
             seen = now
         elif now - seen > _EMPTY_SECONDS:
             seen = now
-            click.echo(f"no worker is running: {missing() or 'Ray is starting them'}", err=True)
+            why = missing()
+            click.echo(f"no worker is running yet; Ray is to start them{f' ({why})' if why else ''}", err=True)
     _print_lines(board)
     return failed[0] if failed else None
 
