@@ -4,6 +4,7 @@ from bisect import insort
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from pipeline.base.quantities import quantity
 from pipeline.base.records import Record
 
 _MOST_NAMES = 10  # of a kind; the lowest ones, so that they do not depend on the order of reading
@@ -40,7 +41,7 @@ class IgnoredList(Record):
 
 def ignored_line(kinds: Sequence[IgnoredFiles]) -> str:
     """Return in words what was ignored."""
-    return f"ignored {sum(kind.count for kind in kinds):,}, which are no images: {'; '.join(map(str, kinds))}"
+    return f"ignored {quantity(sum(kind.count for kind in kinds), 'file')}: {'; '.join(map(str, kinds))}"
 
 
 class Ignored:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.base.errors import ConfigError, Interrupted, NotFound
 from pipeline.base.ignored import ignored_line
+from pipeline.base.quantities import quantity
 from pipeline.dataset.versions import Published
 from pipeline.packing.commit import read_plan
 from pipeline.packing.plan import Plan, ShardConfig
@@ -68,6 +69,8 @@ def _settings(config: ShardConfig) -> dict[str, Any]:
 
 
 def _in_unit(name: str, settings: dict[str, Any]) -> Any:
+    if settings[name] is None:
+        return "not set"
     return settings[name] / _UNITS[name] if name in _UNITS else settings[name]
 
 
@@ -76,7 +79,11 @@ def found_lines(plan: Plan) -> Iterator[str]:
     if plan.ignored:
         yield ignored_line(plan.ignored)
     if plan.num_unlabelled and plan.num_unlabelled < plan.num_samples:
-        yield f"{plan.num_unlabelled:,} images have no label, such as {', '.join(plan.unlabelled)}"
+        some = plan.num_unlabelled > len(plan.unlabelled)
+        yield (
+            f"{quantity(plan.num_unlabelled, 'image')} {'has' if plan.num_unlabelled == 1 else 'have'} no label"
+            f"{', such as' if some else ':'} {', '.join(plan.unlabelled)}"
+        )
     if plan.unused_classes:
         shown = ", ".join(plan.unused_classes[:_SHOWN_CLASSES])
         more = ", ..." if len(plan.unused_classes) > _SHOWN_CLASSES else ""

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base.errors import BadImage, ConfigError, EmptySource, NotFound
 from pipeline.base.ignored import Ignored, IgnoredFiles
+from pipeline.base.quantities import quantity
 from pipeline.dataset.tar_reader import TarSample, labels_of, scan_tar, split_name
 from pipeline.packing.sources.folder import check_name
 from pipeline.packing.sources.rows import (
@@ -189,11 +190,16 @@ def refuse_ambiguous(samples: Sequence[TarSample], url: str, *, are_adjacent: bo
     shown = ", ".join(f".{ending} ({count:,})" for ending, count in endings.most_common(_MOST_SHOWN))
     more = f" and {len(endings) - _MOST_SHOWN:,} others" if len(endings) > _MOST_SHOWN else ""
     first = ambiguous[0]
+    # Of several images of a sample one is chosen; dots in names of single ones belong to the key.
+    likely = split_name(first.images[0])[1]
+    wanted = likely if len(first.images) > 1 else likely.rpartition(".")[2]
+    does = "does not" if len(samples) == 1 else "do not"
     raise ConfigError(
-        f"{url}: {len(ambiguous):,} of {len(samples):,} samples do not have one image each, first {first.key!r} with "
+        f"{url}: {len(ambiguous):,} of {quantity(len(samples), 'sample')} {does} have one image each, first "
+        f"{first.key!r} with "
         f"{', '.join(first.images[:3])}. A sample is what has the same name up to the first dot; endings found: {shown}"
         f"{more}. Choose with --image-member which ending is the image, such as --image-member "
-        f"{endings.most_common(1)[0][0].rpartition('.')[2]}; what stands before it is the key. The option may be "
+        f"{wanted}; what stands before it is the key. The option may be "
         f"repeated, in order of preference"
     )
 

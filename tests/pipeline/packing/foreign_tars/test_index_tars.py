@@ -194,7 +194,7 @@ def test_members_in_no_sample_are_counted_and_printed_each_time(
         captions: Members = [(f"{number}.txt", b"a caption"), ("README", b"text"), ("__MACOSX/._1.jpg", b"fork")]
         write_tar(tmp_path / "in" / f"{number}.tar", [*members(range(3)), *captions])
     expected = (
-        "ignored 6, which are no images: 2 .txt (0.tar#0.txt, 1.tar#1.txt); "
+        "ignored 6 files: 2 .txt (0.tar#0.txt, 1.tar#1.txt); "
         "2 hidden or system (0.tar#__MACOSX/._1.jpg, 1.tar#__MACOSX/._1.jpg); "
         "2 without an extension (0.tar#README, 1.tar#README)"
     )

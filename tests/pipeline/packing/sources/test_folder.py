@@ -29,7 +29,7 @@ def test_hidden_and_other_files_are_ignored_counted_and_kept_with_the_plan(tmp_p
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(jpeg(picture(7)))
     printed = cli("shard", source, tmp_path / "set")
-    assert "ignored 9, which are no images" in printed
+    assert "ignored 9 files" in printed
     for part in (
         "5 hidden or system (.git/x.jpg, __MACOSX/class0/._000.jpg, ...)",
         "1 .txt (class1/notes.TXT)",

@@ -195,7 +195,7 @@ def test_text_of_csv_stays_text_unless_the_whole_column_is_numbers(tmp_path: Pat
     lines = ["image;label;zip;score;mixed", *(";".join(row) for row in rows)]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     printed = cli("shard", tmp_path / "t.csv", tmp_path / "set")
-    assert "1 images have no label, such as 00002" in printed
+    assert "1 image has no label: 00002" in printed
     found = {about["source"]: about for about in abouts(open_dataset(str(tmp_path / "set")))}
     assert {name: about["labels"] for name, about in found.items()} == {"00000": [0], "00001": [10], "00002": []}
     assert [found["00000"][name] for name in ("zip", "score", "mixed")] == ["00501", 1.0, "x"]

@@ -143,7 +143,7 @@ def test_every_label_of_a_tar_arrives(
     write_tar(tmp_path / "a.tar", members)
     printed = cli("shard", tmp_path / "a.tar", tmp_path / "set")
     assert labels_in(tmp_path / "set") == {str(number): names for number, names in enumerate(expected)}
-    assert ("1 images have no label, such as a.tar#1" in printed) == ([] in expected)
+    assert ("1 image has no label: a.tar#1" in printed) == ([] in expected)
 
 
 def test_names_in_tars_are_numbered_by_a_class_list(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_tars_without_labels_are_refused_unless_asked_for(tmp_path: Path) -> Non
     assert "no sample has a label; other members: 2 .txt; --folder-labels" in printed
     assert "(cat, dog)" in printed
     printed = cli("shard", tmp_path / "a.tar", tmp_path / "set", "--no-labels")
-    assert "ignored 2, which are no images: 2 .txt (cat/1.txt, dog/1.txt)" in printed
+    assert "ignored 2 files: 2 .txt (cat/1.txt, dog/1.txt)" in printed
     cli("shard", tmp_path / "a.tar", tmp_path / "named", "--folder-labels")
     assert labels_in(tmp_path / "named") == {"cat/0": ["cat"], "dog/0": ["dog"]}
 
@@ -175,7 +175,10 @@ def test_tars_without_labels_are_refused_unless_asked_for(tmp_path: Path) -> Non
     ("names", "message"),
     [
         (["22.00.jpg", "v1.0.jpg", "0.jpg"], r"2 of 3 samples .* endings found: .00.jpg \(1\), .0.jpg \(1\)"),
-        (["0.left.jpg", "0.right.jpg"], "1 of 1 samples .* first '0' with 0.left.jpg, 0.right.jpg"),
+        (
+            ["0.left.jpg", "0.right.jpg"],
+            "1 of 1 sample does not .* first '0' with 0.left.jpg, 0.right.jpg.* such as --image-member left.jpg;",
+        ),
         (["c.jpg", "c.png", "d.jpg"], "1 of 2 samples .* --image-member"),
         (["c.jpg", "d.jpg", "c.jpg"], "holds c.jpg twice"),
         (["c.jpg", "c.jpg"], "holds c.jpg twice"),
@@ -217,7 +220,7 @@ def test_links_devices_and_hidden_members_are_counted(tmp_path: Path) -> None:
             about.type, about.linkname = kind, "1.jpg"
             archive.addfile(about)
     printed = cli("shard", tmp_path / "a.tar", tmp_path / "set", "--max-reject-fraction", 0.5)
-    assert "ignored 4, which are no images: 1 device (6.txt); 2 hidden or system (._1.jpg, __MACOSX/1.jpg); " in printed
+    assert "ignored 4 files: 1 device (6.txt); 2 hidden or system (._1.jpg, __MACOSX/1.jpg); " in printed
     assert "1 link (5.txt)" in printed
     dataset = open_dataset(str(tmp_path / "set"))
     assert sorted(about["source"] for about in abouts(dataset)) == ["a.tar#1", "a.tar#2"]  # a hard link is the file
