@@ -101,7 +101,8 @@ class BackgroundSaver:
 
         Returns:
             `checkpoint_stall_seconds` for which the loop waited; and where one was committed, on rank 0,
-            `checkpoint_seconds` from its copy to its commit and `checkpoint_bytes` of all its files.
+            its `checkpoint_step`, `checkpoint_seconds` from its copy to its commit and `checkpoint_bytes` of all its
+            files.
         """
         figures, self._figures = self._figures, {"checkpoint_stall_seconds": 0.0}
         return {name: round(value, 4) for name, value in figures.items()}
@@ -132,6 +133,7 @@ class BackgroundSaver:
                     self._lease.check(now=True)
                 commit(self._store, step, folder, [*files, *others], stream, about)
                 self._figures["checkpoint_seconds"] = time.monotonic() - began
+                self._figures["checkpoint_step"] = step
                 self._figures["checkpoint_bytes"] = sum(file.num_bytes for file in [*files, *others])
                 discard_old(self._store, self._retention, best)
         except BaseException as error:  # noqa: BLE001 - raised by the next call, in the loop's own thread

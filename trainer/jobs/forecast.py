@@ -12,12 +12,9 @@ from typing import NamedTuple
 from pipeline.base.errors import ConfigError
 from pipeline.base.records import Record
 from trainer.checkpoint.interval import seconds_between_saves
+from trainer.model.peak import FLOPS_PER_MAC, PASSES, PEAK_FLOPS
 from trainer.recipes.pretrain import PretrainRecipe, pretrain_learning_rate, steps_at, total_steps
 
-# Dense bfloat16, in FLOP/s, of NVIDIA's data sheets (their figures with sparsity, halved).
-PEAK_FLOPS = {"A100": 312e12, "H100": 989.5e12, "H200": 989.5e12, "H100-PCIE": 756.5e12}
-_FLOPS_PER_MAC = 2
-_PASSES = 3  # forward, and twice as much backward
 _VALUES_PER_PARAMETER, _VALUE_BYTES = 2, 4  # of a checkpoint: weights and momentum in float32
 _SECONDS_PER_HOUR = 3600.0
 
@@ -168,7 +165,7 @@ def forecast(
         on: The cluster.
         recomputes: Whether the forward pass is done again in the backward pass.
     """
-    flops = num_macs * _FLOPS_PER_MAC * (_PASSES + recomputes)
+    flops = num_macs * FLOPS_PER_MAC * (PASSES + recomputes)
     scaling = SCALING if on.num_gpus > 1 else Range(1.0, 1.0)
     rate = SHARE_OF_PEAK.times(scaling).times(PEAK_FLOPS[on.gpu] * on.num_gpus / flops)
     step = rate.under(batch_size)

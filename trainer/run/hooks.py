@@ -14,6 +14,7 @@ from trainer.checkpoint.record import steps
 from trainer.checkpoint.retention import Retention
 from trainer.run.averages import Averages
 from trainer.run.controls import Controls
+from trainer.run.efficiency import Efficiency
 from trainer.run.evaluations import best_of, read_evaluations, write_evaluation
 from trainer.run.events import attempts, write_event
 from trainer.run.folder import write_quarantine
@@ -75,6 +76,7 @@ class Hooks:
         self._evaluation_seconds = 0.0
         self._best: int | None = None
         self._start_times: list[float] = []
+        self._efficiency = Efficiency(run, start.attempt) if run.world.is_first else None
         if run.world.is_first:
             self._best = best_of(read_evaluations(run.store), steps(run.store))
             self._start_times = [each["time"] for each in attempts(run.store) if "time" in each]
@@ -170,6 +172,8 @@ class Hooks:
                 figures["evaluation_seconds"] = round(self._evaluation_seconds, 4)
             row = self._meter.row(done, lap, learning_rate=rate, **figures)
             row = {"attempt": self._start.attempt, "time": round(time.time(), 3)} | row
+            row |= self._efficiency.figures(row) if self._efficiency else {}
+            self._start.telemetry.on_row(row)
             self._rows.add(row)
             self._report(row)
             self._evaluation_seconds = 0.0

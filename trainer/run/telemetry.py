@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,25 @@ GAUGES = {
     "bit_images_per_second": "Pictures this rank trains on in a second",
     "bit_data_wait_fraction": "Share of the time that this rank waits for batches",
     "bit_loss": "Loss of the last finished step on this rank's samples",
+    "bit_step": "Optimizer steps done",
+    "bit_last_progress_timestamp_seconds": "When this rank last finished a step, in seconds since 1970",
+}
+# Of the whole run, from rank 0; by the figure of a row that they show.
+RUN_GAUGES = {
+    "bit_last_checkpoint_step": "Step of the newest checkpoint",
+    "bit_checkpoint_stall_seconds": "For how long saves held the steps up since the row before",
+    "bit_checkpoint_durable_seconds": "From the copy of the last saved state to its commit",
+    "bit_restarts_total": "Starts of the run after its first one",
+    "bit_goodput_ratio": "Share of the run's time that went into steps that were kept",
+    "bit_mfu_ratio": "What the network needs, against what the GPUs do at most; where their peak is known",
+}
+_FIGURES = {
+    "checkpoint_step": "bit_last_checkpoint_step",
+    "checkpoint_stall_seconds": "bit_checkpoint_stall_seconds",
+    "checkpoint_seconds": "bit_checkpoint_durable_seconds",
+    "restarts": "bit_restarts_total",
+    "goodput": "bit_goodput_ratio",
+    "mfu": "bit_mfu_ratio",
 }
 
 
@@ -79,6 +99,11 @@ class Telemetry:
         if self._second.seconds >= _LINE_SECONDS:
             self._write_line()
 
+    def on_row(self, row: Mapping[str, Any]) -> None:
+        """Show the figures of a row of the whole run; called on rank 0."""
+        if self._metrics:
+            self._metrics.publish_run({name: row[key] for key, name in _FIGURES.items() if key in row})
+
     def lap(self) -> Lap:
         """Return what the rank's loader did since the last call."""
         return self._row.lap()
@@ -95,7 +120,7 @@ class Telemetry:
         if self._log:
             self._log.write({"time": round(time.time(), 3), "step": self._step, **lap.row()})
         if self._metrics:
-            self._metrics.publish(lap, self._loss)
+            self._metrics.publish(lap, self._loss, self._step)
 
 
 def _is_on_ray() -> bool:
@@ -115,13 +140,18 @@ class _RayMetrics:
             return {name: kind(name, text, tag_keys=("rank",)).set_default_tags(tags) for name, text in names.items()}
 
         self._counters, self._gauges = create(Counter, COUNTERS), create(Gauge, GAUGES)
+        self._run_gauges = create(Gauge, RUN_GAUGES)
 
-    def publish(self, lap: Lap, loss: float) -> None:
+    def publish_run(self, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._run_gauges[name].set(value)
+
+    def publish(self, lap: Lap, loss: float, step: int) -> None:
         counted = (lap.images, lap.counts.bytes_read, lap.bad_samples)
         for counter, count in zip(self._counters.values(), counted, strict=True):
             if count:  # Ray refuses to add 0
                 counter.inc(count)
-        measured = (lap.images / lap.seconds, lap.wait_fraction, loss)
+        measured = (lap.images / lap.seconds, lap.wait_fraction, loss, step, time.time())
         for gauge, value in zip(self._gauges.values(), measured, strict=True):
             gauge.set(value)
 

@@ -1,11 +1,16 @@
 """The time classes of a run add up to its wall time, and are those of a run whose every second is known."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
+from pipeline.store.url import open_store
 from trainer.run.goodput import time_classes
+from trainer.run.metrics import write_metrics
+from trainer.run.running_goodput import RunningGoodput
 
 times = st.floats(0.0, 1e6)
 starts_of_a_run = st.lists(
@@ -125,3 +130,21 @@ def test_silence_after_the_last_row_is_down_time_if_it_is_to_be_counted() -> Non
 
 def test_a_run_of_an_old_release_has_no_times() -> None:
     assert time_classes([{"attempt": "a", "first_step": 0}], [{"step": 1}]).wall == 0
+
+
+def test_the_running_goodput_is_that_of_the_folder(tmp_path: Path) -> None:
+    life = Life()
+    life.live(0, 57, 50, fails=True)
+    store = open_store(str(tmp_path))
+    write_metrics(store, "0", life.rows)
+    store.create(f"failures/x/{round(life.failures[0] * 1e9)}-0.json", b'{"rank": 0, "message": "", "final": false}')
+    num_rows = len(life.rows)
+    life.live(50, 120, 120, fails=False)
+    for start in life.attempts:
+        store.create(f"attempts/{start['first_step']:09d}-{start['attempt']}.json", json.dumps(start).encode())
+    running = RunningGoodput(store, "1")
+    running._thread.join()
+    found = [running.add(row) for row in life.rows[num_rows:]]
+    whole = time_classes(life.attempts, life.rows, life.failures[:1])
+    assert found[-1] == pytest.approx(whole.goodput, abs=0.02)  # but for the start-up within the first row
+    assert None not in found
