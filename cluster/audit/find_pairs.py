@@ -8,7 +8,8 @@ import pyarrow as pa
 from cluster.audit.base.sets import Sides, check_comparable, check_tar
 from cluster.audit.base.stored_tasks import AuditJob
 from cluster.audit.base.tables import ADDRESS_COLUMNS, SHARD_STATE_SCHEMA, UNCHECKED_SCHEMA, AuditConfig, Found
-from cluster.audit.search.join_tasks import cap_matches, join_shards
+from cluster.audit.search.join_tasks import join_shards
+from cluster.audit.search.matches import cap_matches
 from cluster.audit.verify.best_match import keep_best_matches
 from cluster.audit.verify.verify_tasks import verify_matches
 from pipeline.dataset.dataset import Dataset
@@ -28,7 +29,7 @@ def find_pairs(config: AuditConfig, sides: Sides, job: AuditJob) -> Found:
     for shard in range(len(downstream.shards)):
         check_tar(downstream, shard)
     matches, shards, unreadable = join_shards(config, sides, job)
-    kept, hubs, num_candidates = cap_matches(matches, config.most_matches)
+    kept, hubs, num_candidates = cap_matches(matches, config.most_matches, config.radius)
     pairs, more = verify_matches(kept, config.radius, sides, job)
     order = [(name, "ascending") for name in ADDRESS_COLUMNS]
     unchecked = [*_rejects("downstream", downstream), *_rejects("upstream", upstream), *_quarantined(shards),

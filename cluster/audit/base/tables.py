@@ -73,7 +73,8 @@ class AuditConfig(Record):
         upstream: URL of the dataset, or of the WebDataset tars, that a model was pretrained on.
         downstream: URL of the test set; the same as upstream for duplicates within one set.
         radius: Largest Hamming distance of a candidate, in bits of 256.
-        most_matches: Most upstream matches of one downstream picture that are verified; the closest ones.
+        most_matches: Most upstream matches of one downstream picture that are verified, by code and by vector each; the
+            closest ones. A picture with more is `unchecked`, unless a duplicate of it is found.
         canaries_each: Planted pictures per transform.
         seed: Key of the canaries and of the choice of pairs for review.
         embedding: Model whose embedding finds further candidates; None for the hash alone.
@@ -97,7 +98,7 @@ class Found:
         hubs: Table of HUB_SCHEMA: downstream pictures with more matches than were verified.
         shards: Table of SHARD_STATE_SCHEMA: every upstream shard, `joined` or `quarantined`.
         unchecked: Table of UNCHECKED_SCHEMA.
-        num_candidates: Pairs within the radius.
+        num_candidates: Pairs that the search by code or by vector found.
     """
 
     pairs: pa.Table

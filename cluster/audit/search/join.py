@@ -1,7 +1,7 @@
 """Exact Hamming join of 256-bit codes under all flips and turns, with one best match for each pair of pictures."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from cluster.audit.base.tables import ADDRESS_COLUMNS, CANDIDATE_SCHEMA
 from cluster.audit.search.hamming import Codes, HammingIndex, Ints, build_index, distances, parity_words, search
 from pipeline.image.fingerprint import CODE_BYTES, dihedral_codes
 
-JOIN_VERSION = 1  # raised with every change of what candidates and cap_hubs return
+JOIN_VERSION = 2  # raised with every change of what candidates, cap_hubs and shard_matches return
 VARIANTS_COLUMN = "variant_codes"
 _TRANSPOSED = 4  # the element of DIHEDRAL that swaps rows and columns only
 _PAIRS_PER_STEP = 1 << 18
@@ -116,18 +116,27 @@ def candidates(upstream: pa.Table, downstream: pa.Table | DownstreamIndex, radiu
     return table.sort_by([(name, "ascending") for name in ADDRESS_COLUMNS])
 
 
-def cap_hubs(pairs: pa.Table, most: int) -> tuple[pa.Table, dict[tuple[int, int], int]]:
+def cap_hubs(
+    pairs: pa.Table, most: int, by: Literal["distance", "cosine"] = "distance"
+) -> tuple[pa.Table, dict[tuple[int, int], int]]:
     """Keep the `most` closest upstream matches of each downstream picture.
 
+    Args:
+        pairs: Has the addresses and the column `by`.
+        most: Matches of one picture.
+        by: What is close: a small distance, or a large cosine. Ties go by upstream address.
+
     Returns:
-        The kept pairs, sorted by downstream address and then by distance, and the number of matches of each picture
-        that has more.
+        The kept pairs, sorted by downstream address and then from the closest on, and the number of matches of each
+        picture that has more.
     """
-    names = ("down_shard", "down_row", "distance", "up_shard", "up_row")
-    ordered = pairs.sort_by([(name, "ascending") for name in names])
+    closest_first = "ascending" if by == "distance" else "descending"
+    order = {"down_shard": "ascending", "down_row": "ascending", by: closest_first, "up_shard": "ascending",
+             "up_row": "ascending"}  # fmt: skip
+    ordered = pairs.sort_by(list(order.items()))
     if not ordered.num_rows:
         return ordered, {}
-    shard, row = (ordered[name].to_numpy() for name in names[:2])
+    shard, row = (ordered[name].to_numpy() for name in ("down_shard", "down_row"))
     begins = np.flatnonzero(is_first_of_run(shard, row))
     counts = np.diff(np.append(begins, len(shard)))
     rank = np.arange(len(shard)) - np.repeat(begins, counts)

@@ -22,9 +22,7 @@ from cluster.audit.base.stored_tasks import (
     stored_results,
 )
 from cluster.audit.base.tables import (
-    ADDRESS_COLUMNS,
     CANDIDATE_SCHEMA,
-    HUB_SCHEMA,
     AuditConfig,
     Evidence,
     unreadable_row,
@@ -36,21 +34,17 @@ from cluster.audit.search.join import (
     VARIANTS_COLUMN,
     DownstreamIndex,
     candidates,
-    cap_hubs,
     codes_of,
     index_downstream,
 )
+from cluster.audit.search.matches import DOWN_ADDRESS, MATCH_SCHEMA, shard_matches
 from pipeline.base.errors import ServiceError
 from pipeline.dataset.schema import PIXELS_COLUMN, from_parquet
 from pipeline.image.fingerprint import DESCRIPTOR_VERSION, dihedral_codes
 from pipeline.store.url import open_store
 
-_DOWN_ADDRESS = ["down_shard", "down_row"]
-# Pairs of one upstream shard. `known` is their evidence if equal digests prove it; `num_matches` counts all candidates
-# of the downstream picture in this shard, listed or not.
-_MATCH_SCHEMA = pa.schema(
-    [*list(CANDIDATE_SCHEMA)[1:], pa.field("known", pa.string()), pa.field("num_matches", pa.int64())]
-)
+_VECTOR_SCHEMA = pa.schema([*CANDIDATE_SCHEMA, pa.field("cosine", pa.float32())])
+_PAIRS_PER_STEP = 1 << 16  # whose eight turned codes are in memory, 16 MiB; a choice
 
 
 @dataclass(frozen=True)
@@ -145,14 +139,14 @@ def join_shards(
                 rows[task.shard] |= {"state": "quarantined", "num_candidates": 0, "detail": result.reason}
                 continue
             parts[task.shard] = result
-            firsts = result.group_by(_DOWN_ADDRESS).aggregate([("num_matches", "max")])
+            firsts = result.group_by(list(DOWN_ADDRESS)).aggregate([("num_matches", "max")])
             num_candidates = pa.compute.sum(firsts["num_matches_max"], min_count=0).as_py()
             rows[task.shard] |= {"state": "joined", "num_candidates": num_candidates, "detail": ""}
     tables = [
         parts[shard].add_column(0, "up_shard", pa.array(np.full(parts[shard].num_rows, shard, np.int32)))
         for shard in sorted(parts)
     ]
-    empty = pa.schema([CANDIDATE_SCHEMA.field("up_shard"), *_MATCH_SCHEMA]).empty_table()
+    empty = pa.schema([CANDIDATE_SCHEMA.field("up_shard"), *MATCH_SCHEMA]).empty_table()
     return pa.concat_tables([empty, *tables]), rows, unreadable
 
 
@@ -197,7 +191,7 @@ def _features(
 
 
 def join_shard(task: JoinTask) -> pa.Table:
-    """Return the closest matches of one upstream shard, a table of _MATCH_SCHEMA."""
+    """Return the closest matches of one upstream shard, a table of MATCH_SCHEMA."""
     return load_or_compute(open_store(task.down.work), task.result_key, partial(_matches, task))
 
 
@@ -215,49 +209,30 @@ def _matches(task: JoinTask) -> pa.Table:
     if task.sides.is_within:
         by_code, by_vector = _earlier(by_code), _earlier(by_vector)
         known = {address: evidence for address, evidence in known.items() if _is_earlier(task.shard, address)}
-    counts = by_code.group_by(_DOWN_ADDRESS).aggregate([([], "count_all")]).rename_columns([*_DOWN_ADDRESS, "n"])
-    num_matches = {(row["down_shard"], row["down_row"]): row["n"] for row in counts.to_pylist()}
-    names = ("up_row", *_DOWN_ADDRESS)
-    rows: list[dict[str, Any]] = [
-        dict(zip(names, address, strict=True)) | {"distance": 0, "element": 0, "known": evidence}
-        for address, evidence in known.items()
-    ]
-    addresses = [_address(row) for row in by_code.to_pylist()]
-    unproven = by_code.filter(pa.array([address not in known for address in addresses], pa.bool_()))
-    rows += [row | {"known": None} for row in cap_hubs(unproven, task.most_matches)[0].to_pylist()]
-    listed = known.keys() | set(addresses)
-    rows += [row | {"known": None} for row in by_vector.to_pylist() if _address(row) not in listed]
-    rows.sort(key=_address)
-    counted = [row | {"num_matches": num_matches.get((row["down_shard"], row["down_row"]), 0)} for row in rows]
-    return pa.Table.from_pylist(counted, schema=_MATCH_SCHEMA)
-
-
-def _address(row: dict[str, Any]) -> tuple[int, int, int]:
-    return row["up_row"], row["down_shard"], row["down_row"]
+    return shard_matches(by_code, by_vector, known, task.most_matches)
 
 
 def _by_vector(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> pa.Table:
-    """Return the pairs with the closest vectors, a table of CANDIDATE_SCHEMA; distances are those of their codes."""
+    """Return the pairs with close vectors, as shard_matches takes them."""
     if task.vectors is None:
-        return CANDIDATE_SCHEMA.empty_table()
+        return _VECTOR_SCHEMA.empty_table()
     own = numbered(task.shard, from_parquet(open_store(task.down.work).read(task.vectors)))
     pairs = embedding_candidates(own, _down_vectors(task.down), COSINE_FROM)
-    # The cap takes the smallest distances: here those of the vectors.
-    far = pa.array(np.round((1.0 - pairs["cosine"].to_numpy()) * 10_000).astype(np.int16))
-    closest, _ = cap_hubs(pairs.select(list(ADDRESS_COLUMNS)).append_column("distance", far), task.most_matches)
     places = {
         address: place
         for place, address in enumerate(
             zip(down_samples["shard"].to_pylist(), down_samples["row"].to_pylist(), strict=True)
         )
     }
-    rows = closest.select(list(ADDRESS_COLUMNS)).to_pylist()
+    rows = pairs.to_pylist()
     up_codes, down_codes = codes_of(samples), codes_of(down_samples)
-    turned = dihedral_codes(down_codes[[places[row["down_shard"], row["down_row"]] for row in rows]])
-    bits = np.bitwise_count(turned ^ up_codes[[row["up_row"] for row in rows]]).sum(axis=2, dtype=np.int64)
-    for row, distances in zip(rows, bits.T, strict=True):
-        row |= {"distance": int(distances.min()), "element": int(distances.argmin())}
-    return pa.Table.from_pylist(rows, schema=CANDIDATE_SCHEMA)
+    for start in range(0, len(rows), _PAIRS_PER_STEP):
+        step = rows[start : start + _PAIRS_PER_STEP]
+        turned = dihedral_codes(down_codes[[places[row["down_shard"], row["down_row"]] for row in step]])
+        bits = np.bitwise_count(turned ^ up_codes[[row["up_row"] for row in step]]).sum(axis=2, dtype=np.int64)
+        for row, distances in zip(step, bits.T, strict=True):
+            row |= {"distance": int(distances.min()), "element": int(distances.argmin())}
+    return pa.Table.from_pylist(rows, schema=_VECTOR_SCHEMA)
 
 
 def _equal_digests(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> dict[tuple[int, int, int], str]:
@@ -293,25 +268,3 @@ def _earlier(pairs: pa.Table) -> pa.Table:
         for side in ("up", "down")
     )
     return pairs.filter(pa.array(up < down))
-
-
-def cap_matches(matches: pa.Table, most: int) -> tuple[pa.Table, pa.Table, int]:
-    """Keep the closest matches of each downstream picture over all shards, and every match that digests prove.
-
-    Args:
-        matches: As join_shards returns them.
-        most: Matches of one picture that are kept.
-
-    Returns:
-        The kept matches, a table of HUB_SCHEMA of the pictures that have more, and the number of all candidates.
-    """
-    known = matches.filter(pa.compute.is_valid(matches["known"]))
-    unproven = matches.filter(pa.compute.is_null(matches["known"]))
-    kept = pa.concat_tables([known, cap_hubs(unproven, most)[0]])
-    by_shard = matches.group_by(["up_shard", *_DOWN_ADDRESS]).aggregate([("num_matches", "max")])
-    totals = by_shard.group_by(_DOWN_ADDRESS).aggregate([("num_matches_max", "sum")])
-    num_candidates = pa.compute.sum(totals["num_matches_max_sum"], min_count=0).as_py()
-    over_cap = totals.filter(pa.compute.greater(totals["num_matches_max_sum"], most))
-    hubs = over_cap.select([*_DOWN_ADDRESS, "num_matches_max_sum"]).rename_columns(HUB_SCHEMA.names).cast(HUB_SCHEMA)
-    order = [("num_matches", "descending"), ("shard", "ascending"), ("row", "ascending")]
-    return kept, hubs.sort_by(order), num_candidates

@@ -15,6 +15,7 @@ import pytest
 from cluster.audit.result.canaries import CANARIES_VERSION, plant
 from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, embedding_candidates, sign_codes
 from cluster.audit.search.join import JOIN_VERSION, candidates, cap_hubs
+from cluster.audit.search.matches import shard_matches
 from cluster.audit.search.variants import VARIANTS_VERSION, variant_codes
 from cluster.audit.verify.evidence import EVIDENCE_VERSION, verify_pair
 from pipeline.dataset.dataset import Dataset
@@ -31,7 +32,9 @@ def joined() -> object:
         up[number] = flipped(dihedral_codes(down[number % 4 : number % 4 + 1])[number % 8, 0], 3 * number, number)
     pairs = candidates(code_table(up), code_table(down), 62)
     kept, hubs = cap_hubs(pairs, 3)
-    return [pairs.to_pylist(), kept.to_pylist(), sorted(hubs.items())]
+    vectors = pairs.append_column("cosine", pa.array(np.linspace(0.5, 1.0, pairs.num_rows, dtype=np.float32)))
+    matches = shard_matches(pairs, vectors, {(0, 0, 0): "same bytes"}, 2)
+    return [pairs.to_pylist(), kept.to_pylist(), sorted(hubs.items()), matches.to_pylist()]
 
 
 def varied() -> object:
@@ -83,7 +86,7 @@ def digest(output: object) -> str:
 @pytest.mark.parametrize(
     ("compute", "version", "golden"),
     [
-        (joined, JOIN_VERSION, {1: "8fb4ea2dfd1a63ed"}),
+        (joined, JOIN_VERSION, {1: "8fb4ea2dfd1a63ed", 2: "313d2c52f39a32e5"}),
         (varied, VARIANTS_VERSION, {1: "4bcf4b986c91a666"}),
         (embedded, EMBEDDING_VERSION, {1: "f4b46498aeb9c1fa"}),
         (verified, EVIDENCE_VERSION, {1: "6cc84a42c3aa0be8"}),
