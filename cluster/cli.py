@@ -149,15 +149,20 @@ def submit(
 @_address
 @click.argument("job", required=False)
 def status(address: str | None, job: str | None) -> None:
-    """Print the status of JOB, or of all jobs."""
+    """Print the status of JOB, or of all jobs; of training runs also step, rate, time left and the last error."""
     from cluster.stack import jobs  # noqa: PLC0415
+    from cluster.submission.runs import run_lines  # noqa: PLC0415
 
     client = jobs.connect(address)
     if job:
         click.echo(jobs.status(client, job))
         return
-    for row in jobs.all_jobs(client):
+    rows = jobs.all_jobs(client)
+    lines = run_lines(rows)
+    for row in rows:
         click.echo(f"{row['job']}  {row['status']:<9}  {row['command']}")
+        if row["job"] in lines:
+            click.echo(f"    {lines[row['job']]}")
 
 
 @cli.command(epilog=examples("cluster logs raysubmit_abc", "cluster logs raysubmit_abc --follow"))
