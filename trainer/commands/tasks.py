@@ -101,8 +101,6 @@ def prepare(name: str, out: str, root: str, any_size: bool, workers: int) -> Non
         versions = run_prepare(found, original, absolute_url(out), pool, any_size=any_size)
     for split, version in versions.items():
         click.echo(f"{absolute_url(out)}/{split}: {version.num_samples:,} pictures, {version.num_classes:,} classes")
-    if not found.flip or not found.crop:
-        settings = " ".join(
-            f"--set {field}=false" for field, used in (("flip", found.flip), ("crop", found.crop)) if not used
-        )
-        click.echo(f"fine-tune it with {settings}")
+    without = [name for name, used in (("flip", found.flip), ("crop", found.crop)) if not used]
+    if without:
+        click.echo(f"fine-tuning on it goes without random {' and '.join(without)}")

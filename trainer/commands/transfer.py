@@ -35,6 +35,15 @@ from trainer.commands.settings import build, parsed
 @click.option("--subsets", default=5, show_default=True, help="Few-shot subsets for each number of shots.")
 @click.option("--exclude-test", help="Parquet with shard and row of samples of TEST to leave out, such as an audit's.")
 @click.option("--rule", type=click.Choice(["paper", "code"]), default="paper", show_default=True, help="HyperRule.")
+@click.option("--batch-size", type=click.IntRange(1), help="Other than 512: learning rate and steps change to match.")
+@click.option("--steps", type=click.IntRange(1), help="Other than the rule's: its schedule at that length.")
+@click.option(
+    "--loss",
+    type=click.Choice(["auto", "softmax", "sigmoid"]),
+    default="auto",
+    show_default=True,
+    help="auto: sigmoid where pictures of TRAIN have several labels.",
+)
 @click.option("--ignore-unknown-classes", is_flag=True, help="Leave out test pictures of classes that TRAIN lacks.")
 @cluster_options
 @json_option
@@ -48,6 +57,9 @@ def finetune(
     subsets: int,
     exclude_test: str | None,
     rule: str,
+    batch_size: int | None,
+    steps: int | None,
+    loss: str,
     ignore_unknown_classes: bool,
     workers: Workers,
     use_gpu: bool,
@@ -62,7 +74,7 @@ def finetune(
     """
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
-    from trainer.jobs.checks import check_finetune, finetune_warnings  # noqa: PLC0415
+    from trainer.jobs.checks import check_finetune, finetune_warnings, is_multi_label  # noqa: PLC0415
     from trainer.jobs.config import SCRATCH, FinetuneConfig  # noqa: PLC0415
     from trainer.run.history import learned_config  # noqa: PLC0415
 
@@ -85,7 +97,12 @@ def finetune(
         """Return the version that the sweep began with, or else the newest one."""
         return version if url == before else open_any(url).version.version
 
+    if loss == "auto" and present:
+        loss = present.loss
+    elif loss == "auto":
+        loss = "sigmoid" if is_multi_label(open_any(train)) else "softmax"
     fields = {
+        **_augmentation_of(train),
         "init": init,
         "init_step": init_step,
         "model": model,
@@ -93,6 +110,9 @@ def finetune(
         "shots": _numbers(shots),
         "num_subsets": subsets,
         "rule": rule,
+        "batch_size": batch_size,
+        "steps": steps,
+        "loss": loss,
         "train": train,
         "train_version": pinned(train, present.train if present else "", present.train_version if present else 0),
         "test": test,
@@ -183,6 +203,24 @@ def evaluate(
         wait=wait,
         as_json=as_json,
     )
+
+
+def _augmentation_of(train: str) -> dict[str, bool]:
+    """Return which augmentation the task of a dataset takes, where `trainer task prepare` made it; else nothing."""
+    import json  # noqa: PLC0415
+
+    from pipeline.base.errors import NotFound  # noqa: PLC0415
+    from pipeline.packing.foreign_tars.open_any import is_published  # noqa: PLC0415
+    from pipeline.store.any_url import join, parent, read_file  # noqa: PLC0415
+    from trainer.tasks.prepare import TASK_KEY  # noqa: PLC0415
+
+    if not is_published(train):
+        return {}
+    try:
+        about = json.loads(read_file(join(parent(train), TASK_KEY)))
+    except NotFound:
+        return {}
+    return {name: about[name] for name in ("flip", "crop")}
 
 
 def _numbers(text: str) -> list[int]:

@@ -21,7 +21,7 @@ from trainer.model.architecture import parse_architecture
 from trainer.model.cost import layers
 from trainer.recipes.classes import match_classes
 from trainer.recipes.data import selection_without, training_sources
-from trainer.recipes.hyperrule import TransferRecipe, hyperrule, shortened
+from trainer.recipes.hyperrule import TransferRecipe, hyperrule, rescaled, shortened
 from trainer.recipes.pretrain import pretrain_learning_rate, schedule_offset, total_steps
 from trainer.run.classes import stored_classes
 from trainer.run.history import Change, has_learned, order_change
@@ -96,7 +96,7 @@ def pretrain_warnings(config: PretrainConfig) -> Iterator[str]:
             f"the run ends after {recipe.epochs:g} epochs, before the learning rate is divided by ten at epoch "
             f"{', '.join(f'{epoch:g}' for epoch in late)}; set recipe.decay_epochs to earlier ones"
         )
-    if recipe.loss == "softmax" and any(_is_multi_label(source.selection.dataset) for source in sources):
+    if recipe.loss == "softmax" and any(is_multi_label(source.selection.dataset) for source in sources):
         yield (
             "pictures of the training set have several labels: softmax shares the target among them; "
             "set recipe.loss=sigmoid to learn each label by itself"
@@ -161,6 +161,8 @@ def check_finetune(config: FinetuneConfig, num_workers: int) -> None:
             f"TEST, or --set allow_test_on_train=true if that is meant"
         )
     match_classes(train.classes, test.classes, config.train, config.test, ignore_unknown=config.ignore_unknown_classes)
+    if config.shortened and (config.batch_size or config.steps):
+        raise ConfigError("shortened says batch and steps already; leave --batch-size and --steps out")
     for shots in config.shots:
         recipe = recipe_for(config, len(subset_rows(config, train, shots, 0)), (224, 224))
         _check_batch(config, config.model, recipe.batch_size, num_workers)
@@ -172,7 +174,7 @@ def finetune_warnings(config: FinetuneConfig) -> Iterator[str]:
     """Yield a sentence for each setting whose figures would not mean what one may think."""
     train, test = open_any(config.train, config.train_version), test_selection(config).dataset
     for url, dataset in ((config.train, train), (config.test, test)):
-        if _is_multi_label(dataset):
+        if config.loss == "softmax" and is_multi_label(dataset):
             yield (
                 f"pictures of {url} have several labels: the softmax of fine-tuning shares the target among them, and "
                 f"a prediction is counted as right if it is one of them"
@@ -188,8 +190,9 @@ def test_selection(config: FinetuneConfig) -> Selection:
 
 
 def recipe_for(config: FinetuneConfig, num_train: int, nominal_px: tuple[int, int]) -> TransferRecipe:
-    """Return the recipe of one run: the HyperRule, shortened if the configuration says so."""
+    """Return the recipe of one run: the HyperRule, rescaled or shortened if the configuration says so."""
     recipe = hyperrule(num_train, *nominal_px, model=config.model, variant=config.rule)
+    recipe = rescaled(recipe, config.batch_size, config.steps)
     return shortened(recipe, **config.shortened.model_dump()) if config.shortened else recipe
 
 
@@ -209,7 +212,7 @@ def first_labels(dataset: Dataset) -> npt.NDArray[np.int64]:
     return np.array([sample[0] if sample else -1 for sample in labels], np.int64)
 
 
-def _is_multi_label(dataset: Dataset) -> bool:
+def is_multi_label(dataset: Dataset) -> bool:
     """Return whether a sample of the first shard has several labels."""
     return any(len(labels) > 1 for labels in dataset.samples(0)["labels"].to_pylist())
 

@@ -84,6 +84,9 @@ class FinetuneConfig(RunSettings):
         num_subsets: Few-shot subsets for each number of shots [paper 4.1: five].
         rule: Variant of the HyperRule.
         shortened: Another length of the schedule, or None for the rule itself.
+        batch_size: Global batch other than the rule's, with learning rate and steps changed to match; None for the rule's.
+        steps: Optimizer steps other than the rule's, with its schedule at that length; None for the rule's.
+        loss: Softmax, or sigmoid for pictures with several labels.
         allow_fewer_shots: Whether a class with fewer pictures than shots gives all it has, instead of an error.
         allow_test_on_train: Whether the training set may be the test set.
         ignore_unknown_classes: Whether test pictures of classes that the training set lacks are left out, instead of an
@@ -107,6 +110,9 @@ class FinetuneConfig(RunSettings):
     num_subsets: PositiveInt = 5
     rule: Literal["paper", "code"] = "paper"
     shortened: Shortened | None = None
+    batch_size: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    loss: Literal["softmax", "sigmoid"] = "softmax"
     allow_fewer_shots: bool = False
     allow_test_on_train: bool = False
     ignore_unknown_classes: bool = False

@@ -7,6 +7,7 @@ with its checkpoints, and goes on from its newest one; it is done when its resul
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ from trainer.checkpoint.sharded import save
 from trainer.checkpoint.weights import load_into
 from trainer.jobs.checks import recipe_for, subset_rows, test_selection
 from trainer.jobs.config import SCRATCH, FinetuneConfig
-from trainer.jobs.evaluate import TestSet, predict
+from trainer.jobs.evaluate import TestSet, details, predict
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
 from trainer.recipes.classes import match_classes
@@ -130,13 +131,23 @@ def finetune(config: FinetuneConfig, world: World, report: Report, controls: Con
 
 
 def means(results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield for each number of shots with several subsets the mean accuracy, with its 95 % interval over subsets."""
+    """Yield for each number of shots with several subsets the mean accuracy, with its 95 % interval over subsets.
+
+    Beside it the median, which the paper draws, and the standard deviation.
+    """
     for shots in sorted({result["shots"] for result in results}):
         accuracies = [result["accuracy"] for result in results if result["shots"] == shots]
         if len(accuracies) > 1:
             low, high = mean_interval(accuracies)
-            mean = sum(accuracies) / len(accuracies)
-            yield {"shots": shots, "num_subsets": len(accuracies), "mean_accuracy": mean, "low": low, "high": high}
+            yield {
+                "shots": shots,
+                "num_subsets": len(accuracies),
+                "mean_accuracy": fmean(accuracies),
+                "low": low,
+                "high": high,
+                "median_accuracy": median(accuracies),
+                "std_accuracy": stdev(accuracies),
+            }
 
 
 def _run_one(whole: _Sweep, run: SweepRun) -> None:
@@ -161,11 +172,12 @@ def _run_one(whole: _Sweep, run: SweepRun) -> None:
         fit(training, lambda row: whole.report({"run": run.name, **row}), whole.controls)
     if whole.controls.lease:
         whole.controls.lease.check(now=True)
-    predictions = predict(model, whole.test, world, recipe.crop_px, config.microbatch_size)
+    predictions = predict(model, whole.test, world, recipe.crop_px, config.microbatch_size, probabilities=config.loss)
+    figures = summary(predictions) | details(predictions, whole.train.classes)[0]
     result = {"name": run.name, "init": config.init, "init_step": init_step, "shots": run.shots, "subset": run.subset}
-    result |= {"num_train": selection.num_samples} | summary(predictions) | {"recipe": recipe.model_dump()}
+    result |= {"num_train": selection.num_samples} | figures | {"recipe": recipe.model_dump()}
     if earlier is not None:
-        result = earlier | summary(predictions)
+        result = earlier | figures
     else:
         about |= {"result": result}
         save(folder, world, model_state(model), step=recipe.steps, attempt=whole.attempt, stream={}, about=about)
@@ -240,7 +252,7 @@ def _training_run(
         transform=FinetuneView(recipe.resize_px, recipe.crop_px, flip=config.flip, crop=config.crop),
         model=model,
         optimizer=MasterSGD(model, recipe.momentum, 0.0, decay_to_start=config.decay_to_start),
-        loss=LOSSES["softmax"],
+        loss=LOSSES[config.loss],
         learning_rate=lambda step: finetune_learning_rate(recipe, step) or 0.0,
         num_steps=recipe.steps,
         num_classes=about["num_classes"],
@@ -255,12 +267,14 @@ def result_line(row: dict[str, Any]) -> str:
     if "mean_accuracy" in row:
         return (
             f"{row['shots']} shots: accuracy {row['mean_accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}], "
-            f"mean of {row['num_subsets']} subsets"
+            f"mean of {row['num_subsets']} subsets; median {row['median_accuracy']:.1%}"
         )
     if "name" in row:
+        several = row.get("macro_average_precision")
         return (
             f"{row['name']}: accuracy {row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}] "
             f"on {row['num_test']:,} test pictures, {row['num_train']:,} for training"
+            f"{'' if several is None else f'; mean average precision {several:.1%}'}"
         )
     return f"{row['run']}: {metrics_line(row)}"
 

@@ -93,6 +93,33 @@ def finetune_learning_rate(recipe: TransferRecipe, step: int) -> float | None:
     return recipe.base_lr / float(10**passed)
 
 
+def rescaled(recipe: TransferRecipe, batch_size: int | None, steps: int | None) -> TransferRecipe:
+    """Return a recipe with another batch or another number of steps.
+
+    A batch of B takes the learning rate times B/512 and the steps times 512/B, warm-up and milestones with them, so
+    that as many pictures are seen [colab of big_transfer]. Given steps follow the same schedule at another length; the
+    learning rate does not change with them.
+
+    Args:
+        recipe: As `hyperrule` returns it.
+        batch_size: Global batch; None for the rule's.
+        steps: Optimizer steps; None for those that follow from the batch.
+    """
+    batch_size = batch_size or recipe.batch_size
+    base_lr = recipe.base_lr * batch_size / recipe.batch_size
+    steps = steps or max(1, round(recipe.steps * recipe.batch_size / batch_size))
+    return recipe.model_copy(update={"batch_size": batch_size, "base_lr": base_lr, **_at_length(recipe, steps)})
+
+
+def _at_length(recipe: TransferRecipe, steps: int) -> dict[str, int | tuple[int, ...]]:
+    """Return steps, warm-up and milestones of a schedule at another length: they keep their share."""
+    return {
+        "steps": steps,
+        "warmup_steps": recipe.warmup_steps * steps // recipe.steps,
+        "milestones": tuple(milestone * steps // recipe.steps for milestone in recipe.milestones),
+    }
+
+
 def shortened(recipe: TransferRecipe, steps: int, batch_size: int, resize_px: int, crop_px: int) -> TransferRecipe:
     """Return the same schedule in fewer steps, for demonstrations on a CPU; warm-up and milestones keep their share.
 
@@ -105,9 +132,7 @@ def shortened(recipe: TransferRecipe, steps: int, batch_size: int, resize_px: in
         raise ConfigError(f"steps {steps}, batch {batch_size}, resize {resize_px} and crop {crop_px} do not fit")
     return recipe.model_copy(
         update={
-            "steps": steps,
-            "warmup_steps": recipe.warmup_steps * steps // recipe.steps,
-            "milestones": tuple(milestone * steps // recipe.steps for milestone in recipe.milestones),
+            **_at_length(recipe, steps),
             "batch_size": batch_size,
             "resize_px": resize_px,
             "crop_px": crop_px,

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -39,6 +40,32 @@ def test_mixup_pairs_inside_lanes_and_keeps_the_weight_of_labels() -> None:
     assert torch.allclose(mixed.images_BCHW[0], 0.3 * batch.images_BCHW[0] + 0.7 * batch.images_BCHW[3])
     assert torch.allclose(mixed.images_BCHW[5], 0.3 * batch.images_BCHW[5] + 0.7 * batch.images_BCHW[6])
     assert torch.allclose(mixed.targets_BK.sum(1), torch.ones(8, dtype=torch.float64))
+
+
+def test_pictures_with_several_labels_are_learned_label_by_label(small_folder: Path, tmp_path: Path) -> None:
+    paths = sorted(small_folder.rglob("*.jpg"))
+    rows = [{"image": str(path), "label": [path.parent.name, "picture"]} for path in paths]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pack(tmp_path / "labels.jsonl", str(tmp_path / "set"))
+    (tmp_path / "task.json").write_text(json.dumps({"flip": False, "crop": True}))
+    command = (
+        "trainer", "finetune", "scratch", str(tmp_path / "set"), str(tmp_path / "set"), str(tmp_path / "out"),
+        "--model", "R14x0.5", "--workers", "0", "--set", "allow_test_on_train=true", "--set", "num_lanes=12",
+        "--set", 'shortened={"steps": 6, "batch_size": 24, "resize_px": 40, "crop_px": 32}',
+    )  # fmt: skip
+    done = run_cli(*command)
+    assert done.returncode == 0, done.stderr
+    assert "several labels" not in done.stderr  # no warning: the loss is chosen by the labels
+    stored = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (stored["loss"], stored["flip"], stored["crop"]) == ("sigmoid", False, True)
+    (result,) = read_results(open_store(str(tmp_path / "out")))
+    assert 0 < result["macro_average_precision"] <= 1
+    table = from_parquet((tmp_path / "out" / "predictions" / "0000-shots-0.parquet").read_bytes())
+    scores = np.array(table["scores"].to_pylist())
+    assert scores[:, 3].min() > scores[:, :3].mean()  # `picture` is learned for all, beside the other label
+    again = run_cli(*command, "--batch-size", "8")
+    assert again.returncode != 0
+    assert "shortened says batch and steps already" in again.stderr
 
 
 def test_finetuning_writes_results_predictions_subsets_and_weights(

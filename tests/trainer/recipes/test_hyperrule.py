@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.base.errors import ConfigError
-from trainer.recipes.hyperrule import finetune_learning_rate, hyperrule, shortened
+from trainer.recipes.hyperrule import finetune_learning_rate, hyperrule, rescaled, shortened
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,23 @@ def test_resolution_by_area_model_and_variant(side, model, variant, resolution) 
 def test_golden_rates_of_the_small_regime_in_the_code_variant(step: int, rate: float | None) -> None:
     found = finetune_learning_rate(hyperrule(1000, 32, 32, variant="code"), step)
     assert found == (None if rate is None else pytest.approx(rate))
+
+
+def test_another_batch_changes_rate_and_steps_so_that_as_many_pictures_are_seen() -> None:
+    recipe = hyperrule(1000, 32, 32)
+    small = rescaled(recipe, 128, None)
+    assert (small.batch_size, small.steps, small.warmup_steps, small.milestones) == (128, 2000, 400, (600, 1200, 1800))
+    assert small.base_lr == pytest.approx(0.003 / 4)
+    assert small.steps * small.batch_size == recipe.steps * recipe.batch_size
+    assert rescaled(recipe, None, None) == recipe
+
+
+def test_another_number_of_steps_keeps_rate_and_shape() -> None:
+    long = rescaled(hyperrule(1000, 32, 32), None, 5000)
+    assert (long.steps, long.warmup_steps, long.milestones) == (5000, 1000, (1500, 3000, 4500))
+    assert (long.base_lr, long.batch_size) == (0.003, 512)
+    both = rescaled(hyperrule(1000, 32, 32), 1024, 100)
+    assert (both.steps, both.milestones, both.base_lr) == (100, (30, 60, 90), 0.006)
 
 
 def test_a_shortened_schedule_keeps_its_shape() -> None:

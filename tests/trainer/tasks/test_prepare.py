@@ -77,7 +77,7 @@ def test_the_commands_list_show_and_prepare(tmp_path: Path) -> None:
     files.photos(tmp_path / "in", names)
     done = run_cli("trainer", "task", "prepare", str(toml), "--from", str(tmp_path / "in"), str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("test: 2 pictures, 2 classes\nfine-tune it with --set crop=false\n")
+    assert done.stdout.endswith("test: 2 pictures, 2 classes\nfine-tuning on it goes without random crop\n")
     sources = {about["source"] for about in abouts(open_dataset(str(tmp_path / "out" / "train")))}
     assert sources == {"train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg", "train/b/2.jpg"}
     files.photos(tmp_path / "in", ["test/c/4.jpg"])
