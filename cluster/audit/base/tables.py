@@ -95,7 +95,7 @@ class Found:
 
     Attributes:
         pairs: Table of PAIR_SCHEMA, sorted by addresses, including rejected ones.
-        hubs: Table of HUB_SCHEMA: downstream pictures with more matches than were verified.
+        hubs: Table of HUB_SCHEMA: downstream pictures with candidates that were not verified.
         shards: Table of SHARD_STATE_SCHEMA: every upstream shard, `joined` or `quarantined`.
         unchecked: Table of UNCHECKED_SCHEMA.
         num_candidates: Pairs that the search by code or by vector found.

@@ -57,7 +57,7 @@ def shard_matches(by_code: pa.Table, by_vector: pa.Table, known: Mapping[Address
         for address, evidence in known.items()
     ]
     rows.sort(key=_address)
-    numbered = [row | {"num_matches": counts.get((row["down_shard"], row["down_row"]), 0)} for row in rows]
+    numbered = [row | {"num_matches": counts[row["down_shard"], row["down_row"]]} for row in rows]
     return pa.Table.from_pylist(numbered, schema=MATCH_SCHEMA)
 
 
