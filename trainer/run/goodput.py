@@ -79,11 +79,14 @@ def time_classes(
     timed = sorted((each for each in attempts if "time" in each), key=lambda each: each["time"])
     if not timed:
         return TimeClasses()
+    by_attempt: dict[str, list[Facts]] = {}
+    for row in rows:
+        by_attempt.setdefault(row.get("attempt", ""), []).append(row)
     clock = _Clock(min([timed[0]["time"], *starts]))
     last_step, step_seconds = timed[0]["first_step"], 0.0
     for place, attempt in enumerate(timed):
         later = timed[place + 1 :]
-        own = sorted((row for row in rows if row.get("attempt") == attempt["attempt"]), key=lambda row: row["step"])
+        own = sorted(by_attempt.get(attempt["attempt"], ()), key=lambda row: row["step"])
         if place:
             kept_until = clock.now + max(0, attempt["first_step"] - last_step) * step_seconds
             _spend_gap(clock, kept_until, attempt["time"], failures, starts)

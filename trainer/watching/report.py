@@ -25,6 +25,7 @@ _FURTHER = {
     "images_per_second": ("Throughput", "images/s", 1.0),
     "data_wait_fraction": ("Waiting for data", "% of the time", 100.0),
     "gradient_norm": ("Gradient norm", "norm", 1.0),
+    "goodput": ("Goodput so far", "% of the time", 100.0),
     "mfu": ("Model FLOPs utilisation", "% of the peak", 100.0),
 }
 

@@ -61,11 +61,11 @@ def timeline(facts: RunFacts) -> Markup:
 
 def _stretches(facts: RunFacts, x: Callable[[float], float]) -> str:
     parts = [_name("training", 0)]
+    ends = {row["attempt"]: row["time"] for row in facts.all_rows if "attempt" in row}
     for attempt in facts.attempts:
-        times = [row["time"] for row in facts.all_rows if row.get("attempt") == attempt["attempt"]]
-        if "time" not in attempt or not times:
+        if "time" not in attempt or attempt["attempt"] not in ends:
             continue
-        left, right = x(attempt["time"]), x(max(times))
+        left, right = x(attempt["time"]), x(ends[attempt["attempt"]])
         parts.append(
             f'<rect x="{left:.1f}" y="{_TOP + 8}" width="{max(1.0, right - left):.1f}" height="{_LANE - 16}" rx="2" '
             f'fill="{COLOURS[0]}"><title>from step {attempt["first_step"]:,}</title></rect>'
