@@ -191,11 +191,12 @@ def _config(upstream: str, downstream: str, options: Mapping[str, Any]) -> "Audi
 
 
 def _summary_line(summary: Mapping[str, Any]) -> str:
-    states, canaries = summary["states"], summary["canaries"][-1]
+    states, missed = summary["states"], summary["missed_kinds"]
     line = (
         f"{states['duplicate']} of {summary['downstream']['num_samples']} downstream pictures have a duplicate "
         f"upstream, {states['very similar']} are very similar, {states['unchecked']} unchecked; "
-        f"{canaries['found']}/{canaries['planted']} canaries found"
+        f"of {len(summary['canaries'])} kinds of planted copies "
+        + (f"less than half were found of {', '.join(missed)}" if missed else "at least half were found of each")
     )
     shards = summary["quarantined"]
     return line + (f"; {len(shards)} upstream shards QUARANTINED, first {shards[0]['path']}" if shards else "")

@@ -6,10 +6,10 @@ import pyarrow as pa
 
 from cluster.audit.base.sets import Sides, content_digest, pin, samples_of
 from cluster.audit.base.stored_tasks import AuditJob, compiled_digest, key_of, load_or_compute
-from cluster.audit.base.tables import AuditConfig, AuditTables, split_rejected, unchecked_addresses
+from cluster.audit.base.tables import AuditConfig, AuditTables
 from cluster.audit.find_pairs import find_pairs
 from cluster.audit.result.canaries import CANARIES_VERSION, plant
-from cluster.audit.result.states import picture_states
+from cluster.audit.result.states import audit_tables
 from cluster.audit.search.embedding.embedding import COSINE_FROM, EMBEDDING_VERSION
 from cluster.audit.search.features import embedder_of, numbered
 from cluster.audit.search.join import JOIN_VERSION, candidates
@@ -44,20 +44,12 @@ def run_audit(config: AuditConfig, sides: Sides, job: AuditJob) -> AuditTables:
         BitError: As find_pairs.
     """
     found = find_pairs(config, sides, job)
-    pairs, rejected = split_rejected(found.pairs)
-    unchecked = unchecked_addresses(found.unchecked, "downstream")
-    unchecked |= set(zip(found.hubs["shard"].to_pylist(), found.hubs["row"].to_pylist(), strict=True))
     job.reporting.say("searching for planted canaries")
     key = key_of("canaries", content_digest(sides.downstream), config.radius, config.canaries_each, config.seed,
                  config.embedding, CANARIES_VERSION, JOIN_VERSION, VARIANTS_VERSION, EVIDENCE_VERSION,
                  EMBEDDING_VERSION, DESCRIPTOR_VERSION, compiled_digest())  # fmt: skip
-    return AuditTables(
-        found=found,
-        pairs=pairs,
-        rejected=rejected,
-        downstream=picture_states(samples_of(sides.down), pairs, unchecked),
-        canaries=load_or_compute(job.work, key, partial(_measure_canaries, sides, config, job)),
-    )
+    canaries = load_or_compute(job.work, key, partial(_measure_canaries, sides, config, job))
+    return audit_tables(found, samples_of(sides.down), canaries)
 
 
 def _measure_canaries(sides: Sides, config: AuditConfig, job: AuditJob) -> pa.Table:

@@ -35,7 +35,7 @@ def find_pairs(config: AuditConfig, sides: Sides, job: AuditJob) -> Found:
     unchecked = [*_rejects("downstream", downstream), *_rejects("upstream", upstream), *_quarantined(shards),
                  *unreadable, *more]  # fmt: skip
     return Found(
-        pairs=keep_best_matches(pairs.sort_by(order)),
+        pairs=keep_best_matches(pairs.sort_by(order), is_within=sides.is_within),
         hubs=hubs,
         shards=pa.Table.from_pylist(shards, schema=SHARD_STATE_SCHEMA),
         unchecked=pa.Table.from_pylist(unchecked, schema=UNCHECKED_SCHEMA),

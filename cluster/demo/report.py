@@ -93,7 +93,8 @@ class DemoFacts:
         """Return the results in a few lines of text."""
         last = self.metrics[-1]
         summary = self.audit["summary"]
-        canaries = summary["canaries"][-1]
+        planted = sum(row["planted"] for row in summary["canaries"])
+        found = sum(row["found"] for row in summary["canaries"])
         first_loss = self.metrics[0]["loss"]
         lines = [
             f"pretrained {self.config['model']}: {last['step']} steps, loss {first_loss:.2f} -> {last['loss']:.2f}"
@@ -105,7 +106,7 @@ class DemoFacts:
         ]
         lines.append(
             f"audit: {summary['states']['duplicate']} of {summary['downstream']['num_samples']} test pictures have a "
-            f"duplicate upstream; {canaries['found']} of {canaries['planted']} canaries found"
+            f"duplicate upstream; {found} of {planted} planted copies found, of {len(summary['canaries'])} kinds"
         )
         lines.append(f"{self.seconds:.0f} s, peak memory {human_bytes(self.peak_bytes)}")
         return lines

@@ -57,13 +57,20 @@ class Evidence(StrEnum):
     SAME_PIXELS = "same pixels"
     NEAR = "near-duplicate"
     EMBEDDED = "verified embedding"
+    JUDGED = "judged a copy"  # by a person, where the rules had said otherwise
+    FURTHER = "further copy"  # of a downstream picture that another upstream picture matches far better
     SIMILAR = "very similar"
     REJECTED = "rejected"
 
     @property
     def is_duplicate(self) -> bool:
         """Whether it counts as a duplicate in the accuracy table."""
-        return self not in (Evidence.SIMILAR, Evidence.REJECTED)
+        return self not in (Evidence.FURTHER, Evidence.SIMILAR, Evidence.REJECTED)
+
+    @property
+    def is_copy_upstream(self) -> bool:
+        """Whether the upstream picture is to be left out of training, however many others match as well or better."""
+        return self.is_duplicate or self is Evidence.FURTHER
 
 
 class AuditConfig(Record):

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.audit.base.sets import Sides
-from cluster.audit.base.tables import AuditTables, ShardRow, is_duplicate
+from cluster.audit.base.tables import AuditTables, Evidence, ShardRow
 from pipeline.dataset.dataset import Address
 from pipeline.image.fingerprint import DIHEDRAL
 
@@ -33,6 +33,8 @@ PAIR_LIST_SCHEMA = pa.schema(
         ("transform", pa.string()),
         ("evidence", pa.string()),
         ("verdict", pa.string()),
+        ("judged_by", pa.string()),
+        ("judged_at", pa.string()),
     ]
 )
 
@@ -93,13 +95,13 @@ def pair_list(sides: Sides, pairs: pa.Table) -> list[dict[str, Any]]:
 def exclusions(tables: AuditTables) -> dict[str, pa.Table]:
     """Return what to exclude from each side, by file name: `shard` and `row`, as `trainer --exclude` takes them.
 
-    Upstream: every picture that is a duplicate of a test picture. Downstream: every test picture with a duplicate.
+    Upstream: every picture that is a copy of a test picture, those too beside which a closer one exists. Downstream:
+    every test picture with a duplicate.
     """
-    pairs = [pair for pair in tables.pairs.to_pylist() if is_duplicate(pair["evidence"])]
-    return {
-        f"exclude-{name}.parquet": address_table({(pair[f"{side}_shard"], pair[f"{side}_row"]) for pair in pairs})
-        for name, side in (("upstream", "up"), ("downstream", "down"))
-    }
+    pairs = tables.pairs.to_pylist()
+    up = {(pair["up_shard"], pair["up_row"]) for pair in pairs if Evidence(pair["evidence"]).is_copy_upstream}
+    down = {(pair["down_shard"], pair["down_row"]) for pair in pairs if Evidence(pair["evidence"]).is_duplicate}
+    return {"exclude-upstream.parquet": address_table(up), "exclude-downstream.parquet": address_table(down)}
 
 
 def address_table(addresses: set[ShardRow]) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Verdicts of people on random pairs: which pairs are drawn, how verdicts are read, and the precision they imply."""
+"""Verdicts of people on pairs: which are drawn at random, how verdicts are read, what they decide and imply."""
 
 import csv
 import hashlib
@@ -7,15 +7,55 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.audit.base.tables import Evidence
+import pyarrow as pa
+
+from cluster.audit.base.tables import Evidence, is_duplicate
 from cluster.audit.result.scores import radii
 from pipeline.base.errors import ConfigError
+from pipeline.base.records import Record
 from trainer.scores.intervals import wilson_interval
 
 # ciFAIR's scale: 0 the same picture, 1 a near-duplicate, 2 very similar, no: different pictures.
 VERDICTS = ("0", "1", "2", "no")
 _COPIES = ("0", "1")
+_DECIDED = {"2": Evidence.SIMILAR, "no": Evidence.REJECTED}
 _CERTAIN = (Evidence.SAME_BYTES, Evidence.SAME_PIXELS)  # need no review
+
+
+class Verdict(Record):
+    """What a person said about a pair.
+
+    Attributes:
+        verdict: One of VERDICTS.
+        by: Who said so; empty if that was not recorded.
+        at: When it was recorded, in UTC as ISO 8601; empty if that was not recorded.
+    """
+
+    verdict: str
+    by: str = ""
+    at: str = ""
+
+
+def decide(pairs: pa.Table, names: Sequence[str], verdicts: Mapping[str, Verdict]) -> pa.Table:
+    """Return the pairs with the evidence that people gave where they judged; a verdict outweighs every rule.
+
+    Args:
+        pairs: Table of tables.PAIR_SCHEMA.
+        names: The `pair` of each, as exclusion_lists.pair_list returns it.
+        verdicts: By pair. 0 and 1 make a copy, which keeps the evidence of a duplicate or becomes `judged a copy`; 2
+            makes a very similar pair, and `no` a rejected one.
+    """
+    evidence = [
+        _decided(rule, verdicts[name].verdict) if name in verdicts else rule
+        for name, rule in zip(names, pairs["evidence"].to_pylist(), strict=True)
+    ]
+    return pairs.set_column(pairs.schema.get_field_index("evidence"), "evidence", pa.array(evidence, pa.string()))
+
+
+def _decided(evidence: str, verdict: str) -> str:
+    if verdict in _COPIES:
+        return evidence if is_duplicate(evidence) else str(Evidence.JUDGED)
+    return str(_DECIDED[verdict])
 
 
 def band(evidence: str, distance: int, radius: int) -> str | None:

@@ -5,7 +5,31 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit.base.tables import MIN_QUALITY, STATE_SCHEMA, Evidence, ShardRow, is_duplicate
+from cluster.audit.base.tables import (
+    MIN_QUALITY,
+    STATE_SCHEMA,
+    AuditTables,
+    Evidence,
+    Found,
+    ShardRow,
+    is_duplicate,
+    split_rejected,
+    unchecked_addresses,
+)
+
+
+def audit_tables(found: Found, samples: pa.Table, canaries: pa.Table) -> AuditTables:
+    """Return the tables of an audit, decided from its pairs and from what was not compared.
+
+    Args:
+        found: The pairs, perhaps after verdicts of people.
+        samples: As picture_states takes them.
+        canaries: See AuditTables.
+    """
+    pairs, rejected = split_rejected(found.pairs)
+    unchecked = unchecked_addresses(found.unchecked, "downstream")
+    unchecked |= set(zip(found.hubs["shard"].to_pylist(), found.hubs["row"].to_pylist(), strict=True))
+    return AuditTables(found, pairs, rejected, picture_states(samples, pairs, unchecked), canaries)
 
 
 def picture_states(samples: pa.Table, pairs: pa.Table, unchecked: Container[ShardRow]) -> pa.Table:

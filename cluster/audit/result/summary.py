@@ -1,7 +1,7 @@
 """The figures of an audit as plain data, a pure function of its tables."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -32,7 +32,7 @@ def summarize(
     Raises:
         ConfigError: Predictions are not those of the test set.
     """
-    counted = Counter(tables.downstream["state"].to_pylist())
+    counted, recall = Counter(tables.downstream["state"].to_pylist()), canary_recall(tables.canaries)
     rows = cuts(config.radius)
     return {
         "config": config.model_dump(),
@@ -49,7 +49,8 @@ def summarize(
         "accuracy": {
             name: [score(table, tables.downstream, cut) for cut in rows] for name, table in predictions.items()
         },
-        "canaries": canary_recall(tables.canaries),
+        "canaries": recall,
+        "missed_kinds": missed_kinds(recall),
         "bars": {
             "distance": _bars(tables.found.pairs, "distance", _BITS_PER_BAR),
             "correlation": _bars(tables.found.pairs, "correlation", 1 / _BARS_PER_UNIT),
@@ -78,13 +79,18 @@ def _provenance(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def missed_kinds(recall: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the kinds of canaries of which less than half were found."""
+    return [row["transform"] for row in recall if 2 * row["found"] < row["planted"]]
+
+
 def canary_recall(canaries: pa.Table) -> list[dict[str, Any]]:
-    """Return found and planted canaries of each transform and overall, with 95 % Wilson intervals."""
+    """Return found and planted canaries of each transform, with 95 % Wilson intervals; there is no mean over kinds."""
     names = list(dict.fromkeys(canaries["transform"].to_pylist()))
     rows = canaries.select(["transform", "found"]).to_pylist()
     result = []
-    for name in [*names, "all"]:
-        found = [row["found"] for row in rows if name in (row["transform"], "all")]
+    for name in names:
+        found = [row["found"] for row in rows if row["transform"] == name]
         low, high = wilson_interval(sum(found), len(found))
         result.append({"transform": name, "found": sum(found), "planted": len(found), "low": low, "high": high})
     return result

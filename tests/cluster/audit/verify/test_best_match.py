@@ -1,6 +1,7 @@
 """Of competing matches of one picture the far better one stays a duplicate; strong matches stand by themselves."""
 
 import pyarrow as pa
+import pytest
 
 from cluster.audit.base.tables import Evidence
 from cluster.audit.verify.best_match import keep_best_matches
@@ -38,13 +39,26 @@ def test_a_weak_match_yields_to_a_far_better_one_and_a_strong_match_to_none() ->
     assert evidence == [near, similar, near, near, near, near, near, similar, str(Evidence.SAME_BYTES), similar, near]
 
 
-def test_matches_compete_on_both_sides() -> None:
+def rivals(shared: str) -> pa.Table:
+    """Return a pair, a weaker one that shares a picture with it, and one beside them."""
     rows = [pair(number, 40, correlation) for number, correlation in ((0, 0.999), (1, 0.97), (2, 0.97))]
-    rows[1]["down_row"] = rows[0]["down_row"]
-    for one, other in (("up", "down"), ("down", "up")):
-        swapped = [
-            row | {f"{one}_row": row[f"{other}_row"], f"{other}_row": row[f"{one}_row"]} if one == "down" else row
-            for row in rows
-        ]
-        evidence = keep_best_matches(pa.Table.from_pylist(swapped))["evidence"].to_pylist()
-        assert evidence == [str(Evidence.NEAR), str(Evidence.SIMILAR), str(Evidence.NEAR)]
+    rows[1][f"{shared}_row"] = rows[0][f"{shared}_row"]
+    return pa.Table.from_pylist(rows)
+
+
+def test_an_upstream_picture_beside_a_closer_one_of_the_same_test_picture_is_a_further_copy() -> None:
+    evidence = keep_best_matches(rivals("down"))["evidence"].to_pylist()
+    assert evidence == [str(Evidence.NEAR), str(Evidence.FURTHER), str(Evidence.NEAR)]
+    assert [Evidence(each).is_duplicate for each in evidence] == [True, False, True]
+    assert all(Evidence(each).is_copy_upstream for each in evidence)
+
+
+def test_a_test_picture_that_an_upstream_picture_matches_worse_than_another_one_is_very_similar() -> None:
+    evidence = keep_best_matches(rivals("up"))["evidence"].to_pylist()
+    assert evidence == [str(Evidence.NEAR), str(Evidence.SIMILAR), str(Evidence.NEAR)]
+
+
+@pytest.mark.parametrize("shared", ["up", "down"])
+def test_within_a_set_matches_compete_alike_on_both_sides(shared: str) -> None:
+    evidence = keep_best_matches(rivals(shared), is_within=True)["evidence"].to_pylist()
+    assert evidence == [str(Evidence.NEAR), str(Evidence.SIMILAR), str(Evidence.NEAR)]
