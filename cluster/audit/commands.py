@@ -232,18 +232,32 @@ def audit_within(url: str, out: str, **options: Any) -> None:
 @click.command("audit-review", epilog=examples("cluster audit-review audit verdicts.json"))
 @click.argument("out")
 @click.argument("verdicts")
-def audit_review(out: str, verdicts: str) -> None:
-    """Add VERDICTS, saved by the review sheet of the audit at OUT, to its report, and print the precision by band."""
-    from cluster.audit.report.publish import import_verdicts  # noqa: PLC0415
-    from cluster.audit.result.human_review import parse_verdicts  # noqa: PLC0415
+@click.option("--by", help="Who gave the verdicts; by default the name of the user.")
+@pool_options
+def audit_review(out: str, verdicts: str, by: str | None, workers: int | None, on_ray: bool) -> None:
+    """Let VERDICTS, saved by a page of the audit at OUT, decide their pairs in its report, and print the precision.
+
+    A verdict outweighs the rules: states, lists to exclude, accuracies and pages follow it, in later audits into OUT
+    as well. Any pair that was compared can be judged; the report records who judged it and when.
+    """
+    import getpass  # noqa: PLC0415
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    from cluster.audit.report.apply_verdicts import import_verdicts  # noqa: PLC0415
+    from cluster.audit.result.human_review import Verdict, parse_verdicts  # noqa: PLC0415
     from pipeline.store.any_url import read_file  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
 
     store = open_store(absolute_url(out))
-    summary = import_verdicts(store, parse_verdicts(read_file(absolute_url(verdicts)), verdicts))
+    by, at = by or getpass.getuser(), datetime.now(UTC).isoformat(timespec="seconds")
+    said = parse_verdicts(read_file(absolute_url(verdicts)), verdicts)
+    given = {pair: Verdict(verdict=verdict, by=by, at=at) for pair, verdict in said.items()}
+    with _job(f"{store.url}/work", workers, on_ray, None) as job:
+        summary = import_verdicts(store, given, job)
     for row in summary["review"]:
         share = f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]" if row["num_reviewed"] else "not reviewed"
         click.echo(f"{row['band']}: {row['num_copies']} of {row['num_reviewed']} reviewed are copies, {share}")
+    click.echo(f"{len(given)} verdicts recorded; {_summary_line(summary)}")
     click.echo(f"report {store.url}/index.html")
 
 

@@ -3,30 +3,34 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 
-from cluster.audit.base.sets import Sides
+from cluster.audit.base.sets import Sides, samples_of
 from cluster.audit.base.stored_tasks import AuditJob
-from cluster.audit.base.tables import AuditConfig, AuditTables
+from cluster.audit.base.tables import AuditConfig, AuditTables, Evidence
 from cluster.audit.report.pair_pages import PAIRS_PER_PAGE, page_name, pair_card, write_pages
+from cluster.audit.report.recorded_verdicts import read_verdicts, write_for_pages
 from cluster.audit.result.exclusion_lists import PAIR_LIST_SCHEMA, exclusions, pair_list
-from cluster.audit.result.human_review import draw_pairs, precision_by_band
+from cluster.audit.result.human_review import Verdict, decide, draw_pairs, precision_by_band
+from cluster.audit.result.states import audit_tables
 from cluster.audit.result.summary import states_by_class, summarize
 from pipeline.base.charts import Layer, layered_histogram
-from pipeline.base.errors import ConfigError, Conflict, NotFound
+from pipeline.base.errors import Conflict, NotFound
 from pipeline.base.html import render_page
 from pipeline.base.records import json_bytes
-from pipeline.dataset.schema import from_parquet, sha256_hex, to_parquet
+from pipeline.dataset.schema import sha256_hex, to_parquet
 from pipeline.store.base import Store, put
+from trainer.scores.predictions import PREDICTION_SCHEMA
 
 _GALLERY = 12  # pairs on the first page
 _MOST_IN_TABLE = 20_000  # rows of the table of pairs on a page
 _KINDS = ("duplicate", "very similar", "rejected")
+PREDICTIONS = "predictions.parquet"
 _SUMMARY = "summary.json"
-_VERDICTS = "verdicts.json"
 _DRAWN = "review.json"
 
 
@@ -58,12 +62,18 @@ def publish_audit(
         ConfigError: Predictions are not those of the test set.
     """
     claim(out, config)
-    summary = summarize(config, sides, tables, predictions)
+    verdicts = read_verdicts(out)
+    by_rule, compared = tables.found.pairs, pair_list(sides, tables.found.pairs)
+    decided = decide(by_rule, [row["pair"] for row in compared], verdicts, config.radius)
+    tables = audit_tables(replace(tables.found, pairs=decided), samples_of(sides.down), tables.canaries)
+    summary = summarize(config, sides, tables, predictions) | {"review_each": review_each}
     out.delete(_SUMMARY)  # a folder without it is incomplete
-    listed = closest_first(pair_list(sides, tables.pairs))
-    rejected = closest_first(pair_list(sides, tables.rejected))
+    drawn = draw_pairs(closest_first(compared), config.radius, review_each, config.seed)
+    listed = closest_first(judged_list(compared, decided["evidence"].to_pylist(), verdicts))
     parts = {
-        "found.parquet": to_parquet(tables.found.pairs),
+        "found.parquet": to_parquet(by_rule),
+        "hubs.parquet": to_parquet(tables.found.hubs),
+        PREDICTIONS: to_parquet(_with_models(predictions)),
         "downstream.parquet": to_parquet(tables.downstream),
         "canaries.parquet": to_parquet(tables.canaries),
         "unchecked.parquet": to_parquet(tables.found.unchecked),
@@ -75,7 +85,6 @@ def publish_audit(
         put(out, name, body)
     summary["digest"] = sha256_hex(b"".join(sha256_hex(parts[name]).encode() for name in sorted(parts)))
     summary["num_pages"] = write_pages(out, sides, listed, job)
-    drawn = draw_pairs([*listed, *rejected], config.radius, review_each, config.seed)
     bands: dict[str, list[dict[str, Any]]] = {}
     for row in drawn:
         bands.setdefault(row["band"], []).append(pair_card(sides, row))
@@ -87,33 +96,37 @@ def publish_audit(
     )
     put(out, _DRAWN, json_bytes([{name: row[name] for name in ("pair", "band", "band_size")} for row in drawn]))
     put(out, "gallery.json", json_bytes([pair_card(sides, row) for row in pick_evenly(listed)]))
-    _write_pairs(out, listed, read_verdicts(out))
+    _write_pairs(out, listed)
     return _finish(out, summary)
 
 
-def import_verdicts(out: Store, verdicts: Mapping[str, str]) -> dict[str, Any]:
-    """Add verdicts to a report and compute its precision again; a later verdict on a pair replaces the earlier one.
+def judged_list(
+    compared: Sequence[Mapping[str, Any]], evidence: Sequence[str], verdicts: Mapping[str, Verdict]
+) -> list[dict[str, Any]]:
+    """Return the rows of PAIR_LIST_SCHEMA that are shown: accepted pairs, and all that a person judged.
 
-    Returns:
-        The summary.
-
-    Raises:
-        NotFound: There is no report.
-        ConfigError: Verdicts are on pairs that the report never drew.
+    Args:
+        compared: All compared pairs, as pair_list returns them.
+        evidence: Of each, after verdicts.
+        verdicts: By pair.
     """
-    summary = read_summary(out)
-    before = read_verdicts(out)
-    drawn = {row["pair"] for row in json.loads(out.read(_DRAWN))}
-    unknown = sorted(set(verdicts) - drawn - set(before))
-    if unknown:
-        raise ConfigError(
-            f"{len(unknown)} of {len(verdicts)} verdicts are on pairs that {out.url} never asked about, such as "
-            f"{unknown[0]}; import them into the report whose review sheet they are from"
-        )
-    merged = before | dict(verdicts)
-    put(out, _VERDICTS, json_bytes(merged))
-    _write_pairs(out, from_parquet(out.read("pairs.parquet")).to_pylist(), merged)
-    return _finish(out, summary)
+    rows = []
+    for row, kind in zip(compared, evidence, strict=True):
+        given = verdicts.get(row["pair"])
+        if kind != Evidence.REJECTED or given:
+            said = {"verdict": given.verdict, "judged_by": given.by, "judged_at": given.at} if given else {}
+            rows.append({**dict.fromkeys(("verdict", "judged_by", "judged_at")), **row, "evidence": kind, **said})
+    return rows
+
+
+def _with_models(predictions: Mapping[str, pa.Table]) -> pa.Table:
+    """Return the predictions of all models in one table, which later verdicts need."""
+    schema = pa.schema([pa.field("model", pa.string()), *PREDICTION_SCHEMA])
+    parts = [
+        table.select(PREDICTION_SCHEMA.names).add_column(0, "model", pa.array([name] * table.num_rows, pa.string()))
+        for name, table in predictions.items()
+    ]
+    return pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in parts)])
 
 
 def read_summary(out: Store) -> dict[str, Any]:
@@ -122,15 +135,6 @@ def read_summary(out: Store) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(out.read(_SUMMARY))
     except NotFound as error:
         raise NotFound(f"{out.url} holds no finished audit (no {_SUMMARY}); create one with `cluster audit`") from error
-    return found
-
-
-def read_verdicts(out: Store) -> dict[str, str]:
-    """Read all verdicts that were imported into a report, by pair."""
-    try:
-        found: dict[str, str] = json.loads(out.read(_VERDICTS))
-    except NotFound:
-        return {}
     return found
 
 
@@ -182,10 +186,8 @@ def pick_evenly(rows: Sequence[Any]) -> list[Any]:
     return [rows[round(number * (len(rows) - 1) / (_GALLERY - 1))] for number in range(_GALLERY)]
 
 
-def _write_pairs(out: Store, rows: Sequence[dict[str, Any]], verdicts: Mapping[str, str]) -> None:
-    table = pa.Table.from_pylist(
-        [row | {"verdict": verdicts.get(row["pair"])} for row in rows], schema=PAIR_LIST_SCHEMA
-    )
+def _write_pairs(out: Store, rows: Sequence[dict[str, Any]]) -> None:
+    table = pa.Table.from_pylist(list(rows), schema=PAIR_LIST_SCHEMA)
     put(out, "pairs.parquet", to_parquet(table))
     put(out, "pairs.csv", csv_bytes(table))
     columns = ("pair", "evidence", "distance", "correlation", "quality", "transform", "down_key", "up_key",
@@ -202,9 +204,10 @@ def _write_pairs(out: Store, rows: Sequence[dict[str, Any]], verdicts: Mapping[s
 
 def _finish(out: Store, summary: dict[str, Any]) -> dict[str, Any]:
     """Write what depends on the verdicts, and the summary last; return it."""
-    verdicts = read_verdicts(out)
+    verdicts = {pair: given.verdict for pair, given in read_verdicts(out).items()}
     summary["review"] = precision_by_band(json.loads(out.read(_DRAWN)), verdicts)
-    put(out, "verdicts.js", f"const importedVerdicts = {json.dumps(verdicts, sort_keys=True)};\n".encode())
+    summary["num_judged"] = len(verdicts)
+    write_for_pages(out)
     section = audit_section(summary, json.loads(out.read("gallery.json")))
     put(
         out, "index.html", render_page("cluster.audit.report", "audit.html.j2", title="Near-duplicate audit", **section)

@@ -81,7 +81,7 @@ def pair_list(sides: Sides, pairs: pa.Table) -> list[dict[str, Any]]:
                 f"{side}_classes": ", ".join(dataset.class_name(label) for label in sample["labels"]),
             }
         row |= {
-            "pair": hashlib.sha256(digests).hexdigest()[:_ID_DIGITS],
+            "pair": _name(digests),
             "distance": pair["distance"],
             "correlation": round(pair["correlation"], 4),
             "quality": pair["quality"],
@@ -90,6 +90,22 @@ def pair_list(sides: Sides, pairs: pa.Table) -> list[dict[str, Any]]:
         }
         rows.append(row)
     return rows
+
+
+def pair_names(sides: Sides, pairs: pa.Table) -> list[str]:
+    """Return the `pair` of each pair, as pair_list does."""
+    digests = {
+        side: [
+            dataset.sample(Address(shard, row))["digest"]
+            for shard, row in zip(pairs[f"{side}_shard"].to_pylist(), pairs[f"{side}_row"].to_pylist(), strict=True)
+        ]
+        for side, dataset in (("down", sides.downstream), ("up", sides.upstream))
+    }
+    return [_name(down + up) for down, up in zip(digests["down"], digests["up"], strict=True)]
+
+
+def _name(digests: bytes) -> str:
+    return hashlib.sha256(digests).hexdigest()[:_ID_DIGITS]
 
 
 def exclusions(tables: AuditTables) -> dict[str, pa.Table]:

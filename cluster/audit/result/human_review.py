@@ -36,19 +36,26 @@ class Verdict(Record):
     at: str = ""
 
 
-def decide(pairs: pa.Table, names: Sequence[str], verdicts: Mapping[str, Verdict]) -> pa.Table:
+def decide(pairs: pa.Table, names: Sequence[str], verdicts: Mapping[str, Verdict], radius: int) -> pa.Table:
     """Return the pairs with the evidence that people gave where they judged; a verdict outweighs every rule.
 
     Args:
         pairs: Table of tables.PAIR_SCHEMA.
         names: The `pair` of each, as exclusion_lists.pair_list returns it.
         verdicts: By pair. 0 and 1 make a copy, which keeps the evidence of a duplicate or becomes `judged a copy`; 2
-            makes a very similar pair, and `no` a rejected one.
+            makes a very similar pair, and `no` a rejected one. Further copies of a downstream picture that loses its
+            duplicates so are its duplicates then.
+        radius: Of the search by code.
     """
-    evidence = [
-        _decided(rule, verdicts[name].verdict) if name in verdicts else rule
-        for name, rule in zip(names, pairs["evidence"].to_pylist(), strict=True)
-    ]
+    rows = pairs.to_pylist()
+    for name, row in zip(names, rows, strict=True):
+        if name in verdicts:
+            row["evidence"] = _decided(row["evidence"], verdicts[name].verdict)
+    duplicates = {(row["down_shard"], row["down_row"]) for row in rows if is_duplicate(row["evidence"])}
+    for row in rows:
+        if row["evidence"] == Evidence.FURTHER and (row["down_shard"], row["down_row"]) not in duplicates:
+            row["evidence"] = str(Evidence.NEAR if row["distance"] <= radius else Evidence.EMBEDDED)
+    evidence = [row["evidence"] for row in rows]
     return pairs.set_column(pairs.schema.get_field_index("evidence"), "evidence", pa.array(evidence, pa.string()))
 
 
@@ -111,7 +118,7 @@ def _draw_key(seed: int, pair: str) -> str:
 
 
 def parse_verdicts(body: bytes, name: str) -> dict[str, str]:
-    """Read the verdicts that the review sheet saved, as JSON or CSV.
+    """Read the verdicts that a page saved, as JSON or CSV.
 
     Raises:
         ConfigError: The file is neither, or a verdict is not one of VERDICTS.
@@ -125,7 +132,7 @@ def parse_verdicts(body: bytes, name: str) -> dict[str, str]:
             verdicts = {row["pair"]: row["verdict"] for row in csv.DictReader(io.StringIO(text))}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{name} holds no verdicts ({error!r}); give the JSON or CSV file that review.html saves"
+            f"{name} holds no verdicts ({error!r}); give the JSON or CSV file that the pages save"
         ) from error
     for pair, verdict in verdicts.items():
         if verdict not in VERDICTS:

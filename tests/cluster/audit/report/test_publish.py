@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.audit.base.tables import AuditConfig, AuditTables
+from cluster.audit.base.sets import samples_of
+from cluster.audit.base.tables import AuditConfig, AuditTables, Evidence
 from cluster.audit.coordinator import pin_sides
-from cluster.audit.report.publish import import_verdicts, publish_audit, read_summary
+from cluster.audit.report.apply_verdicts import import_verdicts
+from cluster.audit.report.publish import publish_audit, read_summary
+from cluster.audit.result.human_review import Verdict
+from cluster.audit.result.states import audit_tables
 from pipeline.base.errors import ConfigError, Conflict
 from pipeline.dataset.dataset import Address, open_dataset
 from pipeline.store.url import open_store
@@ -73,8 +79,66 @@ def test_verdicts_become_precision_and_outlive_a_rerun(found: AuditTables, confi
     assert sum(row["num_copies"] for row in rows if row["band"] != "all duplicates") == 2
     assert publish(tmp_path, config, found, {})["review"] == rows
     assert pq.read_table(tmp_path / "pairs.parquet")["verdict"].to_pylist().count("no") == 1
-    with pytest.raises(ConfigError, match=r"1 of 1 verdicts are on pairs that .* never asked about"):
-        import_verdicts(open_store(str(tmp_path)), {"feed": "0"})
+    with pytest.raises(ConfigError, match=r"1 of 1 verdicts are on pairs that .* did not compare"):
+        import_verdicts(open_store(str(tmp_path)), {"feed": Verdict(verdict="0")}, local_job(tmp_path / "work"))
+
+
+def test_a_verdict_decides_its_pair_in_states_lists_accuracies_and_pages(
+    found: AuditTables, config: AuditConfig, sets: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = predictions(open_dataset(str(sets[1])), {1, 2})
+    before = publish(tmp_path, config, found, {"model": model})
+    pairs = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
+    refused, other = pairs[0], pairs[1]
+    given = {"audit": "x", "verdicts": {refused["pair"]: "no", other["pair"]: "0"}}
+    (tmp_path / "saved.json").write_text(json.dumps(given))
+    done = run_cli("cluster", "audit-review", str(tmp_path), str(tmp_path / "saved.json"), "--by", "Ada")
+    assert done.returncode == 0, done.stderr
+    after = read_summary(open_store(str(tmp_path)))
+    assert after["states"]["duplicate"] == before["states"]["duplicate"] - 1
+    assert after["accuracy"]["model"][-1]["duplicates"]["num_samples"] == before["states"]["duplicate"] - 1
+    states = {(row["shard"], row["row"]): row for row in pq.read_table(tmp_path / "downstream.parquet").to_pylist()}
+    assert states[refused["down_shard"], refused["down_row"]]["state"] == "clean"
+    for side in ("up", "down"):
+        listed = pq.read_table(tmp_path / f"exclude-{side}stream.parquet").to_pylist()
+        places = {(row["shard"], row["row"]) for row in listed}
+        assert (refused[f"{side}_shard"], refused[f"{side}_row"]) not in places
+        assert (other[f"{side}_shard"], other[f"{side}_row"]) in places
+    judged = {row["pair"]: row for row in pq.read_table(tmp_path / "pairs.parquet").to_pylist() if row["verdict"]}
+    assert {pair: (row["verdict"], row["judged_by"], row["evidence"]) for pair, row in judged.items()} == {
+        refused["pair"]: ("no", "Ada", "rejected"), other["pair"]: ("0", "Ada", other["evidence"]),
+    }  # fmt: skip
+    assert all(datetime.fromisoformat(row["judged_at"]).utcoffset() == timedelta(0) for row in judged.values())
+    page = (tmp_path / "pairs-0001.html").read_text()
+    assert re.search(rf'id="{refused["pair"]}" data-evidence="rejected"', page)
+    assert publish(tmp_path, config, found, {"model": model}) == after, "a rerun keeps what people decided"
+
+
+def test_a_pair_that_the_rules_rejected_counts_once_it_is_judged_a_copy(
+    found: AuditTables, config: AuditConfig, tmp_path: Path
+) -> None:
+    evidence = [str(Evidence.REJECTED)] * found.found.pairs.num_rows
+    pairs = found.found.pairs.set_column(
+        found.found.pairs.column_names.index("evidence"), "evidence", pa.array(evidence)
+    )
+    rejected = audit_tables(replace(found.found, pairs=pairs), samples_of(pin_sides(config).down), found.canaries)
+    publish(tmp_path, config, rejected, {})
+    assert pq.read_table(tmp_path / "exclude-upstream.parquet").num_rows == 0
+    drawn = json.loads((tmp_path / "review.json").read_text())
+    store, job = open_store(str(tmp_path)), local_job(tmp_path / "work")
+    summary = import_verdicts(store, {drawn[0]["pair"]: Verdict(verdict="1", by="Ada")}, job)
+    assert summary["states"]["duplicate"] == 1
+    assert pq.read_table(tmp_path / "exclude-upstream.parquet").num_rows == 1
+    assert pq.read_table(tmp_path / "pairs.parquet")["evidence"].to_pylist() == [str(Evidence.JUDGED)]
+    taken_back = import_verdicts(store, {drawn[0]["pair"]: Verdict(verdict="no", by="Bob")}, job)
+    assert taken_back["states"]["duplicate"] == 0
+
+
+def test_verdicts_of_earlier_releases_still_decide(found: AuditTables, config: AuditConfig, tmp_path: Path) -> None:
+    publish(tmp_path, config, found, {})
+    first = pq.read_table(tmp_path / "pairs.parquet")["pair"][0].as_py()
+    (tmp_path / "verdicts.json").write_text(json.dumps({first: "no"}))
+    assert publish(tmp_path, config, found, {})["states"]["duplicate"] == 5
 
 
 def test_an_audit_that_finds_nothing_has_a_report(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from cluster.audit.result.human_review import draw_pairs, parse_verdicts, precision_by_band
+from cluster.audit.base.tables import PAIR_SCHEMA
+from cluster.audit.result.human_review import Verdict, decide, draw_pairs, parse_verdicts, precision_by_band
 from pipeline.base.errors import ConfigError
 
 
@@ -31,6 +33,22 @@ def test_precision_weighs_bands_by_their_size() -> None:
     assert (close["share"], far["share"]) == (1.0, 0.0)
     assert everything["share"] == pytest.approx(0.9)
     assert everything["low"] < 0.9 < everything["high"]
+
+
+def test_a_further_copy_counts_once_the_closer_match_is_judged_to_be_none() -> None:
+    rows = [
+        {"up_shard": 0, "up_row": up, "down_shard": 0, "down_row": 0, "distance": distance, "element": 0, "quality": 90,
+         "correlation": 0.99, "evidence": evidence}
+        for up, distance, evidence in ((0, 2, "near-duplicate"), (1, 50, "further copy"), (2, 90, "further copy"))
+    ]  # fmt: skip
+    pairs = pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
+    for verdict, expected in (
+        ("no", ["rejected", "near-duplicate", "verified embedding"]),
+        ("2", ["very similar", "near-duplicate", "verified embedding"]),
+        ("1", ["near-duplicate", "further copy", "further copy"]),
+    ):
+        decided = decide(pairs, ["a", "b", "c"], {"a": Verdict(verdict=verdict)}, 62)
+        assert decided["evidence"].to_pylist() == expected
 
 
 @pytest.mark.parametrize("body", [b"{}", b"a,b\n1,2\n", b'{"verdicts": {"x": "5"}}', b"\xff\xfe"])
