@@ -94,12 +94,16 @@ def _part(name: str, tensor: Tensor) -> Part:
 
 
 def own_parts(state: Mapping[str, Tensor], rank: int, num_ranks: int) -> list[Part]:
-    """Return what a rank writes: its shards, and of the tensors that all ranks hold about its share of the bytes."""
+    """Return what a rank writes: its shards, and of the tensors that all ranks hold about its share of the bytes.
+
+    Where several groups of ranks share a copy each, the first one writes.
+    """
     own: list[Part] = []
     given = [0] * num_ranks
     for part in sorted(parts_of(state), key=lambda part: (-part.rows.nbytes, part.name)):
-        if isinstance(state[part.name], DTensor):
-            if part.rows.numel():
+        tensor = state[part.name]
+        if isinstance(tensor, DTensor):
+            if part.rows.numel() and _is_of_first_replica(tensor):
                 own.append(part)
             continue
         writer = given.index(min(given))
@@ -107,6 +111,13 @@ def own_parts(state: Mapping[str, Tensor], rank: int, num_ranks: int) -> list[Pa
         if writer == rank:
             own.append(part)
     return sorted(own, key=lambda part: part.name)
+
+
+def _is_of_first_replica(tensor: DTensor) -> bool:
+    places = tensor.device_mesh.get_coordinate() or ()
+    return not any(
+        place for place, placement in zip(places, tensor.placements, strict=False) if placement.is_replicate()
+    )
 
 
 def cut(part: Part) -> Iterator[tuple[int, int]]:

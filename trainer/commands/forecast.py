@@ -50,7 +50,7 @@ def forecast_lines(config: Any, num_ranks: int, cluster: str | None, price: floa
         micro,
         half=config.precision == "bfloat16",
         recomputes=config.recomputes,
-        num_shards=num_ranks if config.sharded else 1,
+        num_shards=(config.ranks_per_replica or num_ranks) if config.sharded else 1,
     )
     yield (
         f"memory of each of {quantity(num_ranks, 'rank')}: {human_bytes(memory.total)} for micro-batches of {micro} in "

@@ -39,6 +39,11 @@ def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
     """
     if config.sharded and num_workers == 0:
         raise ConfigError("sharded=true spreads the model over Ray workers; give --workers 2 or more, or leave it out")
+    if config.ranks_per_replica and (not config.sharded or num_workers % config.ranks_per_replica):
+        raise ConfigError(
+            f"ranks_per_replica={config.ranks_per_replica} lets so many of the {num_workers} workers share a copy of "
+            f"the model: it needs sharded=true, and has to divide their number"
+        )
     if config.init and config.branch:
         raise ConfigError("a run starts from --init or from --branch, not from both; leave one out")
     _check_batch(config, config.model, config.recipe.batch_size, num_workers)

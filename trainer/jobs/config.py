@@ -37,6 +37,7 @@ class PretrainConfig(TrainingData, RunSettings):
         model: Such as R50x1.
         recipe: Schedule and augmentation.
         sharded: Whether the ranks share parameters, gradients and momentum instead of each holding all.
+        ranks_per_replica: Ranks that share a copy where sharded, such as the GPUs of a node; None for all ranks.
         init: URL of a run or of a file of weights to start from; None for new weights.
         init_step: Of the run's checkpoint; None with a file.
         branch: The run that this one goes on from, with its momentum and its place in the data; None for none.
@@ -50,6 +51,7 @@ class PretrainConfig(TrainingData, RunSettings):
     model: str
     recipe: PretrainRecipe
     sharded: bool = False
+    ranks_per_replica: PositiveInt | None = None
     init: str | None = None
     init_step: int | None = None
     branch: Branch | None = None

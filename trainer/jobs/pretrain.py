@@ -67,6 +67,7 @@ def pretrain(config: PretrainConfig, world: World, report: Report, controls: Con
         device=world.device,
         recomputes=config.recomputes,
         sharded=config.sharded,
+        ranks_per_replica=config.ranks_per_replica,
     )
     with torch.no_grad():
         dict(model.named_parameters())["head.fc.bias"].fill_(recipe.head_bias)

@@ -23,6 +23,7 @@ def new_model(
     dropout: float = 0.0,
     recomputes: bool = False,
     sharded: bool = False,
+    ranks_per_replica: int | None = None,
 ) -> ResNetV2:
     """Return a freshly initialised model; equal arguments give equal weights on any device and number of ranks.
 
@@ -33,16 +34,20 @@ def new_model(
         device: Where it lives; the CPU by default.
         dropout: See ResNetV2.
         recomputes: See ResNetV2.
-        sharded: Whether all ranks of the process group share it, see `trainer.step.ranks.shard`; every rank must call.
+        sharded: Whether the ranks of the process group share it, see `trainer.model.sharding.shard`; every rank must
+            call.
+        ranks_per_replica: See there.
     """
+    device = device or torch.device("cpu")
     with torch.device("meta"):
         model = ResNetV2(parse_architecture(name), num_classes, dropout=dropout, recomputes=recomputes)
     if not sharded:  # FSDP2 shards contiguous parameters only
         # Channels last is the layout of the pictures, and what convolutions are fastest in on CPUs and GPUs.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     else:
-        shard(model, [module for module in model.modules() if isinstance(module, Bottleneck)])
-    model.to_empty(device=device or torch.device("cpu"))
+        units = [module for module in model.modules() if isinstance(module, Bottleneck)]
+        shard(model, units, device, ranks_per_replica)
+    model.to_empty(device=device)
     initialize(model, seed)
     return model
 
@@ -69,10 +74,10 @@ def initialize(model: nn.Module, seed: int) -> None:
 def _fill(parameter: nn.Parameter, whole: Tensor) -> None:
     """Copy the whole values, or this rank's part of them."""
     if isinstance(parameter, DTensor):
-        mesh, (placement,) = parameter.device_mesh, parameter.placements
-        parts = whole.chunk(mesh.size(), dim=placement.dim)  # type: ignore[attr-defined]
-        local = parameter.to_local()
-        if mesh.get_local_rank() < len(parts):
-            local.copy_(parts[mesh.get_local_rank()])
+        mesh, placement = parameter.device_mesh, parameter.placements[-1]  # what comes before are replicas
+        parts = whole.chunk(mesh.size(mesh.ndim - 1), dim=placement.dim)  # type: ignore[attr-defined]
+        local, place = parameter.to_local(), mesh.get_local_rank(mesh.ndim - 1)
+        if place < len(parts):
+            local.copy_(parts[place])
         return
     parameter.copy_(whole)

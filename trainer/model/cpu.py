@@ -110,7 +110,7 @@ class _GroupNormInFloat32(torch.autograd.Function):
         out_BCHW = torch.empty_like(x_BCHW)
         means, rstds = [], []
         for x, out in zip(torch.split(x_BCHW, 1), torch.split(out_BCHW, 1), strict=True):
-            normal, mean, rstd = torch.native_group_norm(x.float(), scale_C, bias_C, *_sizes(x), num_groups, eps)
+            normal, mean, rstd = torch.native_group_norm(_float32(x), scale_C, bias_C, *_sizes(x), num_groups, eps)
             out.copy_(normal)
             means.append(mean)
             rstds.append(rstd)
@@ -128,12 +128,17 @@ class _GroupNormInFloat32(torch.autograd.Function):
         pictures = (torch.split(each, 1) for each in (gradient_BCHW, x_BCHW, means, rstds, by_x))
         for gradient, x, mean, rstd, place in zip(*pictures, strict=True):
             for_x, for_scale, for_bias = torch.ops.aten.native_group_norm_backward(
-                gradient.float(), x.float(), mean, rstd, scale_C, *_sizes(x), ctx.num_groups, [True, True, True]
+                _float32(gradient), _float32(x), mean, rstd, scale_C, *_sizes(x), ctx.num_groups, [True, True, True]
             )
             place.copy_(for_x)
             by_scale += for_scale
             by_bias += for_bias
         return by_x, by_scale, by_bias, None, None
+
+
+def _float32(x_BCHW: Tensor) -> Tensor:
+    """Return the values in float32, with the strides that their order has by the book: kernels guess it from them."""
+    return torch.empty(x_BCHW.shape, memory_format=memory_format_of(x_BCHW)).copy_(x_BCHW)
 
 
 def _sizes(x_BCHW: Tensor) -> tuple[int, int, int]:

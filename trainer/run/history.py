@@ -22,9 +22,9 @@ CONFIG_KEY = "run.json"
 # They decide how fast and where a run is computed, to rounding the same; or how many runs a sweep has.
 FREE = frozenset(
     [
-        "out", "loader", "loader_log", "microbatch_size", "recomputes", "compiled", "sharded", "checkpoint_every_steps",
-        "keep_every_steps", "log_every_steps", "keep_checkpoints", "evaluate_every_steps", "max_skipped_steps",
-        "probes", "shots", "num_subsets",
+        "out", "loader", "loader_log", "microbatch_size", "recomputes", "compiled", "sharded", "ranks_per_replica",
+        "checkpoint_every_steps", "keep_every_steps", "log_every_steps", "keep_checkpoints", "evaluate_every_steps",
+        "max_skipped_steps", "probes", "shots", "num_subsets",
     ]
 )  # fmt: skip
 # With another one of these a run reads other samples: a new order begins at the step of the change.

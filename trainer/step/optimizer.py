@@ -135,10 +135,12 @@ class MasterSGD:
                 self._raws[name].grad = gradient
         gradients = [raw.grad for raw in self._raws.values() if raw.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if any(isinstance(parameter, DTensor) for parameter in self._parameters.values()):
+        meshes = [parameter.device_mesh for parameter in self._parameters.values() if isinstance(parameter, DTensor)]
+        if meshes:
             square = norm.square()
             dist.all_reduce(square)
-            norm = square.sqrt()
+            num_replicas = meshes[0].size() // meshes[0].size(meshes[0].ndim - 1)
+            norm = (square / num_replicas).sqrt()
         self._norm = norm
         return norm
 

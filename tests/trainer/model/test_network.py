@@ -39,8 +39,9 @@ def trained_head(model: ResNetV2) -> ResNetV2:
         values = torch.randn(model.head.fc.weight.shape, generator=torch.Generator().manual_seed(2))
         part = model.head.fc.weight
         if isinstance(part, DTensor):
-            local = part.to_local()
-            local.copy_(values.chunk(dist.get_world_size())[dist.get_rank()])
+            mesh = part.device_mesh
+            num_shards = mesh.size(mesh.ndim - 1)
+            part.to_local().copy_(values.chunk(num_shards)[dist.get_rank() % num_shards])
         else:
             part.copy_(values)
     return model
@@ -214,6 +215,16 @@ def test_a_norm_of_half_precision_is_that_of_float64_rounded(
         assert (value.double() - true).abs().max() <= 2 * torch.finfo(precision).eps * true.abs().max()
 
 
+def test_a_norm_of_half_precision_takes_a_single_picture_whatever_its_stride() -> None:
+    # Convolutions with contiguous kernels, those of sharded models, give such outputs: no picture follows the first.
+    values = torch.randn(32 * 8 * 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x = values.as_strided((1, 32, 8, 8), (32, 1, 256, 32)).requires_grad_()
+    norm, plain = GroupNorm(32), x.detach().clone(memory_format=torch.channels_last).requires_grad_()
+    found, due = (torch.autograd.grad(norm(each).square().sum(), each)[0] for each in (x, plain))
+    assert torch.equal(norm(x), norm(plain))
+    assert torch.equal(found, due)
+
+
 def test_bfloat16_gradients_point_where_those_of_float32_do() -> None:
     batch = pictures(8)
     batch = TensorBatch(batch.images_BCHW.float(), batch.targets_BK.float())
@@ -225,7 +236,7 @@ def test_bfloat16_gradients_point_where_those_of_float32_do() -> None:
         assert F.cosine_similarity(one, other, dim=0) > 0.9
 
 
-def _rank(rank: int, num_ranks: int, folder: str) -> None:
+def _rank(rank: int, num_ranks: int, folder: str, ranks_per_replica: int | None) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/ranks", rank=rank, world_size=num_ranks)
     world = World(rank, num_ranks, torch.device("cpu"))
@@ -233,7 +244,8 @@ def _rank(rank: int, num_ranks: int, folder: str) -> None:
     own = TensorBatch(batch.images_BCHW[rank::num_ranks], batch.targets_BK[rank::num_ranks])
     expected = gradients(batch, 8)
     for sharded in (False, True):
-        model = trained_head(new_model(SMALL, 3, seed=1, sharded=sharded, recomputes=True)).double()
+        model = new_model(SMALL, 3, seed=1, sharded=sharded, ranks_per_replica=ranks_per_replica, recomputes=True)
+        model = trained_head(model).double()
         fresh = trained_head(new_model(SMALL, 3, seed=1)).double()
         for name, value in model.state_dict().items():
             assert torch.equal(whole(value), fresh.state_dict()[name]), name
@@ -252,7 +264,10 @@ def _rank(rank: int, num_ranks: int, folder: str) -> None:
         # A checkpoint of shards fills a model that is whole, and the other way round.
         other = new_model(SMALL, 3, seed=9, sharded=not sharded).double()
         loaded = MasterSGD(other, 0.9, 1e-4)
-        load(store, world, latest(store), loaded.state())
+        record = latest(store)
+        load(store, world, record, loaded.state())
+        stored = sum(file.num_bytes for file in record.files if file.name.endswith(".chunks"))
+        assert stored == 8 * sum(value.numel() for value in optimizer.state().values())  # each value once
         for name, value in optimizer.state().items():
             assert torch.equal(whole(loaded.state()[name]), whole(value)), name
     batch_norm = new_model("R14x0.5-BN", 3, seed=1)
@@ -265,8 +280,12 @@ def _rank(rank: int, num_ranks: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_replicated_and_sharded_ranks_give_the_weights_and_gradients_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, (2, str(tmp_path)), nprocs=2)
+# Four ranks: two copies of the model, each shared by two ranks.
+@pytest.mark.parametrize(("num_ranks", "ranks_per_replica"), [(2, None), (4, 2)])
+def test_replicated_and_sharded_ranks_give_the_weights_and_gradients_of_one(
+    tmp_path: Path, num_ranks: int, ranks_per_replica: int | None
+) -> None:
+    torch.multiprocessing.spawn(_rank, (num_ranks, str(tmp_path), ranks_per_replica), nprocs=num_ranks)
 
 
 def test_a_compiled_network_gives_the_gradients_of_the_plain_one() -> None:
