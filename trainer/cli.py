@@ -3,7 +3,7 @@
 import click
 
 from pipeline.base.console import run
-from trainer.commands import gallery, inference, models, pretraining, transfer, watching
+from trainer.commands import gallery, inference, models, pretraining, sweeps, transfer, watching
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,6 +18,7 @@ def cli() -> None:
 for command in (
     pretraining.pretrain,
     transfer.finetune,
+    sweeps.sweep,
     transfer.evaluate,
     gallery.gallery,
     gallery.review,

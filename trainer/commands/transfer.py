@@ -77,6 +77,7 @@ def finetune(
     from trainer.jobs.checks import check_finetune, finetune_warnings, is_multi_label  # noqa: PLC0415
     from trainer.jobs.config import SCRATCH, FinetuneConfig  # noqa: PLC0415
     from trainer.run.history import learned_config  # noqa: PLC0415
+    from trainer.tasks.prepare import augmentation_of  # noqa: PLC0415
 
     values = parsed(FinetuneConfig, "--set", settings)
     train, test, out = absolute_pattern(train), absolute_pattern(test), absolute_url(out)
@@ -102,7 +103,7 @@ def finetune(
     elif loss == "auto":
         loss = "sigmoid" if is_multi_label(open_any(train)) else "softmax"
     fields = {
-        **_augmentation_of(train),
+        **augmentation_of(train),
         "init": init,
         "init_step": init_step,
         "model": model,
@@ -203,24 +204,6 @@ def evaluate(
         wait=wait,
         as_json=as_json,
     )
-
-
-def _augmentation_of(train: str) -> dict[str, bool]:
-    """Return which augmentation the task of a dataset takes, where `trainer task prepare` made it; else nothing."""
-    import json  # noqa: PLC0415
-
-    from pipeline.base.errors import NotFound  # noqa: PLC0415
-    from pipeline.packing.foreign_tars.open_any import is_published  # noqa: PLC0415
-    from pipeline.store.any_url import join, parent, read_file  # noqa: PLC0415
-    from trainer.tasks.prepare import TASK_KEY  # noqa: PLC0415
-
-    if not is_published(train):
-        return {}
-    try:
-        about = json.loads(read_file(join(parent(train), TASK_KEY)))
-    except NotFound:
-        return {}
-    return {name: about[name] for name in ("flip", "crop")}
 
 
 def _numbers(text: str) -> list[int]:

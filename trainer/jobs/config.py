@@ -84,6 +84,7 @@ class FinetuneConfig(RunSettings):
         out: URL of the results.
         shots: Pictures a class; 0 means the whole training set.
         num_subsets: Few-shot subsets for each number of shots [paper 4.1: five].
+        only_subset: The one of the subsets that is trained on; None for all.
         rule: Variant of the HyperRule.
         shortened: Another length of the schedule, or None for the rule itself.
         batch_size: Global batch other than the rule's, with learning rate and steps changed to match; None for the rule's.
@@ -110,6 +111,7 @@ class FinetuneConfig(RunSettings):
     out: str
     shots: tuple[NonNegativeInt, ...] = (0,)
     num_subsets: PositiveInt = 5
+    only_subset: NonNegativeInt | None = None
     rule: Literal["paper", "code"] = "paper"
     shortened: Shortened | None = None
     batch_size: PositiveInt | None = None

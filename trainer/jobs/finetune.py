@@ -70,7 +70,8 @@ class SweepRun(NamedTuple):
 
 def sweep(config: FinetuneConfig) -> list[SweepRun]:
     """Return the runs of a sweep, in the order in which they are trained."""
-    return [SweepRun(shots, subset) for shots in config.shots for subset in range(config.num_subsets if shots else 1)]
+    subsets = range(config.num_subsets) if config.only_subset is None else (config.only_subset,)
+    return [SweepRun(shots, subset) for shots in config.shots for subset in (subsets if shots else (0,))]
 
 
 @dataclass(frozen=True)

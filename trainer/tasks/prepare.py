@@ -1,6 +1,7 @@
 """From published files to datasets of ours, one for each split of a task."""
 
 import itertools
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -11,12 +12,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import ConfigError, NotFound
 from pipeline.base.records import json_bytes
 from pipeline.dataset.schema import ManifestVersion
+from pipeline.packing.foreign_tars.open_any import is_published
 from pipeline.packing.jobs import Job, shard
 from pipeline.packing.plan import ShardConfig
 from pipeline.packing.sources.rows import FILE, PARQUET, Source, batch_of
+from pipeline.store.any_url import join, parent, read_file
 from pipeline.store.base import put
 from pipeline.store.url import open_store
 from pipeline.work.pools import Pool
@@ -70,6 +73,17 @@ def about(task: Task, original: Original, versions: Mapping[str, ManifestVersion
         "crop": task.crop,
         "order": "as TFDS" if original.in_order else "random, always the same",
     }
+
+
+def augmentation_of(train: str) -> dict[str, bool]:
+    """Return which augmentation the task of a training set takes, by field, if it was prepared here; else nothing."""
+    if not is_published(train):
+        return {}
+    try:
+        found = json.loads(read_file(join(parent(train.rstrip("/")), TASK_KEY)))
+    except NotFound:
+        return {}
+    return {name: found[name] for name in ("flip", "crop")}
 
 
 def _check(task: Task, original: Original) -> None:
