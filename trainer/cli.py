@@ -3,7 +3,7 @@
 import click
 
 from pipeline.base.console import run
-from trainer.commands import gallery, inference, models, pretraining, sweeps, transfer, watching
+from trainer.commands import gallery, inference, models, pretraining, sweeps, tasks, transfer, watching
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
