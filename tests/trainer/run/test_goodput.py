@@ -128,6 +128,13 @@ def test_silence_after_the_last_row_is_down_time_if_it_is_to_be_counted() -> Non
     assert found.goodput == pytest.approx(1 / 9)
 
 
+def test_what_a_start_writes_after_the_next_one_began_takes_none_of_its_time() -> None:
+    attempts = [{"attempt": name, "first_step": 0, "time": time} for name, time in (("a", 0.0), ("b", 50.0))]
+    rows = [{"attempt": "a", "step": 1, "time": 90.0}, {"attempt": "b", "step": 1, "time": 80.0}]
+    found = time_classes(attempts, rows)
+    assert (found.rework, found.steps, found.wall) == (50, 30, 80)
+
+
 def test_a_run_of_an_old_release_has_no_times() -> None:
     assert time_classes([{"attempt": "a", "first_step": 0}], [{"step": 1}]).wall == 0
 
@@ -142,9 +149,12 @@ def test_the_running_goodput_is_that_of_the_folder(tmp_path: Path) -> None:
     life.live(50, 120, 120, fails=False)
     for start in life.attempts:
         store.create(f"attempts/{start['first_step']:09d}-{start['attempt']}.json", json.dumps(start).encode())
+    write_metrics(store, "1", life.rows[num_rows : num_rows + 9])  # is taken row by row, below
     running = RunningGoodput(store, "1")
     running._thread.join()
     found = [running.add(row) for row in life.rows[num_rows:]]
     whole = time_classes(life.attempts, life.rows, life.failures[:1])
     assert found[-1] == pytest.approx(whole.goodput, abs=0.02)  # but for the start-up within the first row
     assert None not in found
+    assert running._classes is not None
+    assert running._classes.wall == pytest.approx(whole.wall)

@@ -76,8 +76,8 @@ def test_joining_at_any_time_changes_no_row(tmp_path_factory, sizes: list[int], 
     assert read_metrics(store) == wanted
 
 
-def test_a_run_of_three_million_steps_ends_as_a_few_hundred_objects() -> None:
-    sizes, num_bytes = [], 25 * 600  # 6,000 checkpoints with 25 rows between them
+def test_a_run_of_three_million_steps_is_never_more_than_a_few_hundred_objects() -> None:
+    sizes, num_bytes, most = [], 25 * 600, 0  # 6,000 checkpoints with 25 rows between them
     for _ in range(6_000):
         sizes.append(num_bytes)
         entries = [metrics.Entry(f"metrics/{place:09d}", size) for place, size in enumerate(sizes)]
@@ -85,8 +85,9 @@ def test_a_run_of_three_million_steps_ends_as_a_few_hundred_objects() -> None:
         if small:
             sizes = [entry.num_bytes for entry in entries if entry.key not in small]
             sizes.append(sum(entry.num_bytes for entry in entries if entry.key in small))
+        most = max(most, len(sizes))
     assert sum(sizes) == 6_000 * num_bytes
-    assert len(sizes) < 300
+    assert most < 300
 
 
 def test_after_a_fallback_the_rows_of_the_new_start_count(tmp_path: Path) -> None:
