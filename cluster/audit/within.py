@@ -5,13 +5,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit.base.sets import Sides
+from cluster.audit.base.sets import Sides, picture_name
 from cluster.audit.base.stored_tasks import AuditJob
 from cluster.audit.base.tables import AuditConfig, ShardRow, is_duplicate, split_rejected
 from cluster.audit.find_pairs import find_pairs
 from cluster.audit.report.pair_pages import pair_card, write_pages
 from cluster.audit.report.publish import claim, closest_first, csv_bytes, pick_evenly
-from cluster.audit.result.exclusion_lists import PAIR_LIST_SCHEMA, address_table, pair_list
+from cluster.audit.result.exclusion_lists import PAIR_LIST_SCHEMA, address_table, pair_list, with_sources
 from cluster.audit.result.groups import group_copies
 from pipeline.base.html import render_page
 from pipeline.base.records import json_bytes
@@ -21,8 +21,9 @@ from pipeline.store.base import Store, put
 
 _MOST_LISTED = 100  # groups on the page; the table holds all
 _GROUP_SCHEMA = pa.schema(
-    [("centre_shard", pa.int32()), ("centre_row", pa.int32()), ("centre_key", pa.string()), ("shard", pa.int32()),
-     ("row", pa.int32()), ("key", pa.string()), ("url", pa.string()), ("offset", pa.int64()), ("bytes", pa.int64())]
+    [("centre_shard", pa.int32()), ("centre_row", pa.int32()), ("centre_key", pa.string()),
+     ("centre_source", pa.string()), ("shard", pa.int32()), ("row", pa.int32()), ("key", pa.string()),
+     ("source", pa.string()), ("url", pa.string()), ("offset", pa.int64()), ("bytes", pa.int64())]
 )  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def run_audit_within(out: Store, config: AuditConfig, sides: Sides, job: AuditJo
     )
     table = _group_table(sides, groups)
     excluded = address_table({member for members in groups.values() for member in members})
-    listed = closest_first(pair_list(sides, pairs))
+    listed = with_sources(sides, closest_first(pair_list(sides, pairs)))
     rows = [row | {"verdict": None} for row in listed]
     parts = {
         "pairs.parquet": to_parquet(pa.Table.from_pylist(rows, schema=PAIR_LIST_SCHEMA)),
@@ -82,7 +83,10 @@ def run_audit_within(out: Store, config: AuditConfig, sides: Sides, job: AuditJo
         "writer": f"bit-pretrain {metadata.version('bit-pretrain')}",
     }
     largest = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))[:_MOST_LISTED]
-    shown = [{"key": _key(sides, centre), "num_members": len(members)} for centre, members in largest]
+    shown = [
+        {"name": picture_name(sides.upstream, Address(*centre)), "num_members": len(members)}
+        for centre, members in largest
+    ]
     gallery = [pair_card(sides, row) for row in pick_evenly(listed)]
     page = render_page(
         "cluster.audit.report", "within.html.j2", title="Duplicates within a set", summary=summary, groups=shown,
@@ -105,7 +109,9 @@ def _group_table(sides: Sides, groups: dict[ShardRow, list[ShardRow]]) -> pa.Tab
             sample = sides.upstream.sample(Address(*member))
             rows.append(
                 {"centre_shard": centre[0], "centre_row": centre[1], "centre_key": _key(sides, centre),
+                 "centre_source": picture_name(sides.upstream, Address(*centre)),
                  "shard": member[0], "row": member[1], "key": sample["key"],
+                 "source": picture_name(sides.upstream, Address(*member)),
                  "url": sides.upstream.shard_url(member[0]), "offset": sample["image_offset"],
                  "bytes": sample["image_bytes"]}
             )  # fmt: skip

@@ -127,6 +127,11 @@ def check_tar(dataset: Dataset, shard: int) -> None:
         )
 
 
+def picture_name(dataset: Dataset, address: Address) -> str:
+    """Return the name of the file that a picture came from, or its key where the dataset does not say."""
+    return str(dataset.read_about(address).get("source") or dataset.sample(address)["key"])
+
+
 def read_picture(dataset: Dataset, address: Address) -> bytes:
     """Read the bytes of a picture and check that they are the fingerprinted ones.
 

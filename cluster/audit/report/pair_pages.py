@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.audit.base.sets import Sides
+from cluster.audit.base.sets import Sides, picture_name
 from cluster.audit.base.stored_tasks import AuditJob, Quarantined, results_of
 from cluster.audit.base.tables import Evidence, is_duplicate
 from cluster.audit.verify.affine import warp_onto
@@ -41,9 +41,8 @@ def pair_card(sides: Sides, row: Mapping[str, Any]) -> dict[str, Any]:
     pixels, names = {}, {}
     for side, dataset in (("down", sides.downstream), ("up", sides.upstream)):
         address = Address(row[f"{side}_shard"], row[f"{side}_row"])
-        pixels[side] = _pixels(dataset, address)
-        source = dataset.read_about(address).get("source")
-        names[f"{side}_name"] = str(source or row[f"{side}_key"])
+        pixels[side] = picture_or_grey(dataset, address)
+        names[f"{side}_name"] = picture_name(dataset, address)
         names[f"{side}_classes"] = row[f"{side}_classes"]
     is_same = row["evidence"] in (Evidence.SAME_BYTES, Evidence.SAME_PIXELS)
     apart = np.zeros_like(pixels["up"]) if is_same else difference(pixels["up"], pixels["down"])
@@ -57,7 +56,7 @@ def pair_card(sides: Sides, row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pixels(dataset: Dataset, address: Address) -> Pixels:
+def picture_or_grey(dataset: Dataset, address: Address) -> Pixels:
     """Decode a picture; return a grey square if it does not decode, as broken pictures with equal bytes are pairs."""
     try:
         return decode(dataset.read_image(address))
@@ -84,6 +83,7 @@ class PageTask:
         number: Of the page, from 1.
         num_pages: Of all pages.
         pairs: JSON list of rows of exclusion_lists.pair_list.
+        key: Of the browser's storage of verdicts; None if the pairs cannot be judged.
     """
 
     sides: Sides
@@ -91,12 +91,13 @@ class PageTask:
     number: int
     num_pages: int
     pairs: str
+    key: str | None
 
     def __str__(self) -> str:
         return f"page {self.number} of pairs at {self.out}"
 
 
-def write_pages(out: Store, sides: Sides, rows: Sequence[dict[str, Any]], job: AuditJob) -> int:
+def write_pages(out: Store, sides: Sides, rows: Sequence[dict[str, Any]], job: AuditJob, key: str | None = None) -> int:
     """Write pages of pairs in the given order, as tasks; return their number. Pages of a longer list are deleted.
 
     Args:
@@ -104,13 +105,14 @@ def write_pages(out: Store, sides: Sides, rows: Sequence[dict[str, Any]], job: A
         sides: Both sets.
         rows: Of exclusion_lists.pair_list; the first MOST_SHOWN are shown.
         job: Where the tasks run.
+        key: See PageTask.
     """
     shown = rows[:MOST_SHOWN]
     num_pages = -(-len(shown) // PAIRS_PER_PAGE)
     tasks = []
     for page in range(num_pages):
         part = json.dumps(shown[page * PAIRS_PER_PAGE : (page + 1) * PAIRS_PER_PAGE])
-        tasks.append(PageTask(sides, out.url, page + 1, num_pages, part))
+        tasks.append(PageTask(sides, out.url, page + 1, num_pages, part, key))
     with job.reporting.progress("writing pages", len(shown), "pairs") as advance:
         for task, num_written in results_of(job.pool, write_page, tasks, job.reporting.event):
             if isinstance(num_written, Quarantined):
@@ -129,6 +131,7 @@ def write_page(task: PageTask) -> int:
     page = render_page(
         "cluster.audit.report", "pairs.html.j2", title=f"Pairs, page {task.number} of {task.num_pages}", pairs=pairs,
         number=task.number, num_pages=task.num_pages, page_name=page_name,
+        can_judge=task.key is not None, key=task.key,
     )  # fmt: skip
     put(open_store(task.out), page_name(task.number), page)
     return len(pairs)

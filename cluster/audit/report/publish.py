@@ -14,7 +14,8 @@ from cluster.audit.base.stored_tasks import AuditJob
 from cluster.audit.base.tables import AuditConfig, AuditTables, Evidence
 from cluster.audit.report.pair_pages import PAIRS_PER_PAGE, page_name, pair_card, write_pages
 from cluster.audit.report.recorded_verdicts import read_verdicts, write_for_pages
-from cluster.audit.result.exclusion_lists import PAIR_LIST_SCHEMA, exclusions, pair_list
+from cluster.audit.report.unchecked_page import write_unchecked
+from cluster.audit.result.exclusion_lists import PAIR_LIST_SCHEMA, exclusions, pair_list, with_sources
 from cluster.audit.result.human_review import Verdict, decide, draw_pairs, precision_by_band
 from cluster.audit.result.states import audit_tables
 from cluster.audit.result.summary import states_by_class, summarize
@@ -70,6 +71,8 @@ def publish_audit(
     out.delete(_SUMMARY)  # a folder without it is incomplete
     drawn = draw_pairs(closest_first(compared), config.radius, review_each, config.seed)
     listed = closest_first(judged_list(compared, decided["evidence"].to_pylist(), verdicts))
+    listed = with_sources(sides, listed)
+    key = sha256_hex(config.to_json())[:16]  # of the browser's storage: verdicts survive a rerun
     parts = {
         "found.parquet": to_parquet(by_rule),
         "hubs.parquet": to_parquet(tables.found.hubs),
@@ -84,11 +87,11 @@ def publish_audit(
     for name, body in parts.items():
         put(out, name, body)
     summary["digest"] = sha256_hex(b"".join(sha256_hex(parts[name]).encode() for name in sorted(parts)))
-    summary["num_pages"] = write_pages(out, sides, listed, job)
+    summary["num_pages"] = write_pages(out, sides, listed, job, key)
+    write_unchecked(out, sides, tables)
     bands: dict[str, list[dict[str, Any]]] = {}
     for row in drawn:
         bands.setdefault(row["band"], []).append(pair_card(sides, row))
-    key = sha256_hex(config.to_json())[:16]  # of the browser's storage: verdicts survive a rerun
     put(
         out,
         "review.html",
@@ -190,7 +193,7 @@ def _write_pairs(out: Store, rows: Sequence[dict[str, Any]]) -> None:
     table = pa.Table.from_pylist(list(rows), schema=PAIR_LIST_SCHEMA)
     put(out, "pairs.parquet", to_parquet(table))
     put(out, "pairs.csv", csv_bytes(table))
-    columns = ("pair", "evidence", "distance", "correlation", "quality", "transform", "down_key", "up_key",
+    columns = ("pair", "evidence", "distance", "correlation", "quality", "transform", "down_source", "up_source",
                "down_classes", "up_classes", "verdict")  # fmt: skip
     shown = [
         [row[name] for name in columns] + [page_name(number // PAIRS_PER_PAGE + 1)]

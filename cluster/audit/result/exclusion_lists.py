@@ -1,22 +1,27 @@
 """The lists an audit publishes: all pairs with the locations of their pictures, and what to exclude from each set."""
 
 import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit.base.sets import Sides
+from cluster.audit.base.sets import Sides, picture_name
 from cluster.audit.base.tables import AuditTables, Evidence, ShardRow
 from pipeline.dataset.dataset import Address
 from pipeline.image.fingerprint import DIHEDRAL
 
 _ID_DIGITS = 16
+_NUM_READ_THREADS = 16  # small reads, as in stored_tasks
 _ADDRESS_SCHEMA = pa.schema([("shard", pa.int32()), ("row", pa.int32())])
 _SIDE_FIELDS = (
     ("shard", pa.int32()),
     ("row", pa.int32()),
     ("url", pa.string()),
     ("key", pa.string()),
+    ("source", pa.string()),
     ("offset", pa.int64()),
     ("bytes", pa.int64()),
     ("digest", pa.string()),
@@ -56,7 +61,7 @@ def element_name(element: int) -> str:
 
 
 def pair_list(sides: Sides, pairs: pa.Table) -> list[dict[str, Any]]:
-    """Return pairs with the locations of both pictures, as rows of PAIR_LIST_SCHEMA without verdict.
+    """Return pairs with the locations of both pictures, as rows of PAIR_LIST_SCHEMA without sources and verdict.
 
     `pair` identifies the two pictures by their bytes, wherever they are stored: a verdict on them holds in every later
     audit.
@@ -90,6 +95,18 @@ def pair_list(sides: Sides, pairs: pa.Table) -> list[dict[str, Any]]:
         }
         rows.append(row)
     return rows
+
+
+def with_sources(sides: Sides, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of pair_list with `source` of both sides: the names of the files, read from the sets."""
+    named: dict[str, list[str]] = {}
+    for side, dataset in (("down", sides.downstream), ("up", sides.upstream)):
+        addresses = [Address(row[f"{side}_shard"], row[f"{side}_row"]) for row in rows]
+        distinct = list(dict.fromkeys(addresses))
+        with ThreadPoolExecutor(_NUM_READ_THREADS) as threads:
+            names = dict(zip(distinct, threads.map(partial(picture_name, dataset), distinct), strict=True))
+        named[f"{side}_source"] = [names[address] for address in addresses]
+    return [row | {side: named[side][place] for side in named} for place, row in enumerate(rows)]
 
 
 def pair_names(sides: Sides, pairs: pa.Table) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit.base.sets import Sides, content_digest
+from cluster.audit.base.sets import Sides, content_digest, picture_name
 from cluster.audit.base.tables import MIN_QUALITY, STATES, AuditConfig, AuditTables, Evidence
 from cluster.audit.result.scores import cuts, radii, score
 from pipeline.dataset.dataset import Address, Dataset
@@ -121,7 +121,7 @@ def states_by_class(dataset: Dataset, downstream: pa.Table) -> list[dict[str, An
 
 def _downstream_hubs(dataset: Dataset, hubs: pa.Table) -> list[dict[str, Any]]:
     return [
-        row | {"key": dataset.sample(Address(row["shard"], row["row"]))["key"], "url": dataset.shard_url(row["shard"])}
+        row | {"name": picture_name(dataset, Address(row["shard"], row["row"])), "url": dataset.shard_url(row["shard"])}
         for row in hubs.to_pylist()
     ]
 
@@ -134,8 +134,8 @@ def _upstream_hubs(dataset: Dataset, pairs: pa.Table) -> list[dict[str, Any]]:
         if number == 1 or len(rows) == _MOST_LISTED:
             break
         about = {"shard": shard, "row": row, "num_matches": number}
-        key = dataset.sample(Address(shard, row))["key"]
-        rows.append(about | {"key": key, "url": dataset.shard_url(shard)})
+        name = picture_name(dataset, Address(shard, row))
+        rows.append(about | {"name": name, "url": dataset.shard_url(shard)})
     return rows
 
 

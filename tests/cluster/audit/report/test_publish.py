@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.audit.base.sets import samples_of
-from cluster.audit.base.tables import AuditConfig, AuditTables, Evidence
+from cluster.audit.base.sets import picture_name, samples_of
+from cluster.audit.base.tables import HUB_SCHEMA, STATE_SCHEMA, AuditConfig, AuditTables, Evidence
 from cluster.audit.coordinator import pin_sides
 from cluster.audit.report.apply_verdicts import import_verdicts
 from cluster.audit.report.publish import publish_audit, read_summary
+from cluster.audit.report.unchecked_page import write_unchecked
 from cluster.audit.result.human_review import Verdict
 from cluster.audit.result.states import audit_tables
 from pipeline.base.errors import ConfigError, Conflict
@@ -36,7 +37,7 @@ def test_the_folder_opens_offline_and_leads_to_every_picture(
 ) -> None:
     summary = publish(tmp_path, config, found, {"<b>model</b>": predictions(open_dataset(str(sets[1])), {1, 2})})
     pages = {path.name: path.read_text() for path in tmp_path.glob("*.html")}
-    assert {"index.html", "pairs.html", "pairs-0001.html", "review.html"} == set(pages)
+    assert {"index.html", "pairs.html", "pairs-0001.html", "review.html", "unchecked.html"} == set(pages)
     for name, page in pages.items():
         for target in re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)([^"']+)""", page):
             assert (tmp_path / target).exists(), (name, target)
@@ -49,10 +50,33 @@ def test_the_folder_opens_offline_and_leads_to_every_picture(
     assert len(pairs) == summary["num_pairs"] == 6
     for pair in pairs:
         assert f'id="{pair["pair"]}"' in pages["pairs-0001.html"]
+        assert {pair["down_source"], pair["up_source"]} <= set(re.findall(r"class\d/[\w.-]+", pages["pairs.html"]))
         with Path(pair["down_url"]).open("rb") as tar:
             tar.seek(int(pair["down_offset"]))
             assert tar.read(3) == b"\xff\xd8\xff"
     assert read_summary(open_store(str(tmp_path))) == summary
+
+
+def test_unchecked_pictures_are_shown_with_their_reason(
+    found: AuditTables, config: AuditConfig, tmp_path: Path
+) -> None:
+    rows = found.downstream.to_pylist()
+    flat, hub = rows[0], next(row for row in rows[1:] if row["state"] == "clean")
+    flat |= {"state": "unchecked", "quality": 3}
+    hub["state"] = "unchecked"
+    hubs = pa.Table.from_pylist([{"shard": hub["shard"], "row": hub["row"], "num_matches": 30}], schema=HUB_SCHEMA)
+    shown = replace(
+        found, downstream=pa.Table.from_pylist(rows, schema=STATE_SCHEMA), found=replace(found.found, hubs=hubs)
+    )
+    sides = pin_sides(config)
+    write_unchecked(open_store(str(tmp_path)), sides, shown)
+    page = (tmp_path / "unchecked.html").read_text()
+    names = [picture_name(sides.downstream, Address(row["shard"], row["row"])) for row in (flat, hub)]
+    sections = page.split("<h3>")[1:]
+    assert [section.split(":")[0] for section in sections] == [
+        "too flat to compare", "more candidates than were verified",
+    ]  # fmt: skip
+    assert all(name in section and section.count("<img") == 1 for name, section in zip(names, sections, strict=True))
 
 
 def test_publishing_again_changes_nothing_and_another_audit_is_refused(
