@@ -24,6 +24,7 @@ import torch
 from measure import proportional_bytes
 from side_by_side import environment
 
+from cluster.stack.services import start_stack, stop_stack
 from pipeline.dataset.dataset import open_dataset
 from pipeline.store.url import open_store
 from trainer.checkpoint.record import CheckpointRecord, latest
@@ -64,12 +65,9 @@ def train(data: str, out: Path, num_steps: int, options: argparse.Namespace, *mo
     if "--branch" not in more:
         command += ["--model", options.model, "--recipe", "bit-m"]
     command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    # A Ray instance of its own, which leaves the memory of the whole machine to this script's own limit.
-    own = {"RAY_ADDRESS": "local", "RAY_memory_monitor_refresh_ms": "0", "OMP_NUM_THREADS": "1"}
     began = time.monotonic()
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=others | own
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as process:
         assert process.stdout
         for line in process.stdout:
@@ -129,11 +127,16 @@ def main() -> None:
         data = str(folder / "set")
         subprocess.run([Path(sys.executable).parent / "pipeline", "shard", options.data, data], check=True)
         first, two, one = folder / "saved", folder / "on-two", folder / "on-one"
-        train(data, first, STEPS, options, "--workers", "2", "--set", "sharded=true")
-        size = sum(file.num_bytes for file in newest(first).files)
         branch = ("--branch", f"{first}@{STEPS}")
-        train(data, two, STEPS + 1, options, *branch, "--workers", "2", "--set", "sharded=true")
-        train(data, one, STEPS + 1, options, *branch, "--workers", "1")
+        stack = start_stack(folder / "stack", cpus_per_node=[2], bucket="unused")
+        os.environ.update(stack.environment)
+        try:
+            train(data, first, STEPS, options, "--workers", "2", "--set", "sharded=true")
+            train(data, two, STEPS + 1, options, *branch, "--workers", "2", "--set", "sharded=true")
+            train(data, one, STEPS + 1, options, *branch, "--workers", "1")
+        finally:
+            stop_stack(stack)
+        size = sum(file.num_bytes for file in newest(first).files)
         step, difference, is_finite = differences(options.model, first, two, one)
     about = {
         "model": options.model, "px": options.px, "checkpoint_gb": round(size / 1e9, 2), "step_length": step,
