@@ -87,7 +87,7 @@ class FinetuneConfig(RunSettings):
         only_subset: The one of the subsets that is trained on; None for all.
         rule: Variant of the HyperRule.
         shortened: Another length of the schedule, or None for the rule itself.
-        batch_size: Global batch other than the rule's, with learning rate and steps changed to match; None for the rule's.
+        batch_size: Global batch other than the rule's; learning rate and steps change to match. None for the rule's.
         steps: Optimizer steps other than the rule's, with its schedule at that length; None for the rule's.
         loss: Softmax, or sigmoid for pictures with several labels.
         allow_fewer_shots: Whether a class with fewer pictures than shots gives all it has, instead of an error.
