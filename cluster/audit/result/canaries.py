@@ -10,12 +10,12 @@ import numpy as np
 from cluster.audit.base.tables import MIN_QUALITY
 from pipeline.base.seeds import rng
 from pipeline.dataset.dataset import Address, Dataset
-from pipeline.image.decode import decode
+from pipeline.image.decode import Pixels, decode
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-CANARIES_VERSION = 2  # raised with every change of what plant returns
+CANARIES_VERSION = 3  # raised with every change of what plant returns
 _JPEG_QUALITY = 90  # of a canary, after its transform
 
 
@@ -145,6 +145,43 @@ def _framed(image: "PilImage") -> "PilImage":
     return out
 
 
+def _shifted(image: "PilImage") -> "PilImage":
+    """Move a picture by a tenth, as the next frame of a video has it; what comes in repeats the edge."""
+    pixels = np.asarray(image)
+    rows, columns = (round(0.1 * side) for side in pixels.shape[:2])
+    moved = np.pad(pixels, ((rows, 0), (columns, 0), (0, 0)), mode="edge")[: pixels.shape[0], : pixels.shape[1]]
+    return _fromarray(moved)
+
+
+def _in_blurred_frame(image: "PilImage") -> "PilImage":
+    """Put a picture before a blurred and enlarged copy of itself, as videos of upright pictures do."""
+    from PIL import ImageFilter  # noqa: PLC0415
+
+    width, height = image.size
+    out = image.resize((round(1.6 * width), height)).filter(ImageFilter.GaussianBlur(max(image.size) / 20))
+    out.paste(image, (round(0.3 * width), 0))
+    return out
+
+
+def _in_collage(image: "PilImage") -> "PilImage":
+    """Put a picture beside a plain one of its size."""
+    from PIL import Image  # noqa: PLC0415
+
+    out = Image.new("RGB", (2 * image.size[0], image.size[1]), (96, 120, 84))
+    out.paste(image, (0, 0))
+    return out
+
+
+def _negative(image: "PilImage") -> "PilImage":
+    return _fromarray(255 - np.asarray(image))
+
+
+def _fromarray(pixels: Pixels) -> "PilImage":
+    from PIL import Image  # noqa: PLC0415
+
+    return Image.fromarray(pixels)
+
+
 # Pillow's Transpose numbers: 0 mirrors left-right, 2 and 3 turn by 90 and 180 degrees.
 TRANSFORMS: dict[str, Callable[["PilImage"], "PilImage"]] = {
     "JPEG quality 30": _recompressed,
@@ -169,6 +206,10 @@ TRANSFORMS: dict[str, Callable[["PilImage"], "PilImage"]] = {
     "sticker over it": _covered,
     "photographed from the side": _photographed,
     "inside a screenshot": _framed,
+    "shifted": _shifted,
+    "in a blurred frame": _in_blurred_frame,
+    "half of a collage": _in_collage,
+    "negative": _negative,
 }
 
 
