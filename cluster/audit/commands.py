@@ -9,6 +9,7 @@ import click
 
 from pipeline.base.console import EventLog, examples, progress
 from pipeline.base.errors import ConfigError
+from pipeline.base.quantities import plural
 from pipeline.commands.options import pool_of, pool_options
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ def audit_review(out: str, verdicts: str, by: str | None, workers: int | None, o
     for row in summary["review"]:
         share = f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]" if row["num_reviewed"] else "not reviewed"
         click.echo(f"{row['band']}: {row['num_copies']} of {row['num_reviewed']} reviewed are copies, {share}")
-    click.echo(f"{len(given)} verdicts recorded; {_summary_line(summary)}")
+    click.echo(f"{len(given)} {plural(len(given), 'verdict')} recorded; {_summary_line(summary)}")
     click.echo(f"report {store.url}/index.html")
 
 
