@@ -12,7 +12,8 @@ from pipeline.base.seeds import rng
 
 # The label is right; the model is; neither is; both can be seen [paper 4.4: what its raters were asked].
 VERDICTS = ("model wrong", "model right", "label wrong", "ambiguous")
-_NUM_RESAMPLES = 2000
+_NUM_DRAWS = 2000
+_PRIOR = 0.5  # Jeffreys: a verdict that was not given is not ruled out
 
 
 def drawn_for_review(names: Sequence[str], count: int, seed: int = 0) -> list[str]:
@@ -42,13 +43,13 @@ def corrected_accuracy(num_correct: int, num_test: int, verdicts: Sequence[str],
 
     Where the model is right its prediction counts as correct; where neither is right the picture does not count.
     `accuracy` takes an ambiguous picture for a mistake, `lenient_accuracy` for a correct one. The intervals are those
-    of the choice of pictures: 95 % of a bootstrap over verdicts, narrowed for the share of the mistakes that is judged.
+    of the choice of pictures: 95 % of what the verdicts leave likely, narrowed for the share of the mistakes judged.
 
     Args:
         num_correct: Pictures that the model classifies as labelled.
         num_test: All pictures with a label.
         verdicts: Of mistakes that were drawn at random; at least one.
-        seed: Key of the bootstrap.
+        seed: Key of the draws.
 
     Raises:
         ConfigError: There is no verdict, or there are more than mistakes.
@@ -57,8 +58,9 @@ def corrected_accuracy(num_correct: int, num_test: int, verdicts: Sequence[str],
     if not 0 < len(verdicts) <= num_wrong:
         raise ConfigError(f"{len(verdicts)} verdicts on {num_wrong:,} mistakes: judge one or more of them")
     counts = Counter(verdicts)
-    shares = np.array([counts[verdict] for verdict in VERDICTS]) / len(verdicts)
-    draws = rng(seed, "bootstrap of verdicts").multinomial(len(verdicts), shares, _NUM_RESAMPLES) / len(verdicts)
+    found = np.array([counts[verdict] for verdict in VERDICTS])
+    shares = found / len(verdicts)
+    draws = rng(seed, "shares of verdicts").dirichlet(found + _PRIOR, _NUM_DRAWS)
     narrowed = shares + (draws - shares) * np.sqrt((num_wrong - len(verdicts)) / max(1, num_wrong - 1))
 
     def accuracy(of_verdicts: Any, *, is_lenient: bool) -> Any:
@@ -72,7 +74,12 @@ def corrected_accuracy(num_correct: int, num_test: int, verdicts: Sequence[str],
         "verdicts": {verdict: counts[verdict] for verdict in VERDICTS},
     }
     for name, is_lenient in (("accuracy", False), ("lenient_accuracy", True)):
+        likely = float(accuracy(shares, is_lenient=is_lenient))
         low, high = np.percentile(accuracy(narrowed, is_lenient=is_lenient), [2.5, 97.5])
-        result |= {name: float(accuracy(shares, is_lenient=is_lenient))}
-        result |= {f"{name}_low": max(0.0, float(low)), f"{name}_high": min(1.0, float(high))}
+        # Verdicts that are all the same lie at the end of what they leave likely.
+        interval = {
+            f"{name}_low": max(0.0, min(float(low), likely)),
+            f"{name}_high": min(1.0, max(float(high), likely)),
+        }
+        result |= {name: likely, **interval}
     return result

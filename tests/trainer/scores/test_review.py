@@ -30,6 +30,12 @@ def test_the_interval_of_a_sample_holds_the_accuracy_of_all_about_as_often_as_it
     assert 88 <= hits <= 100
 
 
+def test_equal_verdicts_on_a_few_leave_room_for_others() -> None:
+    found = corrected_accuracy(365, 2446, ["model wrong"] * 10)
+    assert found["accuracy"] == pytest.approx(365 / 2446)
+    assert found["accuracy_low"] == found["accuracy"] < found["accuracy_high"] - 0.02
+
+
 def test_more_verdicts_narrow_the_interval() -> None:
     few, many = (corrected_accuracy(900, 1000, ["model right", "model wrong"] * count) for count in (5, 40))
     assert few["accuracy"] == many["accuracy"] == pytest.approx(0.95)
