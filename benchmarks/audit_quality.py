@@ -245,7 +245,7 @@ def table(scratch: Path, down: pa.Table, num_originals: int, chunks: range) -> N
     for measure in ("local", "whole", "share", "correlation", "inliers"):
         reached = np.percentile([row[measure] for row in compared], (50, 90, 99, 99.9, 100))
         print(f"{measure}: " + ", ".join(f"{each:.3f}" for each in reached) + " (50, 90, 99, 99.9, 100 %)")
-    accepted = [row for row in others if Evidence(row["evidence"]).is_duplicate]
+    accepted = [row for row in others if Evidence(row["evidence"]).is_copy_upstream]
     print(f"{len(accepted)} accepted pairs of different pictures")
     for row in sorted(accepted, key=lambda row: -row["local"]):
         print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from cluster.audit.base.tables import AuditConfig, AuditTables, Evidence
@@ -51,6 +52,29 @@ def test_the_result_does_not_depend_on_sharding(found: AuditTables, sets: tuple[
     assert len(open_dataset(str(sets[0])).shards) > len(open_dataset(str(tmp_path / "one")).shards)
     assert other.downstream.equals(found.downstream)
     assert other.canaries.equals(found.canaries)
+
+
+def test_with_an_embedding_and_a_tight_cap_the_result_does_not_depend_on_sharding_either(tmp_path: Path) -> None:
+    pixels = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(10), torch.nn.Flatten())
+    torch.jit.trace(pixels, torch.zeros(1, 3, 224, 224)).save(str(tmp_path / "pixels.pt"))
+    up = class_folders(tmp_path / "up", classes=1, each=12)
+    pack(class_folders(tmp_path / "down", classes=1, each=5, seed=50_000), str(tmp_path / "test"))
+    results = []
+    for name, shard_bytes in (("many", 8_000), ("one", 10_000_000)):
+        pack(up, str(tmp_path / name), shard_bytes=shard_bytes)
+        config = AuditConfig(upstream=str(tmp_path / name), downstream=str(tmp_path / "test"), canaries_each=0,
+                             most_matches=1, embedding=str(tmp_path / "pixels.pt"))  # fmt: skip
+        results.append(audited(config, tmp_path / "work"))
+    many, one = results
+    assert one.found.shards.num_rows < many.found.shards.num_rows
+    assert many.found.num_candidates == one.found.num_candidates > 3 * many.downstream.num_rows
+    assert many.found.hubs.equals(one.found.hubs)
+    assert many.downstream.equals(one.downstream)
+    assert many.found.pairs["evidence"].value_counts() == one.found.pairs["evidence"].value_counts()
+    hubs = set(zip(one.found.hubs["shard"].to_pylist(), one.found.hubs["row"].to_pylist(), strict=True))
+    assert hubs
+    states = {(row["shard"], row["row"]): row["state"] for row in one.downstream.to_pylist()}
+    assert {states[place] for place in hubs} <= {"unchecked", "duplicate"}, "none of them is called clean"
 
 
 def test_the_report_made_on_ray_is_the_same_to_the_byte(cluster: Stack, config: AuditConfig, tmp_path: Path) -> None:
