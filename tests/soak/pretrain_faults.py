@@ -157,11 +157,12 @@ def soak(stack: Stack, folder: Path, minutes: float, seed: int, faults: list[str
     run = subprocess.Popen(_command(data, out, num_steps), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     found = Soak(stack, out, random.Random(seed))
     try:
-        _disturb(found, run, time.monotonic() + 60 * minutes, faults)
+        _disturb(found, run, minutes, faults)
         printed = run.communicate()[0]
     finally:
         run.kill()
     assert run.returncode == 0, printed[-3000:]
+    assert found.seconds, "the run was over before anything was done to it; give it more minutes"
     assert [row["step"] for row in read_metrics(found.store)] == [
         *range(_LOG_EVERY, num_steps, _LOG_EVERY),
         num_steps,
@@ -170,10 +171,11 @@ def soak(stack: Stack, folder: Path, minutes: float, seed: int, faults: list[str
     return found
 
 
-def _disturb(found: Soak, run: subprocess.Popen[str], deadline: float, faults: list[str]) -> None:
+def _disturb(found: Soak, run: subprocess.Popen[str], minutes: float, faults: list[str]) -> None:
     """Do one thing after another to a run until the time is over, each when it has got on after the last one."""
     _wait_for_checkpoint_after(found, run, 0)
     left: list[str] = []
+    deadline = time.monotonic() + 60 * minutes
     while time.monotonic() < deadline and run.poll() is None:
         left = left or found.chance.sample(faults, len(faults))  # each as often as the others
         name = left.pop()
