@@ -44,6 +44,12 @@ def test_more_workers_than_lanes(refused: Start, tmp_path: Path) -> None:
     assert "64 workers cannot share 16 lanes" in refused(tmp_path / "out", "--workers", "64")
 
 
+@pytest.mark.parametrize("more", [["--set", "sharded=true", "--set", "ranks_per_replica=3"],
+                                  ["--set", "ranks_per_replica=2"]])  # fmt: skip
+def test_groups_of_ranks_that_do_not_fit(refused: Start, tmp_path: Path, more: list[str]) -> None:
+    assert "it needs sharded=true, and has to divide their number" in refused(tmp_path / "out", *more)
+
+
 def test_the_folder_of_another_run(refused: Start, small_dataset: Dataset, tmp_path: Path) -> None:
     pretrain(config(small_dataset, tmp_path / "out"), alone(), lambda row: None)
     error = refused(tmp_path / "out")
