@@ -214,6 +214,8 @@ class Hooks:
             return True
         if (wants_stop or wants_save) and self._saved_step != done:
             self._checkpoint(done, result)
+        if wants_stop and world.is_first:
+            write_event(self._run.store, "stopping", done, why="the run was asked to stop")
         return not wants_stop
 
     def _is_time_to_save(self, done: int, drain_deadline: float | None) -> bool:

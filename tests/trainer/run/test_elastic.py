@@ -117,7 +117,7 @@ def test_before_a_node_is_drained_the_run_saves_and_goes_on_from_there_on_what_i
     drain_node(three_nodes, 3, 30)
     run.wait_for_starts([3, 2])
     said = run.stop()
-    (stopping,) = [event for event in read_events(run.store) if event["kind"] == "stopping"]
-    assert "a node is taken away in" in stopping["why"]
+    events = [event for event in read_events(run.store) if event["kind"] == "stopping"]
+    (stopping,) = [event for event in events if "a node is taken away in" in event["why"]]
     assert attempts(run.store)[1]["first_step"] >= stopping["step"]
     assert "saving, and going on until then" in said

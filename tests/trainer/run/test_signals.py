@@ -12,6 +12,7 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from tests.trainer.runs import assert_equal, final_state
 from trainer.checkpoint.record import steps
+from trainer.run.events import read_events
 
 SETTINGS = (
     "recipe.epochs=20", "recipe.decay_epochs=[15]", "recipe.batch_size=24", "recipe.warmup_steps=2",
@@ -38,7 +39,10 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_it(
     os.kill(process.pid, number)
     said = process.stderr.read()
     assert process.wait() == 130
-    (stopped,) = steps(open_store(str(tmp_path / "run")))
+    store = open_store(str(tmp_path / "run"))
+    *_, stopped = steps(store)
+    (event,) = [event for event in read_events(store) if event["kind"] == "stopping"]
+    assert (event["step"], event["why"]) == (stopped, "the run was asked to stop")
     assert "stopping; a second Ctrl-C ends it at once" in said
     assert f"stopped after step {stopped} of 75; its state is saved" in said
     again = subprocess.run(command(data, tmp_path / "run"), capture_output=True, text=True, check=False)
