@@ -100,6 +100,13 @@ def pack(
     return open_dataset(url)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that wait for clusters: the last one would keep a single process busy for minutes."""
+    slow = {item.path for item in items if {"cluster", "three_nodes"} & set(getattr(item, "fixturenames", ()))}
+    slow |= {item.path for item in items if item.get_closest_marker("timeout")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """90 pictures in three classes."""
