@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.base.errors import Fenced, Interrupted, NonFinite
+from pipeline.base.errors import ConfigError, Fenced, Interrupted, NonFinite
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import from_parquet
 from pipeline.store.lease import Lease
@@ -19,6 +19,7 @@ from tests.trainer.checkpoint.test_fallback import flip_a_byte
 from tests.trainer.runs import Stopped, assert_equal, batch_of, damage_a_picture, final_state
 from trainer.checkpoint.record import committed, latest, require_latest
 from trainer.checkpoint.weights import load_model
+from trainer.jobs.checks import check_finetune
 from trainer.jobs.config import FinetuneConfig, Shortened
 from trainer.jobs.finetune import finetune, initial_model, mixup, read_results
 from trainer.run.controls import Controls
@@ -152,6 +153,15 @@ def test_a_sweep_of_a_release_that_kept_no_step_goes_on(
     assert done.returncode == 0, done.stderr
     assert f"from {pretrained}, its newest checkpoint" in done.stderr
     assert "0000-shots-0: accuracy" in done.stdout
+
+
+def test_the_training_set_as_test_set_is_refused_unless_that_is_meant(
+    small_dataset: Dataset, pretrained: Path, tmp_path: Path
+) -> None:
+    settings = transfer_config(small_dataset, str(pretrained), tmp_path, shots=(0,))
+    with pytest.raises(ConfigError, match="is training set and test set: its accuracy says nothing of other"):
+        check_finetune(settings, 0)
+    check_finetune(settings.model_copy(update={"allow_test_on_train": True}), 0)
 
 
 def test_a_stop_during_the_test_ends_before_the_next_run(

