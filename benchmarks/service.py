@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from side_by_side import compare, environment
+from side_by_side import compare
 
 _ROW_STEPS = 10
 
@@ -116,7 +116,6 @@ def main() -> None:
         "image",
         args.rounds,
     )
-    print(json.dumps(environment()))
 
 
 if __name__ == "__main__":
