@@ -39,6 +39,7 @@ class BoardState:
     def __init__(self, least_seconds: float) -> None:
         """Begin without ranks; `least_seconds` as for `trainer.run.lives.limit_seconds`."""
         self._least_seconds = least_seconds
+        self._group = 0
         self._lives: dict[int, tuple[Life, float]] = {}
         self._wants_stop = False
         self._num_saves = 0
@@ -46,13 +47,22 @@ class BoardState:
         self._lines: deque[Line] = deque(maxlen=_LINES)
 
     def sign(self, life: Life) -> Wishes:
-        """Take a sign of life, and return what the rank is asked for."""
+        """Take a sign of life, and return what the rank is asked for.
+
+        The first sign of a later group forgets the ranks of the one before it, of which some were killed.
+        """
+        if life.group < self._group:
+            return Wishes(self._wants_stop, self._num_saves)
+        if life.group > self._group:
+            self._group = life.group
+            self._lives.clear()
         self._lives[life.rank] = life, time.monotonic()
         return Wishes(self._wants_stop, self._num_saves, stuck(self.lives(), self._least_seconds))
 
-    def end(self, rank: int) -> None:
+    def end(self, rank: int, group: int = 0) -> None:
         """Forget a rank that has ended."""
-        self._lives.pop(rank, None)
+        if group == self._group:
+            self._lives.pop(rank, None)
 
     def lives(self) -> list[Life]:
         """Return the last sign of every rank."""
@@ -125,12 +135,12 @@ class Board:
         return self._wishes
 
     @contextmanager
-    def leaving(self, rank: int) -> Iterator[None]:
+    def leaving(self, rank: int, group: int) -> Iterator[None]:
         """Take a rank off the board in the end."""
         try:
             yield
         finally:
-            self._ask("end", rank)
+            self._ask("end", rank, group)
 
     def wants_stop(self) -> bool:
         """Return whether the run is to stop, as the last sign of life learned."""

@@ -26,8 +26,8 @@ from trainer.run.lives import Watch, least_step_seconds
 from trainer.run.progress import Report, json_line
 from trainer.run.pulse import Pulse, beating
 from trainer.run.signals import stop_requests
-from trainer.run.starts import begins_in_vain, final_failure, write_failure
-from trainer.step.ranks import World, alone
+from trainer.run.starts import begins_in_vain, final_failure, num_starts, write_failure
+from trainer.step.ranks import World, alone, broadcast
 
 logger = logging.getLogger(__name__)
 
@@ -258,14 +258,15 @@ def _worker(loop_config: dict[str, Any]) -> None:
     store, launch_id = open_store(loop_config["out"]), loop_config["launch_id"]
     if begins_in_vain(world, store, launch_id):
         return
-    board, pulse = Board.join(launch_id), Pulse(world.rank)
+    group = broadcast(world, num_starts(store, launch_id) if world.is_first else None)
+    board, pulse = Board.join(launch_id), Pulse(world.rank, group)
     for name in ("trainer", "pipeline"):
         logging.getLogger(name).addHandler(_ToBoard(board, world))
 
     def report(row: dict[str, Any]) -> None:
         board.say(loop_config["line_of"](row), is_row=True)
 
-    with board.leaving(world.rank), beating(pulse, board.sign, store):
+    with board.leaving(world.rank, group), beating(pulse, board.sign, store):
         controls = Controls(
             lease=Lease(store, loop_config["lease_number"]),
             wants_stop=board.wants_stop,

@@ -32,6 +32,7 @@ class Life(NamedTuple):
         phase: What it does: start, data, step, evaluation or save; nothing where it cannot be told.
         phase_seconds: For how long, by its own clock, when it gave the sign.
         step_seconds: Median time of its last steps; 0 before there are some.
+        group: Which group of workers it belongs to: a later one has a higher number.
         silent_seconds: For how long it has given none, by the clock of the board: those of hosts may differ.
     """
 
@@ -41,6 +42,7 @@ class Life(NamedTuple):
     phase: str = ""
     phase_seconds: float = 0.0
     step_seconds: float = 0.0
+    group: int = 0
     silent_seconds: float = 0.0
 
     @property

@@ -30,12 +30,14 @@ _STEPS = 50  # whose median is the time of a step
 class Pulse:
     """What a rank does now, as its thread shows it."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, group: int = 0) -> None:
         """Begin before the first step, in no phase.
 
         Args:
             rank: Of the run.
+            group: See Life.
         """
+        self._group = group
         self._rank, self._place = rank, f"{socket.gethostname()}, process {os.getpid()}"
         self._step, self._phase, self._since = -1, "", time.monotonic()
         self._stepped = 0.0
@@ -55,7 +57,9 @@ class Pulse:
     def life(self) -> Life:
         """Return the sign of life of this moment."""
         seconds = median(self._seconds) if self._seconds else 0.0
-        return Life(self._rank, self._place, self._step, self._phase, time.monotonic() - self._since, seconds)
+        return Life(
+            self._rank, self._place, self._step, self._phase, time.monotonic() - self._since, seconds, self._group
+        )
 
 
 @contextmanager

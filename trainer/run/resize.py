@@ -8,6 +8,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ResizingState, TrainControllerState
 
 from pipeline.base.errors import StorageError
+from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from trainer.run.board import Board
 from trainer.run.events import write_event
@@ -51,13 +52,24 @@ class SaveBeforeResize(ControllerCallback):  # type: ignore[misc]  # Ray has no 
         board, store = Board.join(self._launch_id), open_store(self._out)
         num_ranks, step = len(board.lives()), max((life.step for life in board.lives()), default=0)
         num_next = current_state.scaling_decision.num_workers
-        began = time.monotonic()
+        has_saved = self._has_saved(board, store)
+        outcome = "saved" if has_saved else "NOT saved in time, so steps since the last checkpoint are made again"
+        board.say(f"the group goes from {num_ranks} ranks to {num_next}: {outcome} after step {step:,}")
+        try:
+            write_event(store, "resized", step, ranks_before=num_ranks, ranks_after=num_next, saved=has_saved)
+        except StorageError as error:  # a record is not worth a run
+            logger.warning("the resize is not recorded, since the store does not answer: %s", error)
+
+    def _has_saved(self, board: Board, store: Store) -> bool:
+        """Ask the group to save, and return whether it has."""
+        deadline = time.monotonic() + _MOST_SECONDS
         try:
             before = progress_of(store)
             board.request_save()
-            while progress_of(store) == before and time.monotonic() - began < _MOST_SECONDS:
+            while time.monotonic() < deadline:
+                if progress_of(store) != before:
+                    return True
                 time.sleep(_LOOK_SECONDS)
-            write_event(store, "resized", step, ranks_before=num_ranks, ranks_after=num_next)
         except StorageError as error:
             logger.warning("the group is resized without a checkpoint, since the store does not answer: %s", error)
-        board.say(f"the group goes from {num_ranks} ranks to {num_next}: saved after step {step:,}")
+        return False

@@ -30,6 +30,11 @@ def write_start(store: Store, launch_id: str) -> None:
     store.create(f"failures/{launch_id}/starts/{time.time_ns()}.json", body.encode())
 
 
+def num_starts(store: Store, launch_id: str) -> int:
+    """Return how many groups of workers a launch has started."""
+    return sum(1 for _ in store.list(f"failures/{launch_id}/starts/"))
+
+
 def write_failure(store: Store, launch_id: str, rank: int, error: BaseException) -> None:
     """Record what a rank ends with."""
     is_final = isinstance(error, Fenced) or (isinstance(error, BitError) and not isinstance(error, StorageError))

@@ -21,3 +21,17 @@ def test_a_rank_learns_with_its_sign_that_the_run_is_stuck() -> None:
     assert board.sign(Life(1, "host b", 7, "evaluation", 3.0)).stuck == ""
     board.end(1)
     assert board.sign(Life(0, "host a", 7, "step", 66.0)).stuck
+
+
+def test_ranks_of_a_group_that_is_over_hold_nobody_up() -> None:
+    board = BoardState(60.0)
+    for rank in range(3):
+        board.sign(Life(rank, f"host {rank}", 7, "step", 1.0, group=1))
+    # Rank 2 is killed, and the next group has two ranks.
+    assert not board.sign(Life(0, "host 0", 8, "step", 1.0, group=2)).stuck
+    board.sign(Life(1, "host 1", 8, "step", 1.0, group=2))
+    assert [life.rank for life in board.lives()] == [0, 1]
+    # What is left of the first group says no more, and ends nobody of the second.
+    board.sign(Life(2, "host 2", 7, "step", 100.0, group=1))
+    board.end(1, group=1)
+    assert [life.rank for life in board.lives()] == [0, 1]
