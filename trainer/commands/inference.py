@@ -12,7 +12,6 @@ from trainer.commands.options import (
     model_of,
     probabilities_of,
     require_free_folder,
-    run_and_step,
 )
 from trainer.commands.settings import build, parsed
 
@@ -92,6 +91,7 @@ def _launch(
     from pipeline.store.url import absolute_url  # noqa: PLC0415
     from trainer.jobs.config import InferenceConfig  # noqa: PLC0415
     from trainer.jobs.pictures import absolute_sources, is_dataset  # noqa: PLC0415
+    from trainer.run.evaluations import run_and_step  # noqa: PLC0415
 
     values = parsed(InferenceConfig, "--set", settings)
     (run_url, step), out, given = run_and_step(run_url), absolute_url(out), absolute_sources(sources)

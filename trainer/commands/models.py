@@ -6,7 +6,6 @@ import click
 
 from pipeline.base.console import examples
 from pipeline.base.errors import ConfigError
-from trainer.commands.options import run_and_step
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 # What a GPU's driver, allocator and convolution workspaces take besides; a choice, not measured.
@@ -198,6 +197,7 @@ def export_file(run_url: str, out: str, file_format: str, resolution: str | None
 
     side = _pixels(resolution)
     from trainer.jobs.exchange import export_weights  # noqa: PLC0415 - torch: seconds
+    from trainer.run.evaluations import run_and_step  # noqa: PLC0415
 
     run, step = run_and_step(run_url)
     done = export_weights(

@@ -55,23 +55,6 @@ def json_option(command: Any) -> Any:
     return click.option("--json", "as_json", is_flag=True, help="Print results as JSON lines.")(command)
 
 
-def run_and_step(text: str) -> tuple[str, int | None]:
-    """Return the URL and the step of RUN, RUN@STEP or RUN@best.
-
-    Raises:
-        NotFound: The best one is asked for, and none was measured.
-    """
-    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
-    from trainer.run.evaluations import best_step  # noqa: PLC0415
-
-    place, at, step = text.rpartition("@")
-    if at and step.isdigit():
-        return absolute_url(place), int(step)
-    if at and step == "best":
-        return absolute_url(place), best_step(open_store(absolute_url(place)))
-    return absolute_url(text), None
-
-
 def newest_step(run: str) -> int:
     """Return the step of a run's newest checkpoint.
 

@@ -14,7 +14,6 @@ from trainer.commands.options import (
     model_of,
     newest_step,
     require_free_folder,
-    run_and_step,
 )
 from trainer.commands.settings import build, parsed
 
@@ -210,6 +209,7 @@ def _say_other_recipe(branch: str, before: dict[str, Any], now: dict[str, Any]) 
 def _init_fields(init: str, present: Any) -> dict[str, Any]:
     """Return the fields of a run that starts from weights; the model is that of the weights."""
     from trainer.formats.places import holds_weights  # noqa: PLC0415
+    from trainer.run.evaluations import run_and_step  # noqa: PLC0415
 
     place, step = run_and_step(init)
     if present and present.init == place and step in (None, present.init_step):
@@ -225,6 +225,7 @@ def _branch_fields(branch: str, skip_steps: int, present: Any) -> dict[str, Any]
     from pipeline.store.url import open_store  # noqa: PLC0415
     from trainer.jobs.checks import epochs_done  # noqa: PLC0415
     from trainer.jobs.config import PretrainConfig  # noqa: PLC0415
+    from trainer.run.evaluations import run_and_step  # noqa: PLC0415
     from trainer.run.history import current_config  # noqa: PLC0415
 
     place, step = run_and_step(branch)

@@ -14,7 +14,6 @@ from trainer.commands.options import (
     newest_step,
     probabilities_of,
     require_free_folder,
-    run_and_step,
 )
 from trainer.commands.settings import build, parsed
 
@@ -76,6 +75,7 @@ def finetune(
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
     from trainer.jobs.checks import check_finetune, finetune_warnings, is_multi_label  # noqa: PLC0415
     from trainer.jobs.config import SCRATCH, FinetuneConfig  # noqa: PLC0415
+    from trainer.run.evaluations import run_and_step  # noqa: PLC0415
     from trainer.run.history import learned_config  # noqa: PLC0415
     from trainer.tasks.prepare import augmentation_of  # noqa: PLC0415
 
@@ -176,6 +176,7 @@ def evaluate(
     from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
     from trainer.jobs.config import EvaluateConfig  # noqa: PLC0415
+    from trainer.run.evaluations import run_and_step  # noqa: PLC0415
 
     values = parsed(EvaluateConfig, "--set", settings)
     (run_url, step), data, out = run_and_step(run_url), absolute_pattern(data), absolute_url(out)

@@ -7,7 +7,6 @@ command goes on wherever it was ended.
 import itertools
 import json
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -20,15 +19,17 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 from pipeline.base.errors import BitError, ConfigError, Conflict, NotFound
 from pipeline.base.html import render_page
 from pipeline.base.records import Record, json_bytes
+from pipeline.base.toml import read_toml
 from pipeline.packing.foreign_tars.open_any import absolute_pattern, open_any
 from pipeline.store.any_url import join
 from pipeline.store.base import Store, put
-from pipeline.store.url import absolute_url, open_store
+from pipeline.store.url import open_store
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls
 from trainer.checkpoint.record import chosen
 from trainer.jobs.checks import check_finetune, is_multi_label
 from trainer.jobs.config import SCRATCH, FinetuneConfig
+from trainer.run.evaluations import run_and_step
 from trainer.scores.summaries import summarise
 from trainer.tasks.prepare import augmentation_of
 
@@ -54,7 +55,7 @@ class SweepPlan(Record):
     """What is to be fine-tuned, on what.
 
     Attributes:
-        inits: Runs, each RUN or RUN@STEP, and `scratch`, by the names that tables show.
+        inits: Runs, each RUN, RUN@STEP or RUN@best, and `scratch`, by the names that tables show.
         tasks: Datasets by name; a folder stands for `train` and `test` in it.
         model: Needed with `scratch`.
         shots: Pictures a class; 0 means the whole training set.
@@ -94,12 +95,7 @@ def read_plan(path: Path) -> SweepPlan:
         NotFound: There is no such file.
         ConfigError: It is no TOML, or says what no plan has.
     """
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise NotFound(f"{path} does not exist") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is no TOML file ({error})") from error
+    given = read_toml(path)
     tasks = given.get("tasks")
     if isinstance(tasks, dict):
         folders = {name: url for name, url in tasks.items() if isinstance(url, str)}
@@ -148,10 +144,9 @@ def _start(plan: SweepPlan, url: str) -> dict[str, Any]:
         if not plan.model:
             raise ConfigError("fine-tuning from scratch needs `model`, such as model = 'R50x1'")
         return {"init": SCRATCH, "model": plan.model}
-    place, at, step = url.rpartition("@")
-    run, asked = (place, int(step)) if at and step.isdigit() else (url, None)
-    record = chosen(open_store(absolute_url(run)), asked)
-    return {"init": absolute_url(run), "init_step": record.step, "model": record.about["model"]}
+    run, step = run_and_step(url)
+    record = chosen(open_store(run), step)
+    return {"init": run, "init_step": record.step, "model": record.about["model"]}
 
 
 def _data(task: TaskData) -> dict[str, Any]:

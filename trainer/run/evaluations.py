@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.base.errors import NotFound
 from pipeline.base.records import json_bytes
 from pipeline.store.base import Store
+from pipeline.store.url import absolute_url, open_store
 from trainer.checkpoint.record import steps
 
 _FOLDER = "evaluations/"
@@ -51,3 +52,17 @@ def best_step(store: Store) -> int:
             f"give a step: RUN@STEP"
         )
     return step
+
+
+def run_and_step(text: str) -> tuple[str, int | None]:
+    """Return the URL and the step of RUN, RUN@STEP or RUN@best.
+
+    Raises:
+        NotFound: The best one is asked for, and none was measured.
+    """
+    place, at, step = text.rpartition("@")
+    if at and step.isdigit():
+        return absolute_url(place), int(step)
+    if at and step == "best":
+        return absolute_url(place), best_step(open_store(absolute_url(place)))
+    return absolute_url(text), None

@@ -1,12 +1,12 @@
 """All tasks by name: those that come with the trainer, and a user's own in TOML files."""
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.errors import ConfigError, NotFound
+from pipeline.base.errors import ConfigError
+from pipeline.base.toml import read_toml
 from trainer.tasks.natural import TABLE_1
 from trainer.tasks.task import Portion, Task
 from trainer.tasks.vtab import VTAB
@@ -38,12 +38,7 @@ def own_task(path: Path) -> Task:
         ConfigError: It is no TOML, lacks something, or has something that no task has; says what.
         NotFound: There is no such file.
     """
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise NotFound(f"{path} does not exist") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is no TOML file ({error})") from error
+    given = read_toml(path)
     unknown = sorted(set(given) - _OWN_FIELDS)
     missing = sorted({"name", "classes", "published", "splits"} - set(given))
     if unknown or missing:
