@@ -113,12 +113,4 @@ def _launch(
     from trainer.run.launch import run  # noqa: PLC0415
 
     job = PREDICT if output == "predictions" else EMBED
-    run(
-        job,
-        config,
-        num_workers=(workers.least, workers.most),
-        use_gpu=use_gpu,
-        max_failures=max_failures,
-        wait=wait,
-        as_json=as_json,
-    )
+    run(job, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, wait=wait, as_json=as_json)

@@ -95,14 +95,7 @@ def pretrain(
     from trainer.jobs.table import PRETRAIN  # noqa: PLC0415 - torch: seconds after the header
     from trainer.run.launch import run  # noqa: PLC0415
 
-    run(
-        PRETRAIN,
-        config,
-        num_workers=(workers.least, workers.most),
-        use_gpu=use_gpu,
-        max_failures=max_failures,
-        wait=wait,
-    )
+    run(PRETRAIN, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, wait=wait)
 
 
 def _config(

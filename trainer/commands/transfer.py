@@ -132,15 +132,7 @@ def finetune(
     from trainer.jobs.table import FINETUNE  # noqa: PLC0415 - torch: seconds after the header
     from trainer.run.launch import run  # noqa: PLC0415
 
-    run(
-        FINETUNE,
-        config,
-        num_workers=(workers.least, workers.most),
-        use_gpu=use_gpu,
-        max_failures=max_failures,
-        wait=wait,
-        as_json=as_json,
-    )
+    run(FINETUNE, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, wait=wait, as_json=as_json)
 
 
 @click.command(
@@ -196,15 +188,7 @@ def evaluate(
     from trainer.jobs.table import EVALUATE  # noqa: PLC0415 - torch
     from trainer.run.launch import run  # noqa: PLC0415
 
-    run(
-        EVALUATE,
-        config,
-        num_workers=(workers.least, workers.most),
-        use_gpu=use_gpu,
-        max_failures=max_failures,
-        wait=wait,
-        as_json=as_json,
-    )
+    run(EVALUATE, config, num_workers=workers, use_gpu=use_gpu, max_failures=max_failures, wait=wait, as_json=as_json)
 
 
 def _numbers(text: str) -> list[int]:

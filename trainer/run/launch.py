@@ -173,7 +173,7 @@ def _scaling(num_workers: tuple[int, int], *, use_gpu: bool) -> Any:
     if least == most:
         return ray.train.ScalingConfig(num_workers=most, use_gpu=use_gpu)
     return ray.train.ScalingConfig(
-        num_workers=num_workers, use_gpu=use_gpu, elastic_resize_monitor_interval_s=resize_seconds()
+        num_workers=(least, most), use_gpu=use_gpu, elastic_resize_monitor_interval_s=resize_seconds()
     )
 
 
