@@ -56,6 +56,7 @@ class BackgroundSaver:
         stream: Mapping[str, Any],
         about: Mapping[str, Any],
         best: Collection[int] = (),
+        is_final: bool = False,
     ) -> None:
         """Copy this rank's share of a state, and begin to write it; waits for the checkpoint before.
 
@@ -65,13 +66,16 @@ class BackgroundSaver:
             stream: State of the data stream.
             about: Facts for whoever loads the weights.
             best: Steps whose checkpoints stay, whatever the retention says.
+            is_final: Whether nothing changes the state before it is written: then it is not copied.
 
         Raises:
             BitError: The checkpoint before could not be written.
         """
         began = time.monotonic()
         self.wait()
-        parts = [self._copied(part) for part in own_parts(state, self._world.rank, self._world.num_ranks)]
+        parts = own_parts(state, self._world.rank, self._world.num_ranks)
+        if not is_final:
+            parts = [self._copied(part) for part in parts]
         work = (parts, step, dict(stream), dict(about), best, began)
         self._thread = threading.Thread(target=self._run, args=work, name=f"checkpoint-{step}", daemon=True)
         self._thread.start()

@@ -129,8 +129,8 @@ def cut(part: Part) -> Iterator[tuple[int, int]]:
 
 
 def as_bytes(rows: Tensor) -> memoryview:
-    """Return the values of a tensor on the CPU as bytes, in the order of its axes."""
-    return memoryview(rows.contiguous().view(-1).view(torch.uint8).numpy().data)
+    """Return the values of a tensor as bytes, in the order of its axes."""
+    return memoryview(rows.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def from_bytes(body: bytes | memoryview, chunk: Chunk) -> Tensor:

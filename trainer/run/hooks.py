@@ -191,7 +191,9 @@ class Hooks:
         stream = self._start.stream.state_dict()
         best = () if self._best is None else (self._best,)
         self._controls.on_phase("save")
-        self._saver.start(run.optimizer.state(), step=done, stream=stream, about=run.about, best=best)
+        is_final = done >= run.num_steps
+        state = run.optimizer.state()
+        self._saver.start(state, step=done, stream=stream, about=run.about, best=best, is_final=is_final)
         self._controls.on_phase("step")
         self._saved_step, self._last_save = done, time.monotonic()
         return True

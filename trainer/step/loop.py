@@ -155,6 +155,7 @@ def train(
             result, pending = finish(pending), None
         after_step(done, batch)
         if due:
+            learner.optimizer.zero_grad()  # measuring and saving need the memory
             goes_on = [hook.run(done, result) for hook in due]
             learner.module.train()
             if not all(goes_on):

@@ -48,6 +48,19 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(t
     assert latest(store).stream == {"step": 1}
 
 
+def test_a_last_checkpoint_is_written_from_the_tensors_themselves_without_a_copy(tmp_path: Path) -> None:
+    store = SlowStore(tmp_path)
+    saver = BackgroundSaver(store, alone(), "a", None, Retention(newest=3))
+    weights = torch.ones(1000)
+    saver.start({"model/a": weights}, step=1, stream={}, about={}, is_final=True)
+    weights.fill_(2.0)  # a copy would not see it
+    store.may_write.set()
+    saver.wait()
+    state = {"model/a": torch.zeros(1000)}
+    load(store, alone(), latest(store), state)
+    assert (state["model/a"] == 2).all()
+
+
 def test_ranks_meet_in_the_store_and_share_the_writing(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     state = {f"model/{name}": torch.full((500,), float(number)) for number, name in enumerate("abcd")}
