@@ -18,6 +18,9 @@ from pipeline.base.records import Record
 # A choice: small against the larger kernels, so that a rank reads little beyond its part of them; chunks that lie side
 # by side are read at once.
 CHUNK_BYTES = 256 << 10
+# No chunk reaches over an eighth of its part, so that groups of 2, 4 and 8 ranks read nothing beyond theirs. Smaller
+# parts are stored whole: all of them together are a small share of any model.
+_EIGHTHS, _WHOLE_BYTES = 8, 64 << 10
 
 
 class Chunk(Record):
@@ -121,11 +124,14 @@ def _is_of_first_replica(tensor: DTensor) -> bool:
 
 
 def cut(part: Part) -> Iterator[tuple[int, int]]:
-    """Yield first and last-but-one row of each chunk of a part: about CHUNK_BYTES, at least a row."""
+    """Yield the first row of each chunk of a part, and the one after its last: about CHUNK_BYTES within an eighth."""
     num_rows = part.rows.shape[0]
     rows_per_chunk = max(1, CHUNK_BYTES * num_rows // max(1, part.rows.nbytes))
-    for start in range(0, num_rows, rows_per_chunk):
-        yield start, min(start + rows_per_chunk, num_rows)
+    rows_per_eighth = num_rows if part.rows.nbytes <= _WHOLE_BYTES else -(-num_rows // _EIGHTHS)
+    for first in range(0, num_rows, max(1, rows_per_eighth)):
+        stop = min(first + rows_per_eighth, num_rows)
+        for start in range(first, stop, rows_per_chunk):
+            yield start, min(start + rows_per_chunk, stop)
 
 
 def as_bytes(rows: Tensor) -> memoryview:

@@ -75,6 +75,18 @@ def test_a_part_is_cut_into_chunks_of_about_the_size_wanted(monkeypatch: pytest.
     assert list(cut(Part("a", torch.zeros(2, 400), (2, 400), 0))) == [(0, 1), (1, 2)]
 
 
+@given(num_rows=st.integers(0, 3000), num_ranks=st.sampled_from([2, 4, 8]), row_bytes=st.sampled_from([4, 400, 9000]))
+def test_ranks_that_share_a_tensor_read_whole_chunks_of_their_own_rows(
+    num_rows: int, num_ranks: int, row_bytes: int
+) -> None:
+    pieces = list(cut(Part("a", torch.zeros(num_rows, row_bytes // 4), (num_rows, row_bytes // 4), 0)))
+    assert [row for start, stop in pieces for row in range(start, stop)] == list(range(num_rows))
+    assert all(start < stop for start, stop in pieces)
+    if num_rows * row_bytes > 64 << 10 and num_rows % 8 == 0:  # else rows do not part evenly, or are few
+        bounds = {start for start, _ in pieces}
+        assert bounds >= set(range(0, num_rows, num_rows // num_ranks))
+
+
 def state() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {
