@@ -4,6 +4,7 @@ Pretraining and each fine-tuning run are one call of `fit`. What is to happen be
 `trainer.run.hooks`.
 """
 
+import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -91,16 +92,17 @@ def fit(run: TrainingRun, report: Report, controls: Controls | None = None) -> N
 
 
 def _shown(stream: Iterator[Batch], controls: Controls) -> Iterator[Batch]:
-    """Yield the batches of a stream, and show when the rank waits for one; a first step may take long to compile."""
-    phase = "start"
-    while True:
+    """Yield the batches of a stream, and show when the rank waits for one.
+
+    The first step may take long to compile; until the second one is done, no one knows how long a step is.
+    """
+    for phase in itertools.chain(("start", "start"), itertools.repeat("step")):
         controls.on_phase("data")
         batch = next(stream, None)
         if batch is None:
             return
         controls.on_phase(phase)
         yield batch
-        phase = "step"
 
 
 def with_workers(loader: LoaderConfig, world: World) -> LoaderConfig:
