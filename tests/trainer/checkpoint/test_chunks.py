@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.base.errors import CorruptShard
 from pipeline.store.url import open_store
-from trainer.checkpoint import chunks
+from trainer.checkpoint import chunks, sharded
 from trainer.checkpoint.chunks import Chunk, Part, as_bytes, cut, from_bytes, overlapping, own_parts, runs
 from trainer.checkpoint.record import latest
 from trainer.checkpoint.sharded import load, save
@@ -96,7 +96,11 @@ def state() -> dict[str, Tensor]:
     }
 
 
-def test_one_flipped_byte_anywhere_is_found_before_the_model_is_touched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("held_bytes", [1 << 30, 0], ids=["held", "read twice"])
+def test_one_flipped_byte_anywhere_is_found_before_the_model_is_touched(
+    tmp_path: Path, held_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharded, "_HELD_BYTES", held_bytes)
     store = open_store(str(tmp_path))
     save(store, alone(), state(), step=1, attempt="a", stream={}, about={})
     record = latest(store)
