@@ -26,9 +26,9 @@ from transforms import TRANSFORMS, copy_of
 from cluster.audit.base.tables import ADDRESS_COLUMNS, DEFAULT_RADIUS, MIN_QUALITY, Evidence
 from cluster.audit.search.embedding.embedding import COSINE_FROM, embedding_candidates, load, sign_codes
 from cluster.audit.search.join import candidates
-from cluster.audit.verify.align import Agreement
 from cluster.audit.verify.best_match import keep_best_matches
 from cluster.audit.verify.evidence import judge, verify_pair
+from cluster.audit.verify.measure import Agreement
 from pipeline.image.decode import decode, encode_jpeg
 from pipeline.image.fingerprint import fingerprint
 
@@ -203,7 +203,7 @@ def judged(row: dict[str, object]) -> str:
         return str(row["evidence"])
     measures = {field: row.get(field) for field in Agreement.__dataclass_fields__}
     agreement = Agreement(**(measures | {"side_px": measures["side_px"] or 256}))
-    return str(judge(agreement, row["distance"]))
+    return str(judge(agreement, row["distance"], row["quality"]))
 
 
 def table(scratch: Path, down: pa.Table, num_originals: int, chunks: range) -> None:
@@ -242,7 +242,7 @@ def table(scratch: Path, down: pa.Table, num_originals: int, chunks: range) -> N
     print("| **mean** | " + " | ".join(f"**{100 * each:.2f}**" for each in shares.mean(axis=0)) + " |")
     compared = [row for row in others if row["local"] is not None]
     print(f"{len(others):,} candidates of different pictures, {len(compared):,} with texture:")
-    for measure in ("local", "whole", "share", "correlation", "inliers"):
+    for measure in ("local", "whole", "core", "correlation", "inliers"):
         reached = np.percentile([row[measure] for row in compared], (50, 90, 99, 99.9, 100))
         print(f"{measure}: " + ", ".join(f"{each:.3f}" for each in reached) + " (50, 90, 99, 99.9, 100 %)")
     accepted = [row for row in others if Evidence(row["evidence"]).is_copy_upstream]

@@ -2,8 +2,7 @@
 
 Digits, products and pages look alike without being copies: one upstream picture then matches many different downstream
 ones. A strong match stands by itself. A weak one, of distant hashes or of an embedding, counts as a duplicate only if
-both pictures have texture and no competing match of either is far better; otherwise it is kept as very similar, for
-review.
+no competing match of either picture is far better; otherwise it is kept as very similar, for review.
 
 Between two sets, a match that only another upstream picture beats is a further copy: the test picture is a duplicate by
 the closer one anyhow, and this upstream picture is to be left out of training like that one.
@@ -18,8 +17,6 @@ from cluster.audit.verify.evidence import STRONG_BITS
 
 _SIDES = ("up", "down")
 _RESIDUAL_RATIO = 4.0
-# Different ellipses on white are 38 to 53 bits apart, correlate at 0.96 and score 20; one of 1,138 photos is below 30.
-_WEAK_QUALITY_FROM = 30
 
 
 def keep_best_matches(pairs: pa.Table, *, is_within: bool = False) -> pa.Table:
@@ -53,8 +50,7 @@ def _final_evidence(row: dict[str, Any], best_of_up: float, best_of_down: float,
     is_strong = row["distance"] is not None and row["distance"] <= STRONG_BITS
     if is_strong or row["evidence"] not in (Evidence.NEAR, Evidence.EMBEDDED):
         return str(row["evidence"])
-    is_plain = row["quality"] < _WEAK_QUALITY_FROM
-    if is_plain or _is_beaten(row, best_of_up) or (is_within and _is_beaten(row, best_of_down)):
+    if _is_beaten(row, best_of_up) or (is_within and _is_beaten(row, best_of_down)):
         return str(Evidence.SIMILAR)
     return str(Evidence.FURTHER if _is_beaten(row, best_of_down) else row["evidence"])
 

@@ -5,17 +5,18 @@ Two pictures are always aligned in the same order, so A and B get the same evide
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from cluster.audit.base.tables import MIN_QUALITY, Evidence
-from cluster.audit.verify.align import PLAIN_DETAIL, Agreement, Alignment, align
+from cluster.audit.verify.align import PLAIN_DETAIL, Alignment, align
+from cluster.audit.verify.measure import Agreement
+from cluster.audit.verify.prepare import Prepared
 from pipeline.image.decode import Pixels
 
-EVIDENCE_VERSION = 1  # raised with every change of what verify_pair returns, also by align.py and affine.py
+EVIDENCE_VERSION = 2  # raised with every change of what verify_pair returns, also by the alignment
 # Up to this distance a match of hashes needs little more: of 4.5 M pairs of MNIST with UCI digits, the closest were 76
 # bits apart, and 5 of 3.1 M pairs within MNIST at most 31 (docs/decisions/0003-sign-hash.md).
 STRONG_BITS = 31
-_STRONG_LOCAL_FROM, _STRONG_CORRELATION_FROM = 0.6, 0.8
+_STRONG_SOFT_FROM, _STRONG_CORRELATION_FROM = 0.8, 0.5
+_STRONG_PLAIN_FROM = 0.9  # `local` and correlation
 # The closest hashes of different pictures with texture are 46 bits apart: trousers on cloth (docs/audit-quality.md).
 _CLOSE_BITS = 44
 _CLOSE_LOCAL_FROM = 0.8
@@ -23,21 +24,28 @@ _CLOSE_LOCAL_FROM = 0.8
 # part and reach 0.96. Trousers of which one contains the other reach 0.92.
 _CONTAINED_FROM = 0.95
 _CONTAINED_LOCAL_FROM, _PARTIAL_LOCAL_FROM = 0.94, 0.975
-# Matched features, for copies that are covered in part. Two hands with cartons before one shelf share 0.67.
+_STIFF_BEND = 0.02  # two shots of a shelf, bent onto each other by 0.05, reach 0.98
+# Matched features, for copies that are covered or bent in part. Two shots of a shelf that overlap as far reach 0.80.
 _INLIERS_FROM = 12
-_FRAMED_FROM, _FRAMED_SHARE_FROM = 0.9, 0.7
+_FRAMED_FROM, _CORE_FROM = 0.9, 0.88
 _FEATURED_LOCAL_FROM = 0.88
 # Plain pictures count if they agree as they are, or, unless very plain, nearly perfectly after alignment. Different
 # UCI digits by one hand reach 0.967 as they are and 0.973 aligned; different ellipses 0.998 aligned.
 _WHOLE_FROM = 0.975
 # Pictures of a few pixels lose detail when they are cut and resampled: one in four CIFAR-10 pictures cut to 85 % or
-# more, toned and compressed keeps less than 0.93, while of 1.25 M pairs of different ones none reaches 0.80.
+# more, toned and compressed keeps less than 0.93. Of the 500 pairs of different ones that look most alike none reaches
+# 0.85.
 _SMALL_SIDE_PX = 40
+_SMALL_OVERLAP_FROM = 0.6
 _SMALL_LOCAL_FROM, _SMALL_PLAIN_LOCAL_FROM = 0.88, 0.93
+_SMALL_COVERED_LOCAL_FROM, _SMALL_CORE_FROM = 0.78, 0.9
 _PERFECT_FROM = 0.98
 _PLAIN_INLIERS_FROM = 8
 _VERY_PLAIN_DETAIL = 0.42
 _SIMILAR_FROM = 0.85
+# Flat pictures (below MIN_QUALITY) that are not quite so are compared where their hashes, too, say that they are equal.
+_FLAT_QUALITY_FROM = 12
+_FLAT_FROM = 0.97  # `local` and `whole`
 
 
 @dataclass(frozen=True)
@@ -56,65 +64,88 @@ class Comparison:
 
 
 def verify_pair(
-    up_bytes: bytes, down_bytes: bytes, up: Pixels, down: Pixels, min_quality: int, *, distance: int | None
+    up_bytes: bytes,
+    down_bytes: bytes,
+    up: Pixels | Prepared,
+    down: Pixels | Prepared,
+    min_quality: int,
+    *,
+    distance: int | None,
 ) -> Comparison:
     """Compare two pictures.
 
     Args:
         up_bytes: Encoded upstream picture.
         down_bytes: Encoded downstream picture.
-        up: Its pixels.
-        down: Its pixels.
+        up: Its pixels, prepared for several pairs or not.
+        down: Likewise.
         min_quality: Lower of the two quality scores.
         distance: Bits between their hashes; None if an embedding proposed the pair.
     """
     if up_bytes == down_bytes:
         return Comparison(Evidence.SAME_BYTES, 1.0, None)
-    if up.shape == down.shape and np.array_equal(up, down):
+    first, second = (each if isinstance(each, Prepared) else Prepared(each) for each in (up, down))
+    if first.order == second.order:
         return Comparison(Evidence.SAME_PIXELS, 1.0, None)
-    if min_quality < MIN_QUALITY:
+    if min_quality < (_FLAT_QUALITY_FROM if _is_strong(distance) else MIN_QUALITY):
         return Comparison(Evidence.REJECTED, 0.0, None)
-    alignment = align_pair(up, down)
+    alignment = align_pair(first, second)
     agreement = alignment.agreement
-    return Comparison(judge(agreement, distance), round(agreement.correlation, 4), alignment)
+    return Comparison(judge(agreement, distance, min_quality), round(agreement.correlation, 4), alignment)
 
 
-def align_pair(up: Pixels, down: Pixels) -> Alignment:
+def align_pair(up: Pixels | Prepared, down: Pixels | Prepared) -> Alignment:
     """Align the upstream picture to the downstream one; the result does not depend on which is which."""
-    if (up.shape, up.tobytes()) <= (down.shape, down.tobytes()):
-        return align(up, down)
-    return align(down, up).inverse
+    first, second = (each if isinstance(each, Prepared) else Prepared(each) for each in (up, down))
+    return align(first, second) if first.order <= second.order else align(second, first).inverse
 
 
-def judge(agreement: Agreement, distance: int | None) -> Evidence:
-    """Return the class of a pair of different pictures with texture.
+def judge(agreement: Agreement, distance: int | None, min_quality: int = MIN_QUALITY) -> Evidence:
+    """Return the class of a pair of different pictures.
 
     Args:
         agreement: See align.
         distance: Bits between the hashes; None if an embedding proposed the pair.
+        min_quality: Lower of the two quality scores.
     """
-    by_hash = distance is not None and _confirms_hash(agreement, distance)
-    if by_hash or _agrees(agreement) or _features_agree(agreement):
+    if min_quality < MIN_QUALITY:
+        return Evidence.NEAR if _is_strong(distance) and _flat_agree(agreement) else Evidence.REJECTED
+    if (
+        _confirms_hash(agreement, distance)
+        or _agrees(agreement)
+        or _features_agree(agreement)
+        or (agreement.side_px <= _SMALL_SIDE_PX and _small_agree(agreement))
+    ):
         return Evidence.EMBEDDED if distance is None else Evidence.NEAR
     return Evidence.SIMILAR if agreement.local >= _SIMILAR_FROM else Evidence.REJECTED
 
 
-def _confirms_hash(agreement: Agreement, distance: int) -> bool:
-    """Whether the pictures confirm close hashes, or features the frame of a copy that is covered in part."""
-    if distance <= STRONG_BITS:
-        return agreement.local >= _STRONG_LOCAL_FROM and agreement.correlation >= _STRONG_CORRELATION_FROM
-    if distance <= _CLOSE_BITS and agreement.detail >= _VERY_PLAIN_DETAIL and agreement.local >= _CLOSE_LOCAL_FROM:
-        return True
-    is_framed = agreement.inliers >= _INLIERS_FROM and agreement.overlap >= _FRAMED_FROM
-    return is_framed and agreement.share >= _FRAMED_SHARE_FROM
+def _is_strong(distance: int | None) -> bool:
+    return distance is not None and distance <= STRONG_BITS
+
+
+def _flat_agree(agreement: Agreement) -> bool:
+    is_same = agreement.local >= _FLAT_FROM and agreement.whole >= _FLAT_FROM
+    return is_same and (agreement.detail >= _VERY_PLAIN_DETAIL or agreement.inliers >= _PLAIN_INLIERS_FROM)
+
+
+def _confirms_hash(agreement: Agreement, distance: int | None) -> bool:
+    """Whether the pictures confirm close hashes."""
+    if distance is None:
+        return False
+    if agreement.detail < _VERY_PLAIN_DETAIL:
+        agrees = min(agreement.local, agreement.correlation) >= _STRONG_PLAIN_FROM
+        return _is_strong(distance) and agrees
+    if _is_strong(distance):
+        return agreement.soft >= _STRONG_SOFT_FROM and agreement.correlation >= _STRONG_CORRELATION_FROM
+    return distance <= _CLOSE_BITS and agreement.local >= _CLOSE_LOCAL_FROM
 
 
 def _agrees(agreement: Agreement) -> bool:
     """Whether they agree so well in detail that pictures with as much detail must be the same."""
     is_contained = agreement.overlap >= _CONTAINED_FROM
-    if agreement.side_px <= _SMALL_SIDE_PX and agreement.detail >= _VERY_PLAIN_DETAIL:
-        is_plain = agreement.detail < PLAIN_DETAIL
-        return agreement.local >= (_SMALL_PLAIN_LOCAL_FROM if is_plain else _SMALL_LOCAL_FROM)
+    if agreement.side_px <= _SMALL_SIDE_PX or agreement.bend > _STIFF_BEND:
+        return False
     if agreement.local < (_CONTAINED_LOCAL_FROM if is_contained else _PARTIAL_LOCAL_FROM):
         return False
     if agreement.detail >= PLAIN_DETAIL or agreement.inliers >= _PLAIN_INLIERS_FROM:
@@ -123,6 +154,22 @@ def _agrees(agreement: Agreement) -> bool:
     return agreement.detail >= _VERY_PLAIN_DETAIL and is_perfect
 
 
+def _small_agree(agreement: Agreement) -> bool:
+    """Whether pictures of a few pixels agree, wholly or where nothing covers them."""
+    if agreement.detail < _VERY_PLAIN_DETAIL or agreement.overlap < _SMALL_OVERLAP_FROM:
+        return False
+    is_plain = agreement.detail < PLAIN_DETAIL
+    if agreement.local >= (_SMALL_PLAIN_LOCAL_FROM if is_plain else _SMALL_LOCAL_FROM):
+        return True
+    is_core = agreement.local >= _SMALL_COVERED_LOCAL_FROM and agreement.core >= _SMALL_CORE_FROM
+    return is_core and (not is_plain or agreement.inliers >= _INLIERS_FROM)
+
+
 def _features_agree(agreement: Agreement) -> bool:
-    is_contained = agreement.inliers >= _INLIERS_FROM and agreement.overlap >= _CONTAINED_FROM
-    return is_contained and agreement.local >= _FEATURED_LOCAL_FROM
+    """Whether features match, and the pictures agree in detail where nothing covers them."""
+    if agreement.inliers < _INLIERS_FROM:
+        return False
+    is_copy = agreement.overlap >= _FRAMED_FROM and agreement.core >= _CORE_FROM
+    if agreement.detail >= _VERY_PLAIN_DETAIL and is_copy:
+        return True
+    return agreement.overlap >= _CONTAINED_FROM and agreement.local >= _FEATURED_LOCAL_FROM

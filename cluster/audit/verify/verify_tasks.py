@@ -3,12 +3,12 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit.base.sets import Sides, content_digest, read_picture
+from cluster.audit.base.sets import Pinned, Sides, content_digest, open_pinned, read_picture
 from cluster.audit.base.stored_tasks import (
     AuditJob,
     Quarantined,
@@ -19,12 +19,14 @@ from cluster.audit.base.stored_tasks import (
 )
 from cluster.audit.base.tables import CANDIDATE_SCHEMA, PAIR_SCHEMA, UNREADABLE, unreadable_row
 from cluster.audit.verify.evidence import EVIDENCE_VERSION, verify_pair
+from cluster.audit.verify.prepare import Prepared
 from pipeline.base.errors import BadImage
-from pipeline.dataset.dataset import Address, Dataset
+from pipeline.dataset.dataset import Address
 from pipeline.image.decode import decode
 from pipeline.store.url import open_store
 
 _PAIRS_PER_TASK = 64
+_NUM_PREPARED = 256  # pictures in memory, 0.2 to 0.4 MB each; the pairs of a task have at most 128
 _COMPARED_SCHEMA = pa.schema([*list(PAIR_SCHEMA)[1:], pa.field("side", pa.string()), pa.field("detail", pa.string())])
 
 
@@ -118,22 +120,25 @@ def _compare_pairs(task: VerifyTask) -> pa.Table:
         quality = min(upstream.sample(up)["quality"], downstream.sample(down)["quality"])
         row = {"up_row": up_row, "down_shard": down_shard, "down_row": down_row, "distance": distance,
                "element": element, "quality": quality}  # fmt: skip
-        rows.append(
-            row | _compare(upstream, downstream, up, down, quality, distance if distance <= task.radius else None)
-        )
+        rows.append(row | _compare(task.sides, up, down, quality, distance if distance <= task.radius else None))
     return pa.Table.from_pylist(rows, schema=_COMPARED_SCHEMA)
 
 
-def _compare(
-    upstream: Dataset, downstream: Dataset, up: Address, down: Address, quality: int, distance: int | None
-) -> dict[str, Any]:
-    up_bytes, down_bytes = read_picture(upstream, up), read_picture(downstream, down)
-    pixels = []
-    for side, data in (("upstream", up_bytes), ("downstream", down_bytes)):
-        try:
-            pixels.append(decode(data))
-        except BadImage as error:
-            return {"correlation": None, "evidence": UNREADABLE, "side": side, "detail": str(error)}
-    found = verify_pair(up_bytes, down_bytes, pixels[0], pixels[1], quality, distance=distance)
+@lru_cache(maxsize=_NUM_PREPARED)
+def _prepared(side: Pinned, place: Address) -> tuple[bytes, Prepared] | str:
+    """Read and prepare a picture, once for pairs in a row; return its bytes, too, or why it is unreadable."""
+    data = read_picture(open_pinned(side), place)
+    try:
+        return data, Prepared(decode(data))
+    except BadImage as error:
+        return str(error)
+
+
+def _compare(sides: Sides, up: Address, down: Address, quality: int, distance: int | None) -> dict[str, Any]:
+    one, other = _prepared(sides.up, up), _prepared(sides.down, down)
+    if isinstance(one, str) or isinstance(other, str):
+        side, detail = ("upstream", one) if isinstance(one, str) else ("downstream", other)
+        return {"correlation": None, "evidence": UNREADABLE, "side": side, "detail": detail}
+    found = verify_pair(one[0], other[0], one[1], other[1], quality, distance=distance)
     columns = {"correlation": found.correlation, "evidence": str(found.evidence), "side": None, "detail": None}
     return columns | ({"element": found.alignment.element} if found.alignment else {})

@@ -9,9 +9,7 @@ from cluster.audit.verify.best_match import keep_best_matches
 _fresh = iter(range(1000, 2000))
 
 
-def pair(
-    up_row: int, distance: int, correlation: float, evidence: Evidence = Evidence.NEAR, quality: int = 90
-) -> dict[str, object]:
+def pair(up_row: int, distance: int, correlation: float, evidence: Evidence = Evidence.NEAR) -> dict[str, object]:
     """Return a verified pair with a downstream picture of its own."""
     return {
         "up_shard": 0,
@@ -20,7 +18,6 @@ def pair(
         "down_row": next(_fresh),
         "distance": distance,
         "correlation": correlation,
-        "quality": quality,
         "evidence": str(evidence),
     }
 
@@ -32,11 +29,10 @@ def test_a_weak_match_yields_to_a_far_better_one_and_a_strong_match_to_none() ->
         pair(2, 50, 0.93),  # alone
         pair(3, 50, 0.97), pair(3, 52, 0.965),  # two equals
         pair(4, 50, 0.8, Evidence.SIMILAR), pair(5, 60, 0.99, Evidence.SAME_BYTES),
-        pair(6, 40, 0.99, quality=20), pair(7, 30, 0.99, quality=20),  # plain pictures: weak and strong
     ]  # fmt: skip
     evidence = keep_best_matches(pa.Table.from_pylist(rows))["evidence"].to_pylist()
     near, similar = str(Evidence.NEAR), str(Evidence.SIMILAR)
-    assert evidence == [near, similar, near, near, near, near, near, similar, str(Evidence.SAME_BYTES), similar, near]
+    assert evidence == [near, similar, near, near, near, near, near, similar, str(Evidence.SAME_BYTES)]
 
 
 def rivals(shared: str) -> pa.Table:
