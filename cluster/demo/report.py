@@ -1,6 +1,7 @@
 """The demonstration's one page: training curve, transfer table, audit, what ran where."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,7 +19,6 @@ from pipeline.base.quantities import human_bytes
 from pipeline.dataset.dataset import open_dataset
 from pipeline.store.local import LocalStore
 from pipeline.store.url import open_store
-from trainer.jobs.finetune import read_results
 from trainer.run.events import attempts
 from trainer.run.history import read_config
 from trainer.run.metrics import read_metrics
@@ -45,6 +45,7 @@ class DemoFacts:
     def collect(root: str, report: Path, about: tuple[str, ...], stages: list[Stage]) -> "DemoFacts":
         """Read the results of all stages."""
         run = open_store(f"{root}/runs/pretrain")
+        transfer = json.loads(open_store(f"{root}/transfer").read("summary.json"))["results"]
         return DemoFacts(
             about=about,
             datasets=[
@@ -53,12 +54,8 @@ class DemoFacts:
             ],
             config=read_config(run),
             metrics=read_metrics(run),
-            starts=[
-                start | {"run": name}
-                for name in ("pretrain", *_INITS)
-                for start in attempts(open_store(f"{root}/runs/{name}"))
-            ],
-            results={name: read_results(open_store(f"{root}/runs/{name}")) for name in _INITS},
+            starts=[start | {"run": "pretrain"} for start in attempts(run)],
+            results={name: [row for row in transfer if row["init"] == name] for name in _INITS},
             audit=read_section(LocalStore(report / "audit"), "audit/"),
             stages=stages,
         )

@@ -26,6 +26,7 @@ from trainer.jobs.config import SCRATCH
 _BUCKET = "bit-demo"
 _MARKER = ".bit-demo"  # only a folder that holds it is ever removed
 _MODEL = "R14x0.5"
+_TASK = "downstream"
 _NUM_WORKERS = 2
 _BATCH = 64
 _FREE_BYTES = 2_000_000_000  # objects, checkpoints and Ray's logs of a demonstration take about 0.5 GB
@@ -138,13 +139,14 @@ def _run_stages(folder: Path, folders: Folders, stack: Stack, *, is_digits: bool
     scale = _scale(f"{root}/train", is_digits=is_digits, short=short)
     submit("pretrain: on 2 Ray Train workers", "trainer", "pretrain", f"{root}/upstream", f"{root}/runs/pretrain",
            *_pretrain_options(f"{root}/upstream", scale, flip=not is_digits))  # fmt: skip
-    for init in (f"{root}/runs/pretrain", SCRATCH):
-        name = "scratch" if init == SCRATCH else "pretrained"
-        submit(f"fine-tune {name}: few-shot by the HyperRule's schedule", "trainer", "finetune", init, f"{root}/train",
-               f"{root}/test", f"{root}/runs/{name}", *_finetune_options(scale, flip=not is_digits))  # fmt: skip
+    plan = (folder / "transfer.toml").absolute()
+    plan.write_text(_transfer_plan(root, scale, flip=not is_digits))
+    submit("fine-tune: the pretrained model and a fresh one, few-shot, side by side", "trainer", "sweep", str(plan),
+           f"{root}/transfer", "--ray")  # fmt: skip
     best = f"{max(scale.shots):04d}-shots-0"
     predictions = [
-        f"--predictions={name}={root}/runs/{name}/predictions/{best}.parquet" for name in ("pretrained", "scratch")
+        f"--predictions={name}={root}/transfer/runs/{name}/{_TASK}/{best}-seed-0/predictions/{best}.parquet"
+        for name in ("pretrained", SCRATCH)
     ]
     run("audit: near-duplicates of the test set upstream", "cluster", "audit", f"{root}/upstream", f"{root}/test",
         str(folder / "report" / "audit"), *predictions, "--canaries", "2" if short else "5")  # fmt: skip
@@ -188,15 +190,31 @@ def _pretrain_options(upstream: str, scale: Scale, *, flip: bool) -> list[str]:
     return ["--model", _MODEL, "--recipe", "bit-s", "--workers", str(_NUM_WORKERS), *_settings(settings)]
 
 
-def _finetune_options(scale: Scale, *, flip: bool) -> list[str]:
+def _transfer_plan(root: str, scale: Scale, *, flip: bool) -> str:
+    """Return the plan of the fine-tunings: what `trainer sweep` reads."""
     resize_px = scale.resolution_px * 160 // 128  # the HyperRule's ratio of resize to crop
-    shortened = (
-        f'{{"steps": {scale.finetune_steps}, "batch_size": {_BATCH}, "resize_px": {resize_px}, '
-        f'"crop_px": {scale.resolution_px}}}'
-    )
-    shots = ",".join(str(number) for number in scale.shots)
-    return ["--model", _MODEL, "--shots", shots, "--subsets", str(scale.num_subsets), "--workers", str(_NUM_WORKERS),
-            *_settings({"shortened": shortened, "flip": str(flip).lower(), "num_lanes": 8})]  # fmt: skip
+    return f"""\
+model = "{_MODEL}"
+shots = {list(scale.shots)}
+subsets = {scale.num_subsets}
+
+[inits]
+pretrained = "{root}/runs/pretrain"
+{SCRATCH} = "{SCRATCH}"
+
+[tasks]
+{_TASK} = "{root}"  # holds train and test
+
+[settings]
+flip = {str(flip).lower()}
+num_lanes = 8
+
+[settings.shortened]  # the HyperRule's schedule in fewer steps
+steps = {scale.finetune_steps}
+batch_size = {_BATCH}
+resize_px = {resize_px}
+crop_px = {scale.resolution_px}
+"""
 
 
 def _print_summary(facts: DemoFacts, page: Path) -> None:
