@@ -3,7 +3,7 @@
 import click
 
 from pipeline.base.console import run
-from trainer.commands import gallery, inference, models, pretraining, sweeps, tasks, transfer, watching
+from trainer.commands import gallery, inference, models, pretraining, studies, sweeps, tasks, transfer, watching
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,6 +19,8 @@ for command in (
     pretraining.pretrain,
     transfer.finetune,
     sweeps.sweep,
+    studies.search,
+    studies.study,
     transfer.evaluate,
     gallery.gallery,
     gallery.review,

@@ -13,6 +13,7 @@ from pipeline.base.quantities import human_bytes
 from pipeline.dataset.dataset import Dataset
 from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.url import open_store
+from pipeline.streaming.choose import listed_rows
 from pipeline.streaming.order import lanes_of_rank
 from pipeline.streaming.selection import Selection
 from trainer.jobs.config import Branch, FinetuneConfig, PretrainConfig
@@ -168,6 +169,8 @@ def check_finetune(config: FinetuneConfig, num_workers: int) -> None:
     match_classes(train.classes, test.classes, config.train, config.test, ignore_unknown=config.ignore_unknown_classes)
     if config.shortened and (config.batch_size or config.steps):
         raise ConfigError("shortened says batch and steps already; leave --batch-size and --steps out")
+    if config.recipe and (config.shortened or config.batch_size or config.steps):
+        raise ConfigError("recipe says all of it already; leave shortened, --batch-size and --steps out")
     for shots in config.shots:
         recipe = recipe_for(config, len(subset_rows(config, train, shots, 0)), (224, 224))
         _check_batch(config, config.model, recipe.batch_size, num_workers)
@@ -195,20 +198,36 @@ def test_selection(config: FinetuneConfig) -> Selection:
 
 
 def recipe_for(config: FinetuneConfig, num_train: int, nominal_px: tuple[int, int]) -> TransferRecipe:
-    """Return the recipe of one run: the HyperRule, rescaled or shortened if the configuration says so."""
+    """Return the recipe of one run: the HyperRule, rescaled or shortened, or another, if the configuration says so."""
+    if config.recipe:
+        return config.recipe
     recipe = hyperrule(num_train, *nominal_px, model=config.model, variant=config.rule)
     recipe = rescaled(recipe, config.batch_size, config.steps)
     return shortened(recipe, **config.shortened.model_dump()) if config.shortened else recipe
 
 
 def subset_rows(config: FinetuneConfig, train: Dataset, shots: int, subset: int) -> npt.NDArray[np.int64]:
-    """Return the indices of a subset's samples in the training set.
+    """Return the indices of a subset's samples in the training set, without those that are excluded.
 
     Raises:
-        ConfigError: Classes have fewer samples than shots.
+        ConfigError: Classes have fewer samples than shots, or no sample is left.
     """
-    labels, allow_fewer = first_labels(train), config.allow_fewer_shots
-    return few_shot_rows(labels, train.classes, shots, config.seed, subset, allow_fewer=allow_fewer)
+    kept, allow_fewer = _kept_rows(config, train), config.allow_fewer_shots
+    labels = first_labels(train)[kept]
+    return kept[few_shot_rows(labels, train.classes, shots, config.seed, subset, allow_fewer=allow_fewer)]
+
+
+def _kept_rows(config: FinetuneConfig, train: Dataset) -> npt.NDArray[np.int64]:
+    """Return the indices of the samples of the training set that are not excluded, ascending."""
+    samples = train.all_samples([])
+    kept = np.ones(samples.num_rows, bool)
+    if config.exclude_train:
+        shards, rows = (samples[name].to_numpy() for name in ("shard", "row"))
+        for shard, excluded in listed_rows(config.exclude_train).items():
+            kept[(shards == shard) & np.isin(rows, excluded)] = False
+    if not kept.any():
+        raise ConfigError(f"{config.exclude_train} leaves no sample of {config.train}; give another list")
+    return np.flatnonzero(kept)
 
 
 def first_labels(dataset: Dataset) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from pipeline.base.records import Record
 from trainer.recipes.data import TrainingData
 from trainer.recipes.held_out import ProbeSet
+from trainer.recipes.hyperrule import TransferRecipe
 from trainer.recipes.pretrain import PretrainRecipe
 from trainer.run.settings import RunSettings
 
@@ -80,6 +81,7 @@ class FinetuneConfig(RunSettings):
         train_version: Its manifest version.
         test: URL of the test set.
         test_version: Its manifest version.
+        exclude_train: URL of a Parquet file with `shard` and `row` of training samples to leave out.
         exclude_test: URL of a Parquet file with `shard` and `row` of test samples to leave out, such as an audit's.
         out: URL of the results.
         shots: Pictures a class; 0 means the whole training set.
@@ -89,6 +91,7 @@ class FinetuneConfig(RunSettings):
         shortened: Another length of the schedule, or None for the rule itself.
         batch_size: Global batch other than the rule's; learning rate and steps change to match. None for the rule's.
         steps: Optimizer steps other than the rule's, with its schedule at that length; None for the rule's.
+        recipe: All that the rule says, said otherwise; None for the rule.
         loss: Softmax, or sigmoid for pictures with several labels.
         allow_fewer_shots: Whether a class with fewer pictures than shots gives all it has, instead of an error.
         allow_test_on_train: Whether the training set may be the test set.
@@ -107,6 +110,7 @@ class FinetuneConfig(RunSettings):
     train_version: int
     test: str
     test_version: int
+    exclude_train: str | None = None
     exclude_test: str | None = None
     out: str
     shots: tuple[NonNegativeInt, ...] = (0,)
@@ -116,6 +120,7 @@ class FinetuneConfig(RunSettings):
     shortened: Shortened | None = None
     batch_size: PositiveInt | None = None
     steps: PositiveInt | None = None
+    recipe: TransferRecipe | None = None
     loss: Literal["softmax", "sigmoid"] = "softmax"
     allow_fewer_shots: bool = False
     allow_test_on_train: bool = False

@@ -209,7 +209,7 @@ def _training_selection(config: FinetuneConfig, train: Dataset, run: SweepRun) -
     """Return the subset and the nominal (height, width) of the task: the medians of the training set."""
     samples = train.all_samples(["width", "height"])
     nominal = int(np.median(samples["height"].to_numpy())), int(np.median(samples["width"].to_numpy()))
-    if run.shots == 0:
+    if run.shots == 0 and not config.exclude_train:
         return Selection(train), nominal
     rows = subset_rows(config, train, run.shots, run.subset)
     chosen = samples.select(["shard", "row"]).take(rows)

@@ -9,14 +9,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
-from pipeline.base.errors import BitError, ConfigError, Conflict, NotFound
+from pipeline.base.errors import ConfigError, Conflict, NotFound
 from pipeline.base.html import render_page
 from pipeline.base.records import Record, json_bytes
 from pipeline.base.toml import read_toml
@@ -25,15 +24,15 @@ from pipeline.store.any_url import join
 from pipeline.store.base import Store, put
 from pipeline.store.url import open_store
 from pipeline.work.pools import Pool
-from pipeline.work.schedule import Attempt, run_calls
+from pipeline.work.schedule import Attempt
 from trainer.checkpoint.record import chosen
 from trainer.jobs.checks import check_finetune, is_multi_label
 from trainer.jobs.config import SCRATCH, FinetuneConfig
+from trainer.jobs.side_by_side import ERROR, run_job, run_side_by_side
 from trainer.run.evaluations import run_and_step
 from trainer.scores.summaries import summarise
 from trainer.tasks.prepare import augmentation_of
 
-T = TypeVar("T")
 GROUPED_BY = ("init", "task", "shots")
 SWEEP_KEY = "sweep.json"
 _UNSAFE = re.compile(r"[^\w.-]+")
@@ -206,12 +205,12 @@ def run_sweep(
         ServiceError: Workers kept dying over one run.
     """
     found: dict[PlannedRun, dict[str, Any]] = {}
-    for is_last in (False, True):
-        open_runs = [run for run in runs if run not in found or "error" in found[run]]
-        for run, row in run_calls(_WithoutCopies(pool), _fine_tune, open_runs):
-            found[run] = {**row, "init": run.init, "task": run.task}
-            if "error" not in row or is_last:
-                on_result(found[run])
+
+    def take(run: PlannedRun, row: dict[str, Any]) -> None:
+        found[run] = {**row, "init": run.init, "task": run.task}
+        on_result(found[run])
+
+    run_side_by_side(pool, _fine_tune, runs, take)
     results = [found[run] for run in runs if "error" not in found[run]]
     failures = [found[run] for run in runs if "error" in found[run]]
     rows = summarise(results, GROUPED_BY)
@@ -232,46 +231,14 @@ def summary_page(rows: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[s
 
 def _fine_tune(attempt: Attempt[PlannedRun]) -> dict[str, Any]:
     """Fine-tune one run in this process; return its result, or what went wrong."""
-    import torch  # noqa: PLC0415 - only workers need it
-
-    from trainer.jobs.finetune import finetune, read_results  # noqa: PLC0415
-    from trainer.step.ranks import alone  # noqa: PLC0415
+    from trainer.jobs.finetune import read_results  # noqa: PLC0415 - torch
 
     config = FinetuneConfig.model_validate_json(attempt.call.config)
-    torch.set_num_threads(1)  # runs side by side share the cores
-    try:
-        finetune(config, alone(), lambda row: None)
-    except (BitError, RuntimeError) as error:  # RuntimeError: torch's, such as out of memory
-        return {"name": config.out, "error": f"{type(error).__name__}: {error}"}
+    row = run_job("finetune", attempt.call.config)
+    if ERROR in row:
+        return {"name": config.out, ERROR: row[ERROR]}
     (result,) = read_results(open_store(config.out))
     return result | {"seed": config.seed}
-
-
-class _WithoutCopies:
-    """A pool that starts no second copy of slow calls: runs differ in length, and a copy would fence the first."""
-
-    may_lose_workers = False
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self.num_slots = pool.num_slots
-
-    @property
-    def num_reported(self) -> int:
-        """See Pool.num_reported."""
-        return self._pool.num_reported
-
-    def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
-        """See Pool.submit."""
-        return self._pool.submit(function, *arguments)
-
-    def cancel(self, future: "Future[Any]") -> None:
-        """See Pool.cancel."""
-        self._pool.cancel(future)
-
-    def close(self) -> None:
-        """See Pool.close."""
-        self._pool.close()
 
 
 def summary_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

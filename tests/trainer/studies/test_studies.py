@@ -1,0 +1,208 @@
+"""Studies from the plan to the page: bad scales are refused, runs are shared, and none is done twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.base.errors import ConfigError, Conflict, NotFound
+from pipeline.store.url import open_store
+from pipeline.work.pools import InProcess
+from pipeline.work.schedule import Attempt
+from tests.conftest import class_folders, pack, run_cli
+from trainer.studies.engine import execute, planned, read_results, run_studies
+from trainer.studies.grid import Grid
+from trainer.studies.page import findings, study_page
+from trainer.studies.paper.catalogue import STUDIES, named_studies
+from trainer.studies.scale import Scale, read_scale
+from trainer.studies.settle import settled_grid
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sets of the tiny scale."""
+    folder = tmp_path_factory.mktemp("data")
+    for number, name in enumerate(("upstream", "task")):
+        for split, each in (("train", 16), ("test", 6)):
+            pictures = class_folders(folder / "pictures" / name / split, each=each, seed=7000 * number + 100 * each)
+            pack(pictures, str(folder / name / split))
+    return folder
+
+
+def tiny(data: Path, **changes: Any) -> Scale:
+    return read_scale("tiny", str(data)).model_copy(update=changes)
+
+
+def settled(out: Path, scale: Scale, *names: str) -> Grid:
+    return settled_grid(open_store(str(out)), scale, named_studies(names))
+
+
+def test_studies_share_runs_whose_plan_does_not_depend_on_the_start(data: Path, tmp_path: Path) -> None:
+    names = [name for name in STUDIES if name != "duplicates"]  # for which the tiny scale has no lists
+    grid = settled(tmp_path / "out", tiny(data), *names)
+    assert settled(tmp_path / "out", tiny(data), "few-shot") == grid
+    studies = named_studies(names)
+    together = planned(studies, grid, {})
+    assert len(together) < sum(len(study.runs(grid, {})) for study in studies)
+    assert all(run.needs is None or run.needs in together for run in together.values())
+    with pytest.raises(Conflict, match="holds studies of another scale"):
+        settled(tmp_path / "out", tiny(data, subsets=3), "few-shot")
+
+
+def test_a_study_that_is_killed_goes_on_without_repeating_a_finished_run(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [str(Path(sys.executable).parent / "trainer"), "study", "run", "few-shot", str(out)]
+    command += ["--scale", "tiny", "--data", str(data)]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(out.rglob("results/finetune/**/*.json")) and time.monotonic() < deadline:
+        assert first.poll() is None
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    store = open_store(str(out))
+    before = read_results(store)
+    grid = settled(out, tiny(data), "few-shot")
+    runs = planned(named_studies(["few-shot"]), grid, {})
+    assert 0 < len(before) < len(runs)
+
+    repeated: list[str] = []
+
+    def work(url: str, attempt: Any) -> dict[str, Any]:
+        repeated.extend({attempt.call.name} & before.keys())
+        return execute(url, attempt)
+
+    results, failures = run_studies(store, named_studies(["few-shot"]), grid, InProcess(), work=work)
+    assert (repeated, failures) == ([], {})
+    assert results.keys() == runs.keys()
+    assert {name: results[name] for name in before} == before
+    found = findings(STUDIES["few-shot"], grid, results)
+    assert {(cell["row"], cell["column"]) for cell in found["cells"]} == {
+        (row, column) for row in ("task, 2 a class", "task, all") for column in ("from scratch", "S", "L")
+    }
+    assert [claim["verdict"] for claim in found["claims"]]
+    page = study_page(STUDIES["few-shot"], grid, results, {}).decode()
+    assert "http" not in page
+    assert "84.1" in page  # the paper's own
+    started: list[Any] = []
+    run_studies(store, named_studies(["few-shot"]), grid, InProcess(), lambda *row: started.append(row))
+    assert started == []
+
+
+def test_a_run_that_fails_is_named_and_what_needs_it_is_left_out(data: Path, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "out"))
+    grid = settled(tmp_path / "out", tiny(data), "norms")
+    tried: list[str] = []
+
+    def work(url: str, attempt: Any) -> dict[str, Any]:
+        name = attempt.call.name
+        tried.append(name)
+        if name == "pretrain/L-R14x0.5-microbatch-12":
+            return {"error": "it was cold"}
+        row = {"accuracy": 0.5, "num_correct": 5, "num_test": 10, "seconds": 1.0}
+        open_store(url).create(f"results/{name}.json", json.dumps(row).encode())
+        return row
+
+    results, failures = run_studies(store, named_studies(["norms"]), grid, InProcess(), work=work)
+    assert failures == {"pretrain/L-R14x0.5-microbatch-12": {"error": "it was cold"}}
+    assert tried.count("pretrain/L-R14x0.5-microbatch-12") == 2
+    assert not [name for name in tried if "L-R14x0.5-microbatch-12/" in name]
+    study = STUDIES["norms"]
+    columns = [column for row, column in study.cells(grid, results) if row == "upstream, micro-batch 12"]
+    assert columns == ["BN", "BN + WS", "GN"]
+    assert {claim["verdict"] for claim in findings(study, grid, results)["claims"]} == {"cannot be told at this scale"}
+    assert "it was cold" in study_page(study, grid, results, failures).decode()
+
+
+def test_a_study_that_cannot_run_is_refused_before_anything_is_written(data: Path, tmp_path: Path) -> None:
+    scale, out = tiny(data), tmp_path / "out"
+    with pytest.raises(ConfigError, match="norms: the study of norms needs"):
+        settled(out, scale.model_copy(update={"norms": None}), "norms")
+    with pytest.raises(ConfigError, match="fewer training pictures than 99 shots"):
+        settled(out, scale.model_copy(update={"shots": (99,)}), "few-shot")
+    with pytest.raises(ConfigError, match=r"model 'R15x1' is unknown"):
+        settled(out, scale.model_copy(update={"model": "R15x1"}), "few-shot")
+    with pytest.raises(ConfigError, match=r"finetune\.step of the scale"):
+        settled(out, scale.model_copy(update={"finetune": {"step": 3}}), "few-shot")
+    with pytest.raises(ConfigError, match=r"R14x0\.5 does not fit: a step of 24 pictures of 32 px takes .* may have"):
+        settled_grid(open_store(str(out)), scale, named_studies(["few-shot"]), 10_000_000)
+    with pytest.raises(NotFound, match=r"no dataset at .*absent/upstream/train, .*absent/task/test"):
+        settled(out, read_scale("tiny", str(tmp_path / "absent")), "few-shot")
+    with pytest.raises(ConfigError, match="there is no study few-shots; there are upstream-size, few-shot"):
+        named_studies(["few-shots"])
+    assert not (out / "studies.json").exists()
+
+
+def test_the_command_shows_what_would_run_and_reports_what_has(data: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    planned_only = run_cli("trainer", "study", "run", "norms", out, "--scale", "tiny", "--data", str(data), "--dry-run")
+    assert planned_only.returncode == 0, planned_only.stderr
+    assert "to do  pretrain/L-R14x0.5-BN-microbatch-2" in planned_only.stdout.splitlines()
+    assert not (tmp_path / "out/studies.json").exists()
+    settled(tmp_path / "out", tiny(data), "norms")
+    report = run_cli("trainer", "study", "report", "norms", out)
+    assert report.returncode == 0, report.stderr
+    assert "- GN with plain kernels is behind BN upstream: **cannot be told at this scale**" in report.stdout
+    assert (tmp_path / "out/pages/norms.html").exists()
+
+
+def test_a_search_trains_each_trial_once_and_the_chosen_one_on_both_parts(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pretraining = planned(named_studies(["few-shot"]), settled(tmp_path / "few", tiny(data), "few-shot"), {})
+    assert execute(str(tmp_path / "few"), Attempt(pretraining["pretrain/L-R14x0.5"]))["seconds"] > 0
+    (tmp_path / "space.toml").write_text("steps = [2, 3]\nresolution_px = [32]\nmixup_alpha = [0.1]\n")
+    command = ["search", str(tmp_path / "few/runs/pretrain/L-R14x0.5"), str(out), "--task", f"pictures={data}/task"]
+    command += ["--trials", "2", "--train", "30", "--validation", "12", "--space", str(tmp_path / "space.toml")]
+    command += ["--set", "num_lanes=12"]
+    command += ["--set", 'shortened={"steps": 3, "batch_size": 24, "resize_px": 40, "crop_px": 32}']
+    done = run_cli("trainer", *command)
+    assert done.returncode == 0, done.stderr
+    assert "- random search beats the HyperRule on the mean of tasks" in done.stdout
+    results = read_results(open_store(str(out)))
+    trials = [results[f"finetune/search/pictures/trial-{number:03d}"] for number in range(2)]
+    best = max(range(2), key=lambda number: (trials[number]["accuracy"], -number))
+    assert [(row["num_train"], row["num_test"]) for row in trials] == [(30, 12)] * 2
+    chosen = results[f"finetune/search/pictures/chosen-{best:03d}-seed-0"]
+    rule = results["finetune/search/pictures/hyperrule-seed-0"]
+    assert chosen["recipe"] == trials[best]["recipe"] != rule["recipe"]
+    assert [(row["num_train"], row["num_test"]) for row in (chosen, rule)] == [(42, 18)] * 2
+    assert len(results) == 2 + 2 + 2  # trials, their tests, chosen and rule
+    assert "polyline" in (out / "pages/random-search.html").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (out / "results").rglob("*.json")}
+    assert run_cli("trainer", *command).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "results").rglob("*.json")} == before
+    few = run_cli("trainer", *command[:2], str(tmp_path / "other"), *command[3:], "--train", "40")
+    assert few.returncode == 2
+    assert "has 48 pictures, and the search takes 40 to train on and 12 to choose by" in few.stderr
+
+
+def test_lists_of_duplicates_clean_the_test_set_and_the_upstream_set(data: Path, tmp_path: Path) -> None:
+    rows = pa.table({"shard": pa.array([0, 0, 0], pa.int32()), "row": pa.array([0, 1, 2], pa.int32())})
+    pq.write_table(rows, tmp_path / "list.parquet")
+    scale = tiny(data)
+    upstream = {"L": scale.upstream["L"].model_copy(update={"duplicates": (str(tmp_path / "list.parquet"),)})}
+    task = scale.tasks["task"].model_copy(update={"duplicates": {"L": str(tmp_path / "list.parquet")}})
+    grid = settled(
+        tmp_path / "out", scale.model_copy(update={"upstream": upstream, "tasks": {"task": task}}), "duplicates"
+    )
+    store, study = open_store(str(tmp_path / "out")), STUDIES["duplicates"]
+    results, failures = run_studies(store, [study], grid, InProcess())
+    assert failures == {}
+    cells = study.cells(grid, results)
+    assert [column for _, column in cells] == ["full", "clean test", "change by the clean test", "clean upstream"]
+    clean = results["clean-test/L-R14x0.5/task/0000-shots-0-seed-0"]
+    assert clean["num_test"] == 18 - 3
+    row = "task, from L"
+    assert cells[row, "change by the clean test"].value == pytest.approx(
+        cells[row, "clean test"].value - cells[row, "full"].value
+    )
+    starts = (tmp_path / "out/runs/pretrain/L-deduplicated-R14x0.5/run.json").read_text()
+    assert "lists/L-deduplicated.parquet" in starts

@@ -1,0 +1,143 @@
+"""Runs what studies lack: each run once, whichever of them ask for it, after those that it starts from."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from pipeline.base.errors import Conflict, Interrupted, ServiceError, TrainError
+from pipeline.base.records import json_bytes
+from pipeline.store.base import Store, exists
+from pipeline.store.url import open_store
+from pipeline.work.pools import Pool
+from pipeline.work.schedule import Attempt
+from trainer.jobs.side_by_side import ERROR, Row, run_job, run_side_by_side
+from trainer.studies.grid import Grid, Run
+from trainer.studies.study import Study
+
+RESULTS = "results/"
+
+
+class Counted(NamedTuple):
+    """How far studies are.
+
+    Attributes:
+        done: Runs with a result.
+        total: Runs that are known by now.
+    """
+
+    done: int
+    total: int
+
+
+Work = Callable[[str, Attempt[Run]], Row]
+
+
+def read_results(store: Store) -> dict[str, Row]:
+    """Return the rows of all runs of a folder of studies that are done, by name."""
+    return {
+        entry.key.removeprefix(RESULTS).removesuffix(".json"): json.loads(store.read(entry.key))
+        for entry in store.list(RESULTS)
+    }
+
+
+def planned(studies: Sequence[Study], grid: Grid, results: dict[str, Row]) -> dict[str, Run]:
+    """Return all runs of some studies by name, as far as they are known with these results.
+
+    Raises:
+        Conflict: Two studies give different runs one name.
+    """
+    runs: dict[str, Run] = {}
+    for study in studies:
+        for run in study.runs(grid, results):
+            if runs.setdefault(run.name, run) != run:
+                raise Conflict(f"two studies call different runs {run.name}; run them with different OUT")
+    return runs
+
+
+def run_studies(
+    store: Store,
+    studies: Sequence[Study],
+    grid: Grid,
+    pool: Pool,
+    on_row: Callable[[Run, Row, Counted], None] = lambda run, row, counted: None,
+    work: Work | None = None,
+) -> tuple[dict[str, Row], dict[str, Row]]:
+    """Run what has no result yet, and return results and failures by name; what needs a failed run is left out.
+
+    Args:
+        store: Of the folder of studies.
+        studies: Whose runs are wanted.
+        grid: Of the folder.
+        pool: Where runs go; each takes one place.
+        on_row: Called with each result or failure as it comes.
+        work: What is run with the folder's URL and each attempt; `execute` by default.
+
+    Raises:
+        ServiceError: Workers kept dying over one run.
+    """
+    failures: dict[str, Row] = {}
+    while True:
+        results = read_results(store)
+        runs = planned(studies, grid, results)
+        ready = [
+            run
+            for run in runs.values()
+            if run.name not in results and run.name not in failures and (not run.needs or run.needs in results)
+        ]
+        if not ready:
+            return results, failures
+        done = sum(name in results for name in runs)
+
+        def take(run: Run, row: Row, total: int = len(runs)) -> None:
+            nonlocal done
+            if ERROR in row:
+                failures[run.name] = row
+            else:
+                done += 1
+            on_row(run, row, Counted(done, total))
+
+        run_side_by_side(pool, partial(work or execute, store.url), ready, take)
+
+
+def execute(url: str, attempt: Attempt[Run]) -> Row:
+    """Run one run in this process and store its result; return it, or what went wrong."""
+    run = attempt.call
+    row = run_job(run.job, run.config)
+    return row if ERROR in row else _stored(url, run, row)
+
+
+def execute_in_group(num_workers: int, use_gpu: bool, url: str, attempt: Attempt[Run]) -> Row:
+    """Run one run on a group of Ray Train workers and store its result; return it, or what went wrong."""
+    from trainer.jobs.table import JOBS  # noqa: PLC0415 - torch
+    from trainer.run.launch import run as launch  # noqa: PLC0415
+
+    run, began = attempt.call, time.monotonic()
+    job = JOBS[run.job]
+    config = job.config_type.model_validate_json(run.config)
+    try:
+        launch(job, config, num_workers=(num_workers, num_workers), use_gpu=use_gpu, max_failures=-1, wait=True)
+    except (ServiceError, TrainError) as error:
+        if isinstance(error, Interrupted):
+            raise
+        return {ERROR: str(error)}
+    return _stored(url, run, {"seconds": time.monotonic() - began})
+
+
+def _stored(url: str, run: Run, took: Row) -> Row:
+    row = _result_of(run) | {name: took[name] for name in ("seconds", "cpu_seconds") if name in took}
+    store, key = open_store(url), f"{RESULTS}{run.name}.json"
+    if not exists(store, key):
+        store.create(key, json_bytes(row))
+    return row
+
+
+def _result_of(run: Run) -> dict[str, Any]:
+    """Return what a finished run left in its folder."""
+    folder = open_store(json.loads(run.config)["out"])
+    if run.job == "evaluate":
+        return dict(json.loads(folder.read("result.json")))
+    if run.job == "finetune":
+        return dict(json.loads(next(folder.read(entry.key) for entry in folder.list("results/"))))
+    return {}
