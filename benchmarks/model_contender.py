@@ -42,7 +42,8 @@ def main() -> None:
     images = images.to(memory_format=torch.channels_last)
     labels = torch.arange(count) % 1000
     orders: dict[str, Callable[[], Any]] = {
-        "logits": lambda: logits(model, images[: task["micro"]], task["precision"]),
+        "float32 logits": lambda: logits(model, images[: task["micro"]], "float32"),
+        "bfloat16 logits": lambda: logits(model, images[: task["micro"]], "bfloat16"),
         "step": lambda: timed(lambda: step(images, labels)),
         "peak": lambda: status_bytes("VmHWM"),
         "growth": lambda: status_bytes("VmHWM") - imported_bytes,
@@ -84,15 +85,14 @@ def contender(task: dict[str, Any]) -> tuple[nn.Module, Callable[[Tensor, Tensor
     return model, plain_step(model, task)
 
 
-def our_step(model: nn.Module, task: dict[str, Any]) -> Callable[[Tensor, Tensor], None]:
-    """Return the step of `trainer.step.step`."""
+def our_step(model: nn.Module, task: dict[str, Any], optimizer: Any = None) -> Callable[[Tensor, Tensor], None]:
+    """Return the step of `trainer.step.step`, by a new optimizer or this one."""
     from trainer.step.losses import softmax_loss  # noqa: PLC0415
     from trainer.step.optimizer import MasterSGD  # noqa: PLC0415
     from trainer.step.step import QueuedStep, train_step  # noqa: PLC0415
     from trainer.step.tensors import TensorBatch  # noqa: PLC0415
 
-    optimizer = MasterSGD(model, 0.9, 1e-4)
-
+    optimizer = optimizer or MasterSGD(model, 0.9, 1e-4)
     queued: list[QueuedStep] = []
 
     def step(images: Tensor, labels: Tensor) -> None:
