@@ -9,8 +9,9 @@ import click
 
 from cluster.audit.commands import audit, audit_review, audit_within, fingerprint
 from cluster.submission.checks import COMMANDS
-from pipeline.base.console import examples, run
+from pipeline.base.console import echo, examples, run
 from pipeline.base.errors import ConfigError, ServiceError
+from pipeline.base.text import printable
 
 if TYPE_CHECKING:
     from cluster.stack.services import Stack
@@ -56,14 +57,14 @@ def up(folder: Path, node_cpus: tuple[int, ...], bucket: str, s3_port: int, dash
     from cluster.stack.services import STATE_NAME, read_stack, start_stack, stop_leftover  # noqa: PLC0415
 
     if (folder / STATE_NAME).exists() and (stack := read_stack(folder)).is_running:
-        click.echo(f"# a stack runs in {folder} already, with the options it was started with", err=True)
+        echo(f"# a stack runs in {folder} already, with the options it was started with", err=True)
     else:
         end_by_signals()
         stop_leftover(folder)
         stack = start_stack(
             folder, cpus_per_node=node_cpus, bucket=bucket, s3_port=s3_port, dashboard_port=dashboard_port
         )
-        click.echo(f"# the bucket is s3://{bucket}; stop with: cluster down {folder}", err=True)
+        echo(f"# the bucket is s3://{bucket}; stop with: cluster down {folder}", err=True)
     _print_environment(stack)
 
 
@@ -80,9 +81,9 @@ def environment(folder: Path) -> None:
 
 
 def _print_environment(stack: "Stack") -> None:
-    click.echo(f"# dashboard {stack.dashboard}; the token it asks for: cat {shlex.quote(stack.token)}", err=True)
+    echo(f"# dashboard {stack.dashboard}; the token it asks for: cat {shlex.quote(stack.token)}", err=True)
     for name, value in stack.environment.items():
-        click.echo(f"export {name}={shlex.quote(value)}")
+        echo(f"export {name}={shlex.quote(value)}")
 
 
 @cli.command(epilog=examples("cluster down stack", 'eval "$(cluster down stack)"   # forgets its variables, too'))
@@ -93,9 +94,9 @@ def down(folder: Path) -> None:
 
     stack = read_stack(folder)
     stop_stack(stack)
-    click.echo(f"# stopped the stack of {folder}; in a shell that has its variables, run", err=True)
+    echo(f"# stopped the stack of {folder}; in a shell that has its variables, run", err=True)
     for prefix in ("AWS_", "RAY_"):
-        click.echo(f"unset {' '.join(name for name in stack.environment if name.startswith(prefix))}")
+        echo(f"unset {' '.join(name for name in stack.environment if name.startswith(prefix))}")
 
 
 @cli.command(
@@ -134,15 +135,15 @@ def submit(
         from cluster.submission.submit import submit_run  # noqa: PLC0415
 
         started, wheel = submit_run(client, command, environment, job)
-        click.echo(f"job {started}, with {wheel.name} (sha256 {wheel.sha256[:12]})", err=True)
+        echo(f"job {started}, with {wheel.name} (sha256 {wheel.sha256[:12]})", err=True)
     else:
         started = jobs.submit(client, command, environment, job)
-        click.echo(f"job {started}", err=True)
+        echo(f"job {started}", err=True)
     if wait:
         ended = jobs.follow(client, started)
-        click.echo(f"job {started} {ended}", err=True)
+        echo(f"job {started} {ended}", err=True)
         sys.exit(0 if ended == "SUCCEEDED" else 1)
-    click.echo(started)
+    echo(started)
 
 
 @cli.command(epilog=examples("cluster status", "cluster status raysubmit_abc"))
@@ -155,14 +156,14 @@ def status(address: str | None, job: str | None) -> None:
 
     client = jobs.connect(address)
     if job:
-        click.echo(jobs.status(client, job))
+        echo(jobs.status(client, job))
         return
     rows = jobs.all_jobs(client)
     lines = run_lines(rows)
     for row in rows:
-        click.echo(f"{row['job']}  {row['status']:<9}  {row['command']}")
+        echo(printable(f"{row['job']}  {row['status']:<9}  {row['command']}"))
         if row["job"] in lines:
-            click.echo(f"    {lines[row['job']]}")
+            echo(printable(f"    {lines[row['job']]}"))
 
 
 @cli.command(epilog=examples("cluster logs raysubmit_abc", "cluster logs raysubmit_abc --follow"))
@@ -178,7 +179,7 @@ def logs(address: str | None, job: str, follow: bool) -> None:
     if follow:
         jobs.follow(client, job)
     else:
-        click.echo(jobs.logs(client, job), nl=False)
+        echo(jobs.logs(client, job), nl=False)
 
 
 @cli.command(epilog=examples("cluster stop raysubmit_abc", "cluster stop raysubmit_abc --no-wait"))
@@ -190,14 +191,14 @@ def stop(address: str | None, wait: bool, job: str) -> None:
     from cluster.stack import jobs  # noqa: PLC0415
 
     client = jobs.connect(address)
-    click.echo(f"asking {job} to stop; a run of the trainer saves its state first", err=True)
+    echo(f"asking {job} to stop; a run of the trainer saves its state first", err=True)
     ended = jobs.stop(client, job, wait=wait)
     if not wait:
-        click.echo(f"job {job} was asked to stop", err=True)
+        echo(f"job {job} was asked to stop", err=True)
         return
-    click.echo(f"job {job} {ended}", err=True)
+    echo(f"job {job} {ended}", err=True)
     if saved := jobs.last_words(client, job):
-        click.echo(saved)
+        echo(saved)
 
 
 @cli.command(epilog=examples("cluster demo", "cluster demo --data photos   # CLASS/NAME.jpg or SPLIT/CLASS/NAME.jpg"))

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import psutil
 
-from cluster.stack.services import Stack, free_ports
+from cluster.stack.ports import free_ports
+from cluster.stack.ray_nodes import metrics_at
+from cluster.stack.services import Stack
 from tests.waiting import wait_until
 
 _OBJECT_STORE_BYTES = 100_000_000
@@ -49,6 +51,7 @@ def add_node(stack: Stack, number: int, num_cpus: int = 1) -> None:
         "BIT_STACK": stack.mark,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_memory_monitor_refresh_ms": "0",
+        **metrics_at(address_of(number)),
     }
     settings.pop("RAY_ADDRESS", None)
     log = Path(stack.folder) / f"ray-more-{number}.log"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base.console import EventLog, examples, progress
+from pipeline.base.console import EventLog, echo, examples, progress
 from pipeline.base.errors import ConfigError
 from pipeline.base.quantities import plural
 from pipeline.commands.options import pool_of, pool_options
@@ -62,7 +62,7 @@ def _job(work: str, workers: int | None, on_ray: bool, log_jsonl: str | None) ->
     from pipeline.work.pools import InProcess  # noqa: PLC0415
 
     check_pillow()
-    reporting = Reporting(progress, EventLog(log_jsonl).write, lambda line: click.echo(line, err=True))
+    reporting = Reporting(progress, EventLog(log_jsonl).write, lambda line: echo(line, err=True))
     if workers is None and not on_ray:
         yield AuditJob(open_store(work), InProcess(), reporting)
         return
@@ -127,7 +127,7 @@ def audit(upstream: str, downstream: str, out: str, against_many: bool, **option
         _require_free(out, "report", _REPORT_MARKS)
         with _job(work, **pool) as job:
             summary = _audit_one(job, open_store(out), upstream, absolute_pattern(downstream), predictions, options)
-        click.echo(f"{_summary_line(summary)}; report {open_store(out).url}/index.html")
+        echo(f"{_summary_line(summary)}; report {open_store(out).url}/index.html")
         return
     if predictions:
         raise ConfigError("with --against-many, predictions are named in the TOML file, not by --predictions")
@@ -135,12 +135,12 @@ def audit(upstream: str, downstream: str, out: str, against_many: bool, **option
     _require_free(out, "report", [*_REPORT_MARKS, "overview.csv", *(f"{name}/audit.json" for name in sets)])
     with _job(work, **pool) as job:
         for name, test in sets.items():
-            click.echo(f"{name}: {test.url}", err=True)
+            echo(f"{name}: {test.url}", err=True)
             report, url = open_store(f"{out}/{name}"), absolute_pattern(test.url)
             summaries[name] = _audit_one(job, report, upstream, url, test.predictions, options)
-            click.echo(f"{name}: {_summary_line(summaries[name])}")
+            echo(f"{name}: {_summary_line(summaries[name])}")
     publish_overview(open_store(out), upstream, summaries)
-    click.echo(f"overview {open_store(out).url}/index.html")
+    echo(f"overview {open_store(out).url}/index.html")
 
 
 def _require_free(out: str, what: str, marks: Sequence[str]) -> None:
@@ -224,7 +224,7 @@ def audit_within(url: str, out: str, **options: Any) -> None:
     _require_free(out, "report", _REPORT_MARKS)
     with _job(work, **pool) as job:
         summary = run_audit_within(open_store(out), config, pin_sides(config), job)
-    click.echo(
+    echo(
         f"{summary['num_stars']} of {summary['num_samples']} pictures have copies, {summary['num_left_out']} of them; "
         f"report {open_store(out).url}/index.html, list {open_store(out).url}/exclude.parquet"
     )
@@ -257,9 +257,9 @@ def audit_review(out: str, verdicts: str, by: str | None, workers: int | None, o
         summary = import_verdicts(store, given, job)
     for row in summary["review"]:
         share = f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]" if row["num_reviewed"] else "not reviewed"
-        click.echo(f"{row['band']}: {row['num_copies']} of {row['num_reviewed']} reviewed are copies, {share}")
-    click.echo(f"{len(given)} {plural(len(given), 'verdict')} recorded; {_summary_line(summary)}")
-    click.echo(f"report {store.url}/index.html")
+        echo(f"{row['band']}: {row['num_copies']} of {row['num_reviewed']} reviewed are copies, {share}")
+    echo(f"{len(given)} {plural(len(given), 'verdict')} recorded; {_summary_line(summary)}")
+    echo(f"report {store.url}/index.html")
 
 
 @click.command(
@@ -286,12 +286,12 @@ def fingerprint(url: str, out: str, log_jsonl: str | None, workers: int | None, 
 
     url, out = absolute_pattern(url), absolute_url(out)
     if is_published(url) and open_dataset(url).version.descriptor == DESCRIPTOR_VERSION:
-        click.echo(f"{url} was packed with fingerprints {DESCRIPTOR_VERSION}; audit it as it is")
+        echo(f"{url} was packed with fingerprints {DESCRIPTOR_VERSION}; audit it as it is")
         return
     _require_free(out, "set of fingerprints", _FINGERPRINT_MARKS)
     with _job(out, workers, on_ray, log_jsonl) as job:
         version = fingerprint_set(url, open_store(out), job)
-    click.echo(
+    echo(
         f"published {open_store(out).url} version {version.version}: {version.num_samples:,} pictures of "
         f"{version.num_shards:,} tars with fingerprints {version.descriptor}, {version.num_rejects:,} unusable "
         f"{version.reject_reasons or ''}"

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from pipeline.base.errors import ConfigError
 from pipeline.base.html import render_page
 from pipeline.base.records import Record
+from pipeline.base.text import csv_cell
 from pipeline.store.any_url import read_file
 from pipeline.store.base import Store, put
 
@@ -63,7 +64,7 @@ def publish_overview(out: Store, upstream: str, summaries: Mapping[str, dict[str
     sink = io.StringIO()
     writer = csv.DictWriter(sink, list(rows[0]))
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: csv_cell(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows)
     put(out, "overview.csv", sink.getvalue().encode())
     page = render_page(
         "cluster.audit.report", "many.html.j2", title="Near-duplicate audit of many test sets", upstream=upstream,

@@ -18,6 +18,7 @@ from cluster.demo.report import DemoFacts, write_report
 from cluster.demo.stages import MemoryWatch, Stage, num_cpus, run_stage
 from cluster.stack.processes import end_by_signals
 from cluster.stack.services import Stack, start_stack, stop_leftover, stop_stack
+from pipeline.base.console import echo
 from pipeline.base.errors import ConfigError, EmptySource, StorageFull
 from pipeline.base.quantities import human_bytes
 from pipeline.dataset.dataset import open_dataset
@@ -69,7 +70,7 @@ def run_demo(folder: Path, data: Path | None, *, short: bool, fresh: bool) -> No
     if fresh and (folder / _MARKER).exists():
         shutil.rmtree(folder)
     if page.exists():
-        click.echo(f"the report of an earlier run is at {page}\nrun it again with: cluster demo --fresh")
+        echo(f"the report of an earlier run is at {page}\nrun it again with: cluster demo --fresh")
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARKER).touch()
@@ -78,7 +79,7 @@ def run_demo(folder: Path, data: Path | None, *, short: bool, fresh: bool) -> No
     started = time.monotonic()
     folders = own_folders(data, folder) if data else digit_folders(folder)
     for line in folders.about:
-        click.echo(line)
+        echo(line)
     memory = MemoryWatch()
     with memory.running(), _stack(folder) as stack:
         facts = _run_stages(folder, folders, stack, is_digits=data is None, short=short)
@@ -109,13 +110,13 @@ def _stack(folder: Path) -> Iterator[Stack]:
     stop_leftover(folder / "stack")
     click.secho("\nstarting an S3 server (SeaweedFS) and Ray on this machine", bold=True)
     stack = start_stack(folder / "stack", cpus_per_node=[max(_NUM_WORKERS, num_cpus())], bucket=_BUCKET)
-    click.echo(f"  S3 at {stack.environment['AWS_ENDPOINT_URL']}, Ray dashboard at {stack.dashboard}")
-    click.echo(f"  the dashboard asks for a token: cat {shlex.quote(stack.token)}")
+    echo(f"  S3 at {stack.environment['AWS_ENDPOINT_URL']}, Ray dashboard at {stack.dashboard}")
+    echo(f"  the dashboard asks for a token: cat {shlex.quote(stack.token)}")
     os.environ.update(stack.environment)
     try:
         yield stack
     finally:
-        click.echo("\nstopping Ray and the S3 server")
+        echo("\nstopping Ray and the S3 server")
         stop_stack(stack)
 
 
@@ -220,5 +221,5 @@ crop_px = {scale.resolution_px}
 def _print_summary(facts: DemoFacts, page: Path) -> None:
     click.secho("\nsummary", bold=True)
     for line in facts.summary_lines():
-        click.echo(f"  {line}")
-    click.echo(f"\nreport: {page.absolute()}")
+        echo(f"  {line}")
+    echo(f"\nreport: {page.absolute()}")

@@ -16,6 +16,7 @@ import click
 import psutil
 
 from cluster.stack.jobs import ACTOR_PREFIX
+from pipeline.base.console import echo
 from pipeline.base.errors import ServiceError
 
 _SAMPLE_SECONDS = 2.0
@@ -61,7 +62,7 @@ def run_stage(name: str, command: Sequence[str], log: Path) -> Stage:
             sink.write(line)
             text = ACTOR_PREFIX.sub("", line.rstrip())
             if _SHOWN.match(text):
-                click.echo(f"  {text}")
+                echo(f"  {text}")
                 last = text
     if process.returncode:
         reason = last if last.startswith("error:") else "no reason given"

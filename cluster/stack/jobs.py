@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from pipeline.base.console import echo
 from pipeline.base.errors import Interrupted, NotFound, ServiceError
 
 if TYPE_CHECKING:
@@ -137,10 +136,10 @@ def follow(client: "JobSubmissionClient", job: str) -> str:
         async for part in client.tail_job_logs(job):
             *lines, rest = (rest + part).split("\n")
             for line in without_ray(lines):
-                click.echo(line)
+                echo(line)
             sys.stdout.flush()
         if rest:
-            click.echo(rest)
+            echo(rest)
 
     with _goes_on(job):
         asyncio.run(copy())
@@ -226,7 +225,7 @@ def _print_from(client: "JobSubmissionClient", job: str, start: int) -> int:
     text = logs(client, job)
     end = text.rfind("\n") + 1
     for line in without_ray(text[start:end].splitlines()):
-        click.echo(line)
+        echo(line)
     return max(start, end)
 
 

@@ -1,13 +1,18 @@
-"""Stopping processes reliably: by pid and start time, with all descendants, and without being interrupted."""
+"""Starting and stopping processes reliably: by pid and start time, with all descendants, without interruption."""
 
+import os
 import signal
 import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import psutil
+
+from pipeline.base.errors import ServiceError
 
 _STOP_SECONDS = 4.0  # SeaweedFS takes 2.2 s
 _SAME_START_SECONDS = 1.0
@@ -102,3 +107,48 @@ def _signal(process: psutil.Process, number: int) -> None:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         return
+
+
+def launch(command: list[str], log: Path, environment: Mapping[str, str], umask: int = -1) -> subprocess.Popen[bytes]:
+    """Start a service in a session of its own: Ctrl-C reaches only the caller, which stops its services in order.
+
+    Args:
+        command: Its command line.
+        log: For what it prints.
+        environment: All of it.
+        umask: Of the files it makes; that of this process by default.
+    """
+    with log.open("wb") as sink:
+        return subprocess.Popen(
+            command,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            start_new_session=True,
+            umask=umask,
+        )
+
+
+def beside_python(name: str) -> str:
+    """Return the path of a command that this environment brings.
+
+    Raises:
+        ServiceError: It does not.
+    """
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise ServiceError(f"{path} is missing; install bit-pretrain into this environment with `pip install .`")
+    return str(path)
+
+
+def carries(name: str, value: str) -> Callable[[psutil.Process], bool]:
+    """Return a predicate: whether another process has inherited an environment variable with that value."""
+
+    def is_carrier(process: psutil.Process) -> bool:
+        try:
+            inherited = process.environ().get(name)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return False
+        return bool(process.pid != os.getpid() and inherited == value)
+
+    return is_carrier

@@ -16,9 +16,7 @@ from enum import Enum
 from pathlib import Path
 from types import FrameType
 
-import click
-
-from pipeline.base.console import EXIT_INTERRUPTED, EXIT_LOST
+from pipeline.base.console import EXIT_INTERRUPTED, EXIT_LOST, echo
 from pipeline.base.errors import StorageError
 from pipeline.store.url import open_store
 from trainer.run.starts import STARTS_WITHOUT_PROGRESS, progress_of
@@ -102,13 +100,13 @@ class Supervisor:
                 case Next.END:
                     return EXIT_INTERRUPTED if said is None else said
                 case Next.IN_VAIN:
-                    click.echo(
+                    echo(
                         f"error: {STARTS_WITHOUT_PROGRESS} drivers in a row ended ({_reason(code)}) without a new "
                         f"checkpoint at {self._out}; look for what kills them, such as the memory of the head",
                         err=True,
                     )
                     return 1
-            click.echo(f"the driver has ended ({_reason(code)}); starting it again", err=True)
+            echo(f"the driver has ended ({_reason(code)}); starting it again", err=True)
             self._pause()
             command = [*_DRIVER, *self._command, "--wait"]  # until what the dead one held is free
         return EXIT_INTERRUPTED
@@ -126,7 +124,7 @@ class Supervisor:
         try:
             return frozenset(progress_of(open_store(self._out)))
         except StorageError as error:
-            click.echo(f"what {self._out} holds cannot be told: {error}", err=True)
+            echo(f"what {self._out} holds cannot be told: {error}", err=True)
             return frozenset()
 
 

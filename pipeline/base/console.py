@@ -16,7 +16,9 @@ from typing import Any
 import click
 
 from pipeline.base.errors import BitError, ClusterLost, ConfigError, Interrupted
+from pipeline.base.logs import show_messages
 from pipeline.base.quantities import human_bytes
+from pipeline.base.text import printable, printable_log
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -34,8 +36,8 @@ def run(group: click.Group) -> None:
     debug = "--debug" in own
     if debug:
         arguments.remove("--debug")
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
+        show_messages(logging.DEBUG if debug else logging.WARNING)
         code = group.main(args=arguments, standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -75,10 +77,19 @@ def examples(*lines: str) -> str:
 
 def say(line: str, *, err: bool = False) -> None:
     """Print a line for the user; on a terminal, one that is too wide is folded at its blanks, and its rest indented."""
-    stream = sys.stderr if err else sys.stdout  # not as click remembers them: a bar puts lines above itself
-    if stream.isatty():
+    line = printable(line)  # whose names it holds may not begin another one
+    if (sys.stderr if err else sys.stdout).isatty():
         line = folded(line, min(_MOST_COLUMNS, shutil.get_terminal_size().columns))
-    click.echo(line, file=stream)
+    echo(line, err=err)
+
+
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text as it is, but for what would move the cursor or turn text around; colours stay.
+
+    Everything that a command prints goes through here. A name that may hold line ends is escaped by whoever shows it.
+    """
+    # Not the streams as click remembers them: a bar puts lines above itself.
+    click.echo(printable_log(text), file=sys.stderr if err else sys.stdout, nl=nl)
 
 
 def folded(line: str, num_columns: int) -> str:
@@ -173,7 +184,7 @@ def _lines(what: str, total: int | None, unit: str) -> Iterator[Advance]:
         meter.add(count, num_bytes)
         if time.monotonic() - last >= _SECONDS_BETWEEN_LINES or meter.is_full:
             last = time.monotonic()
-            click.echo(f"{what}: {meter}", err=True)
+            echo(f"{what}: {meter}", err=True)
 
     yield advance
 

@@ -3,10 +3,11 @@
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from pipeline.base.quantities import human_bytes, plural, quantity
+from pipeline.base.text import printable
 
 
 def render_page(package: str, template: str, *, parts_of: tuple[str, ...] = (), **values: object) -> bytes:
-    """Return the page of a template; a missing value is an error, text is escaped.
+    """Return the page of a template; a missing value is an error, text is escaped, hidden characters are written out.
 
     Args:
         package: Whose folder `templates/` holds it.
@@ -22,7 +23,7 @@ def render_page(package: str, template: str, *, parts_of: tuple[str, ...] = (), 
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "quantity": quantity, "plural": plural, "human_bytes": human_bytes}
-    return environment.get_template(template).render(**values).encode()
+    return printable(environment.get_template(template).render(**values), keep="\n\t").encode()
 
 
 def _percent(value: float | None, digits: int = 1) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from pipeline.base.console import examples, progress, say
+from pipeline.base.console import echo, examples, progress, say
 from pipeline.base.quantities import human_bytes, quantity
+from pipeline.base.text import printable
 from pipeline.commands.options import pool_of, pool_options
 
 LEVELS = ("exists", "size", "checksum", "tar", "decode")
@@ -45,7 +46,7 @@ def verify(url: str, level: str, fraction: float, seed: int, as_json: bool, work
         for fault in faults_of(dataset, level, pool, shards, lambda num_bytes: advance(1, num_bytes)):
             num_faults += 1
             row = {"path": fault.path, "problem": fault.problem, "shard": fault.shard}
-            click.echo(json.dumps(row) if as_json else f"FAULT {fault.path}: {fault.problem}")
+            echo(json.dumps(row) if as_json else printable(f"FAULT {fault.path}: {fault.problem}"))
     if num_faults:
         say(f"error: {quantity(num_faults, 'fault')} in {url}; run `pipeline repair {url} --level {level}`", err=True)
         sys.exit(1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.base.console import examples, progress, say
+from pipeline.base.console import echo, examples, progress, say
 from pipeline.base.errors import ConfigError
 from pipeline.base.ignored import ignored_line
 from pipeline.base.quantities import human_bytes, plural, quantity
@@ -26,7 +26,7 @@ def inspect(url: str, version_number: int | None, as_json: bool) -> None:
 
     dataset = open_any(url, version_number)
     if as_json:
-        click.echo(dataset.version.to_json().decode(), nl=False)
+        echo(dataset.version.to_json().decode(), nl=False)
         return
     version = dataset.version
     say(f"{url} version {version.version} ({version.format}, written by {version.writer})")
@@ -62,7 +62,7 @@ def stats(url: str, version_number: int | None, html_path: str | None, as_json: 
     if html_path:
         Path(html_path).write_bytes(page(dataset, summary))
     if as_json:
-        click.echo(json.dumps(summary.to_dict()))
+        echo(json.dumps(summary.to_dict()))
         return
     count = dataset.version.num_samples
     say(f"{url} version {dataset.version.version}: {quantity(count, 'sample')}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base.console import EventLog, examples, progress, say
+from pipeline.base.console import EventLog, echo, examples, progress, say
 from pipeline.base.quantities import human_bytes, quantity
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def bench(url: str, as_json: bool, log: str | None, **options: Any) -> None:
     lap = _measured(stream, min(num_workers, lanes), options["seconds"], events)
     if as_json:
         limit = lap.limit
-        click.echo(json.dumps(lap.row() | {"reason": limit.reason, "remedy": limit.remedy}))
+        echo(json.dumps(lap.row() | {"reason": limit.reason, "remedy": limit.remedy}))
         return
     for line in _lines(lap):
         say(f"  {line}")

@@ -15,14 +15,14 @@ from pipeline.dataset.schema import (
     POINTER_KEY,
     REJECT_SCHEMA,
     ManifestVersion,
-    from_parquet,
     sha256_hex,
     to_parquet,
     version_key,
 )
+from pipeline.dataset.tables import read_table
 from pipeline.dataset.versions import Published, outstanding_rejects, published_version
 from pipeline.image.fingerprint import DESCRIPTOR_VERSION
-from pipeline.store.base import Store, commit, read_checked
+from pipeline.store.base import Store, commit
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _table_key(name: str, body: bytes, ending: str) -> str:
 
 
 def _joined(store: Store, old: tuple[str, str] | None, added: pa.Table) -> pa.Table:
-    return pa.concat_tables([from_parquet(read_checked(store, *old)), added]) if old else added
+    return pa.concat_tables([read_table(store, *old), added]) if old else added
 
 
 def _classes_body(classes: Sequence[str]) -> bytes | None:

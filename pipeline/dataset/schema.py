@@ -190,14 +190,6 @@ def _leaf_names(schema: pa.Schema) -> list[str]:
     return [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in schema]
 
 
-def from_parquet(body: bytes) -> pa.Table:
-    """Return the table of Parquet bytes.
-
-    Without threads: the tables are small, and a process that ends while Arrow starts its threads is aborted.
-    """
-    return pq.ParquetFile(pa.BufferReader(body), pre_buffer=False).read(use_threads=False)
-
-
 def table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """Return rows of plain values as a table of exactly `schema`."""
     return pa.Table.from_pylist(rows, schema=schema)

@@ -3,6 +3,7 @@
 Every member is part of a sample, or ignored and counted.
 """
 
+import io
 import json
 import math
 import re
@@ -21,6 +22,11 @@ IMAGE_EXTENSIONS = (
 MOST_CLASSES = 1_000_000  # a larger number is a mistake: ImageNet-21k has 21,843, JFT 18,291
 _MOST_CLS_BYTES = 1 << 20
 _MOST_JSON_BYTES = 16 << 20
+_MOST_HEADER_BYTES = 1 << 20  # of an extended header: names have at most 4 KiB on Linux
+_MOST_MEMBER_BYTES = 1 << 62  # larger ones do not fit the numbers that positions in files are
+_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_EXTENDED = (*_LONG_NAMES, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_RECORD = re.compile(rb"(\d{1,7}) [^=]+=")  # of an extended header: its length, a word and its value
 _MOST_DIGITS = 18  # of a number: more do not fit 64 bits
 _METADATA = re.compile(r"__[^/]*__($|/)")  # webdataset skips such members
 _NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
@@ -79,15 +85,57 @@ def scan_tar(
         CorruptShard: The tar is damaged, or ends without its end mark.
     """
     scan = _Scan([ending.lower().lstrip(".") for ending in image_members], Ignored() if ignored is None else ignored)
+    num_bytes = file.seek(0, io.SEEK_END)
+    file.seek(0)
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as archive:
             for member in archive:
+                _check_size(member, num_bytes)
                 scan.take(member, archive)
+                archive.members = []  # type: ignore[attr-defined] # or it keeps the headers of all
             end = archive.offset  # where the end mark should stand
         _check_end(url, file, end)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, IndexError, RecursionError) as error:  # what its parser may raise
         raise CorruptShard(f"{url} is not a whole tar ({error}); restore it or leave it out") from error
     return scan.finish(), end
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose claims of size have a limit, before memory is taken or a position computed from them."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> "_Member":
+        """Do as tarfile, which reads extended headers whole, whatever size they claim."""
+        if self.size < 0 or self.size > _MOST_MEMBER_BYTES:
+            raise tarfile.ReadError(f"a member claims {self.size:,} bytes")
+        if self.type in _EXTENDED:
+            if self.size > _MOST_HEADER_BYTES:
+                raise tarfile.ReadError(
+                    f"an extended header claims {self.size:,} bytes, at most {_MOST_HEADER_BYTES:,} are read"
+                )
+            if self.type not in _LONG_NAMES:
+                _check_records(tar, self.size)
+        return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
+
+
+def _check_size(member: tarfile.TarInfo, num_bytes: int) -> None:
+    """Refuse a size that no tar of `num_bytes` has room for; extended headers may replace that of the header."""
+    if not 0 <= member.size <= num_bytes and not member.issparse():
+        raise tarfile.ReadError(f"{member.name} claims {member.size:,} bytes in a tar of {num_bytes:,}")
+
+
+def _check_records(tar: tarfile.TarFile, num_bytes: int) -> None:
+    """Refuse records that overlap: tarfile would copy and search each one to the end of the header."""
+    file: Any = tar.fileobj
+    start = file.tell()
+    body = file.read(num_bytes)
+    file.seek(start)
+    position = 0
+    while position < len(body) and body[position]:
+        record = _RECORD.match(body, position)
+        end = position + int(record[1]) if record else 0
+        if not record or not record.end() < end <= len(body) or body[end - 1 : end] != b"\n":
+            raise tarfile.ReadError("an extended header is damaged")
+        position = end
 
 
 def _check_end(url: str, file: BinaryIO, end: int) -> None:
@@ -132,7 +180,7 @@ class _Scan:
         if not extension:
             self._ignored.add("without an extension", name)
             return
-        if member.isfile():
+        if member.isfile() and not member.issparse():
             span = member.offset_data, member.size
         elif member.islnk() and member.linkname in self._spans:
             span = self._spans[member.linkname]
@@ -201,6 +249,7 @@ class _Scan:
     def _take_special(self, key: str, extension: str, member: tarfile.TarInfo) -> None:
         """Count a link, device or FIFO; one that is called as an image makes its sample unusable."""
         kind = "link" if member.issym() or member.islnk() else "FIFO" if member.isfifo() else "device"
+        kind = "sparse file" if member.issparse() else kind
         if is_image(extension):
             sample = self._sample(key, member)
             sample.problem = BadImage("not-a-file", f"{member.name} is a {kind}")

@@ -5,13 +5,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
-from pydantic import ValidationError
 
-from pipeline.base.errors import ConfigError, NoBucket, NotFound
+from pipeline.base.errors import ConfigError, CorruptShard, NoBucket, NotFound
+from pipeline.base.parsing import parse_record
 from pipeline.base.records import FORMAT
-from pipeline.dataset.schema import POINTER_KEY, REJECT_SCHEMA, ManifestVersion, from_parquet
+from pipeline.dataset.schema import POINTER_KEY, REJECT_SCHEMA, ManifestVersion
+from pipeline.dataset.tables import read_table
 from pipeline.store.any_url import join, read_file
-from pipeline.store.base import Store, read_checked
+from pipeline.store.base import Store
 
 _SHOWN_DATASETS = 8
 _FORMAT_NAME = FORMAT.partition("/")[0].encode()  # without its version
@@ -40,7 +41,7 @@ def published_version(store: Store) -> Published | None:
         return None
     try:
         return Published(parsed_version(body, f"{store.url}/{POINTER_KEY}"), body, tag)
-    except ValidationError as error:
+    except CorruptShard as error:
         raise ConfigError(
             f"{store.url}/{POINTER_KEY} is not of a dataset that this release wrote; choose another destination"
         ) from error
@@ -51,22 +52,22 @@ def parsed_version(body: bytes, url: str) -> ManifestVersion:
 
     Raises:
         ConfigError: It is of another format.
-        ValidationError: It is no such record.
+        CorruptShard: It is no such record.
     """
     try:
         found = json.loads(body).get("format")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         found = None
     if isinstance(found, str) and found != FORMAT:
         raise ConfigError(f"{url} is of format {found}, this release reads {FORMAT}; use the release that wrote it")
-    return ManifestVersion.model_validate_json(body)
+    return parse_record(ManifestVersion, body, url)
 
 
 def outstanding_rejects(store: Store, version: ManifestVersion) -> pa.Table:
     """Return the rows that could not be used and were not packed since, a table of schema.REJECT_SCHEMA."""
     if not version.rejects:
         return REJECT_SCHEMA.empty_table()
-    return from_parquet(read_checked(store, version.rejects, str(version.rejects_sha256)))
+    return read_table(store, version.rejects, version.rejects_sha256)
 
 
 def refuse_datasets_below(url: str, keys: Iterable[str]) -> None:

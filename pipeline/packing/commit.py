@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import Conflict, NotFound
+from pipeline.base.parsing import parse_record
 from pipeline.dataset.schema import CommitRecord, sha256_hex, to_parquet
 from pipeline.image.guarded import Isolated, prepare_or_die
 from pipeline.image.policy import prepare
@@ -84,7 +85,8 @@ def pack_and_commit(task: PackTask, on_image: Callable[[int], None] = lambda num
 
 def read_record(store: Store, plan_id: str, number: int) -> CommitRecord:
     """Return a shard's commit record. Raises NotFound."""
-    return CommitRecord.model_validate_json(store.read(record_key(plan_id, number)))
+    key = record_key(plan_id, number)
+    return parse_record(CommitRecord, store.read(key), f"{store.url}/{key}")
 
 
 def _pack_once(store: Store, plan: Plan, task: PackTask, attempt: int, on_image: Callable[[int], None]) -> CommitRecord:
@@ -177,7 +179,7 @@ def shard_rows(store: Store, plan: Plan, number: int) -> pa.Table:
 
 def read_plan(store: Store, plan_id: str) -> Plan:
     """Return a stored plan. Raises NotFound."""
-    return Plan.model_validate_json(store.read(plan_key(plan_id)))
+    return parse_record(Plan, store.read(plan_key(plan_id)), f"{store.url}/{plan_key(plan_id)}")
 
 
 @lru_cache(maxsize=4)

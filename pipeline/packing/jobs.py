@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 
 from pipeline.base.console import Reporting
 from pipeline.base.errors import ConfigError, Conflict, EmptySource, NotFound
+from pipeline.base.parsing import parse_record
 from pipeline.base.quantities import quantity
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.publish import Addition, publish
-from pipeline.dataset.schema import POINTER_KEY, ManifestVersion, from_parquet
+from pipeline.dataset.schema import POINTER_KEY, ManifestVersion
+from pipeline.dataset.tables import read_table
 from pipeline.dataset.versions import Published, outstanding_rejects, published_version
 from pipeline.packing.commit import read_plan
 from pipeline.packing.duplicates import leave_out_duplicates
@@ -96,7 +98,7 @@ def find_plan(store: Store, **wanted: str | None) -> Plan | None:
         return None
     for entry in store.list("plans/"):
         if entry.key.endswith("/plan.json"):
-            plan = Plan.model_validate_json(store.read(entry.key))
+            plan = parse_record(Plan, store.read(entry.key), f"{store.url}/{entry.key}")
             if all(getattr(plan, name) == value for name, value in wanted.items()) and _is_final(store, plan):
                 return plan
     return None
@@ -336,7 +338,7 @@ def _addition(store: Store, plan: Plan, packed: Packed, before: Published | None
         split=plan.config.split,
         shards=shards,
         blocks=blocks,
-        rejects=(from_parquet(store.read(key)) for key in rejecting),
+        rejects=(read_table(store, key) for key in rejecting),
         retries=retries,
         classes=plan.classes,
         num_classes=plan.num_classes,

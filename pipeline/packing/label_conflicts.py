@@ -1,6 +1,5 @@
 """Images with the same bytes and different labels: found by their digests, counted, and shown by some names."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipeline.base.errors import NotFound
+from pipeline.base.parsing import parse_json, parse_record
 from pipeline.base.records import Record
-from pipeline.dataset.schema import DIGEST_BYTES, from_parquet
+from pipeline.dataset.schema import DIGEST_BYTES
+from pipeline.dataset.tables import read_table
 from pipeline.packing.external_sort import scratch_errors
 from pipeline.store.base import Store, put
 
@@ -63,9 +64,10 @@ def conflicts_key(plan_id: str) -> str:
 def read_conflicts(store: Store, plan_id: str) -> Conflicts | None:
     """Return what was found when a plan was packed; none where there was nothing."""
     try:
-        return Conflicts.model_validate_json(store.read(conflicts_key(plan_id)))
+        body = store.read(conflicts_key(plan_id))
     except NotFound:
         return None
+    return parse_record(Conflicts, body, f"{store.url}/{conflicts_key(plan_id)}")
 
 
 def store_conflicts(
@@ -199,13 +201,13 @@ def _begins(digests: Digests) -> Hashes:
 
 
 def _read_sidecar(store: Store, row: dict[str, Any]) -> tuple[Digests, Hashes]:
-    table = from_parquet(store.read(row["sidecar"]))
+    table = read_table(store, row["sidecar"])
     digests = np.frombuffer(b"".join(table["digest"].to_pylist()), np.uint8).reshape(-1, DIGEST_BYTES)
     return digests, hash_labels(table["labels"].combine_chunks())
 
 
 def _about(store: Store, row: dict[str, Any], offset: int) -> tuple[str, list[int]]:
     """Return name and labels of a sample of a shard."""
-    sample = from_parquet(store.read(row["sidecar"])).slice(offset, 1).to_pylist()[0]
+    sample = read_table(store, row["sidecar"]).slice(offset, 1).to_pylist()[0]
     text = store.read_range(row["path"], sample["json_offset"], sample["json_bytes"])
-    return json.loads(text)["source"], sample["labels"]
+    return str(parse_json(text, f"{store.url}/{row['path']}", dict)["source"]), sample["labels"]

@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.base.errors import TooManyRejects
-from pipeline.dataset.schema import BLOCK_SCHEMA, SHARD_SCHEMA, CommitRecord, from_parquet, table_of
+from pipeline.base.parsing import parse_record
+from pipeline.dataset.schema import BLOCK_SCHEMA, SHARD_SCHEMA, CommitRecord, table_of
+from pipeline.dataset.tables import read_table
 from pipeline.packing.commit import PackTask, pack_and_commit, record_key
 from pipeline.packing.plan import Plan
 from pipeline.store.base import Store
@@ -145,8 +147,8 @@ def committed_records(store: Store, plan_id: str) -> Iterator[CommitRecord]:
     """Yield the commit records of a plan, in any order."""
     keys = [entry.key for entry in store.list(f"commits/{plan_id}/")]
     with ThreadPoolExecutor(_READ_THREADS) as threads:
-        for body in threads.map(store.read, keys):
-            yield CommitRecord.model_validate_json(body)
+        for key, body in zip(keys, threads.map(store.read, keys), strict=True):
+            yield parse_record(CommitRecord, body, f"{store.url}/{key}")
 
 
 def _already_packed(store: Store, plan: Plan, max_reject_fraction: float) -> Packed:
@@ -177,7 +179,7 @@ def _check_rejects(store: Store, packed: Packed, plan: Plan, max_reject_fraction
     if packed.num_rejects <= max_reject_fraction * min(plan.num_samples, early):
         return
     key = next(iter(packed.rejecting.values()))
-    first = from_parquet(store.read(key)).slice(0, 1).to_pylist()[0]
+    first = read_table(store, key).slice(0, 1).to_pylist()[0]
     raise TooManyRejects(
         f"{packed.num_rejects} of {plan.num_samples} pictures cannot be used ({dict(packed.reject_reasons)}), first "
         f"{first['source']}: {first['reason']} ({first['detail']}); nothing is published. Repair or remove them, or "

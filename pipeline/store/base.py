@@ -95,6 +95,27 @@ class Store(Protocol):
         """Remove one of them; no error if it is gone."""
 
 
+def is_absolute(path: str) -> bool:
+    """Return whether a path is a URL, or begins at the root."""
+    return "://" in path or path.startswith("/")
+
+
+def check_key(url: str, key: str) -> None:
+    """Refuse a key that leads out of its store: keys stand in files, and others may have written those.
+
+    Args:
+        url: Of the store, for messages.
+        key: To be read, written or removed.
+
+    Raises:
+        CorruptShard: It is absolute, or climbs with `..`.
+    """
+    if is_absolute(key) or "\0" in key or ".." in key.split("/"):
+        raise CorruptShard(
+            f"{url}: {key!r} leads out of it, as nothing does that this product wrote; restore the file that names it"
+        )
+
+
 def exists(store: Store, key: str) -> bool:
     """Return whether the object exists."""
     try:

@@ -10,6 +10,7 @@ import socket
 import time
 
 from pipeline.base.errors import Fenced
+from pipeline.base.parsing import parse_record
 from pipeline.base.records import Record
 from pipeline.store.base import Store
 
@@ -52,7 +53,8 @@ class Lease:
         self._checked = time.monotonic()
         newest = max(_numbers(self._store), default=0)  # those in between may have been removed by `pipeline gc`
         if newest > self.number:
-            taker = _LeaseRecord.model_validate_json(self._store.read(_key(newest)))
+            key = _key(newest)
+            taker = parse_record(_LeaseRecord, self._store.read(key), f"{self._store.url}/{key}")
             raise Fenced(
                 f"{self._store.url}: a newer run (host {taker.host}, process {taker.pid}) has taken over, and this one "
                 f"stops. If both do the same, that one uses what this one stored; if not, run this one again later"

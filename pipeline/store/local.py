@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.base.errors import Conflict, CorruptShard, Denied, NotFound, StorageError, StorageFull, Unreachable
-from pipeline.store.base import Entry, Unfinished
+from pipeline.store.base import Entry, Unfinished, check_key
 
 _TEMPORARY_PREFIX = ".tmp-"
 _LOCK_NAME = ".store.lock"
@@ -72,6 +72,7 @@ class LocalStore:
         self.url = str(self.root)
 
     def _path(self, key: str) -> Path:
+        check_key(self.url, key)
         return self.root / key
 
     def read(self, key: str) -> bytes:
@@ -84,7 +85,8 @@ class LocalStore:
         """See Store.read_range."""
         path = self._path(key)
         with _storage_errors(path), path.open("rb") as file:
-            data = os.pread(file.fileno(), num_bytes, offset)
+            rest = max(0, os.fstat(file.fileno()).st_size - offset)  # no more memory than there is to read
+            data = os.pread(file.fileno(), min(num_bytes, rest), offset)
         if len(data) != num_bytes:
             raise CorruptShard(f"{path} ends at {offset + len(data)}, bytes to {offset + num_bytes} expected")
         return data

@@ -17,7 +17,7 @@ from pipeline.base.errors import (
     NotFound,
     StorageError,
 )
-from pipeline.store.base import Entry, Unfinished
+from pipeline.store.base import Entry, Unfinished, check_key
 from pipeline.store.retry import CLIENT_ATTEMPTS, retried
 from pipeline.store.s3_errors import (
     ADDRESSING_VARIABLE,
@@ -92,6 +92,7 @@ class S3Store:
         return {"bucket": self.bucket, "prefix": self.prefix, "url": self.url}
 
     def _key(self, key: str) -> str:
+        check_key(self.url, key.lstrip("/"))
         return f"{self.prefix}/{key}" if self.prefix else key
 
     def read(self, key: str) -> bytes:

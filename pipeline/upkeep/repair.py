@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from pipeline.base.errors import CorruptShard, NotFound
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.schema import from_parquet, is_adopted, sha256_hex, to_parquet
+from pipeline.dataset.schema import is_adopted, sha256_hex, to_parquet
+from pipeline.dataset.tables import read_table
 from pipeline.packing.commit import prepare_shard, read_plan, read_record, shard_rows
 from pipeline.packing.plan import Plan
 from pipeline.store.base import Store, blake3_of
@@ -71,7 +72,7 @@ def _packed_rows(store: Store, plan: Plan, number: int) -> pa.Table:
     record = read_record(store, plan.plan_id, number)
     if not record.rejects:
         return rows
-    rejected = [repr(row) for row in from_parquet(store.read(record.rejects)).select(rows.column_names).to_pylist()]
+    rejected = [repr(row) for row in read_table(store, record.rejects).select(rows.column_names).to_pylist()]
     return rows.filter(pa.array([repr(row) not in rejected for row in rows.to_pylist()]))
 
 

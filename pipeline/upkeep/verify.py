@@ -10,10 +10,11 @@ import numpy as np
 from pipeline.base.errors import BadImage, CorruptShard, NotFound
 from pipeline.base.seeds import rng
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.schema import from_parquet, image_digest, is_adopted
+from pipeline.dataset.schema import image_digest, is_adopted
+from pipeline.dataset.tables import read_table
 from pipeline.dataset.tar_reader import scan_tar
 from pipeline.image.decode import decode
-from pipeline.store.base import Store, blake3_of, read_checked
+from pipeline.store.base import Store, blake3_of
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls
 
@@ -105,7 +106,7 @@ class _ShardCheck:
         if self.depth < LEVELS.index("checksum"):
             return
         try:
-            samples = from_parquet(read_checked(store, row["sidecar"], row["sidecar_sha256"]))
+            samples = read_table(store, row["sidecar"], row["sidecar_sha256"])
         except CorruptShard:
             yield row["sidecar"], "checksum differs"
             return

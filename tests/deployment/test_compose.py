@@ -15,7 +15,7 @@ import requests
 import yaml
 from botocore.exceptions import ClientError
 
-from cluster.stack.services import free_ports
+from cluster.stack.ports import free_ports
 from tests.waiting import wait_until
 
 DOCKER = Path(__file__).parents[2] / "docker"

@@ -4,10 +4,12 @@ A chunk is rows `start` to `stop` of a tensor's first axis, contiguous, with a d
 tensor is read from the chunks that overlap it, on any number of ranks, replicated or sharded, and each is checked.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -59,6 +61,23 @@ class ChunkList(Record):
     num_bytes: int
     sha256: str
     chunks: tuple[Chunk, ...]
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        """Refuse what does not fit together, before memory is taken or a tensor is made of it."""
+        for chunk in self.chunks:
+            _check_size(chunk)
+        return self
+
+
+def _check_size(chunk: Chunk) -> None:
+    dtype = getattr(torch, chunk.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{chunk.dtype!r} is no type of numbers")  # noqa: TRY004 - pydantic asks for it
+    if not 0 <= chunk.start <= chunk.stop or min(chunk.offset, *chunk.shape, 0) < 0:
+        raise ValueError("a negative row, offset or axis")
+    if chunk.num_bytes != (chunk.stop - chunk.start) * math.prod(chunk.shape[1:]) * dtype.itemsize:
+        raise ValueError(f"{chunk.num_bytes:,} bytes are not rows {chunk.start} to {chunk.stop} of {chunk.name}")
 
 
 class Part(NamedTuple):

@@ -1,11 +1,12 @@
 """The commit record of a checkpoint: it exists when this does."""
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field
 
-from pipeline.base.errors import CorruptShard, NotFound
+from pipeline.base.errors import NotFound
+from pipeline.base.parsing import parse_record
 from pipeline.base.records import Record
 from pipeline.store.base import Store
 
@@ -16,7 +17,7 @@ _RECORD_KEY = re.compile(rf"(^|/){FOLDER}/\d+\.json$")
 class CheckpointFile(Record):
     """One stored file of a checkpoint."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[^/\\]+$")]  # no path: it is put together with one
     num_bytes: int
     sha256: str
 
@@ -65,13 +66,8 @@ def read_record(store: Store, step: int) -> CheckpointRecord:
         NotFound: There is none.
         CorruptShard: It is damaged.
     """
-    body = store.read(record_key(step))
-    try:
-        return CheckpointRecord.model_validate_json(body)
-    except ValidationError as error:
-        raise CorruptShard(
-            f"{store.url}/{record_key(step)} is no commit record of a checkpoint; it is damaged"
-        ) from error
+    key = record_key(step)
+    return parse_record(CheckpointRecord, store.read(key), f"{store.url}/{key}")
 
 
 def committed(store: Store) -> list[CheckpointRecord]:

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from blake3 import blake3
-from pydantic import ValidationError
 from torch import Tensor
 
 from pipeline.base.errors import CorruptShard, NotFound
+from pipeline.base.parsing import parse_record
 from pipeline.dataset.schema import sha256_hex
 from pipeline.store.base import Store
 from trainer.checkpoint.chunks import (
@@ -176,9 +176,7 @@ def _planned_reads(store: Store, record: CheckpointRecord, parts: Iterable[Part]
     for part in parts:
         for chunk in overlapping(list(files_by_name[part.name]), part):
             by_file[files_by_name[part.name][chunk]].add(chunk)
-    return [
-        (f"{record.folder}/{file}", run) for file, chosen in by_file.items() for run in runs(chosen, _READ_BYTES)
-    ]
+    return [(f"{record.folder}/{file}", run) for file, chosen in by_file.items() for run in runs(chosen, _READ_BYTES)]
 
 
 def _pieces(store: Store, reads: Iterable[tuple[str, list[Chunk]]]) -> Iterator[tuple[Chunk, Tensor]]:
@@ -203,11 +201,7 @@ def _listed_chunks(store: Store, record: CheckpointRecord) -> dict[str, dict[Chu
         body = store.read(f"{record.folder}/{file.name}")
         if sha256_hex(body) != file.sha256:
             raise CorruptShard(f"{url}: digest differs from its commit record")
-        try:
-            chunks = ChunkList.model_validate_json(body).chunks
-        except ValidationError as error:
-            raise CorruptShard(f"{url} is no list of chunks") from error
-        for chunk in chunks:
+        for chunk in parse_record(ChunkList, body, url).chunks:
             found[chunk.name][chunk] = f"{file.name.removesuffix('.json')}.chunks"
     return found
 

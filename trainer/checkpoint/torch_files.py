@@ -63,6 +63,9 @@ def read_index(file: BufferedIOBase) -> Metadata:
         raise CorruptShard(f"the index of a checkpoint cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(index, Metadata):
         raise CorruptShard(f"the index of a checkpoint holds {type(index).__name__} instead of an index")
+    for place in dict(index.storage_data or {}).values():
+        if "/" in (name := str(getattr(place, "relative_path", "/"))):
+            raise CorruptShard(f"the index of a checkpoint names {name!r}, which is no file beside it")
     return index
 
 

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from pipeline.base.console import examples
+from pipeline.base.console import echo, examples
 
 
 @click.command(
@@ -47,7 +47,7 @@ def gallery(predictions: str, data: str, out: str, title: str | None, num_for_re
             on_picture=lambda count: advance(count, 0),
         )
     num_wrong = facts["num_test"] - facts["num_correct"]
-    click.echo(f"{num_wrong:,} mistakes of {facts['num_test']:,} pictures: {absolute_url(out).rstrip('/')}/index.html")
+    echo(f"{num_wrong:,} mistakes of {facts['num_test']:,} pictures: {absolute_url(out).rstrip('/')}/index.html")
 
 
 @click.command(epilog=examples("trainer review gallery verdicts.json", "trainer review gallery verdicts.json --json"))
@@ -62,11 +62,11 @@ def review(out: str, verdicts: str, as_json: bool) -> None:
 
     result = add_verdicts(open_store(absolute_url(out)), read_file(absolute_url(verdicts)), verdicts)
     if as_json:
-        click.echo(json.dumps(result))
+        echo(json.dumps(result))
         return
     counts = ", ".join(f"{verdict} {count}" for verdict, count in result["verdicts"].items())
-    click.echo(f"{result['num_judged']:,} of {result['num_wrong']:,} mistakes judged: {counts}")
-    click.echo(f"accuracy as labelled     {result['labelled_accuracy']:.2%}")
+    echo(f"{result['num_judged']:,} of {result['num_wrong']:,} mistakes judged: {counts}")
+    echo(f"accuracy as labelled     {result['labelled_accuracy']:.2%}")
     for name, words in (("accuracy", "corrected"), ("lenient_accuracy", "and ambiguous correct")):
         low, high = result[f"{name}_low"], result[f"{name}_high"]
-        click.echo(f"  {words:23}{result[name]:.2%} [{low:.2%}, {high:.2%}]")
+        echo(f"  {words:23}{result[name]:.2%} [{low:.2%}, {high:.2%}]")

@@ -4,8 +4,9 @@ import re
 
 import click
 
-from pipeline.base.console import examples
+from pipeline.base.console import echo, examples
 from pipeline.base.errors import ConfigError
+from pipeline.base.text import printable
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 # What a GPU's driver, allocator and convolution workspaces take besides; a choice, not measured.
@@ -154,14 +155,15 @@ def import_file(
     )
     which_head = "its head" if done.head_is_kept else "a head of zeros"
     layout, count = done.layout, f"{done.num_classes:,}"
-    click.echo(f"{done.model} from a file in the layout of {layout}, with {which_head} for {count} classes")
+    echo(f"{done.model} from a file in the layout of {layout}, with {which_head} for {count} classes")
     beside = f", from {done.described_by}" if done.described_by else ""
     if done.classes is None:
-        click.echo("classes: without names; to evaluate the run, import the file again with --classes")
+        echo("classes: without names; to evaluate the run, import the file again with --classes")
     else:
-        shown = ", ".join(done.classes[:_SHOWN_CLASSES]) + (", ..." if len(done.classes) > _SHOWN_CLASSES else "")
-        click.echo(f"classes: {shown}{'' if classes else beside}")
-    click.echo(f"resolution: {done.resolution_px} px{'' if resolution_px else beside or ', the default'}")
+        more = ", ..." if len(done.classes) > _SHOWN_CLASSES else ""
+        shown = printable(", ".join(done.classes[:_SHOWN_CLASSES]))
+        echo(f"classes: {shown}{more}{'' if classes else beside}")
+    echo(f"resolution: {done.resolution_px} px{'' if resolution_px else beside or ', the default'}")
 
 
 @click.command(
@@ -209,9 +211,9 @@ def export_file(run_url: str, out: str, file_format: str, resolution: str | None
         any_size=resolution == "any",
     )
     for warning in done.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
     for url in done.urls:
-        click.echo(url)
+        echo(url)
 
 
 def _pixels(resolution: str | None) -> int | None:

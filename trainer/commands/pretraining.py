@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base.console import examples
+from pipeline.base.console import echo, examples
 from pipeline.base.errors import ConfigError
 from trainer.commands.forecast import forecast_lines
 from trainer.commands.options import (
@@ -85,11 +85,11 @@ def pretrain(
     config = _config(data, out, workers.most, records=not dry_run, **options)
     check_pretrain(config, workers.most)
     for warning in pretrain_warnings(config):
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(header(config), err=True)
+        echo(f"warning: {warning}", err=True)
+    echo(header(config), err=True)
     if dry_run:
         for line in forecast_lines(config, workers.most, cluster, price):
-            click.echo(line)
+            echo(line)
         return
     check_out(config)
     from trainer.jobs.table import PRETRAIN  # noqa: PLC0415 - torch: seconds after the header
@@ -171,7 +171,7 @@ def _start_fields(data: str, present: Any, *, says_version: bool) -> dict[str, A
     if present.data != data:
         fields["data_version"] = newest
     elif present.data_version != newest and says_version:
-        click.echo(
+        echo(
             f"{present.out} stays with version {present.data_version} of {data}; version {newest} is there: "
             f"--change data_version={newest} goes on with it",
             err=True,
@@ -196,7 +196,7 @@ def _say_other_recipe(branch: str, before: dict[str, Any], now: dict[str, Any]) 
     """Print what differs from the recipe of the run that is left."""
     changes = [f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value]
     if changes:
-        click.echo(f"the recipe is not that of {branch}: {'; '.join(changes)}", err=True)
+        echo(f"the recipe is not that of {branch}: {'; '.join(changes)}", err=True)
 
 
 def _init_fields(init: str, present: Any) -> dict[str, Any]:

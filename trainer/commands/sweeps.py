@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.base.console import examples
+from pipeline.base.console import echo, examples
 from pipeline.base.errors import ServiceError
 
 
@@ -52,11 +52,11 @@ def sweep(plan: str, out: str, workers: int | None, on_ray: bool, as_json: bool)
         nonlocal count
         count += 1
         if as_json:
-            click.echo(json.dumps(row))
+            echo(json.dumps(row))
             return
         what = f"accuracy {row['accuracy']:.1%}" if "error" not in row else row["error"]
         shots = f", {row['shots']} shots, subset {row['subset']}" if row.get("shots") else ""
-        click.echo(f"{count} of {len(runs)}: {row['init']} on {row['task']}{shots}: {what}", err=True)
+        echo(f"{count} of {len(runs)}: {row['init']} on {row['task']}{shots}: {what}", err=True)
 
     pool: Pool = OnRay(workers) if on_ray else Processes(workers or 1)
     try:
@@ -65,8 +65,8 @@ def sweep(plan: str, out: str, workers: int | None, on_ray: bool, as_json: bool)
         pool.close()
     if not as_json:
         for line in summary_lines(summarise(results, GROUPED_BY)):
-            click.echo(line)
-        click.echo(f"{absolute_url(out).rstrip('/')}/index.html")
+            echo(line)
+        echo(f"{absolute_url(out).rstrip('/')}/index.html")
     if failures:
         raise ServiceError(
             f"{len(failures)} of {len(runs)} runs failed; run the same command again to try them once more"

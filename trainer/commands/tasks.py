@@ -4,7 +4,8 @@ import json
 
 import click
 
-from pipeline.base.console import examples
+from pipeline.base.console import echo, examples
+from pipeline.base.text import printable
 
 
 @click.group()
@@ -24,12 +25,12 @@ def list_tasks(group: str | None, as_json: bool) -> None:
         for item in shown:
             counts = {split: item.num_pictures(split) for split in item.splits}
             row = {"name": item.name, "group": item.group, "num_classes": item.num_classes, "num_pictures": counts}
-            click.echo(json.dumps(row))
+            echo(json.dumps(row))
         return
-    click.echo(f"{'task':28}{'group':13}{'classes':>7}{'train':>11}{'test':>9}  without")
+    echo(f"{'task':28}{'group':13}{'classes':>7}{'train':>11}{'test':>9}  without")
     for item in shown:
         without = ", ".join(name for name, used in (("flip", item.flip), ("crop", item.crop)) if not used)
-        click.echo(
+        echo(
             f"{item.name:28}{item.group or '':13}{item.num_classes:7,}{item.num_pictures('train'):11,}"
             f"{item.num_pictures('test'):9,}  {without}"
         )
@@ -44,26 +45,26 @@ def show(name: str) -> None:
     from trainer.tasks.originals.open import forms_of  # noqa: PLC0415
 
     found = task_named(name)
-    click.echo(f"{found.name}: {found.title}{f', {found.group} group of VTAB' if found.group else ''}")
-    click.echo(f"  {found.num_classes:,} classes{': ' + ', '.join(found.classes) if found.classes else ''}")
+    echo(f"{found.name}: {found.title}{f', {found.group} group of VTAB' if found.group else ''}")
+    echo(f"  {found.num_classes:,} classes{': ' + printable(', '.join(found.classes)) if found.classes else ''}")
     for split, count in found.published.items():
-        click.echo(f"  published {split}: {count:,} pictures")
+        echo(f"  published {split}: {count:,} pictures")
     for split, portions in found.splits.items():
         parts = " and ".join(
             f"{f'the first {part.most:,} of ' if part.most else ''}{part.split}"
             f"{f' {part.start_percent} % to {part.stop_percent} %' if part[1:3] != (0, 100) else ''}"
             for part in portions
         )
-        click.echo(f"  {split}: {found.num_pictures(split):,} pictures, {parts}")
+        echo(f"  {split}: {found.num_pictures(split):,} pictures, {parts}")
     recipe = hyperrule(num_train=found.num_pictures("train"), height_px=found.height_px, width_px=found.width_px)
-    click.echo(
+    echo(
         f"  HyperRule: {recipe.steps:,} steps at {recipe.crop_px} px, flip {'on' if found.flip else 'off'}, "
         f"crop {'on' if found.crop else 'off'}"
     )
     for form in forms_of(found):
-        click.echo(f"  from {form}")
+        echo(f"  from {form}")
     if found.group:
-        click.echo(
+        echo(
             '  "The first" pictures are those of VTAB when they come from a folder of TFDS; from other files as many\n'
             "  are taken in a random order that is always the same."
         )
@@ -100,7 +101,7 @@ def prepare(name: str, out: str, root: str, any_size: bool, workers: int) -> Non
     with closing(InProcess() if workers == 1 else Processes(workers)) as pool:
         versions = run_prepare(found, original, absolute_url(out), pool, any_size=any_size)
     for split, version in versions.items():
-        click.echo(f"{absolute_url(out)}/{split}: {version.num_samples:,} pictures, {version.num_classes:,} classes")
+        echo(f"{absolute_url(out)}/{split}: {version.num_samples:,} pictures, {version.num_classes:,} classes")
     without = [name for name, used in (("flip", found.flip), ("crop", found.crop)) if not used]
     if without:
-        click.echo(f"fine-tuning on it goes without random {' and '.join(without)}")
+        echo(f"fine-tuning on it goes without random {' and '.join(without)}")

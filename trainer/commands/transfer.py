@@ -2,7 +2,7 @@
 
 import click
 
-from pipeline.base.console import examples
+from pipeline.base.console import echo, examples
 from pipeline.base.errors import ConfigError
 from trainer.commands.options import (
     RESULT_MARKS,
@@ -125,10 +125,10 @@ def finetune(
     require_free_folder(out, "run", RUN_MARKS)
     check_finetune(config, workers.most)
     for warning in finetune_warnings(config):
-        click.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
     step = "its newest checkpoint" if init_step is None else f"step {init_step:,}"  # None: a sweep of an older release
     start = "from scratch" if init == SCRATCH else f"from {init}, {step}"
-    click.echo(f"fine-tuning {model} {start}; results at {out}", err=True)
+    echo(f"fine-tuning {model} {start}; results at {out}", err=True)
     from trainer.jobs.table import FINETUNE  # noqa: PLC0415 - torch: seconds after the header
     from trainer.run.launch import run  # noqa: PLC0415
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.base.console import examples
+from pipeline.base.console import echo, examples
 from pipeline.base.errors import BitError, ConfigError
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ def report(runs: tuple[str, ...], out: Path | None, tensorboard: Path | None, nu
 
         pictures = {name: _pictures(store, num_pictures) for name, store in stores.items()}
         out.write_bytes(report_page({name: (facts[name], pictures[name]) for name in facts}, time.time()))
-        click.echo(f"wrote {out}")
+        echo(f"wrote {out}")
     if tensorboard:
         from trainer.watching.tensorboard import write_event_files  # noqa: PLC0415
 
         write_event_files(facts, tensorboard)
-        click.echo(f"wrote {tensorboard}; look at it with: tensorboard --logdir {tensorboard}")
+        echo(f"wrote {tensorboard}; look at it with: tensorboard --logdir {tensorboard}")
 
 
 def _pictures(store: "Store", num_pictures: int) -> list[str]:
@@ -96,7 +96,7 @@ def _pictures(store: "Store", num_pictures: int) -> list[str]:
     try:
         return sample_pictures(store, num_pictures)
     except BitError as error:  # a page without pictures is a page
-        click.echo(f"no pictures of {store.url}: {error}", err=True)
+        echo(f"no pictures of {store.url}: {error}", err=True)
         return []
 
 

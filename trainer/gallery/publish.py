@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.base.errors import BadImage, ConfigError, NotFound
+from pipeline.base.errors import BadImage, ConfigError, CorruptShard, NotFound
 from pipeline.base.html import render_page
 from pipeline.base.records import json_bytes
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.schema import from_parquet
+from pipeline.dataset.tables import read_table
 from pipeline.image.decode import Pixels, decode
 from pipeline.store.base import Store, put
 from pipeline.streaming.one_pass import encoded_samples
@@ -156,9 +156,9 @@ def read_predictions(store: Store, key: str) -> pa.Table:
         NotFound: It is not there.
     """
     try:
-        return from_parquet(store.read(key))
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"{store.url}/{key} is no Parquet file ({error}); give predictions of `trainer`") from error
+        return read_table(store, key)
+    except CorruptShard as error:
+        raise ConfigError(f"{error}, or give predictions of `trainer`") from error
 
 
 def add_verdicts(out: Store, body: bytes, name: str) -> dict[str, Any]:

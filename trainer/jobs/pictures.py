@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.base.parsing import parse_record
 from pipeline.base.records import Record
-from pipeline.dataset.schema import PLAN_SCHEMA, from_parquet, to_parquet
+from pipeline.dataset.schema import PLAN_SCHEMA, to_parquet
+from pipeline.dataset.tables import read_table
 from pipeline.image.policy import ImagePolicy
 from pipeline.packing.fetch import fetch
 from pipeline.packing.foreign_tars.open_any import is_published, open_any
@@ -155,14 +157,14 @@ class ListedInputs:
         """See Inputs. Pictures that cannot be had come with the reason; raises Unreachable where a store is gone."""
         most_bytes = ImagePolicy().max_bytes
         for part in parts:
-            rows = from_parquet(self.store.read(_rows_key(part)))
+            rows = read_table(self.store, _rows_key(part))
             for row, data in fetch(rows, self.listed.bases, self.listed.image_columns, most_bytes):
                 yield Picture(Origin(row["source"]), data)
 
 
 def _listed(store: Store) -> InputList | None:
     found = [entry for entry in store.list(_LIST_KEY) if entry.key == _LIST_KEY]
-    return InputList.model_validate_json(store.read(_LIST_KEY)) if found else None
+    return parse_record(InputList, store.read(_LIST_KEY), f"{store.url}/{_LIST_KEY}") if found else None
 
 
 def _list_sources(store: Store, sources: Sequence[str], image_column: str, part_size: int) -> InputList:

@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
-import click
-
+from pipeline.base.console import echo
 from pipeline.base.errors import ClusterLost, Interrupted, ServiceError
+from pipeline.base.logs import FORMAT_VARIABLE, formatter, wants_json
 from pipeline.base.records import Record, json_bytes
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
@@ -85,7 +85,6 @@ def run(
     """
     line_of = json_line if as_json else job.line_of
     if num_workers[1] == 0:
-        _show_messages()
         _run_here(job, config, line_of, use_gpu=use_gpu)
         return
     _run_on_ray(job, config, line_of, num_workers, use_gpu=use_gpu, max_failures=max_failures, wait=wait)
@@ -94,9 +93,10 @@ def run(
 def _run_here(job: Job[C], config: C, line_of: Callable[[dict[str, Any]], str], *, use_gpu: bool) -> None:
     world, pulse, board = alone(use_gpu), Pulse(0), BoardState(least_step_seconds())
     store = open_store(config.model_dump()["out"])
+    _show_messages(formatter(run=store.url, rank=0, step=lambda: pulse.step))
     with stop_requests() as wants_stop, beating(pulse, board.sign, store):
         controls = Controls(wants_stop=wants_stop, on_phase=pulse.on_phase, on_step=pulse.on_step)
-        job.run(config, world, lambda row: click.echo(line_of(row)), controls)
+        job.run(config, world, lambda row: echo(line_of(row)), controls)
 
 
 def _run_on_ray(
@@ -119,11 +119,12 @@ def _run_on_ray(
 
     out = config.model_dump()["out"]
     store, launch_id = open_store(out), uuid.uuid4().hex[:8]
+    _show_messages(formatter(run=store.url))
     if not ray.is_initialized():
         ray.init(log_to_driver=False)  # what a run has to say comes by its board; the rest is in Ray's logs
     missing = require_capacity(num_workers[0], use_gpu=use_gpu, wait=wait)
     if missing:
-        click.echo(f"waiting: {missing}", err=True)
+        logger.warning("waiting: %s", missing)
     store.create(f"failures/{launch_id}/launch.json", json_bytes({"job": job.name, "time": time.time()}))
     board = Board.start(launch_id, least_step_seconds())
     loop_config = {
@@ -132,6 +133,7 @@ def _run_on_ray(
         "config": config.model_dump_json(),
         "out": out,
         "launch_id": launch_id,
+        "log": "json" if wants_json() else "text",  # as here; nodes have environments of their own
         "lease_number": Lease.take(store).number,
     }
     trainer = ray.train.torch.TorchTrainer(
@@ -202,39 +204,40 @@ def _fitted(
         _print_lines(board)
         lives, now = board.lives(), time.monotonic()
         for line in watch.news(lives, now):
-            click.echo(line, err=True)
+            logger.warning("%s", line)
         if any(not life.is_silent for life in lives):
             seen = now
         elif now - seen > _EMPTY_SECONDS:
             seen = now
             why = missing()
-            click.echo(f"no worker is running yet; Ray is to start them{f' ({why})' if why else ''}", err=True)
+            logger.warning("no worker is running yet; Ray is to start them%s", f" ({why})" if why else "")
     _print_lines(board)
     return failed[0] if failed else None
 
 
 def _print_lines(board: Board) -> None:
     for line in board.take_lines():
-        click.echo(line.text, err=not line.is_row)
+        echo(line.text, err=not line.is_row)
 
 
 class _ToBoard(logging.Handler):
     """Messages of a rank, for whoever started the run: all of rank 0's, and warnings of others."""
 
-    def __init__(self, board: Board, world: World) -> None:
+    def __init__(self, board: Board, world: World, shown: logging.Formatter) -> None:
         super().__init__(logging.INFO if world.is_first else logging.WARNING)
+        self.setFormatter(shown)
         self._board = board
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._board.say(record.getMessage())
+        self._board.say(self.format(record))
 
 
-def _show_messages() -> None:
-    """Print what the trainer has to say, as plain lines."""
+def _show_messages(shown: logging.Formatter) -> None:
+    """Print what the trainer has to say."""
     ours = logging.getLogger("trainer")
     if not ours.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(shown)
         ours.addHandler(handler)
         ours.propagate = False
     ours.setLevel(min(ours.getEffectiveLevel(), logging.INFO))
@@ -248,7 +251,6 @@ def _worker(loop_config: dict[str, Any]) -> None:
     # Kernels of one pixel have two equal memory layouts; torch warns although only the name differs.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-    _show_messages()
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     job: Job[Any] = loop_config["job"]
@@ -260,8 +262,11 @@ def _worker(loop_config: dict[str, Any]) -> None:
         return
     group = broadcast(world, num_starts(store, launch_id) if world.is_first else None)
     board, pulse = Board.join(launch_id), Pulse(world.rank, group)
+    os.environ[FORMAT_VARIABLE] = loop_config["log"]
+    shown = formatter(run=store.url, rank=world.rank, step=lambda: pulse.step)
+    _show_messages(shown)
     for name in ("trainer", "pipeline"):
-        logging.getLogger(name).addHandler(_ToBoard(board, world))
+        logging.getLogger(name).addHandler(_ToBoard(board, world, shown))
 
     def report(row: dict[str, Any]) -> None:
         board.say(loop_config["line_of"](row), is_row=True)

@@ -50,6 +50,11 @@ class Pulse:
             self._seconds.append(now - self._stepped)
         self._step, self._stepped, self._since = done, now, now
 
+    @property
+    def step(self) -> int:
+        """Steps done; -1 before the first one."""
+        return self._step
+
     def on_phase(self, phase: str) -> None:
         """Take what the rank does from now on; the same once more is a sign of progress."""
         self._phase, self._since = phase, time.monotonic()

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import click
-
+from pipeline.base.console import echo
+from pipeline.base.text import printable
 from pipeline.store.base import Store
 from trainer.watching.facts import RunFacts, RunReader
 from trainer.watching.happenings import happening_line, happenings
@@ -53,7 +53,7 @@ def _print_lines(reader: RunReader, every_seconds: float, *, once: bool) -> None
         state = state_of(facts, time.time())
         if (state.word, state.step) != shown:
             shown = (state.word, state.step)
-            click.echo("\n".join(lines_of(facts)))
+            echo("\n".join(lines_of(facts)))
         if once or state.is_over:
             return
         time.sleep(every_seconds)
@@ -66,7 +66,8 @@ def lines_of(facts: RunFacts) -> list[str]:
     if len(losses) > 1:
         lines.append(f"loss      {bars(losses)}  {max(losses):.3g} to {min(losses):.3g}")
     lately = happenings(facts)[-_NUM_HAPPENINGS:]
-    return [*lines, "", *(happening_line(each) for each in lately)] if lately else lines
+    shown = [*lines, "", *(happening_line(each) for each in lately)] if lately else lines
+    return [printable(line) for line in shown]
 
 
 def bars(values: Sequence[float]) -> str:

@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from pipeline.base.console import Reporting
 from pipeline.base.errors import BitError
-from pipeline.dataset.schema import from_parquet, to_parquet
+from pipeline.dataset.schema import to_parquet
+from pipeline.dataset.tables import read_table
 from pipeline.image import average64
 from pipeline.store.base import Store, commit, exists
 from pipeline.work.pools import Pool
@@ -88,7 +89,7 @@ def load_or_compute(store: Store, key: str, compute: Callable[[], pa.Table]) -> 
     """Return the stored table; compute and store it first if it is missing."""
     if not exists(store, key):
         commit(store, key, to_parquet(compute()))
-    return from_parquet(store.read(key))
+    return read_table(store, key)
 
 
 def stored_results(
@@ -113,7 +114,7 @@ def stored_results(
     with ThreadPoolExecutor(_NUM_READ_THREADS) as threads:
         for task, body in zip(done, threads.map(store.read, [task.result_key for task in done]), strict=True):
             on_result(task)
-            yield task, from_parquet(body)
+            yield task(body, f"{store.url}/{task.result_key}")
     missing = [task for task in tasks if task.result_key not in stored]
     on_event("resumed", num_done=len(done), num_missing=len(missing))
     for task, result in results_of(job.pool, function, missing, on_event):

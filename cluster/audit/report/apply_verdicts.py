@@ -14,7 +14,7 @@ from cluster.audit.result.exclusion_lists import pair_names
 from cluster.audit.result.human_review import Verdict
 from cluster.audit.result.states import audit_tables
 from pipeline.base.errors import ConfigError
-from pipeline.dataset.schema import from_parquet
+from pipeline.dataset.tables import read_table
 from pipeline.store.base import Store, exists
 
 
@@ -41,9 +41,9 @@ def import_verdicts(out: Store, verdicts: Mapping[str, Verdict], job: AuditJob) 
         )
     config = AuditConfig.model_validate_json(out.read("audit.json"))
     sides = Sides(*(_pinned(summary[side]) for side in ("upstream", "downstream")))
-    tables = {name: from_parquet(out.read(f"{name}.parquet")) for name in ("hubs", "shards", "unchecked", "canaries")}
+    tables = {name: read_table(out, f"{name}.parquet") for name in ("hubs", "shards", "unchecked", "canaries")}
     canaries = tables.pop("canaries")
-    pairs = from_parquet(out.read("found.parquet"))
+    pairs = read_table(out, "found.parquet")
     found = Found(pairs=pairs, num_candidates=summary["num_candidates"], **tables)
     unknown = sorted(set(verdicts) - set(pair_names(sides, pairs)))
     if unknown:
@@ -52,7 +52,7 @@ def import_verdicts(out: Store, verdicts: Mapping[str, Verdict], job: AuditJob) 
             f"{unknown[0]}; import them into the report that they are from"
         )
     record_verdicts(out, verdicts)
-    table = from_parquet(out.read(PREDICTIONS))
+    table = read_table(out, PREDICTIONS)
     predictions = {
         model: table.filter(pc.equal(table["model"], model)).drop_columns(["model"])
         for model in dict.fromkeys(table["model"].to_pylist())

@@ -23,6 +23,7 @@ from pipeline.base.charts import Layer, layered_histogram
 from pipeline.base.errors import Conflict, NotFound
 from pipeline.base.html import render_page
 from pipeline.base.records import json_bytes
+from pipeline.base.text import csv_cell
 from pipeline.dataset.schema import sha256_hex, to_parquet
 from pipeline.store.base import Store, put
 from trainer.scores.predictions import PREDICTION_SCHEMA
@@ -220,7 +221,11 @@ def _finish(out: Store, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def csv_bytes(table: pa.Table) -> bytes:
-    """Return a table as a CSV file."""
+    """Return a table as a CSV file; no text in it is a formula to a spreadsheet."""
     sink = io.BytesIO()
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            cells = [None if text is None else csv_cell(text) for text in table[place].to_pylist()]
+            table = table.set_column(place, field, pa.array(cells, field.type))
     pyarrow.csv.write_csv(table, sink)
     return sink.getvalue()

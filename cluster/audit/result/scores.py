@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.audit.base.tables import Evidence
-from pipeline.base.errors import ConfigError
-from pipeline.dataset.schema import from_parquet
+from pipeline.base.errors import ConfigError, CorruptShard
+from pipeline.dataset.tables import from_parquet
 from pipeline.store.any_url import read_file
 from trainer.scores.intervals import paired_bootstrap, wilson_interval
 from trainer.scores.predictions import PREDICTION_SCHEMA
@@ -63,9 +63,9 @@ def read_predictions(url: str) -> pa.Table:
     """
     body = read_file(url)
     try:
-        table = from_parquet(body)
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"--predictions {url} is no Parquet file ({error})") from error
+        table = from_parquet(body, url)
+    except CorruptShard as error:
+        raise ConfigError(f"--predictions {error}, or give predictions of `trainer`") from error
     missing = [name for name in PREDICTION_SCHEMA.names if name not in table.column_names]
     if missing:
         raise ConfigError(f"--predictions {url} lacks {', '.join(missing)}; give predictions that `trainer` wrote")

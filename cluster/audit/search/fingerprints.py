@@ -21,10 +21,10 @@ from pipeline.dataset.schema import (
     PIXELS_COLUMN,
     CommitRecord,
     ManifestVersion,
-    from_parquet,
     sha256_hex,
     to_parquet,
 )
+from pipeline.dataset.tables import read_table
 from pipeline.dataset.versions import published_version
 from pipeline.image.decode import decode
 from pipeline.image.fingerprint import DESCRIPTOR_VERSION
@@ -187,4 +187,4 @@ def _published(url: str, out: Store, packed: Packed, plan_id: str) -> ManifestVe
 
 
 def _rejects(out: Store, keys: Sequence[str]) -> Iterable[pa.Table]:
-    return (from_parquet(out.read(key)) for key in keys)
+    return (read_table(out, key) for key in keys)

@@ -39,7 +39,8 @@ from cluster.audit.search.join import (
 )
 from cluster.audit.search.matches import DOWN_ADDRESS, MATCH_SCHEMA, shard_matches
 from pipeline.base.errors import ServiceError
-from pipeline.dataset.schema import PIXELS_COLUMN, from_parquet
+from pipeline.dataset.schema import PIXELS_COLUMN
+from pipeline.dataset.tables import read_table
 from pipeline.image.fingerprint import DESCRIPTOR_VERSION, dihedral_codes
 from pipeline.store.url import open_store
 
@@ -88,7 +89,7 @@ def codes_index(side: Pinned, radius: int, down: DownFeatures) -> DownstreamInde
     table = samples_of(side).select(["shard", "row", "code"])
     if down.variants:
         work = open_store(down.work)
-        parts = [from_parquet(work.read(key))[VARIANTS_COLUMN] for key in down.variants]
+        parts = [read_table(work, key)[VARIANTS_COLUMN] for key in down.variants]
         chunks = [chunk for part in parts for chunk in part.chunks]
         table = table.append_column(VARIANTS_COLUMN, pa.chunked_array(chunks))
     return index_downstream(table, radius)
@@ -97,7 +98,7 @@ def codes_index(side: Pinned, radius: int, down: DownFeatures) -> DownstreamInde
 @lru_cache(maxsize=1)
 def _down_vectors(down: DownFeatures) -> pa.Table:
     work = open_store(down.work)
-    return pa.concat_tables([numbered(shard, from_parquet(work.read(key))) for shard, key in enumerate(down.vectors)])
+    return pa.concat_tables([numbered(shard, read_table(work, key)) for shard, key in enumerate(down.vectors)])
 
 
 @lru_cache(maxsize=2)
@@ -216,7 +217,7 @@ def _by_vector(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> pa.
     """Return the pairs with close vectors, as shard_matches takes them."""
     if task.vectors is None:
         return _VECTOR_SCHEMA.empty_table()
-    own = numbered(task.shard, from_parquet(open_store(task.down.work).read(task.vectors)))
+    own = numbered(task.shard, read_table(open_store(task.down.work), task.vectors))
     pairs = embedding_candidates(own, _down_vectors(task.down), COSINE_FROM)
     places = {
         address: place

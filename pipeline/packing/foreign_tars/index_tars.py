@@ -13,6 +13,7 @@ import blake3
 
 from pipeline.base.errors import BadImage, ConfigError, EmptySource, StorageFull
 from pipeline.base.ignored import Ignored, IgnoredFiles, IgnoredList, is_hidden
+from pipeline.base.parsing import parse_record
 from pipeline.dataset.publish import Addition, publish
 from pipeline.dataset.schema import (
     INDEX_FOLDER,
@@ -20,10 +21,10 @@ from pipeline.dataset.schema import (
     REJECT_SCHEMA,
     CommitRecord,
     ManifestVersion,
-    from_parquet,
     image_digest,
     table_of,
 )
+from pipeline.dataset.tables import read_table
 from pipeline.dataset.tar_reader import TarSample, labels_of, scan_tar
 from pipeline.dataset.versions import published_version, refuse_datasets_below
 from pipeline.image.policy import ImagePolicy, prepare
@@ -136,7 +137,7 @@ def adopt(
         split=split,
         shards=shards,
         blocks=blocks,
-        rejects=(from_parquet(store.read(packed.rejecting[number])) for number in sorted(packed.rejecting)),
+        rejects=(read_table(store, packed.rejecting[number]) for number in sorted(packed.rejecting)),
         retries=False,
         classes=classes,
         num_classes=max(len(classes), packed.highest_label + 1),
@@ -184,10 +185,11 @@ def _index_tar(attempt: Attempt[_IndexTask]) -> CommitRecord:
 def ignored_members(store: Store, version: ManifestVersion) -> tuple[IgnoredFiles, ...]:
     """Return the members of the tars of an adopted dataset that are in no sample."""
     found = Ignored()
-    keys = (entry.key for entry in store.list(_index_of(version.plan_ids[0])) if entry.key.endswith(_IGNORED_ENDING))
+    listed = store.list(_index_of(version.plan_ids[0]))
+    keys = [entry.key for entry in listed if entry.key.endswith(_IGNORED_ENDING)]
     with ThreadPoolExecutor(_READ_THREADS) as threads:
-        for body in threads.map(store.read, keys):
-            found.add_all(IgnoredList.model_validate_json(body).kinds)
+        for key, body in zip(keys, threads.map(store.read, keys), strict=True):
+            found.add_all(parse_record(IgnoredList, body, f"{store.url}/{key}").kinds)
     return found.kinds
 
 

@@ -52,22 +52,19 @@ _LIST_THREADS = 16  # of a pattern's tars that have to be asked for one by one
 
 
 class IndexStore(LocalStore):
-    """A local folder where keys that are absolute paths or URLs name tars elsewhere, which are only read.
-
-    Absolute paths need nothing of their own: a path below a folder is itself where it is absolute.
-    """
+    """A local folder where keys that are absolute paths or URLs name tars elsewhere, which are only read."""
 
     def read(self, key: str) -> bytes:
         """See Store.read."""
-        return read_file(key) if scheme_of(key) else super().read(key)
+        return read_file(key) if _is_elsewhere(key) else super().read(key)
 
     def read_range(self, key: str, offset: int, num_bytes: int) -> bytes:
         """See Store.read_range."""
-        return read_span(key, offset, num_bytes) if scheme_of(key) else super().read_range(key, offset, num_bytes)
+        return read_span(key, offset, num_bytes) if _is_elsewhere(key) else super().read_range(key, offset, num_bytes)
 
     def num_bytes(self, key: str) -> int:
         """See Store.num_bytes."""
-        return size_of(key) if scheme_of(key) else super().num_bytes(key)
+        return size_of(key) if _is_elsewhere(key) else super().num_bytes(key)
 
 
 class S3IndexStore(S3Store):

@@ -97,6 +97,8 @@ def _published(url: str, columns: Columns) -> Source | None:
 
     dataset = open_dataset(url, version.version)
     # An object named in a manifest never changes: its digest identifies it as a time would.
-    entries = [Entry(join(url, row["path"]), row["num_bytes"], int(row["blake3"][:12], 16)) for row in dataset.shards]
+    entries = [
+        Entry(dataset.shard_url(row["shard"]), row["num_bytes"], int(row["blake3"][:12], 16)) for row in dataset.shards
+    ]
     classes = dataset.classes if version.classes else None
     return source_of_tars(entries, url, columns, classes=classes, is_ours=True)

@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from cluster.stack.services import Stack, _is_free, _start_node, free_ports, read_stack
+from cluster.stack.ports import free_ports, is_free
+from cluster.stack.ray_nodes import start_node
+from cluster.stack.services import Stack, read_stack
 from tests.conftest import class_folders, run_cli
 
 
@@ -36,7 +38,7 @@ def exported(lines: str) -> dict[str, str]:
 def test_a_node_that_does_not_register_is_stopped_whole_and_started_again(tmp_path: Path) -> None:
     late = "if mkdir seen 2>/dev/null; then sleep 601.25 & exit 1; else echo Ray runtime started; exec sleep 602.25; fi"
     command = ["bash", "-c", f"cd {tmp_path}; {late}", str(tmp_path)]
-    process = _start_node(command, tmp_path / "ray.log", os.environ)
+    process = start_node(command, tmp_path / "ray.log", os.environ)
     try:
         assert process.poll() is None
         assert (tmp_path / "seen").exists()
@@ -147,8 +149,8 @@ def test_free_ports_are_distinct_and_not_taken() -> None:
     assert len(set(ports)) == 40
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", ports[0]))
-        assert not _is_free(ports[0])
-    assert _is_free(ports[0])
+        assert not is_free(ports[0])
+    assert is_free(ports[0])
 
 
 def test_a_wrong_bucket_name_is_refused_at_once_and_nothing_stays(tmp_path: Path) -> None:

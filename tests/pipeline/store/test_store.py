@@ -12,7 +12,8 @@ import boto3
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from cluster.stack.services import Stack, free_ports
+from cluster.stack.ports import free_ports
+from cluster.stack.services import Stack
 from pipeline.base.errors import ConfigError, Conflict, CorruptShard, Denied, NotFound, StorageFull, Unreachable
 from pipeline.store.base import Store, commit, exists
 from pipeline.store.url import open_store

@@ -11,7 +11,8 @@ from PIL import Image
 
 from pipeline.base.errors import ConfigError, NotFound
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.schema import from_parquet, table_of, to_parquet
+from pipeline.dataset.schema import table_of, to_parquet
+from pipeline.dataset.tables import from_parquet
 from pipeline.store.url import open_store
 from tests.conftest import run_cli
 from tests.trainer.jobs.test_evaluate import result_of
@@ -23,7 +24,7 @@ from trainer.scores.predictions import NAMED_PREDICTION_SCHEMA
 def evaluated(small_dataset: Dataset, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluated")
     result_of(pretrained, small_dataset, out)
-    rows = from_parquet((out / "predictions.parquet").read_bytes()).to_pylist()
+    rows = from_parquet((out / "predictions.parquet").read_bytes(), "table").to_pylist()
     for row in rows[::3]:  # the model makes no mistake on these pictures
         other = next(guess for guess in row["guesses"] if guess not in row["labels"])
         row |= {"prediction": other, "prediction_name": f"class{other}", "correct": False}
@@ -42,7 +43,7 @@ def shown(page: Path) -> list[dict[str, Any]]:
 def test_every_mistake_is_shown_with_its_picture_and_guesses(
     small_dataset: Dataset, small_folder: Path, evaluated: Path, tmp_path: Path
 ) -> None:
-    predictions = from_parquet((evaluated / "predictions.parquet").read_bytes())
+    predictions = from_parquet((evaluated / "predictions.parquet").read_bytes(), "table")
     publish_gallery(open_store(str(tmp_path)), predictions, small_dataset, title="Three classes", num_for_review=7)
     wrong = {row["source"]: row for row in predictions.to_pylist() if not row["correct"]}
     mistakes = shown(tmp_path / "index.html")
@@ -63,7 +64,7 @@ def test_every_mistake_is_shown_with_its_picture_and_guesses(
 def test_pages_ask_nothing_of_the_network_and_no_name_ends_their_script(
     small_dataset: Dataset, evaluated: Path, tmp_path: Path
 ) -> None:
-    predictions = from_parquet((evaluated / "predictions.parquet").read_bytes())
+    predictions = from_parquet((evaluated / "predictions.parquet").read_bytes(), "table")
     names = ["</script><b>" + name for name in predictions["source"].to_pylist()]
     place = predictions.column_names.index("source")
     renamed = predictions.set_column(place, predictions.schema.field(place), [names])
@@ -87,7 +88,7 @@ def test_large_pictures_are_made_small(small_dataset: Dataset, evaluated: Path, 
 
 
 def test_pictures_that_are_named_alike_are_told_apart(evaluated: Path) -> None:
-    predictions = from_parquet((evaluated / "predictions.parquet").read_bytes())
+    predictions = from_parquet((evaluated / "predictions.parquet").read_bytes(), "table")
     place = predictions.column_names.index("source")
     alike = predictions.set_column(place, predictions.schema.field(place), [["same.jpg"] * predictions.num_rows])
     names = [row["name"] for row in mistakes_of(alike, ())]
@@ -117,6 +118,6 @@ def test_verdicts_of_the_sheet_give_the_corrected_accuracy(
 
 
 def test_predictions_without_names_are_refused(small_dataset: Dataset, evaluated: Path, tmp_path: Path) -> None:
-    predictions = from_parquet((evaluated / "predictions.parquet").read_bytes()).drop_columns(["label_names"])
+    predictions = from_parquet((evaluated / "predictions.parquet").read_bytes(), "table").drop_columns(["label_names"])
     with pytest.raises(ConfigError, match="the predictions have no label_names; evaluate the run again"):
         publish_gallery(open_store(str(tmp_path)), predictions, small_dataset, title="x")

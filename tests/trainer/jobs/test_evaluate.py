@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from pipeline.base.errors import ConfigError, Conflict, Interrupted
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.schema import from_parquet, table_of, to_parquet
+from pipeline.dataset.schema import table_of, to_parquet
+from pipeline.dataset.tables import from_parquet
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack, run_cli
 from tests.trainer.checkpoint.test_fallback import flip_a_byte
@@ -33,7 +34,7 @@ def result_of(run: Path, data: Dataset, out: Path, **fields: Any) -> dict[str, A
 
 
 def table(out: Path) -> list[dict[str, Any]]:
-    return list(from_parquet((out / "predictions.parquet").read_bytes()).to_pylist())
+    return list(from_parquet((out / "predictions.parquet").read_bytes(), "table").to_pylist())
 
 
 def test_evaluation_of_a_run_counts_every_picture(
@@ -87,7 +88,8 @@ def test_an_evaluation_writes_figures_by_class_and_confidence(
 ) -> None:
     result = result_of(pretrained, small_dataset, tmp_path)
     classes, confusions, bins = (
-        from_parquet((tmp_path / f"{name}.parquet").read_bytes()) for name in ("classes", "confusions", "calibration")
+        from_parquet((tmp_path / f"{name}.parquet").read_bytes(), "table")
+        for name in ("classes", "confusions", "calibration")
     )
     assert classes["num_test"].to_pylist() == [30, 30, 30]
     assert sum(classes["num_correct"].to_pylist()) == result["num_correct"]
@@ -113,7 +115,7 @@ def test_pictures_with_several_labels_are_scored_by_average_precision(
     assert each[0] == 1.0  # all have it
     assert np.allclose(np.array([row["scores"] for row in table(tmp_path / "softmax")]).sum(1), 1)
     assert 0 < softmax["micro_average_precision"] <= 1
-    classes = from_parquet((tmp_path / "sigmoid" / "classes.parquet").read_bytes())
+    classes = from_parquet((tmp_path / "sigmoid" / "classes.parquet").read_bytes(), "table")
     assert classes["average_precision"].to_pylist() == pytest.approx(each)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.base.errors import ConfigError, Fenced, Interrupted, NonFinite
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.schema import from_parquet
+from pipeline.dataset.tables import from_parquet
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
 from tests.conftest import pack, run_cli
@@ -61,7 +61,7 @@ def test_pictures_with_several_labels_are_learned_label_by_label(small_folder: P
     assert (stored["loss"], stored["flip"], stored["crop"]) == ("sigmoid", False, True)
     (result,) = read_results(open_store(str(tmp_path / "out")))
     assert 0 < result["macro_average_precision"] <= 1
-    table = from_parquet((tmp_path / "out" / "predictions" / "0000-shots-0.parquet").read_bytes())
+    table = from_parquet((tmp_path / "out" / "predictions" / "0000-shots-0.parquet").read_bytes(), "table")
     scores = np.array(table["scores"].to_pylist())
     assert scores[:, 3].min() > scores[:, :3].mean()  # `picture` is learned for all, beside the other label
     again = run_cli(*command, "--batch-size", "8")
@@ -81,11 +81,11 @@ def test_finetuning_writes_results_predictions_subsets_and_weights(
         ("0000-shots-0", 90, 90), ("0002-shots-0", 6, 90), ("0002-shots-1", 6, 90),
     ]  # fmt: skip
     for result in results:
-        table = from_parquet((tmp_path / "predictions" / f"{result['name']}.parquet").read_bytes())
+        table = from_parquet((tmp_path / "predictions" / f"{result['name']}.parquet").read_bytes(), "table")
         assert table.num_rows == 90
         assert sum(table["correct"].to_pylist()) == result["num_correct"]
         assert latest(open_store(str(tmp_path / "models" / result["name"]))).about["num_classes"] == 3
-    subset = from_parquet((tmp_path / "subsets" / "0002-shots-1.parquet").read_bytes())
+    subset = from_parquet((tmp_path / "subsets" / "0002-shots-1.parquet").read_bytes(), "table")
     assert subset.num_rows == 6
 
 

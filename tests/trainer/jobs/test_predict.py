@@ -21,7 +21,7 @@ import torch.distributed as dist
 from cluster.stack.services import Stack
 from pipeline.base.errors import Conflict, Interrupted
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.schema import from_parquet
+from pipeline.dataset.tables import from_parquet
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from tests.conftest import jpeg, pack, picture, run_cli
@@ -212,7 +212,7 @@ def test_a_killed_worker_on_ray_leaves_each_picture_predicted_once(
     assert process.returncode == 0, printed
     assert len(starts(store)) == 2
     assert "90 pictures\n" in printed
-    tables = [from_parquet(store.read(entry.key)) for entry in store.list("predictions/")]
+    tables = [from_parquet(store.read(entry.key), "table") for entry in store.list("predictions/")]
     names = [name for found in tables for name in found["source"].to_pylist()]
     assert len(names) == len(set(names)) == 90
 
