@@ -1,4 +1,4 @@
-"""Watch runs in a terminal, as a page, and in TensorBoard."""
+"""Watch runs in a terminal, as a page, in TensorBoard, MLflow and Weights & Biases."""
 
 import time
 from collections.abc import Sequence
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         "trainer watch s3://bucket/runs/m              # until it is over; Ctrl-C leaves the run alone",
         "trainer watch runs/tiny --once",
         "trainer watch runs/tiny --every 60 | tee log  # lines, where no terminal is redrawn",
+        "trainer watch s3://bucket/runs/m --mlflow http://127.0.0.1:5000   # sends the figures on, until it is over",
+        "trainer watch s3://bucket/runs/m --wandb my-project",
     )
 )
 @click.argument("run")
@@ -32,16 +34,31 @@ if TYPE_CHECKING:
     type=click.FloatRange(0.1),
     help="Seconds between looks.",
 )
-def watch(run: str, once: bool, every_seconds: float) -> None:
+@click.option("--mlflow", "mlflow_uri", metavar="URI", help="Send the figures to this MLflow server instead.")
+@click.option("--wandb", "wandb_project", metavar="PROJECT", help="Send the figures to Weights & Biases instead.")
+def watch(run: str, once: bool, every_seconds: float, mlflow_uri: str | None, wandb_project: str | None) -> None:
     """Show how RUN stands: step, rate, what is left, loss, held-out accuracy, goodput, saves and what happened lately.
 
-    It reads the run's folder, and needs neither Ray nor a machine of the run.
+    It reads the run's folder, and needs neither Ray nor a machine of the run. With --mlflow or --wandb it sends every
+    figure there as it comes, and what was sent before is not sent again.
     """
     from pipeline.store.url import open_store  # noqa: PLC0415
     from trainer.watching.terminal import watch as show  # noqa: PLC0415
 
+    if mlflow_uri and wandb_project:
+        raise ConfigError("--mlflow and --wandb are two trackers; send to each by a command of its own")
+    store = open_store(run)
     with suppress(KeyboardInterrupt):  # whoever looks away ends nothing
-        show(open_store(run), every_seconds=every_seconds, once=once)
+        if not mlflow_uri and not wandb_project:
+            show(store, every_seconds=every_seconds, once=once)
+            return
+        from trainer.watching.trackers import relay, to_mlflow, to_wandb  # noqa: PLC0415
+
+        name = run.rstrip("/").rpartition("/")[2]
+        send, sent_until = (
+            to_mlflow(mlflow_uri, store.url, name) if mlflow_uri else to_wandb(str(wandb_project), store.url, name)
+        )
+        relay(store, send, sent_until, every_seconds=every_seconds, once=once)
 
 
 @click.command(
