@@ -21,7 +21,7 @@ import pyarrow as pa
 from pipeline.base.console import Reporting
 from pipeline.base.errors import BitError
 from pipeline.dataset.schema import to_parquet
-from pipeline.dataset.tables import read_table
+from pipeline.dataset.tables import from_parquet, read_table
 from pipeline.image import average64
 from pipeline.store.base import Store, commit, exists
 from pipeline.work.pools import Pool
@@ -114,7 +114,7 @@ def stored_results(
     with ThreadPoolExecutor(_NUM_READ_THREADS) as threads:
         for task, body in zip(done, threads.map(store.read, [task.result_key for task in done]), strict=True):
             on_result(task)
-            yield task(body, f"{store.url}/{task.result_key}")
+            yield task, from_parquet(body, f"{store.url}/{task.result_key}")
     missing = [task for task in tasks if task.result_key not in stored]
     on_event("resumed", num_done=len(done), num_missing=len(missing))
     for task, result in results_of(job.pool, function, missing, on_event):
