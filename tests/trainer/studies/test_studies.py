@@ -19,10 +19,10 @@ from pipeline.work.pools import InProcess
 from pipeline.work.schedule import Attempt
 from tests.conftest import class_folders, pack, run_cli
 from trainer.studies.engine import execute, planned, read_results, run_studies
-from trainer.studies.grid import Grid
+from trainer.studies.grid import DatasetFacts, Grid
 from trainer.studies.page import findings, study_page
 from trainer.studies.paper.catalogue import STUDIES, named_studies
-from trainer.studies.scale import Scale, read_scale
+from trainer.studies.scale import SCALES, Scale, read_scale
 from trainer.studies.settle import settled_grid
 
 
@@ -55,6 +55,26 @@ def test_studies_share_runs_whose_plan_does_not_depend_on_the_start(data: Path, 
     assert all(run.needs is None or run.needs in together for run in together.values())
     with pytest.raises(Conflict, match="holds studies of another scale"):
         settled(tmp_path / "out", tiny(data, subsets=3), "few-shot")
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_every_scale_of_the_package_plans_every_study_it_has_the_data_for(name: str) -> None:
+    scale = read_scale(name, "/data")
+    sets = [place for each in scale.upstream.values() for place in (each.train, each.test) if place]
+    sets += [f"{task.data}/{split}" for task in scale.tasks.values() for split in ("train", "test")]
+    grid = Grid(scale, {place: DatasetFacts(version=1, num_samples=2000) for place in sets}, "/out")
+    for study in STUDIES.values():
+        if study.missing(scale):
+            continue
+        results: dict[str, Any] = {}
+        while len(runs := planned([study], grid, results)) > len(results):
+            results = {run: {"accuracy": 0.5, "num_correct": 50, "num_test": 100} for run in runs}
+        cells = study.cells(grid, results)
+        claims = study.claims(scale)
+        contrasts = [contrast for claim in claims for contrast in claim.contrasts]
+        assert contrasts
+        assert all(contrast.measured(cells) for contrast in contrasts)  # each speaks of cells that are measured
+        assert {claim.judge(cells) for claim in claims} == {"cannot be told at this scale"}
 
 
 def test_a_study_that_is_killed_goes_on_without_repeating_a_finished_run(data: Path, tmp_path: Path) -> None:
