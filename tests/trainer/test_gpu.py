@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
+from pipeline.streaming.stream import Batch
 from tests.trainer.runs import Stopped, batch_of, config, final_state
 from trainer.checkpoint.record import latest
 from trainer.checkpoint.sharded import load, save
@@ -21,7 +24,7 @@ from trainer.step.losses import softmax_loss
 from trainer.step.optimizer import MasterSGD
 from trainer.step.ranks import World, alone
 from trainer.step.step import QueuedStep, StepResult, train_step
-from trainer.step.tensors import TensorBatch
+from trainer.step.tensors import TensorBatch, to_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 CPU = World(0, 1, torch.device("cpu"))
@@ -35,6 +38,12 @@ def group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
+def small_batch(num_samples: int, device: torch.device) -> TensorBatch:
+    whole = batch_of(num_samples)
+    images = whole.images_BCHW.float().to(device, memory_format=torch.channels_last)
+    return TensorBatch(images, whole.targets_BK.float().to(device))
+
+
 def steps(world: World, count: int = 3, **options: object) -> tuple[list[StepResult], MasterSGD]:
     """Take steps on the same pictures, with weights that do not depend on the device."""
     precision, compiled = options.pop("precision", "float32"), options.pop("compiled", False)
@@ -42,9 +51,9 @@ def steps(world: World, count: int = 3, **options: object) -> tuple[list[StepRes
     optimizer = MasterSGD(model, 0.9, 1e-4)
     if compiled:
         model.compile(dynamic=False)
-    whole = batch_of(12)
-    images = whole.images_BCHW.float().to(world.device, memory_format=torch.channels_last)
-    batch = TensorBatch(images, whole.targets_BK.float().to(world.device))
+    if compiled == "step":
+        optimizer.compile(dynamic=False)
+    batch = small_batch(13, world.device)  # in two micro-batches of different sizes
     queued = [train_step(model, optimizer, batch, softmax_loss, 0.05, 8, precision=precision) for _ in range(count)]
     return [step.result() for step in queued], optimizer
 
@@ -57,8 +66,9 @@ def steps(world: World, count: int = 3, **options: object) -> tuple[list[StepRes
         ({"precision": "bfloat16"}, 0.05),
         ({"precision": "bfloat16", "compiled": True}, 0.05),
         ({"precision": "bfloat16", "compiled": True, "recomputes": True}, 0.05),
+        ({"precision": "bfloat16", "compiled": "step"}, 0.05),
     ],
-    ids=["float32", "recomputing", "bfloat16", "compiled", "compiled and recomputing"],
+    ids=["float32", "recomputing", "bfloat16", "compiled", "compiled and recomputing", "compiled with its kernels"],
 )
 def test_steps_on_a_gpu_are_those_of_the_cpu(options: dict[str, object], within: float) -> None:
     on_gpu, _ = steps(alone(), **options)
@@ -78,6 +88,34 @@ def test_a_sharded_model_takes_the_steps_of_a_whole_one_and_its_checkpoint_fits_
     load(store, CPU, latest(store), state)
     saved = {name: value.full_tensor().cpu() for name, value in optimizer.state().items()}
     assert [name for name in saved if not torch.equal(saved[name], state[name])] == []
+
+
+@pytest.mark.usefixtures("group")
+def test_ranks_whose_network_is_compiled_take_the_steps_of_one() -> None:
+    losses = {}
+    for is_wrapped in (False, True):
+        model = new_model("R26x1", 3, 0, device=alone().device).train()
+        optimizer = MasterSGD(model, 0.9, 1e-4)
+        model.compile(dynamic=False)
+        module = DistributedDataParallel(model, device_ids=[alone().device]) if is_wrapped else model
+        batch = small_batch(13, alone().device)
+        queued = [train_step(module, optimizer, batch, softmax_loss, 0.05, 8, precision="bfloat16") for _ in range(3)]
+        losses[is_wrapped] = [step.result().loss for step in queued]
+    assert losses[True] == pytest.approx(losses[False], rel=0.02, abs=0.02)
+
+
+def test_batches_arrive_whole_though_their_memory_is_used_again_at_once() -> None:
+    pixels, labels = np.empty((64, 128, 128, 3), np.uint8), ((0, 2),) * 64
+    arrived = []
+    for value in range(8):
+        torch.cuda._sleep(10**7)  # the steps before keep the GPU busy
+        pixels.fill(value)
+        batch = Batch(images=pixels, labels=labels, places=np.empty((64, 4), np.int64))
+        arrived.append(to_device(batch, 3, alone().device))
+        pixels.fill(255)
+    for value, batch in enumerate(arrived):
+        assert (batch.images_BCHW == value).all()
+        assert batch.targets_BK.unique(dim=0).tolist() == [[1.0, 0.0, 1.0]]
 
 
 def test_a_run_that_stops_goes_on_and_a_cpu_can_finish_it(small_dataset: Dataset, tmp_path: Path) -> None:

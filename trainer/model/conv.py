@@ -3,8 +3,7 @@
 Standardised are the kernels of every convolution but the head: per output channel, over in, height and width.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +41,7 @@ def standardize(weight_OIHW: Tensor) -> Tensor:
     return kernel_of_rows(F.layer_norm(rows, rows.shape[1:], eps=_WS_EPS), weight)
 
 
-@dataclass(frozen=True)
-class RowStatistics:
+class RowStatistics(NamedTuple):
     """What the backward pass of a standardisation needs: mean and 1 / deviation of each row, shape (O, 1)."""
 
     mean: Tensor
@@ -56,6 +54,25 @@ def standardize_once(weight_OIHW: Tensor) -> tuple[Tensor, RowStatistics]:
     rows = kernel_rows(weight_OIHW)
     kernel, mean, rstd = torch.native_layer_norm(rows, rows.shape[1:], None, None, _WS_EPS)
     return kernel_of_rows(kernel, weight_OIHW), RowStatistics(mean, rstd)
+
+
+@torch.no_grad()
+def standardize_all(weights_OIHW: list[Tensor], dtype: torch.dtype | None = None) -> list[tuple[Tensor, RowStatistics]]:
+    """Return what `standardize_once` does of each kernel, the kernels in this dtype; None for that of the weights."""
+    found = []
+    for weight in weights_OIHW:
+        kernel, statistics = standardize_once(weight)
+        found.append((kernel.to(dtype or kernel.dtype), statistics))
+    return found
+
+
+@torch.no_grad()
+def standardize_gradients(
+    gradients_OIHW: list[Tensor], weights_OIHW: list[Tensor], statistics: list[RowStatistics]
+) -> None:
+    """Put what `standardize_gradient` makes of each gradient in its place, so that few of both are there at a time."""
+    for place, (weight, of_weight) in enumerate(zip(weights_OIHW, statistics, strict=True)):
+        gradients_OIHW[place] = standardize_gradient(gradients_OIHW[place], weight, of_weight)
 
 
 @torch.no_grad()

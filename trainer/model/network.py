@@ -6,6 +6,7 @@ state dictionaries fit without renaming.
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -21,17 +22,28 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+def normalized(images_BCHW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return uint8 pictures as floats in [-1, 1], others as they are."""
+    if images_BCHW.dtype != torch.uint8:
+        return images_BCHW
+    return images_BCHW.to(dtype).div_(127.5).sub_(1.0)
+
+
 class Stem(nn.Module):
-    """7x7 convolution with stride 2, then a max-pool over a border of zeros; neither norm nor ReLU."""
+    """7x7 convolution with stride 2, then a max-pool over a border of zeros; neither norm nor ReLU.
+
+    Pixels are normalised here, where a compiled network does it in the kernel that reads them.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.conv = Conv2d(3, architecture.stem_channels, 7, stride=2, standardized=architecture.standardized)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return a quarter of the resolution."""
+        out = self.conv(normalized(images_BCHW, self.conv.weight.dtype))
         # Not max_pool2d(padding=1): that pads with -inf, here zeros take part in the maximum.
-        return F.max_pool2d(F.pad(self.conv(x_BCHW), (1, 1, 1, 1)), 3, stride=2)
+        return F.max_pool2d(F.pad(out, (1, 1, 1, 1)), 3, stride=2)
 
 
 class Projection(nn.Module):
@@ -170,6 +182,6 @@ class ResNetV2(nn.Module):
         return out
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return logits, shape (B, K), of images in [-1, 1]."""
+        """Return logits, shape (B, K), of images in uint8, or in floats in [-1, 1]."""
         logits: Tensor = self.head(self.dropout(self.features(images_BCHW)))
         return logits

@@ -147,14 +147,15 @@ def _announce(run: TrainingRun, first_step: int) -> None:
 
 
 def _learner(run: TrainingRun) -> Learner:
-    module = distributed(run.world, run.model)
     compiled = run.settings.compiled
     if compiled or (compiled is None and run.world.device.type == "cuda" and not isinstance(run.model, FSDPModule)):
         # With sizes left open, which torch does by itself once a second one comes, kernels made for an H100 read at
         # misaligned addresses (torch 2.11).
-        module.compile(dynamic=False)
+        run.model.compile(dynamic=False)
+        if compiled == "step":
+            run.optimizer.compile(dynamic=False)
     return Learner(
-        module,
+        distributed(run.world, run.model),
         run.optimizer,
         run.loss,
         run.learning_rate,

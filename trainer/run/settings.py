@@ -1,6 +1,6 @@
 """What every training run can be told, whatever it learns; nothing here changes the recipe."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -22,7 +22,8 @@ class RunSettings(Record):
         precision: Of convolutions and activations.
         recomputes: Whether only the input of each unit is kept for the backward pass.
         compiled: Whether torch.compile makes the network's kernels; needs a C compiler, on CPUs a C++ compiler. None:
-            on GPUs, where it is more than twice as fast (benchmarks/gpu.py), but for sharded models.
+            on GPUs, where it is more than twice as fast (benchmarks/gpu.py), but for sharded models. `step`: those of
+            the standardisation, too, which has not been timed on a GPU.
         checkpoint_every_steps: Steps between checkpoints; None for the interval that loses least, by what saves cost
             and how often the run was started again (trainer.checkpoint.interval).
         log_every_steps: Steps between metric rows.
@@ -42,7 +43,7 @@ class RunSettings(Record):
     microbatch_size: PositiveInt = 64
     precision: Precision = "float32"
     recomputes: bool = False
-    compiled: bool | None = None
+    compiled: bool | Literal["step"] | None = None
     checkpoint_every_steps: PositiveInt | None = None
     log_every_steps: PositiveInt = 20
     max_skipped_steps: NonNegativeInt = 0

@@ -7,13 +7,14 @@ no step is pending, and weights, momentum and figures are those after `done` ste
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import nn
 
 from pipeline.base.errors import NonFinite
 from pipeline.streaming.stream import Batch
+from trainer.model.network import normalized
 from trainer.step.losses import Loss
 from trainer.step.optimizer import MasterSGD
 from trainer.step.precision import Precision
@@ -54,7 +55,8 @@ class Learner:
         batch_size: Global batch.
         microbatch_size: Most samples of a rank in one forward pass.
         precision: Of convolutions and activations.
-        mix: From the number of a step and its batch to what is learned from, such as MixUp; None for that batch.
+        mix: From the number of a step and its batch, with pictures in floats, to what is learned from, such as MixUp;
+            None for that batch.
         clip_norm: Norm to which a longer gradient is shortened; None for none.
     """
 
@@ -72,10 +74,12 @@ class Learner:
     def queue(self, step: int, batch: Batch, world: World) -> QueuedStep:
         """Queue one optimizer step on this rank's part of the global batch."""
         tensors = to_device(batch, self.num_classes, world.device)
+        if self.mix:
+            tensors = self.mix(step, replace(tensors, images_BCHW=normalized(tensors.images_BCHW)))
         return train_step(
             self.module,
             self.optimizer,
-            self.mix(step, tensors) if self.mix else tensors,
+            tensors,
             self.loss,
             self.learning_rate(step),
             self.microbatch_size,

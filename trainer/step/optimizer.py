@@ -9,13 +9,14 @@ over ranks, is the sum or mean of theirs.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from trainer.model.conv import Conv2d, RowStatistics, standardize_gradient, standardize_once
+from trainer.model.conv import Conv2d, RowStatistics, standardize_all, standardize_gradients, standardize_once
 
 AVERAGE = "average/"  # of the names of averages in the state
 
@@ -49,6 +50,7 @@ class MasterSGD:
         self._raws = {name: _part(parameter) for name, parameter in self._parameters.items()}
         self._convs = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, Conv2d)}
         self._statistics: dict[str, RowStatistics] = {}  # of the kernels that this step standardised
+        self._standardize_all, self._standardize_gradients = standardize_all, standardize_gradients
         raws = list(self._raws.values())
         groups = [
             {"params": [raw for raw in raws if raw.ndim > 1], "weight_decay": 0.0 if decoupled else weight_decay},
@@ -64,6 +66,15 @@ class MasterSGD:
         self._average_decay = average_decay
         averaged = self._raws if average_decay is not None else {}
         self._averages = {name: raw.detach().clone() for name, raw in averaged.items()}
+
+    def compile(self, **options: Any) -> None:
+        """Let torch.compile make one region of all standardisations of a step, and one of those of all gradients.
+
+        Args:
+            options: Of torch.compile.
+        """
+        self._standardize_all = torch.compile(standardize_all, **options)
+        self._standardize_gradients = torch.compile(standardize_gradients, **options)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -86,13 +97,13 @@ class MasterSGD:
             convs = {name: conv for name, conv in convs.items() if conv.standardized and not is_lean}
         aside: dict[str, Tensor] = {}
         try:
+            wholes = [name for name, conv in convs.items() if not isinstance(conv.weight, DTensor)]
+            self._standardize([name for name in wholes if convs[name].standardized], dtype)
             for name, conv in convs.items():
                 if isinstance(conv.weight, DTensor):
                     if conv.standardized:
                         aside[name] = self._standardize_part(name, conv)
-                elif conv.standardized:
-                    self._standardize(name, conv, dtype)
-                else:
+                elif not conv.standardized:
                     conv.use(conv.weight.detach().to(dtype or conv.weight.dtype))
             yield
         finally:
@@ -110,9 +121,12 @@ class MasterSGD:
             for conv in self._convs.values():
                 conv.kernel = None
 
-    def _standardize(self, name: str, conv: Conv2d, dtype: torch.dtype | None) -> None:
-        kernel, self._statistics[name] = standardize_once(self._raws[name])
-        conv.use(kernel.to(dtype or kernel.dtype))
+    def _standardize(self, names: list[str], dtype: torch.dtype | None) -> None:
+        """Give convolutions their kernels."""
+        found = self._standardize_all([self._raws[name] for name in names], dtype)
+        for name, (kernel, statistics) in zip(names, found, strict=True):
+            self._statistics[name] = statistics
+            self._convs[name].use(kernel)
 
     def _standardize_part(self, name: str, conv: Conv2d) -> Tensor:
         """Standardise this rank's part of a kernel in its place, whence it is gathered; return the raw values."""
@@ -125,16 +139,17 @@ class MasterSGD:
 
     def gradient_norm(self) -> Tensor:
         """Turn the gradients of `kernels` into those of the raw values; return their Euclidean norm over all ranks."""
-        for name, parameter in self._parameters.items():
-            if parameter.grad is not None:
-                gradient = _local(parameter.grad)
-                statistics = self._statistics.pop(name, None)
-                if statistics:
-                    gradient = standardize_gradient(gradient, self._raws[name].data, statistics)
-                parameter.grad = None
-                self._raws[name].grad = gradient
-        gradients = [raw.grad for raw in self._raws.values() if raw.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        gradients = {name: _local(one.grad) for name, one in self._parameters.items() if one.grad is not None}
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        names = [name for name in gradients if name in self._statistics]
+        by_kernels = [gradients.pop(name) for name in names]
+        raws: list[Tensor] = [self._raws[name] for name in names]
+        self._standardize_gradients(by_kernels, raws, [self._statistics.pop(name) for name in names])
+        for name, gradient in (gradients | dict(zip(names, by_kernels, strict=True))).items():
+            self._raws[name].grad = gradient
+        prepared = [raw.grad for raw in self._raws.values() if raw.grad is not None]
+        norm = torch.nn.utils.get_total_norm(prepared)
         meshes = [parameter.device_mesh for parameter in self._parameters.values() if isinstance(parameter, DTensor)]
         if meshes:
             square = norm.square()

@@ -1,5 +1,7 @@
 """One optimizer step, in plain PyTorch, on any number of ranks and micro-batches."""
 
+import itertools
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,21 +116,21 @@ def train_step(
         batch: This rank's samples.
         loss: Of `trainer.step.losses`; a mean over samples.
         learning_rate: Of this step.
-        microbatch_size: Most samples in one forward pass.
+        microbatch_size: Most samples in one forward pass; see `microbatches`.
         share: This rank's samples against the mean over ranks. Gradients are averaged over ranks as if they held
             equally many; where the ranks do not divide the lanes they do not.
         precision: Of convolutions and activations; parameters, statistics, loss and the step stay in float32.
         clip_norm: Longest gradient to follow; a longer one is shortened to it. None for any.
     """
     num_samples = len(batch.images_BCHW)
+    parts = microbatches(num_samples, microbatch_size)
     optimizer.zero_grad()
     total_loss = torch.zeros((), device=batch.images_BCHW.device)
     num_correct = torch.zeros((), device=batch.images_BCHW.device)
     clock = Clock(batch.images_BCHW.device)
     half = torch.bfloat16 if precision == "bfloat16" else None
     with in_precision(precision, batch.images_BCHW.device), optimizer.kernels(half):
-        for start in range(0, num_samples, microbatch_size):
-            stop = min(start + microbatch_size, num_samples)
+        for start, stop in parts:
             images, targets = batch.images_BCHW[start:stop], batch.targets_BK[start:stop]
             with gradient_sync(model, last=stop == num_samples):
                 with clock.running():
@@ -145,6 +147,16 @@ def train_step(
         dist.all_reduce(is_finite, dist.ReduceOp.MIN)
     optimizer.step(learning_rate, only_if=is_finite > 0, clip_norm=clip_norm)
     return QueuedStep(torch.cat((figures, is_finite.reshape(1))), clock)
+
+
+def microbatches(num_samples: int, most: int) -> list[tuple[int, int]]:
+    """Return where each micro-batch starts and stops: as few as can be, and as equal, so of two sizes at most.
+
+    A compiled network is compiled once for each size.
+    """
+    num_parts = math.ceil(num_samples / most)
+    ends = [num_samples * part // num_parts for part in range(num_parts + 1)]
+    return list(itertools.pairwise(ends))
 
 
 def correct(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:

@@ -1,16 +1,22 @@
 """One optimizer step: micro-batches, ranks, figures that are not finite."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
 from torch import Tensor
 
 from pipeline.base.errors import NonFinite
+from pipeline.dataset.dataset import label_matrix
+from pipeline.streaming.stream import Batch
 from tests.trainer.runs import assert_equal, batch_of
 from trainer.model.build import new_model
 from trainer.step.losses import softmax_loss
 from trainer.step.optimizer import MasterSGD
-from trainer.step.step import train_step
-from trainer.step.tensors import TensorBatch
+from trainer.step.step import microbatches, train_step
+from trainer.step.tensors import TensorBatch, to_device
 
 
 @pytest.mark.parametrize("microbatch_size", [1, 3, 5])
@@ -25,6 +31,25 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(microbatch_size: int
     assert norms[0] == pytest.approx(norms[1], rel=1e-9)
     for name in states[0]:
         assert torch.allclose(states[0][name], states[1][name], rtol=1e-7, atol=1e-10), name
+
+
+@given(num_samples=st.integers(1, 300), most=st.integers(1, 300))
+def test_micro_batches_are_as_few_as_can_be_and_of_two_sizes_at_most(num_samples: int, most: int) -> None:
+    parts = microbatches(num_samples, most)
+    sizes = [stop - start for start, stop in parts]
+    assert [start for start, _ in parts] == [0, *(stop for _, stop in parts[:-1])]
+    assert sum(sizes) == num_samples
+    assert len(sizes) == math.ceil(num_samples / most)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_batch_comes_to_the_device_as_pixels_and_targets_with_a_one_for_each_label() -> None:
+    pixels = np.arange(3 * 4 * 5 * 3, dtype=np.uint8).reshape(3, 4, 5, 3)
+    labels = ((2, 0), (), (1,))
+    tensors = to_device(Batch(images=pixels, labels=labels, places=np.empty((3, 4), np.int64)), 3, torch.device("cpu"))
+    assert torch.equal(tensors.images_BCHW.permute(0, 2, 3, 1), torch.from_numpy(pixels))
+    assert tensors.images_BCHW.is_contiguous(memory_format=torch.channels_last)
+    assert tensors.targets_BK.tolist() == label_matrix([list(each) for each in labels], 3).tolist()
 
 
 def test_ranks_with_uneven_parts_average_to_the_gradient_of_the_whole_batch() -> None:
