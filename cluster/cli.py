@@ -1,5 +1,6 @@
 """`cluster`: a local stack, jobs on Ray, the duplicate audit and the demonstration."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -30,6 +31,10 @@ def main() -> None:
 
 for command in (audit, audit_within, audit_review, fingerprint):
     cli.add_command(command)
+
+
+# Names of variables that hold secrets; those that name files of them do not.
+_SECRET = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE_KEY|API_KEY)[A-Z_]*(?<!_PATH)(?<!_FILE)$", re.I)
 
 
 _address = click.option("--address", help="Ray's job API, such as http://HEAD:8265; RAY_API_SERVER_ADDRESS by default.")
@@ -128,6 +133,11 @@ def submit(
         name, equals, value = setting.partition("=")
         if not equals:
             raise ConfigError(f"--env {setting!r}: write NAME=VALUE")
+        if _SECRET.search(name):
+            raise ConfigError(
+                f"--env {name}: what a job is given so can be read in its metadata and in Ray's logs; give secrets to "
+                f"the nodes, in their environment, a file or a role"
+            )
         environment[name] = value
     end_by_signals()
     client = jobs.connect(address)

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from pipeline.base.errors import BadImage, CorruptShard
 from pipeline.base.ignored import HIDDEN, Ignored, is_hidden
+from pipeline.dataset.tar_members import Member, check_size
 
 IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"),
@@ -22,11 +23,6 @@ IMAGE_EXTENSIONS = (
 MOST_CLASSES = 1_000_000  # a larger number is a mistake: ImageNet-21k has 21,843, JFT 18,291
 _MOST_CLS_BYTES = 1 << 20
 _MOST_JSON_BYTES = 16 << 20
-_MOST_HEADER_BYTES = 1 << 20  # of an extended header: names have at most 4 KiB on Linux
-_MOST_MEMBER_BYTES = 1 << 62  # larger ones do not fit the numbers that positions in files are
-_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-_EXTENDED = (*_LONG_NAMES, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-_RECORD = re.compile(rb"(\d{1,7}) [^=]+=")  # of an extended header: its length, a word and its value
 _MOST_DIGITS = 18  # of a number: more do not fit 64 bits
 _METADATA = re.compile(r"__[^/]*__($|/)")  # webdataset skips such members
 _NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
@@ -88,9 +84,9 @@ def scan_tar(
     num_bytes = file.seek(0, io.SEEK_END)
     file.seek(0)
     try:
-        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as archive:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=Member) as archive:
             for member in archive:
-                _check_size(member, num_bytes)
+                check_size(member, num_bytes)
                 scan.take(member, archive)
                 archive.members = []  # type: ignore[attr-defined] # or it keeps the headers of all
             end = archive.offset  # where the end mark should stand
@@ -98,44 +94,6 @@ def scan_tar(
     except (tarfile.TarError, EOFError, ValueError, IndexError, RecursionError) as error:  # what its parser may raise
         raise CorruptShard(f"{url} is not a whole tar ({error}); restore it or leave it out") from error
     return scan.finish(), end
-
-
-class _Member(tarfile.TarInfo):
-    """A member whose claims of size have a limit, before memory is taken or a position computed from them."""
-
-    def _proc_member(self, tar: tarfile.TarFile) -> "_Member":
-        """Do as tarfile, which reads extended headers whole, whatever size they claim."""
-        if self.size < 0 or self.size > _MOST_MEMBER_BYTES:
-            raise tarfile.ReadError(f"a member claims {self.size:,} bytes")
-        if self.type in _EXTENDED:
-            if self.size > _MOST_HEADER_BYTES:
-                raise tarfile.ReadError(
-                    f"an extended header claims {self.size:,} bytes, at most {_MOST_HEADER_BYTES:,} are read"
-                )
-            if self.type not in _LONG_NAMES:
-                _check_records(tar, self.size)
-        return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
-
-
-def _check_size(member: tarfile.TarInfo, num_bytes: int) -> None:
-    """Refuse a size that no tar of `num_bytes` has room for; extended headers may replace that of the header."""
-    if not 0 <= member.size <= num_bytes and not member.issparse():
-        raise tarfile.ReadError(f"{member.name} claims {member.size:,} bytes in a tar of {num_bytes:,}")
-
-
-def _check_records(tar: tarfile.TarFile, num_bytes: int) -> None:
-    """Refuse records that overlap: tarfile would copy and search each one to the end of the header."""
-    file: Any = tar.fileobj
-    start = file.tell()
-    body = file.read(num_bytes)
-    file.seek(start)
-    position = 0
-    while position < len(body) and body[position]:
-        record = _RECORD.match(body, position)
-        end = position + int(record[1]) if record else 0
-        if not record or not record.end() < end <= len(body) or body[end - 1 : end] != b"\n":
-            raise tarfile.ReadError("an extended header is damaged")
-        position = end
 
 
 def _check_end(url: str, file: BinaryIO, end: int) -> None:
