@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base.console import examples, say
+from pipeline.base.console import echo, examples, say
 from pipeline.base.errors import ConfigError, ServiceError
 from pipeline.base.toml import read_toml
 
@@ -26,7 +26,7 @@ def list_studies() -> None:
     from trainer.studies.paper.catalogue import STUDIES  # noqa: PLC0415
 
     for each in STUDIES.values():
-        click.echo(f"{each.name:16}{each.source:16}{each.title}")
+        echo(f"{each.name:16}{each.source:16}{each.title}")
 
 
 @study.command(
@@ -111,7 +111,7 @@ def _run_and_show(
     wanted = planned(studies, grid, results)
     if dry_run:
         for name in wanted:
-            click.echo(f"{'done' if name in results else 'to do':7}{name}")
+            echo(f"{'done' if name in results else 'to do':7}{name}")
         return
     pool: Pool = InProcess() if group else OnRay(workers) if on_ray else Processes(workers or 1)
     work = partial(execute_in_group, group, use_gpu) if group else None
@@ -263,5 +263,5 @@ def _write(out: str, names: list[str], grid: "Grid", failures: dict[str, dict[st
         put(store, f"pages/{name}.json", json_bytes(findings(each, grid, results)))
         put(store, f"pages/{name}.html", study_page(each, grid, results, failed))
         for line in study_lines(each, grid, results):
-            click.echo(line)
-        click.echo(f"{store.url.rstrip('/')}/pages/{name}.html\n")
+            echo(line)
+        echo(f"{store.url.rstrip('/')}/pages/{name}.html\n")

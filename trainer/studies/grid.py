@@ -77,11 +77,12 @@ class Grid:
         Raises:
             ConfigError: A field of `pretrain.recipe` is wrong.
         """
-        fields = {**self.scale.pretrain.get("recipe", {}), **changes}
         recipe = named_recipe(self.scale.upstream[upstream].recipe)
-        if "epochs" in fields:
-            recipe = with_epochs(recipe, fields["epochs"])
-        return _validated(PretrainRecipe, recipe.model_dump() | fields, "pretrain.recipe")
+        for fields in (self.scale.pretrain.get("recipe", {}), changes):
+            if "epochs" in fields:
+                recipe = with_epochs(recipe, fields["epochs"])
+            recipe = _validated(PretrainRecipe, recipe.model_dump() | fields, "pretrain.recipe")
+        return recipe
 
     def pretraining(
         self,

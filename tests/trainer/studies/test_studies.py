@@ -77,6 +77,14 @@ def test_every_scale_of_the_package_plans_every_study_it_has_the_data_for(name: 
         assert {claim.judge(cells) for claim in claims} == {"cannot be told at this scale"}
 
 
+def test_another_budget_keeps_the_places_of_the_decays_that_the_scale_sets() -> None:
+    scale = read_scale("tiny", "/data").model_copy(update={"pretrain": {"recipe": {"epochs": 10, "decay_epochs": [6]}}})
+    grid = Grid(scale, {}, "/out")
+    assert grid.recipe("S").decay_epochs == (6.0,)
+    assert grid.recipe("S", epochs=30).decay_epochs == (18.0,)
+    assert grid.recipe("S", decay_epochs=(3.0,)).decay_epochs == (3.0,)
+
+
 def test_a_study_that_is_killed_goes_on_without_repeating_a_finished_run(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [str(Path(sys.executable).parent / "trainer"), "study", "run", "few-shot", str(out)]

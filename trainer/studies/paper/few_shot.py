@@ -68,9 +68,12 @@ def _claims(scale: Scale) -> list[Claim]:
 
 def _curves(grid: Grid, results: Results) -> Mapping[str, Sequence[tuple[float, float]]]:
     """Return the mean over tasks by shots, as the paper draws each task."""
+    few = sorted(shots for shots in grid.scale.shots if shots)
+    if len(few) < 2:
+        return {}
     lines: dict[str, list[tuple[float, float]]] = {}
     for column, start in _starts(grid).items():
-        for shots in sorted(shots for shots in grid.scale.shots if shots):
+        for shots in few:
             runs = grid.transfers(start, shots, tasks=grid.scale.tasks_for(NAME))
             found = estimate(across_tasks(runs), results)
             if found:

@@ -137,23 +137,28 @@ def _cells(grid: Grid, results: Results) -> dict[Cell, Estimate]:
 
 
 def _curves(grid: Grid, results: Results) -> Mapping[str, Sequence[tuple[float, float]]]:
-    """Return the mean over tasks of what the chosen trial is worth, by the number of trials."""
+    """Return the mean over tasks of what the chosen trial is worth, by the number of trials, and what the rule is.
+
+    The trials are trained on one part, the rule on both.
+    """
     search = grid.scale.search
     if search is None:
         return {}
-    curves: dict[str, list[list[float]]] = {"on validation pictures": [], "on test pictures": []}
+    curves: dict[str, list[list[float]]] = {"validation": [], "test": []}
     for task in grid.scale.tasks_for(NAME):
         pairs = _trial_runs(grid, search, task)
         done = [(run.name, test.name) for run, test in pairs if {run.name, test.name} <= results.keys()]
         if len(done) < len(pairs):
             return {}
         validation = [results[name]["accuracy"] for name, _ in done]
-        curves["on validation pictures"].append(saturation_curve(validation, validation))
-        curves["on test pictures"].append(saturation_curve(validation, [results[name]["accuracy"] for _, name in done]))
-    return {
+        curves["validation"].append(saturation_curve(validation, validation))
+        curves["test"].append(saturation_curve(validation, [results[name]["accuracy"] for _, name in done]))
+    drawn = {
         name: [(number, fmean(values)) for number, values in enumerate(zip(*lines, strict=True), 1)]
         for name, lines in curves.items()
     }
+    rule = _cells(grid, results).get((MEAN_ROW, RULE))
+    return drawn | ({RULE: [(1, rule.value), (search.trials, rule.value)]} if rule else {})
 
 
 def _claims(scale: Scale) -> list[Claim]:

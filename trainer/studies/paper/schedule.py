@@ -95,11 +95,14 @@ def _claims(scale: Scale) -> list[Claim]:
     short, long = _budget_row(schedule.budgets[0]), _budget_row(schedule.budgets[-1])
     low, high = map(_decay_row, schedule.decays)
     return [
-        Claim("with the small set's budget, the larger set is no gain", [better((short, smallest), (short, largest))]),
-        Claim("with the longest budget it is", [better((long, largest), (long, smallest))]),
+        Claim(
+            "with the small set's budget, the larger set is behind the small one",
+            [better((short, smallest), (short, largest))],
+        ),
+        Claim("with the longest budget, the larger set is ahead", [better((long, largest), (long, smallest))]),
         Claim("decaying the learning rate early is worse", [better((_LATE_ROW, END), (_EARLY_ROW, END))]),
         Claim("the lower weight decay looks better halfway", [better((low, HALFWAY), (high, HALFWAY))]),
-        Claim("and is worse at the end", [better((high, END), (low, END))]),
+        Claim("the lower weight decay is worse at the end", [better((high, END), (low, END))]),
     ]
 
 
