@@ -1,294 +1,268 @@
-"""What the audit finds and what it wrongly accepts: transforms, distractors, and pictures with nothing in them.
+"""What the audit finds and what it wrongly accepts: altered copies among others, and pictures with nothing in them.
 
-    python benchmarks/audit_quality.py ../shared/data --scratch /dev/shm/quality --stage fingerprints
-    python benchmarks/audit_quality.py ../shared/data --scratch /dev/shm/quality --stage verify
-    python benchmarks/audit_quality.py ../shared/data --scratch /dev/shm/quality --stage table
+    python benchmarks/audit_quality.py ../shared/data --scratch /dev/shm/quality --suite real-life
+    python benchmarks/audit_quality.py ../shared/data --scratch /dev/shm/quality-old --suite transforms
 
-Originals (the test set) come from the test parts of the tars; distractors are other pictures, from the test and
-validation parts as far as these suffice. All altered copies and all distractors are upstream. Every pair of an original
-with a copy of another one, or with a distractor, is a negative. A stage that was stopped continues.
+Both sides of a pair come from a picture of the test parts of the tars. Upstream are the altered copies, other pictures,
+and pictures with nothing in them; downstream the originals (for some kinds another part of the same scene), more
+pictures of the test parts, and those with nothing in them. Every pair of pictures of different files is a negative: it
+counts as soon as both are in a join, whether or not a search proposes it. Thresholds were chosen on pictures and random
+numbers of the tuned half; the held-back one has others. What was computed is kept in the scratch folder.
 """
 
 import argparse
 import multiprocessing
+import pickle
 import tarfile
-from functools import cache
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from PIL import Image, ImageDraw
+from look_alikes import degenerate
+from PIL import Image
+from real_life import KINDS
 from transforms import TRANSFORMS, copy_of
 
-from cluster.audit.base.tables import ADDRESS_COLUMNS, DEFAULT_RADIUS, MIN_QUALITY, Evidence
-from cluster.audit.search.embedding.embedding import COSINE_FROM, embedding_candidates, load, sign_codes
-from cluster.audit.search.join import candidates
+from cluster.audit.base.tables import ADDRESS_COLUMNS, DEFAULT_RADIUS, Evidence
+from cluster.audit.search.embedding.embedding import ViewVectors, view_candidates
+from cluster.audit.search.embedding.models import load
+from cluster.audit.search.join import VARIANTS_COLUMN, candidates, cap_hubs, index_downstream
+from cluster.audit.search.variants import variant_codes
 from cluster.audit.verify.best_match import keep_best_matches
-from cluster.audit.verify.evidence import judge, verify_pair
-from cluster.audit.verify.measure import Agreement
+from cluster.audit.verify.evidence import verify_pair
+from cluster.audit.verify.prepare import Prepared
 from pipeline.image.decode import decode, encode_jpeg
 from pipeline.image.fingerprint import fingerprint
+from trainer.scores.intervals import wilson_interval
 
-ORIGINALS = {"photos-200": ("all", 200), "clothing": ("test", 110), "grocery": ("test", 90), "flowers12": ("test", 60),
-             "tiny-imagenet-100": ("test", 40)}  # fmt: skip
-DISTRACTORS = {"clothing": 1200, "grocery": 1200, "flowers12": 300, "tiny-imagenet-100": 1800, "cifar10-mini": 400,
-               "sign-digits": 150}  # fmt: skip
-CHUNK = 20  # originals per call, or 700 distractors
+# Of each tar: the part that originals come from, and how many; other pictures upstream, and downstream.
+SETS = {"photos-200": ("", 15, 150, 0), "clothing": ("test", 10, 900, 300), "grocery": ("test", 10, 900, 350),
+        "flowers12": ("test", 8, 300, 100), "tiny-imagenet-100": ("test", 9, 800, 500),
+        "cifar10-mini": ("test", 15, 800, 500)}  # fmt: skip
+HALVES = ("tuned", "held-back")
+CHUNK = 60  # pictures per call
+MOST_MATCHES = 20
+Picture = tuple[str, str, bytes]  # kind or "", name of the original file, JPEG
 
 
 @cache
-def pictures(folder: str) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
-    """Return (name, bytes) of originals and distractors."""
-    originals, distractors = [], []
-    for path in sorted(Path(folder).glob("*.tar")):
-        with tarfile.open(path) as tar:
+def files(folder: str) -> dict[str, list[tuple[str, bytes]]]:
+    """Return (name, bytes) of the originals of both halves, and of other pictures of both sides."""
+    found: dict[str, list[tuple[str, bytes]]] = defaultdict(list)
+    for name, (split, each, up, down) in SETS.items():
+        with tarfile.open(Path(folder) / f"{name}.tar") as tar:
             members = {member.name: member for member in tar if member.isfile()}
-            split, most = ORIGINALS.get(path.stem, ("-", 0))
             order = np.random.default_rng(1).permutation(sorted(members)).tolist()
-            chosen = [name for name in order if name.startswith(split)][:most]
+            tests = [member for member in order if member.startswith(split)]
+            parts = {"tuned": tests[:each], "held-back": tests[each : 2 * each],
+                     "down": tests[2 * each : 2 * each + down]}  # fmt: skip
+            taken = {member for part in parts.values() for member in part}
             # The projection of the embedding was fitted on pictures of `train`: others come first.
-            others = [name for name in order if name not in set(chosen)]
-            others.sort(key=lambda name: name.startswith("train/"))
-            for target, names in ((originals, chosen), (distractors, others[: DISTRACTORS.get(path.stem, 0)])):
-                target += [(f"{path.stem}/{name}", tar.extractfile(members[name]).read()) for name in names]
-    return originals, [*distractors, *degenerate()]
+            others = sorted(
+                (member for member in order if member not in taken), key=lambda own: own.startswith("train/")
+            )
+            for part, names in (parts | {"up": others[:up]}).items():
+                found[part] += [(f"{name}/{own}", tar.extractfile(members[own]).read()) for own in names]
+    return found
 
 
-def degenerate() -> list[tuple[str, bytes]]:
-    """Return pictures that look alike without being copies: solid, gradient, product on white, sky, page of text."""
-    images = []
-    generator = np.random.default_rng(5)
-    for number in range(25):
-        grey, size = int(generator.integers(20, 240)), (320, 240)
-        solid = Image.new("RGB", size, tuple(generator.integers(0, 256, 3).tolist()))
-        ramp = (
-            np.linspace(grey / 3, grey, size[0])[None, :, None]
-            + generator.uniform(-20, 20) * np.linspace(-1, 1, size[1])[:, None, None]
-        )
-        gradient = Image.fromarray(np.clip(np.broadcast_to(ramp, (240, 320, 3)), 0, 255).astype(np.uint8))
-        product = Image.new("RGB", size, "white")
-        half = generator.uniform(60, 120, 2)
-        box = (160 - half[0], 120 - half[1] * 0.8, 160 + half[0], 120 + half[1] * 0.8)
-        draw = ImageDraw.Draw(product)
-        (draw.ellipse if number % 2 else draw.rectangle)(box, fill=tuple(generator.integers(0, 200, 3).tolist()))
-        sky = np.linspace(220, 120, 240)[:, None, None] * np.ones((240, 320, 3))
-        line = int(generator.integers(150, 220))
-        ridge = line + np.cumsum(generator.normal(0, 1.2, 320))
-        sky[np.arange(240)[:, None] > ridge[None, :]] = 25
-        page = Image.new("RGB", size, "white")
-        for y in range(12, 228, 12):
-            x = 14
-            while x < 290:
-                width = int(generator.integers(6, 34))
-                ImageDraw.Draw(page).rectangle((x, y, min(x + width, 304), y + 5), fill="black")
-                x += width + 6
-        for kind, image in (
-            ("solid", solid),
-            ("gradient", gradient),
-            ("product", product),
-            ("sky", Image.fromarray(sky.astype(np.uint8))),
-            ("page", page),
-        ):
-            images.append((f"degenerate/{kind}/{number}", encode_jpeg(np.asarray(image), 88)))
-    return images
+def altered(folder: str, suite: str, half: str) -> tuple[list[Picture], list[Picture]]:
+    """Return the altered copies, and the downstream pictures of their pairs, in the same order."""
+    ups, downs = [], []
+    others = [Image.fromarray(decode(data)) for _, data in files(folder)["up"][::40]]
+    for name, data in files(folder)[half]:
+        image = Image.fromarray(decode(data))
+        if suite == "transforms":
+            ups += [(kind, name, copy_of(image, kind)) for kind in TRANSFORMS]
+            downs += [("", name, data)] * len(TRANSFORMS)
+            continue
+        for kind, alter in KINDS.items():
+            draw = np.random.default_rng(zlib.crc32(f"{half} {kind} {name}".encode()))
+            one, other = alter(image, others, draw)
+            ups.append((kind, name, encode_jpeg(np.asarray(one.convert("RGB")), int(draw.integers(70, 95)))))
+            downs.append(("", name, data) if other is image else (kind, name, encode_jpeg(np.asarray(other), 92)))
+    return ups, downs
 
 
-def upstream(folder: str, number: int) -> list[tuple[str, str, bytes]]:
-    """Return chunk `number` of the upstream side: (transform, name, bytes)."""
-    originals, distractors = pictures(folder)
-    num_chunks = -(-len(originals) // CHUNK)
-    if number < num_chunks:
-        return [
-            (transform, name, copy_of(Image.fromarray(decode(data)), transform))
-            for name, data in originals[number * CHUNK : (number + 1) * CHUNK]
-            for transform in TRANSFORMS
-        ]
-    part = distractors[(number - num_chunks) * 700 : (number - num_chunks + 1) * 700]
-    return [("", name, data) for name, data in part]
+def other_pictures(folder: str, side: str) -> list[Picture]:
+    """Return the other pictures of a side, and those with nothing in them."""
+    return [("", name, data) for name, data in [*files(folder)[side], *degenerate()]]
 
 
-def describe(names: list[tuple[str, str]], images: list[bytes], shard: int) -> pa.Table:
-    """Return the fingerprints of pictures under their (transform, name)."""
-    embedder = load()
-    taken = [fingerprint(decode(data)) for data in images]
-    vectors = np.concatenate([embedder.embed([decode(data)]) for data in images])
-    rows = pa.array(np.arange(len(images), dtype=np.int32))
-    return pa.table(
-        {
-            "shard": pa.array(np.full(len(images), shard, np.int32)), "row": rows,
-            "transform": [transform for transform, _ in names], "name": [name for _, name in names],
-            "code": pa.array([code for code, _ in taken], pa.binary(32)),
-            "quality": pa.array([quality for _, quality in taken], pa.uint8()),
-            "sign_code": pa.array([code.tobytes() for code in sign_codes(vectors)], pa.binary(32)),
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 256),
-        }
-    )  # fmt: skip
+def described(side: str, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+    """Return code, quality, vectors and, downstream, variant codes of pictures."""
+    embedder, rows = load(), []
+    for _, _, data in pictures:
+        pixels = decode(data)
+        code, quality = fingerprint(pixels)
+        variants = variant_codes(pixels) if side == "down" else []
+        rows.append({"code": code, "quality": quality, "variants": variants,
+                     "vectors": embedder.embed(pixels).astype(np.float16)})  # fmt: skip
+    return rows
 
 
-def fingerprint_chunk(task: tuple[str, Path, int]) -> int:
-    """Write the fingerprints of a chunk, unless they exist."""
-    folder, scratch, number = task
-    path = scratch / f"up-{number:03d}.parquet"
-    if not path.exists():
-        found = upstream(folder, number)
-        table = describe([(t, n) for t, n, _ in found], [data for *_, data in found], number)
-        pq.write_table(table, path.with_suffix(".part"))
-        path.with_suffix(".part").rename(path)
-    return number
+def codes_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Return what the join by code takes."""
+    return pa.table({
+        "shard": pa.array(np.zeros(len(rows), np.int32)), "row": pa.array(np.arange(len(rows), dtype=np.int32)),
+        "code": pa.array([row["code"] for row in rows], pa.binary(32)),
+        VARIANTS_COLUMN: pa.array([row["variants"] for row in rows], pa.list_(pa.binary(32))),
+    })  # fmt: skip
 
 
-def either_candidates(up: pa.Table, down: pa.Table) -> pa.Table:
-    """Return each pair of either search once.
+def vectors_of(rows: Sequence[dict[str, Any]]) -> ViewVectors:
+    """Return what the join by vector takes."""
+    counts = [len(row["vectors"]) for row in rows]
+    number = np.repeat(np.arange(len(rows), dtype=np.int32), counts)
+    view = np.concatenate([np.arange(count, dtype=np.int8) for count in counts])
+    return ViewVectors(np.zeros_like(number), number, view,
+                       np.concatenate([row["vectors"] for row in rows]).astype(np.float32))  # fmt: skip
 
-    Distance and element are null if only the embedding found it, the cosine if only the hash did.
-    """
-    hashed, embedded = candidates(up, down, DEFAULT_RADIUS), embedding_candidates(up, down, COSINE_FROM)
-    both = hashed.join(embedded, list(ADDRESS_COLUMNS), join_type="full outer")
-    return both.sort_by([(name, "ascending") for name in ADDRESS_COLUMNS])
+
+@lru_cache(maxsize=600)
+def _prepared(data: bytes) -> Prepared:
+    return Prepared(decode(data))
 
 
-def verify_chunk(task: tuple[str, Path, int, pa.Table]) -> int:
-    """Write the comparisons of a chunk's pairs, unless they exist."""
-    folder, scratch, number, pairs = task
-    path = scratch / f"pairs-{number:03d}.parquet"
-    if path.exists():
-        return number
-    originals, distractors = pictures(folder)
-    degenerates = [data for name, data in distractors if name.startswith("degenerate")]
-    downs = [data for _, data in originals] + degenerates
-    images = upstream(folder, number)
+def verified(pairs: Sequence[tuple[bytes, bytes, int, int | None]]) -> list[dict[str, Any]]:
+    """Return evidence, correlation and measures of pairs of (upstream, downstream, lower quality, distance)."""
     rows = []
-    for pair in pairs.to_pylist():
-        transform, name, data = images[pair["up_row"]]
-        down = downs[pair["down_row"]]
-        quality = min(fingerprint(decode(data))[1], fingerprint(decode(down))[1])
-        result = verify_pair(data, down, decode(data), decode(down), min_quality=quality, distance=pair["distance"])
-        measured = vars(result.alignment.agreement) if result.alignment else {}
-        rows.append(
-            pair
-            | {"transform": transform, "name": name, "quality": quality, "evidence": str(result.evidence)}
-            | measured
-        )
-    schema = pa.schema(
-        [
-            *pairs.schema,
-            ("transform", pa.string()),
-            ("name", pa.string()),
-            ("quality", pa.int32()),
-            ("evidence", pa.string()),
-            *((field, pa.float64()) for field in Agreement.__dataclass_fields__),
-        ]
-    )
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path.with_suffix(".part"))
-    path.with_suffix(".part").rename(path)
-    return number
+    for up, down, quality, distance in pairs:
+        found = verify_pair(up, down, _prepared(up), _prepared(down), quality, distance=distance)
+        measures = vars(found.alignment.agreement) if found.alignment else {}
+        rows.append({"evidence": str(found.evidence), "correlation": found.correlation, "measures": measures})
+    return rows
 
 
-def downstream(folder: str, scratch: Path) -> pa.Table:
-    """Return the fingerprints of the originals and of the pictures with nothing in them."""
-    path = scratch / "down.parquet"
-    if not path.exists():
-        originals, distractors = pictures(folder)
-        both = originals + [each for each in distractors if each[0].startswith("degenerate")]
-        pq.write_table(describe([("", name) for name, _ in both], [data for _, data in both], 0), path)
-    return pq.read_table(path)
+def in_parts(scratch: Path, name: str, work: Callable[[Any], list[Any]], items: Sequence[Any]) -> list[Any]:
+    """Do the work on chunks of the items in two processes, unless the scratch folder has the results."""
+    chunks = {scratch / f"{name}-{start}.pkl": items[start : start + CHUNK] for start in range(0, len(items), CHUNK)}
+    missing = [path for path in chunks if not path.exists()]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        for path, rows in zip(missing, pool.imap(work, [chunks[path] for path in missing]), strict=True):
+            path.write_bytes(pickle.dumps(rows))
+            print(path.name, flush=True)
+    return [row for path in chunks for row in pickle.loads(path.read_bytes())]
 
 
-def judged(row: dict[str, object]) -> str:
-    """Return the evidence by the rule as it stands in the code: a changed rule needs no new alignment."""
-    if row["quality"] < MIN_QUALITY or row["local"] is None:
-        return str(row["evidence"])
-    measures = {field: row.get(field) for field in Agreement.__dataclass_fields__}
-    agreement = Agreement(**(measures | {"side_px": measures["side_px"] or 256}))
-    return str(judge(agreement, row["distance"], row["quality"]))
+@dataclass(frozen=True)
+class Side:
+    """Pictures with their codes and vectors."""
+
+    pictures: list[Picture]
+    rows: list[dict[str, Any]]
+
+    def taken(self, numbers: Sequence[int]) -> "Side":
+        """Return some of them."""
+        return Side([self.pictures[number] for number in numbers], [self.rows[number] for number in numbers])
+
+    def __add__(self, other: "Side") -> "Side":
+        return Side(self.pictures + other.pictures, self.rows + other.rows)
 
 
-def table(scratch: Path, down: pa.Table, num_originals: int, chunks: range) -> None:
-    """Print recall by transform, what look-alikes reach, and every accepted pair of different pictures."""
-    pairs = pa.concat_tables(
-        [pq.read_table(path) for path in sorted(scratch.glob("pairs-*.parquet"))], promote_options="default"
-    )
-    evidence = pa.array([judged(row) for row in pairs.to_pylist()])
-    pairs = pairs.set_column(pairs.schema.get_field_index("evidence"), "evidence", evidence)
-    correlation = pc.fill_null(pairs["correlation"], 0.0)  # of rejected flat pictures
-    pairs = pairs.set_column(pairs.schema.get_field_index("correlation"), "correlation", correlation)
-    # Each transform is an upstream set of its own: its copies do not compete with those of other transforms.
-    rows = [
-        row
-        for transform in ("", *TRANSFORMS)
-        for row in keep_best_matches(pairs.filter(pc.equal(pairs["transform"], transform))).to_pylist()
-    ]
-    names = down["name"].to_pylist()
-    copies: dict[str, list[dict[str, Any]]] = {transform: [] for transform in TRANSFORMS}
-    others = []
+def joined(up: Side, down: Side) -> tuple[list[dict[str, Any]], int]:
+    """Return the candidates that an audit would verify, and the number of all pairs of different files."""
+    by_code = candidates(codes_table(up.rows), index_downstream(codes_table(down.rows), DEFAULT_RADIUS), DEFAULT_RADIUS)
+    by_vector = view_candidates(vectors_of(up.rows), vectors_of(down.rows), load().nearness)
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for row in [*cap_hubs(by_vector, MOST_MATCHES, by="cosine")[0].to_pylist(),
+                *cap_hubs(by_code, MOST_MATCHES, by="distance")[0].to_pylist()]:  # fmt: skip
+        found.setdefault((row["up_row"], row["down_row"]), {}).update(row)
+    rows = []
+    for (one, other), row in sorted(found.items()):
+        quality = min(up.rows[one]["quality"], down.rows[other]["quality"])
+        rows.append(row | {"distance": row.get("distance"), "element": 0, "quality": quality,
+                           "up": up.pictures[one], "down": down.pictures[other]})  # fmt: skip
+    names = Counter(name for _, name, _ in down.pictures)
+    return rows, len(up.pictures) * len(down.pictures) - sum(names[name] for _, name, _ in up.pictures)
+
+
+def measure(folder: str, scratch: Path, suite: str, half: str) -> list[dict[str, Any]]:
+    """Return every candidate pair of a half, or of the others, with its evidence; print the numbers of pairs."""
+
+    def side(name: str, kind: str, pictures: list[Picture]) -> Side:
+        return Side(pictures, in_parts(scratch, f"{name}-{kind}", partial(described, kind), pictures))
+
+    others = {kind: side("others", kind, other_pictures(folder, kind)) for kind in ("up", "down")}
+    pairs = {own: altered(folder, suite, own) for own in HALVES}
+    if half == "others":
+        parts = [(others["up"], sum((side(own, "down", pairs[own][1]) for own in HALVES), others["down"]))]
+    else:
+        ups, downs = (side(half, kind, pictures) for kind, pictures in zip(("up", "down"), pairs[half], strict=True))
+        parts = []
+        # Each kind is an audit of its own: copies of one picture do not crowd each other out.
+        for kind in dict.fromkeys(kind for kind, *_ in ups.pictures):
+            numbers = [number for number, picture in enumerate(ups.pictures) if picture[0] == kind]
+            parts.append((ups.taken(numbers), downs.taken(numbers) + others["down"]))
+    rows, num_pairs = [], 0
+    for up, down in parts:
+        found, count = joined(up, down)
+        rows, num_pairs = rows + found, num_pairs + count
+    print(f"{half}: {num_pairs:,} pairs of different files, {len(rows):,} candidates", flush=True)
+    compared = [(row["up"][2], row["down"][2], row["quality"], row["distance"]) for row in rows]
+    results = in_parts(scratch, f"{half}-pairs", verified, compared)
+    return [row | result for row, result in zip(rows, results, strict=True)]
+
+
+def judged(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], bool]]:
+    """Return the pairs of one audit, each with whether its upstream picture is a copy, after all pairs competed."""
+    names = (*ADDRESS_COLUMNS, "element", "quality", "correlation", "evidence")
+    table = pa.Table.from_pylist([
+        {name: row[name] for name in names} | {"distance": 128 if row["distance"] is None else row["distance"]}
+        for row in rows
+    ])  # fmt: skip
+    evidence = keep_best_matches(table)["evidence"].to_pylist()
+    return [(row, Evidence(each).is_copy_upstream) for row, each in zip(rows, evidence, strict=True)]
+
+
+def report(part: str, rows: list[dict[str, Any]], kinds: Sequence[str], count: int) -> None:
+    """Print what was found of each kind, by code alone and with the embedding, and all accepted different files."""
+    audits: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        row["original"] = names[row["down_row"]]
-        if row["original"] != row["name"]:
-            others.append(row)
-        elif row["transform"]:
-            copies[row["transform"]].append(row)
-    done = [n for n in chunks if (scratch / f"pairs-{n:03d}.parquet").exists()]
-    num_done = CHUNK * sum(n * CHUNK < num_originals for n in done)
-    num_up = sum(pq.read_metadata(scratch / f"up-{n:03d}.parquet").num_rows for n in done)
-    print(f"copies of {num_done} originals; {num_up * num_originals - num_done * len(TRANSFORMS):,} negative pairs")
-    print("| transform | found % | candidate of the hash % | of the embedding % | of either % |")
-    print("| --- | --- | --- | --- | --- |")
-    shares = np.array([_shares(own, num_done) for own in copies.values()])
-    for transform, share in zip(copies, shares, strict=True):
-        print(f"| {transform} | " + " | ".join(f"{100 * each:.1f}" for each in share) + " |")
-    print("| **mean** | " + " | ".join(f"**{100 * each:.2f}**" for each in shares.mean(axis=0)) + " |")
-    compared = [row for row in others if row["local"] is not None]
-    print(f"{len(others):,} candidates of different pictures, {len(compared):,} with texture:")
-    for measure in ("local", "whole", "core", "correlation", "inliers"):
-        reached = np.percentile([row[measure] for row in compared], (50, 90, 99, 99.9, 100))
-        print(f"{measure}: " + ", ".join(f"{each:.3f}" for each in reached) + " (50, 90, 99, 99.9, 100 %)")
-    accepted = [row for row in others if Evidence(row["evidence"]).is_copy_upstream]
-    print(f"{len(accepted)} accepted pairs of different pictures")
-    for row in sorted(accepted, key=lambda row: -row["local"]):
-        print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
-
-
-def _shares(own: list[dict[str, Any]], num_done: int) -> list[float]:
-    """Return the shares of found copies and of candidates by hash, embedding, either."""
-    counts = [
-        sum(Evidence(row["evidence"]).is_duplicate for row in own),
-        sum(row["distance"] is not None for row in own),
-        sum(row["cosine"] is not None for row in own),
-        len(own),
-    ]
-    return [count / num_done for count in counts]
+        audits[row["up"][0]].append(row)
+    pairs = [pair for own in audits.values() for pair in judged(own)]
+    true = [(row, is_found) for row, is_found in pairs if row["up"][1] == row["down"][1] and row["up"][0]]
+    found: dict[str, Counter[str]] = {
+        "by hash alone": Counter(row["up"][0] for row, is_found in true if is_found and row["distance"] is not None),
+        "with the embedding": Counter(row["up"][0] for row, is_found in true if is_found),
+        "candidates with it": Counter(row["up"][0] for row, _ in true),
+    }
+    if kinds:
+        print(f"\n{part}, {count} pictures of each kind\n\n| kind | {' | '.join(found)} |\n| --- | --- | --- | --- |")
+    for kind in kinds:
+        cells = []
+        for counts in found.values():
+            low, high = wilson_interval(counts[kind], count)
+            cells.append(f"{100 * counts[kind] / count:.0f} % ({100 * low:.0f} to {100 * high:.0f})")
+        print(f"| {kind} | {' | '.join(cells)} |")
+    if kinds:
+        shares = [100 * counts.total() / count / len(kinds) for counts in found.values()]
+        print(f"| **all** | {' | '.join(f'**{share:.1f} %**' for share in shares)} |")
+    false = [row for row, is_found in pairs if is_found and row["up"][1] != row["down"][1]]
+    print(f"{part}: {len(false)} accepted pairs of different files")
+    for row in false:
+        print(row["up"][:2], row["down"][:2], row["distance"], row["quality"], row["measures"])
 
 
 def main() -> None:
-    """Run one stage."""
+    """Measure a suite and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder of tars")
     parser.add_argument("--scratch", type=Path, required=True)
-    parser.add_argument("--stage", choices=["fingerprints", "verify", "table"], required=True)
+    parser.add_argument("--suite", choices=["real-life", "transforms"], required=True)
+    parser.add_argument("--part", choices=[*HALVES, "others"], action="append")
     given = parser.parse_args()
     given.scratch.mkdir(parents=True, exist_ok=True)
-    originals, distractors = pictures(given.data)
-    chunks = range(-(-len(originals) // CHUNK) + -(-len(distractors) // 700))
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        if given.stage == "fingerprints":
-            downstream(given.data, given.scratch)
-            for number in pool.imap_unordered(fingerprint_chunk, [(given.data, given.scratch, n) for n in chunks]):
-                print("fingerprints", number, flush=True)
-            return
-        down = pq.read_table(given.scratch / "down.parquet")
-        if given.stage == "verify":
-            tasks = []
-            for number in chunks:
-                up = pq.read_table(given.scratch / f"up-{number:03d}.parquet")
-                tasks.append((given.data, given.scratch, number, either_candidates(up, down)))
-            print(sum(task[3].num_rows for task in tasks), "pairs", flush=True)
-            for number in pool.imap_unordered(verify_chunk, tasks[::-1]):
-                print("verified", number, flush=True)
-            return
-    table(given.scratch, down, len(originals), chunks)
+    kinds = list(KINDS if given.suite == "real-life" else TRANSFORMS)
+    for part in given.part or [*HALVES, "others"]:
+        rows = measure(given.data, given.scratch, given.suite, part)
+        report(part, rows, kinds if part in HALVES else [], len(files(given.data)[part]))
 
 
 if __name__ == "__main__":

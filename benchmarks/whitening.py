@@ -17,16 +17,16 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from cluster.audit.search.embedding import lite0
-from cluster.audit.search.embedding.embedding import PROJECTION_PATH, Session, model_input
+from cluster.audit.search.embedding.models import PROJECTION_PATH, Session, model_input
 from pipeline.image.decode import decode
 
 PICTURES = {
-    "tiny-imagenet-100": 1200,
-    "clothing": 500,
-    "grocery": 500,
-    "flowers12": 250,
-    "cifar10-mini": 300,
-    "sign-digits": 100,
+    "tiny-imagenet-100": 600,
+    "clothing": 250,
+    "grocery": 250,
+    "flowers12": 125,
+    "cifar10-mini": 150,
+    "sign-digits": 50,
 }
 VIEWS = 3
 DIMENSIONS = 256
@@ -81,7 +81,7 @@ def features(folder: Path) -> np.ndarray:
                 pixels = decode(tar.extractfile(members[index]).read())
                 image = Image.fromarray(pixels)
                 views = [pixels, *(np.asarray(altered(image, generator)) for _ in range(VIEWS))]
-                found.append([session.features(model_input(view)) for view in views])
+                found.append([session.features(model_input(view)).mean(axis=(1, 2)) for view in views])
     return np.array(found, np.float32)
 
 

@@ -1,6 +1,8 @@
 """The audit from two datasets to its tables: all pairs, the states of the pictures, canaries."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
@@ -10,10 +12,10 @@ from cluster.audit.base.tables import AuditConfig, AuditTables
 from cluster.audit.find_pairs import find_pairs
 from cluster.audit.result.canaries import CANARIES_VERSION, plant
 from cluster.audit.result.states import audit_tables
-from cluster.audit.search.embedding.embedding import COSINE_FROM, EMBEDDING_VERSION
-from cluster.audit.search.features import embedder_of, numbered
+from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, ViewVectors, view_candidates
+from cluster.audit.search.features import embedder_of, numbered, vector_rows, vectors_table
 from cluster.audit.search.join import JOIN_VERSION, candidates
-from cluster.audit.search.join_tasks import codes_index, down_features
+from cluster.audit.search.join_tasks import DownFeatures, codes_index, down_features, down_vectors
 from cluster.audit.search.variants import VARIANTS_VERSION
 from cluster.audit.verify.evidence import EVIDENCE_VERSION, verify_pair
 from pipeline.dataset.dataset import Address
@@ -59,10 +61,16 @@ def _measure_canaries(sides: Sides, config: AuditConfig, job: AuditJob) -> pa.Ta
     fingerprints = [fingerprint_of_image(canary.image) for canary in planted]
     codes = pa.array([code for code, _ in fingerprints], pa.binary(CODE_BYTES))
     samples = numbered(_CANARY_SHARD, pa.table([codes], names=["code"]))
-    index = codes_index(sides.down, config.radius, down_features(config, sides, job))
+    features = down_features(config, sides, job)
+    index = codes_index(sides.down, config.radius, features)
     hashed = {
         pair["up_row"]: pair["distance"]
         for pair in candidates(samples, index, config.radius).to_pylist()
+        if Address(pair["down_shard"], pair["down_row"]) == planted[pair["up_row"]].origin
+    }
+    near = {
+        pair["up_row"]
+        for pair in (_near(config.embedding, pictures, features) if config.embedding else [])
         if Address(pair["down_shard"], pair["down_row"]) == planted[pair["up_row"]].origin
     }
     rows = []
@@ -70,7 +78,7 @@ def _measure_canaries(sides: Sides, config: AuditConfig, job: AuditJob) -> pa.Ta
         original = sides.downstream.read_image(canary.origin)
         row = {"transform": canary.transform, "down_shard": canary.origin.shard, "down_row": canary.origin.row,
                "found": False, "distance": hashed.get(number), "correlation": None}  # fmt: skip
-        if number in hashed or _is_embedding_candidate(config.embedding, pictures[number], decode(original)):
+        if number in hashed or number in near:
             quality = min(fingerprints[number][1], sides.downstream.sample(canary.origin)["quality"])
             result = verify_pair(
                 canary.image, original, pictures[number], decode(original), quality, distance=hashed.get(number)
@@ -80,9 +88,10 @@ def _measure_canaries(sides: Sides, config: AuditConfig, job: AuditJob) -> pa.Ta
     return pa.Table.from_pylist(rows, schema=_CANARY_SCHEMA)
 
 
-def _is_embedding_candidate(model: str | None, one: Pixels, other: Pixels) -> bool:
-    """Return whether the embedding, if there is one, proposes two pictures as a pair."""
-    if model is None:
-        return False
-    first, second = embedder_of(model).embed([one, other])
-    return float(first @ second) >= COSINE_FROM
+def _near(model: str, pictures: Sequence[Pixels], features: DownFeatures) -> list[dict[str, Any]]:
+    """Return the candidates of the canaries by vector."""
+    embedder = embedder_of(model)
+    own = vector_rows(_CANARY_SHARD, vectors_table(embedder, pictures))
+    near = view_candidates(ViewVectors.of(own), down_vectors(features), embedder.nearness)
+    rows: list[dict[str, Any]] = near.to_pylist()
+    return rows

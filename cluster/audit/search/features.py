@@ -7,10 +7,10 @@ version, so that nothing upstream is embedded again for a new test set.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.audit.base.sets import Pinned, open_pinned, read_picture
 from cluster.audit.base.stored_tasks import (
@@ -21,8 +21,9 @@ from cluster.audit.base.stored_tasks import (
     load_or_compute,
     stored_results,
 )
-from cluster.audit.search.embedding import embedding
-from cluster.audit.search.embedding.embedding import DIMENSIONS, Embedder, sign_codes
+from cluster.audit.search.embedding import models
+from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, VIEW_COLUMN
+from cluster.audit.search.embedding.models import DIMENSIONS, Embedder
 from cluster.audit.search.join import VARIANTS_COLUMN
 from cluster.audit.search.variants import VARIANTS_VERSION, variant_codes
 from pipeline.base.errors import BadImage
@@ -32,10 +33,7 @@ from pipeline.image.fingerprint import CODE_BYTES, DESCRIPTOR_VERSION
 from pipeline.store.url import open_store
 
 VARIANTS = "variants"  # the kind of the features that are no embedding
-_VARIANTS_SCHEMA = pa.schema([(VARIANTS_COLUMN, pa.list_(pa.binary(CODE_BYTES))), ("failed", pa.string())])
-_VECTORS_SCHEMA = pa.schema(
-    [("sign_code", pa.binary(CODE_BYTES)), ("vector", pa.list_(pa.float16(), DIMENSIONS)), ("failed", pa.string())]
-)
+_CODES_TYPE = pa.list_(pa.binary(CODE_BYTES))
 
 
 @dataclass(frozen=True)
@@ -59,14 +57,16 @@ class FeatureTask:
 
 @lru_cache(maxsize=1)
 def embedder_of(model: str) -> Embedder:
-    """Load an embedding, once per process. Raises ConfigError as embedding.load."""
-    return embedding.load(model)
+    """Load an embedding, once per process. Raises ConfigError as models.load."""
+    return models.load(model)
 
 
 def feature_tasks(side: Pinned, kind: str, job: AuditJob) -> list[FeatureTask]:
     """Return the tasks of all shards of a set, in order."""
     version = (
-        [VARIANTS_VERSION, DESCRIPTOR_VERSION, compiled_digest()] if kind == VARIANTS else embedder_of(kind).version
+        [VARIANTS_VERSION, DESCRIPTOR_VERSION, compiled_digest()]
+        if kind == VARIANTS
+        else [embedder_of(kind).version, EMBEDDING_VERSION]
     )
     folder = "variants" if kind == VARIANTS else "vectors"
     return [
@@ -103,35 +103,49 @@ def compute_features(
 
 
 def shard_features(task: FeatureTask) -> pa.Table:
-    """Return a row per picture of the shard: its codes or vector, and in `failed` the error of one that is broken."""
-    describe = _variants if task.kind == VARIANTS else partial(_vector, embedder_of(task.kind))
-    schema = _VARIANTS_SCHEMA if task.kind == VARIANTS else _VECTORS_SCHEMA
-    return load_or_compute(open_store(task.work), task.result_key, partial(_describe_shard, task, describe, schema))
+    """Return a row per picture of the shard: its codes or vectors, and in `failed` the error of one that is broken."""
+    describe = _variants if task.kind == VARIANTS else partial(vectors_table, embedder_of(task.kind))
+    return load_or_compute(open_store(task.work), task.result_key, partial(_describe_shard, task, describe))
 
 
-def _describe_shard(
-    task: FeatureTask, describe: Callable[[Pixels | None], dict[str, Any]], schema: pa.Schema
-) -> pa.Table:
+def _describe_shard(task: FeatureTask, describe: Callable[[Sequence[Pixels | None]], pa.Table]) -> pa.Table:
     dataset = open_pinned(task.side)
-    rows = []
+    tables = [describe([])]
+    failed: list[str | None] = []
     for row in range(dataset.samples(task.shard).num_rows):
-        pixels, failed = None, None
         data = read_picture(dataset, Address(task.shard, row))
         try:
-            pixels = decode(data)
+            tables.append(describe([decode(data)]))
+            failed.append(None)
         except BadImage as error:
-            failed = str(error)
-        rows.append(describe(pixels) | {"failed": failed})
-    return pa.Table.from_pylist(rows, schema=schema)
+            tables.append(describe([None]))
+            failed.append(str(error))
+    return pa.concat_tables(tables).append_column("failed", pa.array(failed, pa.string()))
 
 
-def _variants(pixels: Pixels | None) -> dict[str, Any]:
-    return {VARIANTS_COLUMN: [] if pixels is None else variant_codes(pixels)}
+def _variants(pictures: Sequence[Pixels | None]) -> pa.Table:
+    codes = [[] if pixels is None else variant_codes(pixels) for pixels in pictures]
+    return pa.table([pa.array(codes, _CODES_TYPE)], names=[VARIANTS_COLUMN])
 
 
-def _vector(embedder: Embedder, pixels: Pixels | None) -> dict[str, Any]:
-    vector = np.zeros(DIMENSIONS, np.float16) if pixels is None else embedder.embed([pixels])[0].astype(np.float16)
-    return {"sign_code": sign_codes(vector[None].astype(np.float32))[0].tobytes(), "vector": list(vector)}
+def vectors_table(embedder: Embedder, pictures: Sequence[Pixels | None]) -> pa.Table:
+    """Return the vectors of the views of pictures, a row each; a picture that is broken has none."""
+    found = [np.zeros((0, DIMENSIONS), np.float16) if pixels is None else embedder.embed(pixels).astype(np.float16)
+             for pixels in pictures]  # fmt: skip
+    ends = pa.array(np.cumsum([0, *(len(each) for each in found)]), pa.int32())
+    flat = np.concatenate([np.zeros((0, DIMENSIONS), np.float16), *found]).ravel()
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float16()), DIMENSIONS)
+    return pa.table([pa.ListArray.from_arrays(ends, vectors)], names=["vectors"])
+
+
+def vector_rows(shard: int, table: pa.Table) -> pa.Table:
+    """Return a row for each vector of a shard's pictures: shard, row, view, vector."""
+    lists = table["vectors"].combine_chunks()
+    counts = pc.list_value_length(lists).to_numpy()
+    rows = np.repeat(np.arange(table.num_rows, dtype=np.int32), counts)
+    view = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return pa.table({"shard": pa.array(np.full(len(rows), shard, np.int32)), "row": rows,
+                     VIEW_COLUMN: view.astype(np.int8), "vector": pc.list_flatten(lists)})  # fmt: skip
 
 
 def numbered(shard: int, table: pa.Table) -> pa.Table:

@@ -27,8 +27,17 @@ from cluster.audit.base.tables import (
     Evidence,
     unreadable_row,
 )
-from cluster.audit.search.embedding.embedding import COSINE_FROM, EMBEDDING_VERSION, embedding_candidates
-from cluster.audit.search.features import VARIANTS, FeatureTask, compute_features, feature_tasks, numbered
+from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, ViewVectors, view_candidates
+from cluster.audit.search.embedding.models import Nearness
+from cluster.audit.search.features import (
+    VARIANTS,
+    FeatureTask,
+    compute_features,
+    embedder_of,
+    feature_tasks,
+    numbered,
+    vector_rows,
+)
 from cluster.audit.search.join import (
     JOIN_VERSION,
     VARIANTS_COLUMN,
@@ -69,6 +78,7 @@ class JoinTask:
 
     Attributes:
         vectors: Key of the shard's own vectors; None without an embedding.
+        nearness: Which pairs are candidates by vector; None without an embedding.
     """
 
     sides: Sides
@@ -77,6 +87,7 @@ class JoinTask:
     most_matches: int
     down: DownFeatures
     vectors: str | None
+    nearness: Nearness | None
     result_key: str
 
     def __str__(self) -> str:
@@ -96,9 +107,11 @@ def codes_index(side: Pinned, radius: int, down: DownFeatures) -> DownstreamInde
 
 
 @lru_cache(maxsize=1)
-def _down_vectors(down: DownFeatures) -> pa.Table:
+def down_vectors(down: DownFeatures) -> ViewVectors:
+    """Read the vectors of the downstream side, once per process."""
     work = open_store(down.work)
-    return pa.concat_tables([numbered(shard, read_table(work, key)) for shard, key in enumerate(down.vectors)])
+    parts = [vector_rows(shard, read_table(work, key)) for shard, key in enumerate(down.vectors)]
+    return ViewVectors.of(pa.concat_tables(parts))
 
 
 @lru_cache(maxsize=2)
@@ -120,6 +133,7 @@ def join_shards(
         pictures that could not be read for an embedding.
     """
     down, quarantined, own, unreadable = _features(config, sides, job)
+    nearness = embedder_of(config.embedding).nearness if config.embedding else None
     tasks, rows = [], []
     for row in sides.upstream.shards:
         rows.append({name: row[name] for name in ("shard", "path", "blake3", "num_samples")})
@@ -130,8 +144,9 @@ def join_shards(
         place = row["shard"] if sides.is_within else 0  # within a set, only earlier pictures are matches
         key = key_of("joined", row["blake3"], row["sidecar_sha256"], place, content_digest(sides.downstream),
                      config.radius, config.most_matches, sides.is_within, down.variants, down.vectors, vectors,
-                     JOIN_VERSION, EMBEDDING_VERSION, DESCRIPTOR_VERSION, compiled_digest())  # fmt: skip
-        tasks.append(JoinTask(sides, row["shard"], config.radius, config.most_matches, down, vectors, key))
+                     nearness and nearness.model_dump(), JOIN_VERSION, EMBEDDING_VERSION, DESCRIPTOR_VERSION,
+                     compiled_digest())  # fmt: skip
+        tasks.append(JoinTask(sides, row["shard"], config.radius, config.most_matches, down, vectors, nearness, key))
     parts = {}
     with job.reporting.progress("joining", sides.upstream.version.num_samples, "pictures") as advance:
         results = stored_results(job, join_shard, tasks, lambda task: advance(rows[task.shard]["num_samples"], 0))
@@ -215,10 +230,10 @@ def _matches(task: JoinTask) -> pa.Table:
 
 def _by_vector(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> pa.Table:
     """Return the pairs with close vectors, as shard_matches takes them."""
-    if task.vectors is None:
+    if task.vectors is None or task.nearness is None:
         return _VECTOR_SCHEMA.empty_table()
-    own = numbered(task.shard, read_table(open_store(task.down.work), task.vectors))
-    pairs = embedding_candidates(own, _down_vectors(task.down), COSINE_FROM)
+    own = vector_rows(task.shard, read_table(open_store(task.down.work), task.vectors))
+    pairs = view_candidates(ViewVectors.of(own), down_vectors(task.down), task.nearness, is_within=task.sides.is_within)
     places = {
         address: place
         for place, address in enumerate(

@@ -104,7 +104,7 @@ def align(one: Pixels | Prepared, other: Pixels | Prepared) -> Alignment:
 
 def _is_good(found: Agreement, whole: float) -> bool:
     """Whether no better map need be searched for."""
-    is_same = found.correlation >= _GOOD_CORRELATION and found.overlap > _GOOD_OVERLAP
+    is_same = found.correlation >= _GOOD_CORRELATION and found.overlap > _GOOD_OVERLAP and not found.bend
     return is_same and (found.detail >= PLAIN_DETAIL or found.inliers > 0 or whole >= _GOOD_WHOLE)
 
 

@@ -169,7 +169,8 @@ def _features_agree(agreement: Agreement) -> bool:
     """Whether features match, and the pictures agree in detail where nothing covers them."""
     if agreement.inliers < _INLIERS_FROM:
         return False
-    is_copy = agreement.overlap >= _FRAMED_FROM and agreement.core >= _CORE_FROM
+    framed_from = _FRAMED_FROM if agreement.bend <= _STIFF_BEND else _CONTAINED_FROM
+    is_copy = agreement.overlap >= framed_from and agreement.core >= _CORE_FROM
     if agreement.detail >= _VERY_PLAIN_DETAIL and is_copy:
         return True
     return agreement.overlap >= _CONTAINED_FROM and agreement.local >= _FEATURED_LOCAL_FROM

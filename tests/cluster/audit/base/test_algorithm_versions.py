@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from cluster.audit.result.canaries import CANARIES_VERSION, plant
-from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, embedding_candidates, sign_codes
+from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, ViewVectors, view_candidates
+from cluster.audit.search.embedding.models import Nearness
 from cluster.audit.search.join import JOIN_VERSION, candidates, cap_hubs
 from cluster.audit.search.matches import shard_matches
 from cluster.audit.search.variants import VARIANTS_VERSION, variant_codes
@@ -44,18 +45,17 @@ def varied() -> object:
 
 
 def embedded() -> object:
-    """Join vectors around the smallest cosine."""
+    """Join vectors of two views around the smallest cosine and the background."""
     generator = np.random.default_rng(0)
-    down = generator.normal(size=(6, 256)).astype(np.float32)
-    up = down + generator.normal(size=(6, 256)).astype(np.float32) * np.linspace(0.1, 2.5, 6, dtype=np.float32)[:, None]
+    down = generator.normal(size=(12, 256))
+    up = down + generator.normal(size=(12, 256)) * np.linspace(0.1, 6, 12)[:, None]
     sides = []
     for vectors in (up, down):
-        unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
-        codes = [code.tobytes() for code in sign_codes(unit)]
-        address = {"shard": pa.array([0] * 6, pa.int32()), "row": pa.array(range(6), pa.int32())}
-        sides.append(pa.table(address | {"sign_code": codes, "vector": list(unit)}))
-    found = embedding_candidates(sides[0], sides[1], 0.45).to_pylist()
-    return [{**row, "cosine": round(row["cosine"], 2)} for row in found], sides[0]["sign_code"][0].as_py().hex()
+        unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+        rows = np.arange(12, dtype=np.int32)
+        sides.append(ViewVectors(np.zeros(12, np.int32), rows // 2, (rows % 2).astype(np.int8), unit))
+    found = view_candidates(sides[0], sides[1], Nearness()).to_pylist()
+    return [{**row, "cosine": round(row["cosine"], 2)} for row in found]
 
 
 def verified() -> object:
@@ -87,8 +87,8 @@ def digest(output: object) -> str:
     ("compute", "version", "golden"),
     [
         (joined, JOIN_VERSION, {1: "8fb4ea2dfd1a63ed", 2: "313d2c52f39a32e5"}),
-        (varied, VARIANTS_VERSION, {1: "4bcf4b986c91a666"}),
-        (embedded, EMBEDDING_VERSION, {1: "f4b46498aeb9c1fa"}),
+        (varied, VARIANTS_VERSION, {1: "4bcf4b986c91a666", 2: "1c2a5b2081e90a4a"}),
+        (embedded, EMBEDDING_VERSION, {1: "f4b46498aeb9c1fa", 2: "aada75b6e8804af3"}),
         (verified, EVIDENCE_VERSION, {1: "6cc84a42c3aa0be8", 2: "2ec10539049a5eca"}),
     ],
 )

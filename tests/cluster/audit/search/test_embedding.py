@@ -5,22 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import pyarrow as pa
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from cluster.audit.search.embedding import lite0
-from cluster.audit.search.embedding.embedding import (
-    COSINE_FROM,
-    DIMENSIONS,
-    Embedder,
-    Session,
-    embedding_candidates,
-    load,
-    model_input,
-    sign_codes,
-)
+from cluster.audit.search.embedding.embedding import ViewVectors, view_candidates
+from cluster.audit.search.embedding.models import DIMENSIONS, Embedder, Nearness, Session, load, model_input
+from cluster.audit.search.embedding.views import VIEWS, cut, pooled
 from pipeline.base.errors import ConfigError
 from pipeline.image.decode import decode
 from tests.cluster.audit.audits import scene
@@ -33,29 +26,41 @@ def embedder() -> Embedder:
     return load()
 
 
-def test_vectors_do_not_depend_on_the_batch_or_the_run(embedder: Embedder) -> None:
-    pictures = [picture(seed, 40 + 30 * seed, 90) for seed in range(5)]
-    together = embedder.embed(pictures)
-    assert together.shape == (5, DIMENSIONS)
-    assert together.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
-    assert np.array_equal(together, load().embed(pictures[::-1])[::-1])
-    assert np.array_equal(together[3:4], embedder.embed(pictures[3:4]))
-    assert np.array_equal(sign_codes(together)[3:4], sign_codes(together[3:4]))
+def test_vectors_depend_on_their_picture_alone(embedder: Embedder) -> None:
+    pictures = [picture(seed, 40 + 30 * seed, 90) for seed in range(3)]
+    found = [embedder.embed(pixels) for pixels in pictures]
+    assert {vectors.shape for vectors in found} == {(len(VIEWS), DIMENSIONS)}
+    assert {vectors.dtype for vectors in found} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(np.linalg.norm(found[0], axis=1), 1, atol=1e-5)
+    other = load()
+    again = [other.embed(pixels) for pixels in pictures[::-1]][::-1]
+    assert all(np.array_equal(one, two) for one, two in zip(found, again, strict=True))
 
 
 def test_a_crop_is_nearer_than_another_picture(embedder: Embedder) -> None:
     whole, other = scene(1), scene(2)
-    one, crop, stranger = embedder.embed([whole, np.ascontiguousarray(whole[15:170, 20:225]), other])
-    assert one @ crop > COSINE_FROM
-    assert one @ crop > one @ stranger
+    pictures = (whole, np.ascontiguousarray(whole[15:170, 20:225]), other)
+    one, crop, stranger = (embedder.embed(pixels)[0] for pixels in pictures)
+    assert one @ crop > max(0.45, one @ stranger + Nearness().margin)
+
+
+def test_views_are_averages_of_their_part_of_the_map_and_cuts_of_the_picture() -> None:
+    rows, columns = np.meshgrid(np.arange(5.0), np.arange(5.0), indexing="ij")
+    means = pooled(np.stack([rows, columns]).astype(np.float32))
+    for view, (row, column) in zip(VIEWS, means, strict=True):
+        assert row == pytest.approx((view.top + view.height / 2) * 5 - 0.5, abs=0.51)
+        assert column == pytest.approx((view.left + view.width / 2) * 5 - 0.5, abs=0.51)
+    assert means[0].tolist() == pytest.approx([2, 2])
+    pixels = np.arange(7 * 5 * 3, dtype=np.uint8).reshape(7, 5, 3)
+    assert np.array_equal(cut(pixels, VIEWS[0]), pixels)
+    assert {cut(pixels[:1, :1], view).shape for view in VIEWS} == {(1, 1, 3)}
 
 
 def logits(pictures: list[np.ndarray]) -> np.ndarray:
     """Return the ImageNet logits of the default network, which the embedding itself leaves out."""
     weights = lite0.read_weights(lite0.weights_path())
     session = Session(lite0.onnx_model(weights))
-    features = np.array([session.features(model_input(pixels)) for pixels in pictures])
+    features = np.array([session.features(model_input(pixels, 224)).mean(axis=(1, 2)) for pixels in pictures])
     return features @ weights["_fc.weight"].T + weights["_fc.bias"]
 
 
@@ -78,48 +83,53 @@ def test_the_default_network_answers_as_the_one_that_knew_imagenet() -> None:
     assert found.max(axis=1) == pytest.approx([7.101, 8.822, 6.579, 8.820, 7.711], abs=0.05)
 
 
-def vectors_table(vectors: np.ndarray, shard: int, rows: np.ndarray | None = None) -> pa.Table:
-    rows = np.arange(len(vectors)) if rows is None else rows
-    return pa.table(
-        {
-            "shard": pa.array(np.full(len(vectors), shard, np.int32)),
-            "row": pa.array(rows.astype(np.int32)),
-            "sign_code": pa.array([code.tobytes() for code in sign_codes(vectors)], pa.binary(32)),
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIMENSIONS),
-        }
-    )
-
-
 def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_candidates_are_the_pairs_above_the_cosine() -> None:
+def side(vectors: np.ndarray, rows: np.ndarray, views: np.ndarray | None = None, shard: int = 0) -> ViewVectors:
+    views = np.zeros(len(rows)) if views is None else views
+    return ViewVectors(np.full(len(rows), shard, np.int32), rows.astype(np.int32), views.astype(np.int8), vectors)
+
+
+def found_pairs(up: ViewVectors, down: ViewVectors, **nearness: float) -> dict[tuple[int, int], float]:
+    rows = view_candidates(up, down, Nearness(**nearness)).to_pylist()
+    return {(row["up_row"], row["down_row"]): row["cosine"] for row in rows}
+
+
+def test_all_sure_pairs_are_candidates_at_their_cosine() -> None:
     generator = np.random.default_rng(0)
     down = unit(generator.standard_normal((300, DIMENSIONS)))
-    up = unit(
-        down[generator.integers(0, 300, 400)]
-        + generator.uniform(0.2, 1.6, (400, 1)) * unit(generator.standard_normal((400, DIMENSIONS)))
-    )
-    up_table, down_table = vectors_table(up, 3), vectors_table(down, 5)
-    found = embedding_candidates(up_table, down_table, 0.6)
-    pairs = {(r["up_row"], r["down_row"]): r["cosine"] for r in found.to_pylist()}
+    noise = generator.uniform(0.2, 1.6, (1400, 1)) * unit(generator.standard_normal((1400, DIMENSIONS)))
+    up = unit(down[generator.integers(0, 300, 1400)] + noise)
+    pairs = found_pairs(side(up, np.arange(1400)), side(down, np.arange(300)), sure_from=0.6, margin=0.99)
     cosines = up @ down.T
-    assert set(pairs) <= set(zip(*(part.tolist() for part in np.nonzero(cosines >= 0.6)), strict=True))
-    assert set(pairs) >= set(zip(*(part.tolist() for part in np.nonzero(cosines >= 0.75)), strict=True))
-    assert len(pairs) > 0.97 * (cosines >= 0.6).sum()
+    assert set(pairs) == set(zip(*(part.tolist() for part in np.nonzero(cosines >= 0.6)), strict=True))
     assert all(abs(cosine - cosines[pair]) < 1e-5 for pair, cosine in pairs.items())
-    back = embedding_candidates(down_table, up_table, 0.6).to_pylist()
-    assert {(r["down_row"], r["up_row"]) for r in back} == set(pairs)
 
 
-def test_a_picture_given_in_several_views_is_listed_once_at_its_best() -> None:
-    base = unit(np.random.default_rng(1).standard_normal((2, DIMENSIONS)))
-    views = unit(np.stack([base[0], base[0] + 0.4 * base[1]]))
-    found = embedding_candidates(
-        vectors_table(views[1:], 0), vectors_table(views, 0, np.array([7, 7])), 0.5
-    ).to_pylist()
-    assert [(r["down_row"], round(r["cosine"], 3)) for r in found] == [(7, 1.0)]
+def test_a_copy_stands_out_from_the_nearest_others_of_its_upstream_picture() -> None:
+    generator = np.random.default_rng(2)
+    base = unit(generator.standard_normal((1, DIMENSIONS)))
+    noise = unit(generator.standard_normal((30, DIMENSIONS)))
+    down = unit(base + np.where(np.arange(30) == 0, 1.5, 2.5)[:, None] * noise)  # cosines 0.55 and about 0.37
+    up = side(base, np.arange(1))
+    assert set(found_pairs(up, side(down, np.arange(30)), margin=0.1)) == {(0, 0)}
+    assert found_pairs(up, side(down, np.arange(30)), margin=0.3) == {}
+    assert len(found_pairs(up, side(down, np.arange(30)), margin=0.0)) <= 5
+
+
+def test_a_part_of_the_upstream_picture_meets_the_whole_other_one_and_parts_do_not_meet_parts() -> None:
+    base = unit(np.random.default_rng(1).standard_normal((4, DIMENSIONS)))
+    rows, views = np.array([7, 7]), np.array([0, 3])
+    assert found_pairs(side(base[[0, 1]], rows, views), side(base[[1, 2]], rows, views)) == {(7, 7): pytest.approx(1)}
+    assert found_pairs(side(base[[0, 1]], rows, views), side(base[[2, 1]], rows, views)) == {}
+    assert found_pairs(side(base[[1, 0]], rows, views), side(base[[2, 1]], rows, views)) == {(7, 7): pytest.approx(1)}
+
+
+def test_within_a_set_a_picture_is_no_candidate_of_itself() -> None:
+    own = side(unit(np.random.default_rng(1).standard_normal((3, DIMENSIONS))), np.arange(3))
+    assert view_candidates(own, own, Nearness(), is_within=True).num_rows == 0
 
 
 def test_a_model_of_the_user_runs_as_onnx_and_as_torchscript(tmp_path: Path) -> None:
@@ -142,8 +152,45 @@ def test_a_model_of_the_user_runs_as_onnx_and_as_torchscript(tmp_path: Path) -> 
     torch.jit.trace(module, torch.zeros(1, 3, 224, 224)).save(str(tmp_path / "own.pt"))
     pictures = [picture(4), picture(5)]
     one, other = (load(tmp_path / name) for name in ("own.onnx", "own.pt"))
-    np.testing.assert_allclose(one.embed(pictures), other.embed(pictures), atol=1e-4)
+    for pixels in pictures:
+        assert one.embed(pixels).shape == (1, DIMENSIONS)
+        np.testing.assert_allclose(one.embed(pixels), other.embed(pixels), atol=1e-4)
     assert one.version != other.version
+    described(tmp_path, 'model = "own.onnx"\ncrops = true\nmean = [0, 0, 0]\n[nearness]\nmargin = 0.1')
+    toml = load(tmp_path / "own.toml")
+    assert (toml.embed(pictures[0]).shape, toml.nearness.margin) == ((len(VIEWS), DIMENSIONS), 0.1)
+    assert toml.version != one.version
+    assert not np.allclose(toml.embed(pictures[0])[0], one.embed(pictures[0])[0], atol=0.01)
+    centre = np.random.default_rng(4).standard_normal(300)
+    np.savez(tmp_path / "white.npz", centre=centre, projection=np.eye(300)[:, :DIMENSIONS])
+    described(tmp_path, 'model = "own.pt"\nwhitening = "white.npz"')
+    white = load(tmp_path / "own.toml").embed(pictures[0])[0]
+    raw = channel_means(pictures[0]) @ weight.T - centre
+    np.testing.assert_allclose(white, raw[:DIMENSIONS] / np.linalg.norm(raw[:DIMENSIONS]), atol=1e-4)
+
+
+def described(folder: Path, text: str) -> None:
+    (folder / "own.toml").write_text(text)
+
+
+def channel_means(pixels: np.ndarray) -> np.ndarray:
+    """Return what the stand-in network sees of a picture: the means of its normalised channels."""
+    resized = np.asarray(Image.fromarray(pixels).resize((224, 224), Image.Resampling.BILINEAR), np.float64)
+    return (resized.mean(axis=(0, 1)) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("crops = true", "own.toml: model: Field required"),
+        ('model = "own.onnx"\nsides = 3', "own.toml: sides: Extra inputs are not permitted"),
+        ('model = "gone.onnx"', "no embedding model at .*gone.onnx"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused_with_its_reason(tmp_path: Path, text: str, message: str) -> None:
+    described(tmp_path, text)
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path / "own.toml")
 
 
 def test_a_missing_model_is_named() -> None:
