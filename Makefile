@@ -4,7 +4,7 @@ TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt scripts/setup.sh hatch_build.py pipeline/image/jpeg_region/region.c pipeline/image/jpeg_region/huffman.h pipeline/image/average64.c cluster/audit/search/hamming.c
 
-.PHONY: demo test check docs format clean
+.PHONY: demo test check docs sbom format clean
 demo: $(VENV)/run-ready  ## the whole product on this machine; DATA=FOLDER for your own class folders
 	$(BIN)/cluster demo $(if $(DATA),--data "$(DATA)") $(DEMO_OPTIONS)
 
@@ -21,6 +21,10 @@ docs: $(VENV)/dev-ready  ## the API reference, from the docstrings, into site/; 
 	rm -rf site
 	$(BIN)/python scripts/reference/build.py site
 	$(BIN)/python scripts/architecture.py docs/architecture.svg
+
+sbom: $(VENV)/dev-ready  ## what the environment is made of, its licences, and known weaknesses where PyPI answers; into dist/
+	$(BIN)/python scripts/sbom.py dist
+	-$(BIN)/pip-audit --local --progress-spinner off
 
 format: $(VENV)/dev-ready  ## format and sort imports
 	$(BIN)/ruff format .
