@@ -48,7 +48,8 @@ class ViewVectors:
         """Return the rows of a table with shard, row, view, vector (list of 256 float16)."""
         flat = pc.list_flatten(table["vector"]).to_numpy()
         vectors = np.asarray(flat, np.float32).reshape(-1, DIMENSIONS)
-        return cls(*(table[name].to_numpy() for name in ("shard", "row", VIEW_COLUMN)), vectors)
+        shard, row, view = (table[name].to_numpy() for name in ("shard", "row", VIEW_COLUMN))
+        return cls(shard, row, view, vectors)
 
     def taken(self, mask: npt.NDArray[np.bool_]) -> "ViewVectors":
         """Return the rows where the mask is true."""
@@ -84,7 +85,7 @@ def view_candidates(
 
 def _is_itself(pairs: pa.Table) -> npt.NDArray[np.bool_]:
     up_shard, up_row, down_shard, down_row = (pairs[name].to_numpy() for name in ADDRESS_COLUMNS)
-    return (up_shard == down_shard) & (up_row == down_row)
+    return np.asarray((up_shard == down_shard) & (up_row == down_row), bool)
 
 
 def _pairs(upstream: ViewVectors, downstream: ViewVectors, cosine_from: float) -> pa.Table:

@@ -196,3 +196,28 @@ def test_a_description_that_does_not_fit_is_refused_with_its_reason(tmp_path: Pa
 def test_a_missing_model_is_named() -> None:
     with pytest.raises(ConfigError, match=r"no embedding model at nowhere\.onnx"):
         load("nowhere.onnx")
+
+
+def several_views(generator: np.random.Generator, num_pictures: int, shard: int) -> ViewVectors:
+    """Return pictures near to a few common ones, so that backgrounds, ranks and ties matter."""
+    rows, views = np.repeat(np.arange(num_pictures), 3), np.tile(np.arange(3), num_pictures)
+    centres = unit(np.random.default_rng(9).standard_normal((4, DIMENSIONS)))
+    vectors = centres[generator.integers(0, 4, len(rows))] + 0.06 * generator.standard_normal((len(rows), DIMENSIONS))
+    return side(unit(vectors), rows, views, shard)
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_candidates_of_an_upstream_picture_do_not_depend_on_its_shard(size: int) -> None:
+    generator = np.random.default_rng(3)
+    up, down = several_views(generator, 40, 0), several_views(generator, 90, 5)
+    whole = view_candidates(up, down, Nearness(margin=0)).to_pylist()
+    parts = [
+        row
+        for start in range(-(-40 // size))
+        for row in view_candidates(up.taken(up.row // size == start), down, Nearness(margin=0)).to_pylist()
+    ]
+    assert parts == whole
+    assert len(whole) > 100
+    order = generator.permutation(len(down.row))
+    shuffled = ViewVectors(down.shard[order], down.row[order], down.view[order], down.vectors[order])
+    assert view_candidates(up, shuffled, Nearness(margin=0)).to_pylist() == whole

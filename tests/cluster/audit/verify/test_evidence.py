@@ -1,5 +1,7 @@
 """A copy is recognised through crops, turns, tone and borders; other pictures and plain shapes are not."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -7,6 +9,7 @@ from PIL import Image, ImageOps
 from cluster.audit.base.tables import Evidence
 from cluster.audit.verify.align import align
 from cluster.audit.verify.evidence import Comparison, verify_pair
+from cluster.audit.verify.prepare import Prepared, mirrored
 from pipeline.image.decode import Pixels, decode
 from pipeline.image.fingerprint import apply_dihedral
 from tests.cluster.audit.audits import ALTERED, ellipse, scene
@@ -81,3 +84,58 @@ def test_pairs_of_an_embedding_are_called_so() -> None:
 @pytest.mark.parametrize("shape", [(8, 8), (8, 300), (300, 9), (1, 1)])
 def test_pictures_of_any_shape_are_compared(shape: tuple[int, int]) -> None:
     assert -1 <= align(np.ascontiguousarray(scene(6)[: shape[0], : shape[1]]), scene(7)).agreement.correlation <= 1
+
+
+def covered(pixels: Pixels) -> Pixels:
+    """Put a part of another picture over a fifth of it."""
+    out = pixels.copy()
+    out[20:100, 30:138] = scene(77)[20:100, 30:138]
+    return out
+
+
+def lens(pixels: Pixels) -> Pixels:
+    """Look through a wide lens: points move by up to 8 % of the half side."""
+    height, width = pixels.shape[:2]
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    factor = 1 + 0.08 * (x * x + y * y - 1)
+    rows, columns = ((place * factor + 1) / 2 * (side - 1) for place, side in ((y, height), (x, width)))
+    return pixels[np.clip(rows.round(), 0, height - 1).astype(int), np.clip(columns.round(), 0, width - 1).astype(int)]
+
+
+@pytest.mark.parametrize("alter", [covered, lens])
+def test_a_copy_that_is_covered_or_bent_is_recognised_without_its_hash(alter: Callable[[Pixels], Pixels]) -> None:
+    pixels = scene(8)
+    found = verify_pair(b"a", b"b", np.ascontiguousarray(alter(pixels)), pixels, min_quality=90, distance=None)
+    assert found.evidence == Evidence.EMBEDDED
+    other = verify_pair(b"a", b"b", np.ascontiguousarray(alter(scene(9))), pixels, min_quality=90, distance=None)
+    assert other.evidence == Evidence.REJECTED
+
+
+def test_a_prepared_picture_gives_what_its_pixels_give() -> None:
+    one, other = scene(1), np.ascontiguousarray(ALTERED["crop"](scene(1)))
+    prepared = verify_pair(b"a", b"b", Prepared(other), Prepared(one), min_quality=90, distance=50)
+    again = compared(other, one)
+    assert prepared.evidence == again.evidence
+    assert prepared.alignment
+    assert again.alignment
+    assert prepared.alignment.agreement == again.alignment.agreement
+
+
+def test_mirrored_features_are_those_of_the_mirrored_picture() -> None:
+    picture = Prepared(scene(3))
+    found = mirrored(picture.features, picture.grey.shape[1])
+    expected = Prepared(np.ascontiguousarray(scene(3)[:, ::-1])).features
+    gaps = np.linalg.norm(found.points[:, None] - expected.points[None], axis=2)
+    near = gaps.min(axis=1) < 1.5
+    words = np.linalg.norm(found.words - expected.words[gaps.argmin(axis=1)], axis=1)
+    assert near.mean() > 0.7
+    assert np.median(words[near]) < 50  # of 512; others differ by 500
+
+
+def test_a_picture_of_little_contrast_is_compared_by_what_it_shows() -> None:
+    """Its gradient score is below that of flat pictures, its hash and its details are those of the copy."""
+    faint = (scene(5).astype(np.float32) * 0.2 + 120).astype(np.uint8)
+    copy = decode(jpeg(faint, 95))
+    assert verify_pair(b"a", b"b", copy, faint, min_quality=15, distance=4).evidence == Evidence.NEAR
+    assert verify_pair(b"a", b"b", copy, faint, min_quality=15, distance=40).evidence == Evidence.REJECTED
+    assert verify_pair(b"a", b"b", copy, faint, min_quality=5, distance=4).evidence == Evidence.REJECTED
