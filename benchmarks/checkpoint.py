@@ -31,7 +31,7 @@ from trainer.checkpoint.background import BackgroundSaver
 from trainer.checkpoint.chunks import Part
 from trainer.checkpoint.record import CheckpointRecord, read_record
 from trainer.checkpoint.retention import Retention
-from trainer.checkpoint.sharded import _read_parts, load, save
+from trainer.checkpoint.sharded import _planned_reads, load, save
 from trainer.step.ranks import alone
 
 _TENSORS = 306
@@ -119,11 +119,9 @@ def _share_of_an_eighth(store: Any, record: CheckpointRecord, state: dict[str, T
     back = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     load(store, alone(), record, back)
     assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
-    counted: list[int] = []
-    read_range = store.read_range
-    store.read_range = lambda key, offset, count: counted.append(count) or read_range(key, offset, count)
-    _read_parts(store, record, [_eighth(name, tensor) for name, tensor in state.items()])
-    return sum(counted) / sum(tensor.nbytes for tensor in state.values())
+    reads = _planned_reads(store, record, [_eighth(name, tensor) for name, tensor in state.items()])
+    read = sum(chunk.num_bytes for _, run in reads for chunk in run)
+    return read / sum(tensor.nbytes for tensor in state.values())
 
 
 def _torch(state: dict[str, Tensor], out: Path) -> list[tuple[str, float, float, int]]:
