@@ -148,7 +148,8 @@ def _torch(state: dict[str, Tensor], out: Path) -> list[tuple[str, float, float,
 
 
 def _eighth(name: str, tensor: Tensor) -> Part:
-    rows = tensor.shape[0] // 8
+    """Return the rows that the fourth of eight FSDP2 ranks holds."""
+    rows = -(-tensor.shape[0] // 8)
     return Part(name, torch.empty(rows, *tensor.shape[1:]), tuple(tensor.shape), 3 * rows)
 
 
