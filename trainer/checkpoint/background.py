@@ -42,7 +42,7 @@ class BackgroundSaver:
         """
         self._store, self._world, self._attempt, self._lease = store, world, attempt, lease
         self._retention = retention
-        self._memory: dict[str, Tensor] = {}
+        self._memory: dict[tuple[str, int], Tensor] = {}
         self._most_seconds = _MOST_SECONDS
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -113,9 +113,11 @@ class BackgroundSaver:
 
     def _copied(self, part: Part) -> Part:
         """Return a part whose values no later step changes, in CPU memory that is used again for each checkpoint."""
-        held = self._memory.get(part.name)
+        held = self._memory.get((part.name, part.start))
         if held is None or held.shape != part.rows.shape or held.dtype != part.rows.dtype:
-            held = self._memory[part.name] = torch.empty(part.rows.shape, dtype=part.rows.dtype, device="cpu")
+            held = self._memory[part.name, part.start] = torch.empty(
+                part.rows.shape, dtype=part.rows.dtype, device="cpu"
+            )
         held.copy_(part.rows)
         return part._replace(rows=held)
 

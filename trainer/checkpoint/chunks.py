@@ -4,6 +4,7 @@ A chunk is rows `start` to `stop` of a tensor's first axis, contiguous, with a d
 tensor is read from the chunks that overlap it, on any number of ranks, replicated or sharded, and each is checked.
 """
 
+import heapq
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Self
@@ -23,6 +24,7 @@ CHUNK_BYTES = 256 << 10
 # No chunk reaches over an eighth of its part, so that groups of 2, 4 and 8 ranks read nothing beyond theirs. Smaller
 # parts are stored whole: all of them together are a small share of any model.
 _EIGHTHS, _WHOLE_BYTES = 8, 64 << 10
+_LEAST_SHARE_BYTES = 1 << 20  # a choice: smaller tensors are not divided between ranks
 
 
 class Chunk(Record):
@@ -118,21 +120,33 @@ def _part(name: str, tensor: Tensor) -> Part:
 def own_parts(state: Mapping[str, Tensor], rank: int, num_ranks: int) -> list[Part]:
     """Return what a rank writes: its shards, and of the tensors that all ranks hold about its share of the bytes.
 
-    Where several groups of ranks share a copy each, the first one writes.
+    Tensors larger than a share are divided: of R152x4 on 512 ranks one has 599 MB, and a share 17. Where several groups
+    of ranks share a copy each, the first one writes.
     """
-    own: list[Part] = []
-    given = [0] * num_ranks
-    for part in sorted(parts_of(state), key=lambda part: (-part.rows.nbytes, part.name)):
-        tensor = state[part.name]
-        if isinstance(tensor, DTensor):
-            if part.rows.numel() and _is_of_first_replica(tensor):
-                own.append(part)
-            continue
-        writer = given.index(min(given))
-        given[writer] += part.rows.nbytes
+    parts = parts_of(state)
+    own = [part for part in parts if _is_own_shard(part, state[part.name])]
+    common = [part for part in parts if not isinstance(state[part.name], DTensor)]
+    share = max(_LEAST_SHARE_BYTES, sum(part.rows.nbytes for part in common) // num_ranks)
+    pieces = [piece for part in common for piece in (_pieces(part, share) if num_ranks > 1 else [part])]
+    given = [(0, each) for each in range(num_ranks)]  # a heap: bytes of each rank so far
+    for piece in sorted(pieces, key=lambda piece: (-piece.rows.nbytes, piece.name, piece.start)):
+        num_bytes, writer = given[0]
+        heapq.heapreplace(given, (num_bytes + piece.rows.nbytes, writer))
         if writer == rank:
-            own.append(part)
-    return sorted(own, key=lambda part: part.name)
+            own.append(piece)
+    return sorted(own, key=lambda part: (part.name, part.start))
+
+
+def _is_own_shard(part: Part, tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor) and bool(part.rows.numel()) and _is_of_first_replica(tensor)
+
+
+def _pieces(part: Part, most_bytes: int) -> Iterator[Part]:
+    """Yield a part in runs of rows of at most so many bytes, at least a row each."""
+    num_rows = part.rows.shape[0]
+    rows_per_piece = max(1, most_bytes * num_rows // max(1, part.rows.nbytes))
+    for first in range(0, max(1, num_rows), rows_per_piece):
+        yield part._replace(rows=part.rows[first : first + rows_per_piece], start=part.start + first)
 
 
 def _is_of_first_replica(tensor: DTensor) -> bool:

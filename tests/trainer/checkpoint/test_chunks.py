@@ -1,5 +1,6 @@
 """Chunks of tensors: whatever ranks wrote them, any part comes back, and only what overlaps it is read."""
 
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -153,3 +154,39 @@ def test_a_tensor_that_is_not_there_is_named(tmp_path: Path) -> None:
     save(store, alone(), state(), step=1, attempt="a", stream={}, about={})
     with pytest.raises(CorruptShard, match="lacks rows 0 to 3 of model/other"):
         load(store, alone(), latest(store), {"model/other": torch.zeros(3)})
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 5)), min_size=1, max_size=6),
+    num_ranks=st.integers(1, 9),
+)
+def test_tensors_larger_than_a_share_are_divided_and_every_row_is_written_once(
+    shapes: list[tuple[int, int]], num_ranks: int
+) -> None:
+    state = {
+        f"tensor{number}": torch.arange(float(math.prod(shape))).reshape(shape) for number, shape in enumerate(shapes)
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "_LEAST_SHARE_BYTES", 16)
+        written = [part for rank in range(num_ranks) for part in own_parts(state, rank, num_ranks)]
+        loads = [sum(part.rows.nbytes for part in own_parts(state, rank, num_ranks)) for rank in range(num_ranks)]
+    for name, tensor in state.items():
+        pieces = sorted((part for part in written if part.name == name), key=lambda part: part.start)
+        assert torch.equal(torch.cat([part.rows for part in pieces]), tensor)
+        assert all(part.shape == tuple(tensor.shape) for part in pieces)
+    row = max(4 * shape[1] for shape in shapes)
+    assert max(loads) <= 2 * max(16, sum(loads) // num_ranks) + row
+
+
+def test_a_checkpoint_in_pieces_of_many_ranks_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "_LEAST_SHARE_BYTES", 64)
+    store, state = open_store(str(tmp_path)), {"a": torch.randn(50, 7), "b": torch.randn(3), "c": torch.tensor(2.0)}
+    files = [
+        file
+        for rank in range(5)
+        for file in sharded.write_parts(store, "checkpoints/1-x", rank, own_parts(state, rank, 5))
+    ]
+    sharded.commit(store, 1, "checkpoints/1-x", files, {}, {})
+    loaded = {name: torch.zeros_like(value) for name, value in state.items()}
+    load(store, alone(), latest(store), loaded)
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
