@@ -152,7 +152,15 @@ def import_timm() -> Any:
 
 def timm_model(task: dict[str, Any]) -> nn.Module:
     """Return timm's network."""
-    model = import_timm().create_model(f"resnetv2_{task['model'].removeprefix('R')}_bit", num_classes=1000)
+    import_timm()
+    from timm.models import resnetv2  # noqa: PLC0415
+
+    depth, width = task["model"].removeprefix("R").split("x")
+    units = {"14": [1, 1, 1, 1], "26": [2, 2, 2, 2], "50": [3, 4, 6, 3], "101": [3, 4, 23, 3], "152": [3, 8, 36, 3]}
+    # What timm's own names call, which has our small models, too.
+    model = resnetv2._create_resnetv2_bit(
+        "resnetv2_50x1_bit", layers=units[depth], width_factor=float(width), num_classes=1000
+    )
     if task["recomputes"]:
         model.set_grad_checkpointing(True)
     return model.to(memory_format=torch.channels_last)
