@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +21,7 @@ from trainer.step.ranks import World
 
 _LOOK_SECONDS = 0.2
 _MOMENT_SECONDS = 5.0
+_READERS = 16  # of the lists of other ranks at once; a choice
 _MOST_SECONDS = 1800.0  # for the slowest rank after rank 0 is done; a choice: longer than any outage that is survived
 
 
@@ -134,7 +136,7 @@ class BackgroundSaver:
             folder = folder_of(step, self._attempt)
             files = write_parts(self._store, folder, self._world.rank, parts)
             if self._world.is_first:
-                others = [file for rank in range(1, self._world.num_ranks) for file in self._files_of(folder, rank)]
+                others = self._files_of_others(folder)
                 if self._lease:
                     self._lease.check(now=True)
                 commit(self._store, step, folder, [*files, *others], stream, about)
@@ -144,6 +146,12 @@ class BackgroundSaver:
                 discard_old(self._store, self._retention, best)
         except BaseException as error:  # noqa: BLE001 - raised by the next call, in the loop's own thread
             self._error = error
+
+    def _files_of_others(self, folder: str) -> list[CheckpointFile]:
+        """Wait for the lists of all other ranks: of 512 one after the other would take as many answers of the store."""
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="lists") as threads:
+            found = threads.map(lambda rank: self._files_of(folder, rank), range(1, self._world.num_ranks))
+            return [file for files in found for file in files]
 
     def _files_of(self, folder: str, rank: int) -> list[CheckpointFile]:
         """Wait for the list of a rank's chunks, and return its files."""
