@@ -47,6 +47,8 @@ class Steps:
         self.is_gpu = self._device.type == "cuda"
         role = task["role"]
         if role == "timm":
+            if self.is_gpu:  # a whole one; model_contender makes do without
+                import torchvision  # noqa: F401, PLC0415
             self._model: nn.Module = timm_model(task).to(self._device)
         else:
             from trainer.model.build import new_model  # noqa: PLC0415 - timm's environment may have none of it
@@ -198,7 +200,7 @@ def whole_run(task: dict[str, Any]) -> None:
     config = PretrainConfig(
         data=task["data"], data_version=1, out=task["out"], model=task["model"], recipe=recipe,
         microbatch_size=task["micro"], precision="bfloat16", compiled=task["compiled"], log_every_steps=every,
-        checkpoint_every_steps=10**6, loader=LoaderConfig(num_workers=task["num_workers"]),
+        checkpoint_every_steps=10**6, num_lanes=min(16, batch), loader=LoaderConfig(num_workers=task["num_workers"]),
     )  # fmt: skip
     device = torch.device(task["device"])
     profiler = profiled(device)
