@@ -35,7 +35,8 @@ from cluster.audit.search.embedding.models import load
 from cluster.audit.search.join import VARIANTS_COLUMN, candidates, cap_hubs, index_downstream
 from cluster.audit.search.variants import variant_codes
 from cluster.audit.verify.best_match import keep_best_matches
-from cluster.audit.verify.evidence import verify_pair
+from cluster.audit.verify.evidence import judge, verify_pair
+from cluster.audit.verify.measure import Agreement
 from cluster.audit.verify.prepare import Prepared
 from pipeline.image.decode import decode, encode_jpeg
 from pipeline.image.fingerprint import fingerprint
@@ -210,11 +211,21 @@ def measure(folder: str, scratch: Path, suite: str, half: str) -> list[dict[str,
     return [row | result for row, result in zip(rows, results, strict=True)]
 
 
+def evidence_of(row: dict[str, Any]) -> str:
+    """Return the evidence by the rule as it stands in the code: a changed rule needs no new alignment."""
+    return (
+        str(judge(Agreement(**row["measures"]), row["distance"], row["quality"]))
+        if row["measures"]
+        else row["evidence"]
+    )
+
+
 def judged(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], bool]]:
     """Return the pairs of one audit, each with whether its upstream picture is a copy, after all pairs competed."""
-    names = (*ADDRESS_COLUMNS, "element", "quality", "correlation", "evidence")
+    names = (*ADDRESS_COLUMNS, "element", "quality", "correlation")
     table = pa.Table.from_pylist([
-        {name: row[name] for name in names} | {"distance": 128 if row["distance"] is None else row["distance"]}
+        {name: row[name] for name in names}
+        | {"distance": 128 if row["distance"] is None else row["distance"], "evidence": evidence_of(row)}
         for row in rows
     ])  # fmt: skip
     evidence = keep_best_matches(table)["evidence"].to_pylist()

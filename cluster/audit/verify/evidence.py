@@ -19,16 +19,17 @@ _STRONG_SOFT_FROM, _STRONG_CORRELATION_FROM = 0.8, 0.5
 _STRONG_PLAIN_FROM = 0.9  # `local` and correlation
 # The closest hashes of different pictures with texture are 46 bits apart: trousers on cloth (docs/audit-quality.md).
 _CLOSE_BITS = 44
-_CLOSE_LOCAL_FROM = 0.8
+_CLOSE_LOCAL_FROM, _CLOSE_BENT_LOCAL_FROM = 0.8, 0.96  # two shots of one carton, 39 bits apart and bent, reach 0.93
 # Agreement in detail. A copy is contained in the other picture or contains it; two shots of a market stall overlap in
-# part and reach 0.96. Trousers of which one contains the other reach 0.92.
+# part and reach 0.98. Trousers of which one contains the other reach 0.92.
 _CONTAINED_FROM = 0.95
-_CONTAINED_LOCAL_FROM, _PARTIAL_LOCAL_FROM = 0.94, 0.975
+_CONTAINED_LOCAL_FROM, _PARTIAL_LOCAL_FROM = 0.94, 0.985
 _STIFF_BEND = 0.02  # two shots of a shelf, bent onto each other by 0.05, reach 0.98
-# Matched features, for copies that are covered or bent in part. Two shots of a shelf that overlap as far reach 0.80.
+# Matched features, for copies that are covered in part. Two products in one hand before one shelf reach 0.94.
 _INLIERS_FROM = 12
-_FRAMED_FROM, _CORE_FROM = 0.9, 0.88
+_FRAMED_FROM, _CORE_FROM = 0.9, 0.97
 _FEATURED_LOCAL_FROM = 0.88
+_BENT_LOCAL_FROM = 0.983  # two shots of one crate, bent onto each other, reach 0.98
 # Plain pictures count if they agree as they are, or, unless very plain, nearly perfectly after alignment. Different
 # UCI digits by one hand reach 0.967 as they are and 0.973 aligned; different ellipses 0.998 aligned.
 _WHOLE_FROM = 0.975
@@ -138,7 +139,8 @@ def _confirms_hash(agreement: Agreement, distance: int | None) -> bool:
         return _is_strong(distance) and agrees
     if _is_strong(distance):
         return agreement.soft >= _STRONG_SOFT_FROM and agreement.correlation >= _STRONG_CORRELATION_FROM
-    return distance <= _CLOSE_BITS and agreement.local >= _CLOSE_LOCAL_FROM
+    is_stiff = agreement.bend <= _STIFF_BEND
+    return distance <= _CLOSE_BITS and agreement.local >= (_CLOSE_LOCAL_FROM if is_stiff else _CLOSE_BENT_LOCAL_FROM)
 
 
 def _agrees(agreement: Agreement) -> bool:
@@ -169,8 +171,8 @@ def _features_agree(agreement: Agreement) -> bool:
     """Whether features match, and the pictures agree in detail where nothing covers them."""
     if agreement.inliers < _INLIERS_FROM:
         return False
-    framed_from = _FRAMED_FROM if agreement.bend <= _STIFF_BEND else _CONTAINED_FROM
-    is_copy = agreement.overlap >= framed_from and agreement.core >= _CORE_FROM
-    if agreement.detail >= _VERY_PLAIN_DETAIL and is_copy:
+    if agreement.bend > _STIFF_BEND:
+        return agreement.overlap >= _CONTAINED_FROM and agreement.local >= _BENT_LOCAL_FROM
+    if agreement.detail >= _VERY_PLAIN_DETAIL and agreement.overlap >= _FRAMED_FROM and agreement.core >= _CORE_FROM:
         return True
     return agreement.overlap >= _CONTAINED_FROM and agreement.local >= _FEATURED_LOCAL_FROM
