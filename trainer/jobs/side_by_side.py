@@ -26,17 +26,17 @@ def run_side_by_side(
     Args:
         pool: Where they run; each takes one place.
         function: What is run with each attempt; it goes on from where an attempt before it was ended.
-        calls: Hashable.
+        calls: Hashable; taken one by one as places get free. An iterator that has no more for now is asked again after
+            each result.
         on_row: Called with each result, or failure that stays one, as it comes.
 
     Raises:
         ServiceError: Workers kept dying over one call.
     """
-    calls, found = list(calls), dict[C, Row]()
+    found: dict[C, Row] = {}
     for is_last in (False, True):
-        for call, row in run_calls(
-            _WithoutCopies(pool), function, [call for call in calls if ERROR in found.get(call, {ERROR: ""})]
-        ):
+        failed = [call for call, row in found.items() if ERROR in row]
+        for call, row in run_calls(_WithoutCopies(pool), function, failed if is_last else calls):
             found[call] = row
             if ERROR not in row or is_last:
                 on_row(call, row)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -81,24 +81,35 @@ def run_studies(
     while True:
         results = read_results(store)
         runs = planned(studies, grid, results)
-        ready = [
-            run
-            for run in runs.values()
-            if run.name not in results and run.name not in failures and (not run.needs or run.needs in results)
-        ]
-        if not ready:
+        done = set(results)
+        open_runs = [run for run in runs.values() if run.name not in done and run.name not in failures]
+        if not any(not run.needs or run.needs in done for run in open_runs):
             return results, failures
-        done = sum(name in results for name in runs)
 
-        def take(run: Run, row: Row, total: int = len(runs)) -> None:
-            nonlocal done
+        def take(run: Run, row: Row, done: set[str] = done, names: Set[str] = runs.keys()) -> None:
             if ERROR in row:
                 failures[run.name] = row
             else:
-                done += 1
-            on_row(run, row, Counted(done, total))
+                done.add(run.name)
+            on_row(run, row, Counted(len(done & names), len(names)))
 
-        run_side_by_side(pool, partial(work or execute, store.url), ready, take)
+        run_side_by_side(pool, partial(work or execute, store.url), _Ready(open_runs, done), take)
+
+
+class _Ready:
+    """Hands out runs whose start is there, in their order; each result may make more of them ready."""
+
+    def __init__(self, runs: Sequence[Run], done: Set[str]) -> None:
+        self._waiting, self._done = list(runs), done
+
+    def __iter__(self) -> Iterator[Run]:
+        return self
+
+    def __next__(self) -> Run:
+        for place, run in enumerate(self._waiting):
+            if not run.needs or run.needs in self._done:
+                return self._waiting.pop(place)
+        raise StopIteration
 
 
 def execute(url: str, attempt: Attempt[Run]) -> Row:

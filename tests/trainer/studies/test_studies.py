@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pyarrow as pa
@@ -148,6 +150,40 @@ def test_a_run_that_fails_is_named_and_what_needs_it_is_left_out(data: Path, tmp
     assert columns == ["BN", "BN + WS", "GN"]
     assert {claim["verdict"] for claim in findings(study, grid, results)["claims"]} == {"cannot be told at this scale"}
     assert "it was cold" in study_page(study, grid, results, failures).decode()
+
+
+class Threads:
+    """A pool of two places in this process."""
+
+    num_slots, may_lose_workers, num_reported = 2, False, 0
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(2)
+
+    def submit(self, function: Any, *arguments: Any) -> Any:
+        return self._threads.submit(function, *arguments)
+
+    def cancel(self, future: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_what_is_ready_does_not_wait_for_the_longest_pretraining(data: Path, tmp_path: Path) -> None:
+    grid, begun = settled(tmp_path / "out", tiny(data), "upstream-size"), Event()
+
+    def work(url: str, attempt: Any) -> dict[str, Any]:
+        name = attempt.call.name
+        if name.startswith("finetune/S-"):
+            begun.set()
+        if name.startswith("pretrain/L-") and not begun.wait(30):
+            return {"error": "no fine-tuning has begun"}
+        row = {"accuracy": 0.5, "num_correct": 5, "num_test": 10, "seconds": 1.0}
+        open_store(url).create(f"results/{name}.json", json.dumps(row).encode())
+        return row
+
+    store = open_store(str(tmp_path / "out"))
+    results, failures = run_studies(store, named_studies(["upstream-size"]), grid, Threads(), work=work)
+    assert (len(results), failures) == (4, {})
 
 
 def test_a_study_that_cannot_run_is_refused_before_anything_is_written(data: Path, tmp_path: Path) -> None:
