@@ -1,6 +1,5 @@
 """Predictions of a model on a whole dataset, and their accuracy."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.base.errors import Conflict, Interrupted, NotFound
+from pipeline.base.parsing import parse_json
 from pipeline.base.records import json_bytes
 from pipeline.dataset.dataset import Dataset, label_matrix
 from pipeline.dataset.schema import table_of, to_parquet
@@ -231,7 +231,7 @@ def evaluation_lines(row: dict[str, Any]) -> str:
 
 def _existing(out: Store) -> dict[str, Any] | None:
     try:
-        result: dict[str, Any] = json.loads(out.read("result.json"))
+        body = out.read("result.json")
     except NotFound:
         return None
-    return result
+    return parse_json(body, f"{out.url}/result.json", dict)

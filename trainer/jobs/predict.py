@@ -5,7 +5,6 @@ whose files are there: so nothing is done twice or left out, whatever was killed
 """
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.base.errors import Conflict, Interrupted, NotFound
+from pipeline.base.parsing import parse_json
 from pipeline.base.quantities import quantity
 from pipeline.base.records import json_bytes
 from pipeline.dataset.schema import table_of, to_parquet
@@ -253,7 +253,7 @@ def _num_errors(out: Store, config: InferenceConfig, part: int) -> int:
 
 def _json(out: Store, key: str) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads(out.read(key))
+        body = out.read(key)
     except NotFound:
         return None
-    return found
+    return parse_json(body, f"{out.url}/{key}", dict)

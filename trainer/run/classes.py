@@ -1,9 +1,9 @@
 """The class names of a run's model, kept beside its configuration."""
 
-import json
 from collections.abc import Sequence
 
 from pipeline.base.errors import BitError, ConfigError, NotFound
+from pipeline.base.parsing import parse_json
 from pipeline.base.records import json_bytes
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import sha256_hex
@@ -25,9 +25,10 @@ def write_classes(store: Store, classes: Sequence[str]) -> None:
 def stored_classes(store: Store) -> tuple[str, ...] | None:
     """Return the names that a run folder keeps; None where it is of a release that kept none."""
     try:
-        return tuple(json.loads(store.read(_KEY)))
+        body = store.read(_KEY)
     except NotFound:
         return None
+    return tuple(map(str, parse_json(body, f"{store.url}/{_KEY}", list)))
 
 
 def classes_of(store: Store, record: CheckpointRecord, dataset: Dataset | None = None) -> tuple[str, ...]:

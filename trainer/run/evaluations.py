@@ -1,10 +1,10 @@
 """The measurements of a run while it trained, and its best checkpoint by them; without torch."""
 
-import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from pipeline.base.errors import NotFound
+from pipeline.base.parsing import parse_json
 from pipeline.base.records import json_bytes
 from pipeline.store.base import Store
 from pipeline.store.url import absolute_url, open_store
@@ -23,7 +23,7 @@ def write_evaluation(store: Store, row: dict[str, Any]) -> None:
 
 def read_evaluations(store: Store) -> list[dict[str, Any]]:
     """Return all measurements of a run, by step."""
-    return [json.loads(store.read(entry.key)) for entry in store.list(_FOLDER)]
+    return [parse_json(store.read(entry.key), f"{store.url}/{entry.key}", dict) for entry in store.list(_FOLDER)]
 
 
 def best_of(evaluations: Sequence[dict[str, Any]], among: Collection[int]) -> int | None:

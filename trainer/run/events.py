@@ -5,6 +5,7 @@ import re
 import time
 from typing import Any
 
+from pipeline.base.parsing import parse_json
 from pipeline.store.base import Store
 
 _EVENTS, _ATTEMPTS, _FAILURES = "events/", "attempts/", "failures/"
@@ -31,19 +32,22 @@ def _body(kind: str, at: int, step: int, details: dict[str, Any]) -> bytes:
 
 def read_events(store: Store) -> list[dict[str, Any]]:
     """Return what happened to a run, in order of time: dictionaries with kind, time, step and details."""
-    return [json.loads(store.read(entry.key)) for entry in store.list(_EVENTS)]
+    return [parse_json(store.read(entry.key), f"{store.url}/{entry.key}", dict) for entry in store.list(_EVENTS)]
 
 
 def attempts(store: Store) -> list[dict[str, Any]]:
     """Return all starts of a run, by first step, and of one step by time."""
-    starts = [json.loads(store.read(entry.key)) for entry in store.list(_ATTEMPTS)]
+    starts = [parse_json(store.read(entry.key), f"{store.url}/{entry.key}", dict) for entry in store.list(_ATTEMPTS)]
     return sorted(starts, key=lambda start: (start["first_step"], start.get("time", 0.0)))
 
 
 def read_failures(store: Store) -> list[dict[str, Any]]:
     """Return what ranks ended with, in order of time: dictionaries with time, rank, message and final."""
     entries = [entry for entry in store.list(_FAILURES) if _FAILURE.search(entry.key)]
-    found = [json.loads(store.read(entry.key)) | {"time": _time_of(entry.key)} for entry in entries]
+    found = [
+        parse_json(store.read(entry.key), f"{store.url}/{entry.key}", dict) | {"time": _time_of(entry.key)}
+        for entry in entries
+    ]
     return sorted(found, key=lambda failure: failure["time"])
 
 

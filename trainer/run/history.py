@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from pipeline.base.errors import ConfigError, NotFound, ResumeMismatch
+from pipeline.base.parsing import parse_json, parse_record
 from pipeline.base.records import Record
 from pipeline.store.base import Store
 from trainer.checkpoint.record import is_record_key, steps
@@ -64,7 +65,9 @@ class Change(Record):
 
 def read_changes(store: Store, until: float = math.inf) -> list[Change]:
     """Return the changes of a run up to a step, in order."""
-    changes = [Change.model_validate_json(store.read(entry.key)) for entry in store.list(_CHANGES)]
+    changes = [
+        parse_record(Change, store.read(entry.key), f"{store.url}/{entry.key}") for entry in store.list(_CHANGES)
+    ]
     return [change for change in changes if change.step <= until]
 
 
@@ -81,10 +84,10 @@ def read_config(store: Store) -> dict[str, Any]:
         NotFound: There is no run.
     """
     try:
-        config: dict[str, Any] = json.loads(store.read(CONFIG_KEY))
+        body = store.read(CONFIG_KEY)
     except NotFound as error:
         raise NotFound(f"{store.url} holds no run; give the OUT of a `trainer` command") from error
-    return config
+    return parse_json(body, f"{store.url}/{CONFIG_KEY}", dict)
 
 
 def current_config(store: Store, config_type: type[R], until: float = math.inf) -> R | None:
@@ -96,9 +99,10 @@ def current_config(store: Store, config_type: type[R], until: float = math.inf) 
         ConfigError: The folder is another command's.
     """
     try:
-        values = json.loads(store.read(CONFIG_KEY))
+        body = store.read(CONFIG_KEY)
     except NotFound:
         return None
+    values = parse_json(body, f"{store.url}/{CONFIG_KEY}", dict)
     for change in read_changes(store, until):
         for name, value in change.after.items():
             _put(values, name, value)

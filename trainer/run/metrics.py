@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from pipeline.base.errors import NotFound, StorageError
+from pipeline.base.parsing import parse_json
 from pipeline.store.base import Entry, Store
 
 logger = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ class MetricsWriter:
 
 
 def _parsed(store: Store, key: str) -> list[Row]:
-    return [json.loads(line) for line in store.read(key).decode().splitlines()]
+    return [parse_json(line, f"{store.url}/{key}", dict) for line in store.read(key).splitlines()]
 
 
 def _lines(lines: Iterable[str]) -> bytes:

@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pipeline.base.errors import BitError, Fenced, StorageError
+from pipeline.base.parsing import parse_json
 from pipeline.store.base import Store
 from trainer.checkpoint.record import is_record_key
 
@@ -56,11 +57,17 @@ def final_failure(store: Store, launch_id: str) -> str | None:
     """Return why a launch cannot succeed: an error that would come again, or too many starts without progress."""
     folder = f"failures/{launch_id}/"
     entries = [entry.key for entry in store.list(folder)]
-    failures = [json.loads(store.read(key)) for key in entries if "/starts/" not in key and "launch.json" not in key]
+    failures = [
+        parse_json(store.read(key), f"{store.url}/{key}", dict)
+        for key in entries
+        if "/starts/" not in key and "launch.json" not in key
+    ]
     for failure in failures:
         if failure["final"]:
             return str(failure["message"])
-    starts = [json.loads(store.read(key))["progress"] for key in entries if "/starts/" in key]
+    starts = [
+        parse_json(store.read(key), f"{store.url}/{key}", dict)["progress"] for key in entries if "/starts/" in key
+    ]
     last = starts[-(STARTS_WITHOUT_PROGRESS + 1) :]
     if len(last) > STARTS_WITHOUT_PROGRESS and all(progress == last[0] for progress in last):
         reason = str(failures[-1]["message"]).splitlines()[0] if failures else "a worker that was killed"
