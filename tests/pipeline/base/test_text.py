@@ -3,10 +3,13 @@
 import csv
 import io
 import unicodedata
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, strategies as st
 
+from cluster.audit.report.publish import csv_bytes
 from pipeline.base.console import echo, say
 from pipeline.base.text import csv_cell, printable, printable_log
 from tests.conftest import class_folders, cli
@@ -71,3 +74,15 @@ def test_formulas_are_escaped_and_read_back_as_text() -> None:
     csv.writer(sink).writerow(map(csv_cell, cells))
     [row] = csv.reader(io.StringIO(sink.getvalue()))
     assert row == ["'=1+1", "'+cmd|' /C calc'!A0", "'-2+3", "'@SUM(A1)", "'\tx", "-1.5", "+3e7", "plain"]
+
+
+def test_tables_of_an_audit_hold_no_formula() -> None:
+    table = pa.table({"down_source": ["=1+1", "a.jpg"], "distance": [-3, 4], "down_classes": [None, "@x"]})
+    assert csv_bytes(table).decode().splitlines()[1:] == ['"\'=1+1",-3,', '"a.jpg",4,"\'@x"']
+
+
+def test_everything_that_is_printed_goes_through_one_door() -> None:
+    root = Path(__file__).parents[3]
+    sources = [path for name in ("pipeline", "trainer", "cluster") for path in (root / name).rglob("*.py")]
+    assert len(sources) > 200
+    assert [str(path) for path in sources if "click.echo(" in path.read_text() and path.name != "console.py"] == []
