@@ -3,7 +3,7 @@
 Usage: python benchmarks/convolutions.py
 
 Prints forward and backward seconds of both, sorted by the pairs of channels for each output position, the figure that
-trainer/model/conv.py decides by.
+trainer/model/cpu.py decides by.
 """
 
 import json
