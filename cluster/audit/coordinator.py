@@ -47,9 +47,11 @@ def run_audit(config: AuditConfig, sides: Sides, job: AuditJob) -> AuditTables:
     """
     found = find_pairs(config, sides, job)
     job.reporting.say("searching for planted canaries")
+    embedder = embedder_of(config.embedding) if config.embedding else None
     key = key_of("canaries", content_digest(sides.downstream), config.radius, config.canaries_each, config.seed,
-                 config.embedding, CANARIES_VERSION, JOIN_VERSION, VARIANTS_VERSION, EVIDENCE_VERSION,
-                 EMBEDDING_VERSION, DESCRIPTOR_VERSION, compiled_digest())  # fmt: skip
+                 embedder and [embedder.version, embedder.nearness.model_dump()], CANARIES_VERSION, JOIN_VERSION,
+                 VARIANTS_VERSION, EVIDENCE_VERSION, EMBEDDING_VERSION, DESCRIPTOR_VERSION,
+                 compiled_digest())  # fmt: skip
     canaries = load_or_compute(job.work, key, partial(_measure_canaries, sides, config, job))
     return audit_tables(found, samples_of(sides.down), canaries)
 
