@@ -13,6 +13,7 @@ from pipeline.image.fingerprint import CODE_BYTES
 
 POINTER_KEY = "MANIFEST.json"
 INDEX_FOLDER = "index/"  # of the sidecars of adopted tars
+FINGERPRINTS_FOLDER = "fingerprints/"  # of the sidecars of `cluster fingerprint`, whose tars lie elsewhere, too
 # Half of the BLAKE3 of an image's bytes: 128 bits tell 300 M images apart, and a sidecar stays below 60 B a sample.
 DIGEST_BYTES = 16
 PIXELS_COLUMN = "pixels"  # digest of the decoded picture, in sidecars that `cluster fingerprint` writes
@@ -150,8 +151,8 @@ def version_key(version: int) -> str:
 
 
 def is_adopted(sidecar: str) -> bool:
-    """Return whether the sidecar of this key is that of an adopted tar: those have a folder of their own."""
-    return sidecar.startswith(INDEX_FOLDER)
+    """Return whether the sidecar of this key is that of an adopted tar: those have folders of their own."""
+    return sidecar.startswith((INDEX_FOLDER, FINGERPRINTS_FOLDER))
 
 
 def sha256_hex(body: bytes) -> str:
