@@ -8,10 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from cluster.stack.ports import free_ports
-from cluster.stack.ray_nodes import metrics_at
+from cluster.stack.ray_nodes import metrics_at, start_node
 from cluster.stack.services import Stack
-from tests.waiting import wait_until
 
 _OBJECT_STORE_BYTES = 100_000_000
 _RAY = str(Path(sys.executable).parent / "ray")
@@ -38,12 +36,10 @@ def kill_node(stack: Stack, number: int) -> None:
 
 def add_node(stack: Stack, number: int, num_cpus: int = 1) -> None:
     """Start one more node; it ends with the stack."""
-    agent_port, agent_grpc_port, metrics_port = free_ports(3)
     command = [
         _RAY, "start", "--block", f"--num-cpus={num_cpus}", f"--node-ip-address={address_of(number)}",
         f"--address={stack.environment['RAY_ADDRESS']}", f"--object-store-memory={_OBJECT_STORE_BYTES}",
-        f"--dashboard-agent-listen-port={agent_port}", f"--dashboard-agent-grpc-port={agent_grpc_port}",
-        f"--metrics-export-port={metrics_port}", "--disable-usage-stats",
+        "--disable-usage-stats",
     ]  # fmt: skip
     settings = {
         **os.environ,
@@ -54,10 +50,7 @@ def add_node(stack: Stack, number: int, num_cpus: int = 1) -> None:
         **metrics_at(address_of(number)),
     }
     settings.pop("RAY_ADDRESS", None)
-    log = Path(stack.folder) / f"ray-more-{number}.log"
-    with log.open("wb") as sink:
-        subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=settings, start_new_session=True)
-    wait_until(lambda: "Ray runtime started" in log.read_text(errors="replace"), f"the node of {log}")
+    start_node(command, Path(stack.folder) / f"ray-more-{number}.log", settings)
 
 
 def drain_node(stack: Stack, number: int, seconds: int) -> None:
