@@ -56,10 +56,11 @@ class Run:
         pack(folder, data, shard_bytes=150_000, block_bytes=40_000)
         self.store: Store = open_store(out)
         self.process = start(data, out, workers, **SETTINGS)
+        self.said = ""
 
     def starts(self) -> list[dict[str, Any]]:
         """Return the starts so far, of a run that goes on."""
-        assert self.process.poll() is None, self.process.communicate()[0].decode()
+        assert self.process.poll() is None, self.stop()
         return attempts(self.store)
 
     def wait_for_start(self, num_ranks: int, after: int = 0) -> int:
@@ -83,20 +84,35 @@ class Run:
         wait_for_checkpoint(self.store, self.process, step, _WAIT_SECONDS)
 
     def stop(self) -> str:
-        """Stop the run, and return what it said."""
-        self.process.terminate()
-        said = self.process.communicate()[0].decode()
-        job = re.search(r"raysubmit_\w+", said)
-        assert job, said
-        subprocess.run([Path(sys.executable).parent / "cluster", "stop", job[0]], check=True, capture_output=True)
-        return said
+        """Stop the run, if that was not done, and return what it said."""
+        if not self.said:
+            self.process.terminate()
+            self.said = self.process.communicate()[0].decode()
+            job = re.search(r"raysubmit_\w+", self.said)
+            assert job, self.said
+            subprocess.run([Path(sys.executable).parent / "cluster", "stop", job[0]], check=True, capture_output=True)
+        return self.said
+
+
+@pytest.fixture
+def begin(three_nodes: Stack, small_folder: Path, s3_url: Callable[[str], str]) -> Iterator[Callable[[str], Run]]:
+    """Starts a run on so many workers; what a failed test leaves behind is stopped, for the tests after it."""
+    runs: list[Run] = []
+
+    def begin_run(workers: str) -> Run:
+        runs.append(Run(small_folder, s3_url("data"), s3_url("out"), workers))
+        return runs[-1]
+
+    yield begin_run
+    for run in runs:
+        run.stop()
 
 
 @pytest.mark.timeout(600)
 def test_a_process_that_is_stopped_is_left_behind_with_the_stacks_of_all_others(
-    three_nodes: Stack, small_folder: Path, s3_url: Callable[[str], str]
+    begin: Callable[[str], Run],
 ) -> None:
-    run = Run(small_folder, s3_url("data"), s3_url("out"), "3")
+    run = begin("3")
     run.wait_for_step(40)
     starts = run.starts()
     place = starts[-1]["ranks"][1]
@@ -114,9 +130,9 @@ def test_a_process_that_is_stopped_is_left_behind_with_the_stacks_of_all_others(
 
 @pytest.mark.timeout(600)
 def test_the_group_goes_on_without_a_lost_node_and_grows_again_after_a_save(
-    three_nodes: Stack, small_folder: Path, s3_url: Callable[[str], str]
+    three_nodes: Stack, begin: Callable[[str], Run]
 ) -> None:
-    run = Run(small_folder, s3_url("data"), s3_url("out"), "1:3")
+    run = begin("1:3")
     run.wait_for_start(3)
     run.wait_for_step(40)
     kill_node(three_nodes, 2)
@@ -135,9 +151,9 @@ def test_the_group_goes_on_without_a_lost_node_and_grows_again_after_a_save(
 
 @pytest.mark.timeout(600)
 def test_before_a_node_is_drained_the_run_saves_and_goes_on_from_there_on_what_is_left(
-    three_nodes: Stack, small_folder: Path, s3_url: Callable[[str], str]
+    three_nodes: Stack, begin: Callable[[str], Run]
 ) -> None:
-    run = Run(small_folder, s3_url("data"), s3_url("out"), "1:3")
+    run = begin("1:3")
     run.wait_for_start(3)
     run.wait_for_step(40)
     drain_node(three_nodes, 3, 30)
