@@ -19,6 +19,11 @@ from trainer.step.tensors import TensorBatch
 NUM_STEPS = 3
 
 
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before() -> None:
+    torch.compiler.reset()  # torch compiles a function a few times in a process, then refuses
+
+
 class Graphs:
     """A backend that runs graphs as they are, and counts them, their operations and their runs."""
 
