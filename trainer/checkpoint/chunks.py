@@ -127,7 +127,7 @@ def own_parts(state: Mapping[str, Tensor], rank: int, num_ranks: int) -> list[Pa
     own = [part for part in parts if _is_own_shard(part, state[part.name])]
     common = [part for part in parts if not isinstance(state[part.name], DTensor)]
     share = max(_LEAST_SHARE_BYTES, sum(part.rows.nbytes for part in common) // num_ranks)
-    pieces = [piece for part in common for piece in (_pieces(part, share) if num_ranks > 1 else [part])]
+    pieces = [piece for part in common for piece in (_divided(part, share) if num_ranks > 1 else [part])]
     given = [(0, each) for each in range(num_ranks)]  # a heap: bytes of each rank so far
     for piece in sorted(pieces, key=lambda piece: (-piece.rows.nbytes, piece.name, piece.start)):
         num_bytes, writer = given[0]
@@ -141,7 +141,7 @@ def _is_own_shard(part: Part, tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor) and bool(part.rows.numel()) and _is_of_first_replica(tensor)
 
 
-def _pieces(part: Part, most_bytes: int) -> Iterator[Part]:
+def _divided(part: Part, most_bytes: int) -> Iterator[Part]:
     """Yield a part in runs of rows of at most so many bytes, at least a row each."""
     num_rows = part.rows.shape[0]
     rows_per_piece = max(1, most_bytes * num_rows // max(1, part.rows.nbytes))

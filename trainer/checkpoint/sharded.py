@@ -10,6 +10,7 @@ import hashlib
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -151,22 +152,29 @@ def load(store: Store, world: World, record: CheckpointRecord, state: dict[str, 
     is_held = sum(part.rows.nbytes for part in parts.values()) <= _HELD_BYTES
     reads: list[tuple[str, list[Chunk]]] = []
     held: list[tuple[Chunk, Tensor]] = []
+    with _all_or_none(world):
+        reads = _planned_reads(store, record, parts.values())
+        for piece in _checked(store, reads):
+            held += [piece] if is_held else []
+    with _all_or_none(world), torch.no_grad():  # what is read again may have changed meanwhile
+        for chunk, rows in held if is_held else _checked(store, reads):
+            part = parts[chunk.name]
+            start, stop = max(chunk.start, part.start), min(chunk.stop, part.start + part.rows.shape[0])
+            target = part.rows[start - part.start : stop - part.start]
+            target.copy_(rows[start - chunk.start : stop - chunk.start])
+
+
+@contextmanager
+def _all_or_none(world: World) -> Iterator[None]:
+    """Raise on every rank what is damaged for one of them, so that all go on to another checkpoint together."""
     problem = None
     try:
-        reads = _planned_reads(store, record, parts.values())
-        for piece in _pieces(store, reads):
-            held += [piece] if is_held else []
+        yield
     except (CorruptShard, NotFound) as error:
         problem = str(error)
     problems = [each for each in gather(world, problem) if each]
     if problems:
         raise CorruptShard(problems[0])
-    with torch.no_grad():
-        for chunk, rows in held if is_held else _pieces(store, reads):
-            part = parts[chunk.name]
-            start, stop = max(chunk.start, part.start), min(chunk.stop, part.start + part.rows.shape[0])
-            target = part.rows[start - part.start : stop - part.start]
-            target.copy_(rows[start - chunk.start : stop - chunk.start])
 
 
 def _planned_reads(store: Store, record: CheckpointRecord, parts: Iterable[Part]) -> list[tuple[str, list[Chunk]]]:
@@ -179,7 +187,7 @@ def _planned_reads(store: Store, record: CheckpointRecord, parts: Iterable[Part]
     return [(f"{record.folder}/{file}", run) for file, chosen in by_file.items() for run in runs(chosen, _READ_BYTES)]
 
 
-def _pieces(store: Store, reads: Iterable[tuple[str, list[Chunk]]]) -> Iterator[tuple[Chunk, Tensor]]:
+def _checked(store: Store, reads: Iterable[tuple[str, list[Chunk]]]) -> Iterator[tuple[Chunk, Tensor]]:
     """Read chunks, and yield each with its rows once it is checked; a few reads are ahead."""
     ahead: deque[Future[dict[Chunk, Tensor]]] = deque()
     with ThreadPoolExecutor(_READERS, thread_name_prefix="load") as pool:

@@ -121,6 +121,24 @@ def test_one_flipped_byte_anywhere_is_found_before_the_model_is_touched(
         assert torch.equal(blank[name], value)
 
 
+def test_what_changes_between_its_check_and_its_use_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharded, "_HELD_BYTES", 0)
+    store = open_store(str(tmp_path))
+    save(store, alone(), state(), step=1, attempt="a", stream={}, about={})
+    record = latest(store)
+    path = tmp_path / record.folder / "rank0.chunks"
+    checked = sharded._checked
+
+    def then_damaged(*arguments: object) -> list[tuple[Chunk, Tensor]]:
+        found = list(checked(*arguments))
+        path.write_bytes(b"\0" * path.stat().st_size)
+        return found
+
+    monkeypatch.setattr(sharded, "_checked", then_damaged)
+    with pytest.raises(CorruptShard, match="digest of"):
+        load(store, alone(), record, state())
+
+
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=20), most=st.integers(1, 30), data=st.data())
 def test_runs_hold_every_chunk_once_side_by_side_and_no_more_than_wanted(
     sizes: list[int], most: int, data: st.DataObject
