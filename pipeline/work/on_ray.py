@@ -84,6 +84,23 @@ def quieten() -> None:
         os.environ.setdefault(name, value)
 
 
+def connect(address: str | None) -> None:
+    """Connect this process to a cluster, if it is not, with nothing of Ray's on the screen; after `quieten`.
+
+    Args:
+        address: As `ray.init` takes it; None for that of RAY_ADDRESS, or a Ray of this process.
+
+    Raises:
+        ConnectionError: Nothing answers there; or as `ray.init`.
+    """
+    import ray  # noqa: PLC0415 - two seconds that local runs need not pay
+
+    # Its thread prints reports of dying nodes to stdout; they are in Ray's files, and what they cost is in our log.
+    setattr(ray._private.worker, "listen_error_messages", lambda worker, threads_stopped: None)  # noqa: B010
+    with _native_silence():
+        ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, logging_level="ERROR")
+
+
 def require_capacity(num_workers: int, *, use_gpu: bool, wait: bool) -> str | None:
     """Check that the cluster, to which this process is connected, can start a group of workers at once.
 
@@ -166,17 +183,8 @@ class OnRay:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
         self._ray = ray
-        # Its thread prints reports of dying nodes to stdout; they are in Ray's files, and lost tasks in our log.
-        setattr(ray._private.worker, "listen_error_messages", lambda worker, threads_stopped: None)  # noqa: B010
         try:
-            with _native_silence():
-                # RAY_ADDRESS, which a job has, goes before the search.
-                ray.init(
-                    address=os.environ.get("RAY_ADDRESS", "auto"),
-                    log_to_driver=False,
-                    ignore_reinit_error=True,
-                    logging_level="ERROR",
-                )
+            connect(os.environ.get("RAY_ADDRESS", "auto"))  # RAY_ADDRESS, which a job has, goes before the search
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             raise ServiceError(
                 f"no Ray cluster answers ({str(error).splitlines()[0]}); start one with `cluster up`, set RAY_ADDRESS, "

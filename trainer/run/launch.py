@@ -19,7 +19,7 @@ from pipeline.base.logs import FORMAT_VARIABLE, formatter, wants_json
 from pipeline.base.records import Record, json_bytes
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
-from pipeline.work.on_ray import quieten, require_capacity, require_cluster
+from pipeline.work.on_ray import connect, quieten, require_capacity, require_cluster
 from trainer.run.board import Board, BoardState
 from trainer.run.controls import Controls
 from trainer.run.lives import Watch, least_step_seconds
@@ -120,8 +120,7 @@ def _run_on_ray(
     out = config.model_dump()["out"]
     store, launch_id = open_store(out), uuid.uuid4().hex[:8]
     _show_messages(formatter(run=store.url))
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)  # what a run has to say comes by its board; the rest is in Ray's logs
+    connect(None)  # what a run has to say comes by its board; the rest is in Ray's logs
     missing = require_capacity(num_workers[0], use_gpu=use_gpu, wait=wait)
     if missing:
         logger.warning("waiting: %s", missing)

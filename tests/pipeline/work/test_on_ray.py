@@ -127,6 +127,26 @@ def test_progress_on_ray_counts_what_running_tasks_report(cluster: Stack, tmp_pa
     assert done.stderr == ""  # Ray tells the level of its log, if it can
 
 
+REPORT = """
+import time
+from pipeline.work.on_ray import connect, quieten
+quieten()
+import ray
+connect(None)
+gcs = ray._private.worker.global_worker.gcs_client
+ray._private.utils.publish_error_to_driver("node_died", "raylet says: [state-dump]", gcs)
+time.sleep(3)
+"""
+
+
+def test_reports_of_ray_on_dying_nodes_are_left_to_its_files(cluster: Stack) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REPORT],
+        env=os.environ | cluster.environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 _PACKS = """
 import sys
 from pipeline.work import on_ray

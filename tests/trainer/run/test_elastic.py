@@ -36,6 +36,7 @@ _SOON = {
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
 }
 _WAIT_SECONDS = 240.0  # a lost node is noticed after a minute
+_MOST_SECONDS = 900  # for a test; nodes that do not start in time on a busy machine take three minutes more
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def begin(three_nodes: Stack, small_folder: Path, s3_url: Callable[[str], str]) 
         run.stop()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(_MOST_SECONDS)
 def test_a_process_that_is_stopped_is_left_behind_with_the_stacks_of_all_others(
     begin: Callable[[str], Run],
 ) -> None:
@@ -128,7 +129,7 @@ def test_a_process_that_is_stopped_is_left_behind_with_the_stacks_of_all_others(
     assert "has given no sign of life" in said
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(_MOST_SECONDS)
 def test_the_group_goes_on_without_a_lost_node_and_grows_again_after_a_save(
     three_nodes: Stack, begin: Callable[[str], Run]
 ) -> None:
@@ -149,7 +150,7 @@ def test_the_group_goes_on_without_a_lost_node_and_grows_again_after_a_save(
     assert (resized["ranks_before"], resized["ranks_after"]) == (2, 3)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(_MOST_SECONDS)
 def test_before_a_node_is_drained_the_run_saves_and_goes_on_from_there_on_what_is_left(
     three_nodes: Stack, begin: Callable[[str], Run]
 ) -> None:
