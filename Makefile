@@ -9,7 +9,8 @@ demo: $(VENV)/run-ready  ## the whole product on this machine; DATA=FOLDER for y
 	$(BIN)/cluster demo $(if $(DATA),--data "$(DATA)") $(DEMO_OPTIONS)
 
 test: $(VENV)/dev-ready  ## all tests; TESTS=... to choose
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest -m alone $(TESTS) || [ $$? -eq 5 ]  # 5: none is chosen
+	$(BIN)/python -m pytest -m "not alone" --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(VENV)/dev-ready  ## format, lint, types, floors
 	$(BIN)/ruff format --check .

@@ -53,15 +53,23 @@ def add_node(stack: Stack, number: int, num_cpus: int = 1) -> None:
     start_node(command, Path(stack.folder) / f"ray-more-{number}.log", settings)
 
 
+def alive_nodes(stack: Stack) -> dict[int, str]:
+    """Return the names that Ray has given to the nodes there are, by their numbers."""
+    listed = subprocess.run(
+        [sys.executable, "-c", _LIST_NODES],
+        env=os.environ | stack.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    found = (line.split() for line in listed.splitlines() if line.startswith("127."))
+    return {int(address.rsplit(".", 1)[1]) - 2: name for address, name in found}
+
+
 def drain_node(stack: Stack, number: int, seconds: int) -> None:
     """Announce that a node will be taken away, as a cloud does."""
-    environment = os.environ | stack.environment
-    listed = subprocess.run(
-        [sys.executable, "-c", _LIST_NODES], env=environment, capture_output=True, text=True, check=True
-    ).stdout
-    ids = dict(line.split() for line in listed.splitlines() if line.startswith("127."))
     command = [
-        _RAY, "drain-node", f"--address={stack.environment['RAY_ADDRESS']}", f"--node-id={ids[address_of(number)]}",
+        _RAY, "drain-node", f"--address={stack.environment['RAY_ADDRESS']}", f"--node-id={alive_nodes(stack)[number]}",
         "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test", f"--deadline-remaining-seconds={seconds}",
     ]  # fmt: skip
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    subprocess.run(command, env=os.environ | stack.environment, check=True, capture_output=True)
