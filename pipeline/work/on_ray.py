@@ -199,7 +199,8 @@ class OnRay:
         # it: a lost worker is counted and logged.
         self._apply = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_apply)
         context = ray.get_runtime_context()
-        here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=True)
+        # Other nodes may be lost, or be kept from leaving by an actor on them. A soft affinity Ray 2.60 does not keep.
+        here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         self._tally = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Tally).remote()
         self._num_reported, self._is_asked = 0, False
         self._lock = threading.Lock()

@@ -115,8 +115,9 @@ class Board:
         import ray  # noqa: PLC0415
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
-        # Beside the driver, which is the one that looks at it: other nodes may be lost.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # Beside the driver, which looks at it: other nodes may be lost, and a node that is to go stays as long as an
+        # actor is on it. A soft affinity Ray 2.60 does not keep.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         state = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(BoardState)
         return cls(state.options(name=f"bit-{launch_id}").remote(least_seconds))
 

@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 # Who is stuck in one is found by the signs of life; this is for loading and testing, which have no steps.
 _COLLECTIVE_TIMEOUT_SECONDS = 1800
 _UNKNOWN_DRAIN_SECONDS = 120.0  # what Ray Train waits where a drain names no deadline
+# For the nodes of a group that grows and shrinks, which asks for what it sees alone: a node that is about to go is seen
+# until it has gone, and Ray Train would wait a minute for it each time.
+_ELASTIC_START = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
 _EMPTY_SECONDS = 30.0  # without a worker, before that is said, and said again
 _LOOK_SECONDS = 2.0  # between two looks of the driver at its workers
 C = TypeVar("C", bound=Record)
@@ -111,6 +114,8 @@ def _run_on_ray(
 ) -> None:
     require_cluster()
     quieten()
+    if num_workers[0] < num_workers[1]:
+        os.environ.setdefault(*_ELASTIC_START)
     import ray  # noqa: PLC0415 - two seconds that `--help` need not pay
     import ray.train  # noqa: PLC0415
     import ray.train.torch  # noqa: PLC0415
