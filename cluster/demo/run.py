@@ -167,7 +167,7 @@ def _scale(train: str, *, is_digits: bool, short: bool) -> Scale:
     if short:
         return Scale(32, pretrain_steps=30, finetune_steps=10, shots=tuple(fitting[-1:]), num_subsets=1)
     if is_digits:
-        return Scale(32, pretrain_steps=320, finetune_steps=50, shots=(5, 25), num_subsets=3)
+        return Scale(32, pretrain_steps=280, finetune_steps=40, shots=(5, 25), num_subsets=3)
     return Scale(64, pretrain_steps=300, finetune_steps=50, shots=tuple(fitting[-2:]), num_subsets=3)
 
 

@@ -127,6 +127,28 @@ def test_progress_on_ray_counts_what_running_tasks_report(cluster: Stack, tmp_pa
     assert done.stderr == ""  # Ray tells the level of its log, if it can
 
 
+_PLACES = """
+import ray, time
+from ray.util.state import list_actors
+from pipeline.work.on_ray import OnRay
+from trainer.run.board import Board
+
+pools = [OnRay(1) for _ in range(4)]
+boards = [Board.start(str(number), 60.0) for number in range(4)]
+alive = []
+while len(alive) < 8:
+    ours = [actor for actor in list_actors() if actor.class_name in ("_Tally", "BoardState")]
+    alive = [actor for actor in ours if actor.state == "ALIVE"]
+    time.sleep(0.1)
+print({actor.node_id for actor in alive} == {ray.get_runtime_context().get_node_id()})
+"""
+
+
+def test_actors_of_a_driver_live_beside_it_so_that_other_nodes_may_leave(cluster: Stack) -> None:
+    done = run_cli("python", "-c", _PLACES)
+    assert done.stdout.split() == ["True"], done.stderr
+
+
 REPORT = """
 import time
 from pipeline.work.on_ray import connect, quieten
