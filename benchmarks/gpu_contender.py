@@ -62,16 +62,16 @@ class Steps:
         self._steps: dict[tuple[int, int], Callable[[], None]] = {}
 
     def _our_optimizer(self, variant: dict[str, Any]) -> Any:
-        from trainer.step.optimizer import MasterSGD  # noqa: PLC0415
+        from trainer.step.optimizer import MasterOptimizer  # noqa: PLC0415
 
-        class InGraph(MasterSGD):
+        class InGraph(MasterOptimizer):
             """Leaves the standardisation to the network's graph, in every forward pass."""
 
             def kernels(self, dtype: torch.dtype | None = None) -> Any:
                 return nullcontext()
 
         torch.backends.cudnn.benchmark = "cudnn" in variant
-        optimizer = (InGraph if "in_graph" in variant else MasterSGD)(self._model, 0.9, 1e-4)
+        optimizer = (InGraph if "in_graph" in variant else MasterOptimizer)(self._model, 0.9, 1e-4)
         if "kernels" in variant and self._task["backend"]:
             options = variant["kernels"] if self._task["backend"] == "inductor" else {}
             optimizer.compile(backend=self._task["backend"], dynamic=False, **options)

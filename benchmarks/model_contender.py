@@ -88,11 +88,11 @@ def contender(task: dict[str, Any]) -> tuple[nn.Module, Callable[[Tensor, Tensor
 def our_step(model: nn.Module, task: dict[str, Any], optimizer: Any = None) -> Callable[[Tensor, Tensor], None]:
     """Return the step of `trainer.step.step`, by a new optimizer or this one."""
     from trainer.step.losses import softmax_loss  # noqa: PLC0415
-    from trainer.step.optimizer import MasterSGD  # noqa: PLC0415
+    from trainer.step.optimizer import MasterOptimizer  # noqa: PLC0415
     from trainer.step.step import QueuedStep, train_step  # noqa: PLC0415
     from trainer.step.tensors import TensorBatch  # noqa: PLC0415
 
-    optimizer = optimizer or MasterSGD(model, 0.9, 1e-4)
+    optimizer = optimizer or MasterOptimizer(model, 0.9, 1e-4)
     queued: list[QueuedStep] = []
 
     def step(images: Tensor, labels: Tensor) -> None:

@@ -69,14 +69,14 @@ def run_bare(args: argparse.Namespace) -> None:
     from pipeline.dataset.dataset import open_dataset  # noqa: PLC0415
     from trainer.model.build import new_model  # noqa: PLC0415
     from trainer.step.losses import softmax_loss  # noqa: PLC0415
-    from trainer.step.optimizer import MasterSGD  # noqa: PLC0415
+    from trainer.step.optimizer import MasterOptimizer  # noqa: PLC0415
     from trainer.step.step import train_step  # noqa: PLC0415
     from trainer.step.tensors import TensorBatch  # noqa: PLC0415
 
     torch.set_num_threads(1)
     num_classes = open_dataset(args.data).version.num_classes
     model = new_model(args.model, num_classes, seed=0).train()
-    optimizer = MasterSGD(model, 0.9, 1e-4)
+    optimizer = MasterOptimizer(model, 0.9, 1e-4)
     images = torch.randn(args.batch, args.px, args.px, 3).permute(0, 3, 1, 2)
     targets = torch.nn.functional.one_hot(torch.arange(args.batch) % num_classes, num_classes).float()
     batch = TensorBatch(images, targets)

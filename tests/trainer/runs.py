@@ -1,6 +1,7 @@
 """Small runs and what is left of them, for the tests of training."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from trainer.checkpoint.sharded import load
 from trainer.jobs.config import PretrainConfig
 from trainer.model.build import new_model
 from trainer.recipes.pretrain import PretrainRecipe
-from trainer.step.optimizer import MasterSGD
+from trainer.step.optimizer import MasterOptimizer
 from trainer.step.ranks import alone
 from trainer.step.tensors import TensorBatch
 
@@ -35,12 +36,12 @@ def config(dataset: Dataset, out: Path | str, **fields: object) -> PretrainConfi
     )
 
 
-def final_state(out: Path | str) -> dict[str, Tensor]:
-    """Return weights and momentum of a run's newest checkpoint."""
+def final_state(out: Path | str, optimizer: Literal["sgd", "adam"] = "sgd") -> dict[str, Tensor]:
+    """Return weights and moments of a run's newest checkpoint."""
     store = open_store(str(out))
     record = latest(store)
     model = new_model(record.about["model"], record.about["num_classes"], seed=9)
-    state = MasterSGD(model, 0.9, 0.0).state()
+    state = MasterOptimizer(model, 0.9, 0.0, kind=optimizer).state()
     load(store, alone(), record, state)
     return {name: value.clone() for name, value in state.items()}
 

@@ -21,7 +21,7 @@ from trainer.model.build import new_model
 from trainer.model.cost import layers, step_memory
 from trainer.run.metrics import read_metrics
 from trainer.step.losses import softmax_loss
-from trainer.step.optimizer import MasterSGD
+from trainer.step.optimizer import MasterOptimizer
 from trainer.step.ranks import World, alone
 from trainer.step.step import QueuedStep, StepResult, train_step
 from trainer.step.tensors import TensorBatch, to_device
@@ -44,11 +44,11 @@ def small_batch(num_samples: int, device: torch.device) -> TensorBatch:
     return TensorBatch(images, whole.targets_BK.float().to(device))
 
 
-def steps(world: World, count: int = 3, **options: object) -> tuple[list[StepResult], MasterSGD]:
+def steps(world: World, count: int = 3, **options: object) -> tuple[list[StepResult], MasterOptimizer]:
     """Take steps on the same pictures, with weights that do not depend on the device."""
     precision, compiled = options.pop("precision", "float32"), options.pop("compiled", False)
     model = new_model("R26x1", 3, 0, device=world.device, **options).train()
-    optimizer = MasterSGD(model, 0.9, 1e-4)
+    optimizer = MasterOptimizer(model, 0.9, 1e-4)
     if compiled:
         model.compile(dynamic=False)
     if compiled == "step":
@@ -84,7 +84,7 @@ def test_a_sharded_model_takes_the_steps_of_a_whole_one_and_its_checkpoint_fits_
     assert [step.loss for step in sharded] == pytest.approx([step.loss for step in whole], rel=0.01, abs=0.01)
     store = open_store(str(tmp_path))
     save(store, alone(), optimizer.state(), step=3, attempt="one", stream={}, about={})
-    state = MasterSGD(new_model("R26x1", 3, 1), 0.9, 0.0).state()
+    state = MasterOptimizer(new_model("R26x1", 3, 1), 0.9, 0.0).state()
     load(store, CPU, latest(store), state)
     saved = {name: value.full_tensor().cpu() for name, value in optimizer.state().items()}
     assert [name for name in saved if not torch.equal(saved[name], state[name])] == []
@@ -95,7 +95,7 @@ def test_ranks_whose_network_is_compiled_take_the_steps_of_one() -> None:
     losses = {}
     for is_wrapped in (False, True):
         model = new_model("R26x1", 3, 0, device=alone().device).train()
-        optimizer = MasterSGD(model, 0.9, 1e-4)
+        optimizer = MasterOptimizer(model, 0.9, 1e-4)
         model.compile(dynamic=False)
         module = DistributedDataParallel(model, device_ids=[alone().device]) if is_wrapped else model
         batch = small_batch(13, alone().device)
@@ -150,7 +150,7 @@ def test_memory_of_a_step_is_what_is_predicted(name: str, px: int, batch: int, h
     expected = step_memory(found, batch, half=half, recomputes=recomputes).total
     torch.cuda.empty_cache()
     model = new_model(name, 1000, 0, device=alone().device, recomputes=recomputes).train()
-    optimizer = MasterSGD(model, 0.9, 1e-4)
+    optimizer = MasterOptimizer(model, 0.9, 1e-4)
     images = torch.randn(batch, 3, px, px, device="cuda").to(memory_format=torch.channels_last)
     targets = torch.zeros(batch, 1000, device="cuda")
     torch.cuda.reset_peak_memory_stats()

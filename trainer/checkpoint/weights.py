@@ -9,7 +9,7 @@ from trainer.checkpoint.record import CheckpointRecord, chosen, require_latest
 from trainer.checkpoint.sharded import load
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
-from trainer.step.optimizer import AVERAGE, MasterSGD, model_state
+from trainer.step.optimizer import AVERAGE, MasterOptimizer, model_state
 from trainer.step.ranks import World
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm: averages by themselves
@@ -48,7 +48,7 @@ def stored_names(record: CheckpointRecord, state: dict[str, Tensor]) -> dict[str
     }
 
 
-def training_state(record: CheckpointRecord, optimizer: MasterSGD) -> dict[str, Tensor]:
+def training_state(record: CheckpointRecord, optimizer: MasterOptimizer) -> dict[str, Tensor]:
     """Return the tensors of an optimizer that a checkpoint can fill: without averages where it has none."""
     state = optimizer.state()
     if record.about.get("averaged"):

@@ -78,7 +78,7 @@ def describe(
     how = f"{precision}, {'recomputing' if recomputes else 'keeping'} activations, shards: {shards}"
     console.print(f"\nA training step takes on each rank ({how}, micro-batch: {batch}):")
     parts = {
-        "weights, gradients, momentum": memory.weights,
+        "weights, gradients, moments": memory.weights,
         "kernels of a step": memory.kernels,
         "activations": memory.activations,
         "gradients of activations": memory.working,

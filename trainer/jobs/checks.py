@@ -71,7 +71,7 @@ def check_out(config: PretrainConfig) -> None:
         return
     classes = training_sources(config)[0].selection.dataset.version.num_classes
     found = layers(parse_architecture(config.model), classes, config.recipe.resolution_px)
-    size = checkpoint_bytes(sum(layer.num_parameters for layer in found))
+    size = checkpoint_bytes(sum(layer.num_parameters for layer in found), config.recipe.num_moments)
     free, needed = shutil.disk_usage(config.out).free, size * (1 if has_learned(store) else 2)
     if free < needed:
         raise StorageFull(

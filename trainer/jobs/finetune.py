@@ -46,7 +46,7 @@ from trainer.run.training import TrainingRun
 from trainer.scores.intervals import mean_interval
 from trainer.scores.predictions import summary
 from trainer.step.losses import LOSSES
-from trainer.step.optimizer import MasterSGD, model_state
+from trainer.step.optimizer import MasterOptimizer, model_state
 from trainer.step.ranks import World, broadcast
 from trainer.step.tensors import TensorBatch
 
@@ -252,7 +252,7 @@ def _training_run(
         order=order,
         transform=FinetuneView(recipe.resize_px, recipe.crop_px, flip=config.flip, crop=config.crop),
         model=model,
-        optimizer=MasterSGD(model, recipe.momentum, 0.0, decay_to_start=config.decay_to_start),
+        optimizer=MasterOptimizer(model, recipe.momentum, 0.0, decay_to_start=config.decay_to_start),
         loss=LOSSES[config.loss],
         learning_rate=lambda step: finetune_learning_rate(recipe, step) or 0.0,
         num_steps=recipe.steps,

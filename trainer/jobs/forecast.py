@@ -15,7 +15,7 @@ from trainer.checkpoint.interval import seconds_between_saves
 from trainer.model.peak import FLOPS_PER_MAC, PASSES, PEAK_FLOPS
 from trainer.recipes.pretrain import PretrainRecipe, pretrain_learning_rate, steps_at, total_steps
 
-_VALUES_PER_PARAMETER, _VALUE_BYTES = 2, 4  # of a checkpoint: weights and momentum in float32
+_VALUE_BYTES = 4  # of a checkpoint, which is in float32
 _SECONDS_PER_HOUR = 3600.0
 
 
@@ -147,13 +147,20 @@ def milestones(recipe: PretrainRecipe, num_samples: int) -> Iterator[Milestone]:
         yield Milestone(step, step * recipe.batch_size / num_samples, pretrain_learning_rate(recipe, step, num_samples))
 
 
-def checkpoint_bytes(num_parameters: int) -> int:
-    """Return the size of a checkpoint: weights and momentum in float32."""
-    return num_parameters * _VALUES_PER_PARAMETER * _VALUE_BYTES
+def checkpoint_bytes(num_parameters: int, num_moments: int = 1) -> int:
+    """Return the size of a checkpoint: weights and moments in float32."""
+    return num_parameters * (1 + num_moments) * _VALUE_BYTES
 
 
 def forecast(
-    num_macs: int, num_parameters: int, num_steps: int, batch_size: int, on: Machines, *, recomputes: bool
+    num_macs: int,
+    num_parameters: int,
+    num_steps: int,
+    batch_size: int,
+    on: Machines,
+    *,
+    recomputes: bool,
+    num_moments: int = 1,
 ) -> Forecast:
     """Return what a run takes.
 
@@ -164,12 +171,13 @@ def forecast(
         batch_size: Pictures in a step.
         on: The cluster.
         recomputes: Whether the forward pass is done again in the backward pass.
+        num_moments: That the optimizer keeps for each parameter.
     """
     flops = num_macs * FLOPS_PER_MAC * (PASSES + recomputes)
     scaling = SCALING if on.num_gpus > 1 else Range(1.0, 1.0)
     rate = SHARE_OF_PEAK.times(scaling).times(PEAK_FLOPS[on.gpu] * on.num_gpus / flops)
     step = rate.under(batch_size)
-    part = checkpoint_bytes(num_parameters) / on.num_gpus  # ranks share the writing
+    part = checkpoint_bytes(num_parameters, num_moments) / on.num_gpus  # ranks share the writing
     save, stall = STORE_BYTES_PER_SECOND.under(part), COPY_BYTES_PER_SECOND.under(part)
     failure = GPU_HOURS_PER_FAILURE.times(_SECONDS_PER_HOUR / on.num_gpus)
     often = _Losses.of(stall.high, save.high, failure.low, RESTART_SECONDS.high)

@@ -33,7 +33,7 @@ from trainer.run.held_out import Evaluation, Labelled, Probe
 from trainer.run.progress import Report
 from trainer.run.training import TrainingRun
 from trainer.step.losses import LOSSES
-from trainer.step.optimizer import MasterSGD, model_state
+from trainer.step.optimizer import MasterOptimizer, model_state
 from trainer.step.ranks import World
 
 logger = logging.getLogger(__name__)
@@ -71,10 +71,11 @@ def pretrain(config: PretrainConfig, world: World, report: Report, controls: Con
     )
     with torch.no_grad():
         dict(model.named_parameters())["head.fc.bias"].fill_(recipe.head_bias)
-    optimizer = MasterSGD(
+    optimizer = MasterOptimizer(
         model,
         recipe.momentum,
         recipe.weight_decay,
+        kind=recipe.optimizer,
         decoupled=recipe.decoupled_decay,
         average_decay=config.average_decay,
     )
@@ -146,7 +147,7 @@ def _probe(probe: ProbeSet) -> Probe:
     )
 
 
-def _begin_branch(config: PretrainConfig, world: World, optimizer: MasterSGD, stream: Stream) -> int:
+def _begin_branch(config: PretrainConfig, world: World, optimizer: MasterOptimizer, stream: Stream) -> int:
     """Take up the state of another run, and pass over the batches that are to be left out."""
     branch = config.branch
     if branch is None:

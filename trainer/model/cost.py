@@ -12,7 +12,7 @@ from trainer.model.architecture import Architecture
 
 _FLOAT_BYTES = 4
 _POOL_INDEX_BYTES = 8  # max_pool2d keeps int64 indices for its backward pass
-_VALUES_PER_PARAMETER = 3  # raw value, gradient, momentum
+_VALUES_PER_PARAMETER = 2  # raw value and gradient; moments come to it
 
 
 class Layer(Record):
@@ -45,7 +45,7 @@ class StepMemory(Record):
     """Bytes of a training step on one rank.
 
     Attributes:
-        weights: Raw parameters, gradients and momentum.
+        weights: Raw parameters, gradients and moments.
         kernels: What convolutions compute with: standardised kernels, or casts in bfloat16; and gathered units where
             the model is sharded.
         activations: Kept for the backward pass of one micro-batch.
@@ -111,7 +111,13 @@ def _layers(architecture: Architecture, num_classes: int, resolution_px: int) ->
 
 
 def step_memory(
-    found: list[Layer], batch_size: int, *, half: bool = False, recomputes: bool = False, num_shards: int = 1
+    found: list[Layer],
+    batch_size: int,
+    *,
+    half: bool = False,
+    recomputes: bool = False,
+    num_shards: int = 1,
+    num_moments: int = 1,
 ) -> StepMemory:
     """Return the memory of a training step.
 
@@ -120,7 +126,8 @@ def step_memory(
         batch_size: Pictures in one forward pass of a rank.
         half: Whether convolutions and activations are bfloat16.
         recomputes: Whether only the inputs of stem and units are kept.
-        num_shards: Ranks that share parameters, gradients and momentum.
+        num_shards: Ranks that share parameters, gradients and moments.
+        num_moments: That the optimizer keeps for each parameter: 1 of SGD, 2 of Adam.
     """
     by_unit: dict[str, list[Layer]] = {}
     for layer in found:
@@ -139,7 +146,10 @@ def step_memory(
         activations = sum(kept.values())
     largest = max(layer.channels * layer.height * layer.width for layer in found)
     return StepMemory(
-        weights=_VALUES_PER_PARAMETER * _FLOAT_BYTES * sum(layer.num_parameters for layer in found) // num_shards,
+        weights=(_VALUES_PER_PARAMETER + num_moments)
+        * _FLOAT_BYTES
+        * sum(layer.num_parameters for layer in found)
+        // num_shards,
         kernels=_kernel_bytes(by_unit, half=half, recomputes=recomputes, num_shards=num_shards),
         activations=activations * batch_size * number_bytes,
         working=2 * largest * batch_size * number_bytes,

@@ -12,7 +12,7 @@ _PAPER_WARMUP_STEPS = 5000
 
 
 class PretrainRecipe(Record):
-    """How a model is pretrained: momentum SGD, linear warm-up, then division by ten at epochs or a cosine.
+    """How a model is pretrained: momentum SGD or Adam, linear warm-up, then division by ten at epochs or a cosine.
 
     Attributes:
         loss: softmax for single labels, sigmoid for several a picture.
@@ -22,7 +22,8 @@ class PretrainRecipe(Record):
         batch_size: Global batch.
         lr_per_256: Learning rate for a batch of 256; scales linearly with the batch.
         warmup_steps: Linear from 0.
-        momentum: Of plain, not Nesterov, SGD.
+        optimizer: sgd is the paper's; with adam its remark that adaptive methods gave no gain can be tried.
+        momentum: Of plain, not Nesterov, SGD; of Adam the first beta, beside a second one of 0.999.
         weight_decay: Coupled L2 on kernels only (conv and head), as big_vision scopes it.
         decoupled_decay: Whether each step takes learning rate x weight decay off the kernels instead.
         head_bias: Of a new head.
@@ -37,12 +38,18 @@ class PretrainRecipe(Record):
     batch_size: Annotated[int, Field(gt=0, le=2**24)] = 4096
     lr_per_256: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.03
     warmup_steps: NonNegativeInt = _PAPER_WARMUP_STEPS
+    optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
     decoupled_decay: bool = False
     head_bias: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     resolution_px: Annotated[int, Field(gt=0, le=2**13)] = 224
     flip: bool = True
+
+    @property
+    def num_moments(self) -> int:
+        """Numbers that the optimizer keeps for each parameter."""
+        return 2 if self.optimizer == "adam" else 1
 
     @property
     def base_lr(self) -> float:

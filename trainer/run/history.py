@@ -35,7 +35,7 @@ _OF_THE_ORDER = frozenset(
         "num_lanes", "window_blocks", "recipe.batch_size",
     ]
 )  # fmt: skip
-_FIXED = frozenset(["out", "model", "init", "init_step", "branch"])
+_FIXED = frozenset(["out", "model", "init", "init_step", "branch", "recipe.optimizer"])
 _CHANGES = "changes/"
 R = TypeVar("R", bound=Record)
 
@@ -146,7 +146,7 @@ def settle(store: Store, config: R) -> R:
     if different:
         differences = "; ".join(f"{name} was {kept.get(name)!r}, is {given.get(name)!r}" for name in different)
         advice = f"change the run from here on with --change {different[0]}={json.dumps(given.get(different[0]))}"
-        fixed = any(name.partition(".")[0] in _FIXED for name in different)
+        fixed = any(_is_fixed(name) for name in different)
         raise ResumeMismatch(
             f"{store.url} was started with other settings: {differences}; use them or another OUT"
             + ("" if fixed else f", or {advice}")
@@ -198,18 +198,24 @@ def with_changes(config: R, changes: Mapping[str, Any]) -> R:
     Raises:
         ConfigError: A value cannot be changed, or is none.
     """
-    fixed = sorted(name for name in changes if name.partition(".")[0] in _FIXED)
-    if fixed:
-        raise ConfigError(f"--change {fixed[0]}: a run keeps its {fixed[0]}; start another one with another OUT")
     values = json.loads(config.to_json())
     for name, value in changes.items():
         _put(values, name, value)
     try:
-        return type(config).model_validate(values)
+        new = type(config).model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(f"--change {where}: {first['msg']} (got {first['input']!r})") from error
+    before = dict(_leaves(config))
+    fixed = [name for name, value in _leaves(new) if _is_fixed(name) and before.get(name) != value]
+    if fixed:
+        raise ConfigError(f"--change {fixed[0]}: a run keeps its {fixed[0]}; start another one with another OUT")
+    return new
+
+
+def _is_fixed(name: str) -> bool:
+    return name in _FIXED or name.partition(".")[0] in _FIXED
 
 
 def has_learned(store: Store) -> bool:

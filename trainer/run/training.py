@@ -13,7 +13,7 @@ from trainer.model.network import ResNetV2
 from trainer.run.held_out import Evaluation
 from trainer.run.settings import RunSettings
 from trainer.step.losses import Loss
-from trainer.step.optimizer import MasterSGD
+from trainer.step.optimizer import MasterOptimizer
 from trainer.step.ranks import World
 from trainer.step.tensors import TensorBatch
 
@@ -51,7 +51,7 @@ class TrainingRun:
     order: OrderConfig
     transform: Transform
     model: ResNetV2
-    optimizer: MasterSGD
+    optimizer: MasterOptimizer
     loss: Loss
     learning_rate: Callable[[int], float]
     num_steps: int

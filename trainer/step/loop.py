@@ -16,7 +16,7 @@ from pipeline.base.errors import NonFinite
 from pipeline.streaming.stream import Batch
 from trainer.model.network import normalized
 from trainer.step.losses import Loss
-from trainer.step.optimizer import MasterSGD
+from trainer.step.optimizer import MasterOptimizer
 from trainer.step.precision import Precision
 from trainer.step.ranks import World
 from trainer.step.step import QueuedStep, StepResult, train_step
@@ -61,7 +61,7 @@ class Learner:
     """
 
     module: nn.Module
-    optimizer: MasterSGD
+    optimizer: MasterOptimizer
     loss: Loss
     learning_rate: Callable[[int], float]
     num_classes: int

@@ -1,4 +1,4 @@
-"""The one optimizer of the paper, SGD with momentum, with kernels standardised once a step.
+"""The optimizer of the paper, SGD with momentum, and Adam beside it, with kernels standardised once a step.
 
 A standardised kernel changes only when an optimizer step changes the raw one. So for the length of a step the network
 is given ready kernels, standardised and in the precision of the step, and its raw ones, the masters, stay aside:
@@ -9,7 +9,7 @@ over ranks, is the sum or mean of theirs.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,15 +19,19 @@ from torch.distributed.tensor import DTensor
 from trainer.model.conv import Conv2d, RowStatistics, standardize_all, standardize_gradients, standardize_once
 
 AVERAGE = "average/"  # of the names of averages in the state
+_SECOND_BETA, _EPSILON = 0.999, 1e-8  # Kingma and Ba, 2015, section 2; the paper names none
+# In the state of a run, and in torch's.
+_MOMENTS = {"sgd": {"momentum": "momentum_buffer"}, "adam": {"momentum": "exp_avg", "second_moment": "exp_avg_sq"}}
 
 
-class MasterSGD:
-    """SGD with momentum, plain, not Nesterov; the learning rate is given at every step.
+class MasterOptimizer:
+    """SGD with momentum, plain, not Nesterov, or Adam; the learning rate is given at every step.
 
     Args:
         model: In its final place: device, memory layout and shards.
-        momentum: 0 to 1.
+        momentum: 0 to 1; of Adam the first beta.
         weight_decay: Coupled L2 on kernels only (convolutions and head, not norms nor biases).
+        kind: `sgd` or `adam`.
         decoupled: Whether a step shrinks kernels by learning rate x weight decay itself, past the momentum (AdamW's).
         decay_to_start: The same towards the values that the parameters have now, on all of them (L2-SP)
             [paper appendix A].
@@ -40,13 +44,14 @@ class MasterSGD:
         momentum: float,
         weight_decay: float,
         *,
+        kind: Literal["sgd", "adam"] = "sgd",
         decoupled: bool = False,
         decay_to_start: float = 0.0,
         average_decay: float | None = None,
     ) -> None:
         self._model = model
         self._parameters = dict(model.named_parameters())
-        # What SGD moves: the parameters, or this rank's parts of them, in the same memory.
+        # What a step moves: the parameters, or this rank's parts of them, in the same memory.
         self._raws = {name: _part(parameter) for name, parameter in self._parameters.items()}
         self._convs = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, Conv2d)}
         self._statistics: dict[str, RowStatistics] = {}  # of the kernels that this step standardised
@@ -56,9 +61,17 @@ class MasterSGD:
             {"params": [raw for raw in raws if raw.ndim > 1], "weight_decay": 0.0 if decoupled else weight_decay},
             {"params": [raw for raw in raws if raw.ndim <= 1], "weight_decay": 0.0},
         ]
-        self._sgd = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
-        for raw in raws:  # zeros are what SGD starts from; they stand ready to be filled from a checkpoint
-            self._sgd.state[raw]["momentum_buffer"] = torch.zeros_like(raw)
+        self._mover: torch.optim.Optimizer
+        if kind == "adam":
+            self._mover = torch.optim.Adam(groups, lr=0.0, betas=(momentum, _SECOND_BETA), eps=_EPSILON, fused=True)
+        else:
+            self._mover = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
+        self._moments = _MOMENTS[kind]
+        for raw in raws:  # zeros are what both start from; they stand ready to be filled from a checkpoint
+            for key in self._moments.values():
+                self._mover.state[raw][key] = torch.zeros_like(raw)
+            if kind == "adam":
+                self._mover.state[raw]["step"] = torch.zeros((), device=raw.device)
         self._shrinkage = weight_decay if decoupled else 0.0
         self._norm = torch.zeros(())  # of the gradients that `gradient_norm` has prepared
         self._decay_to_start = decay_to_start
@@ -165,13 +178,13 @@ class MasterSGD:
 
         Args:
             learning_rate: Of this step.
-            only_if: Truth on the device, which is asked there: if false, parameters and momentum stay as they are.
+            only_if: Truth on the device, which is asked there: if false, parameters and moments stay as they are.
             clip_norm: Norm to which a longer gradient is shortened; None for none.
         """
         if clip_norm is not None:
             gradients = tuple(raw.grad for raw in self._raws.values() if raw.grad is not None)
             torch._foreach_mul_(gradients, (clip_norm / self._norm).clamp(max=1.0))
-        for group in self._sgd.param_groups:
+        for group in self._mover.param_groups:
             group["lr"] = learning_rate
         for raw, start in zip(self._raws.values(), self._start, strict=False):
             if raw.grad is not None:
@@ -180,8 +193,8 @@ class MasterSGD:
             kernels: list[Tensor] = [raw for raw in self._raws.values() if raw.ndim > 1]
             torch._foreach_mul_(kernels, 1.0 - learning_rate * self._shrinkage * only_if.float())
         # The fused kernel's own name for a step to leave out.
-        self._sgd.found_inf = only_if.logical_not().float()  # type: ignore[attr-defined]
-        self._sgd.step()
+        self._mover.found_inf = only_if.logical_not().float()  # type: ignore[attr-defined]
+        self._mover.step()
         if self._average_decay is not None:
             share = (1.0 - self._average_decay) * only_if.float()
             for name, average in self._averages.items():
@@ -214,18 +227,22 @@ class MasterSGD:
         }
 
     def state(self) -> dict[str, Tensor]:
-        """Return raw parameters, their averages, buffers and momentum by name: the tensors themselves, no copies."""
+        """Return raw parameters, their averages and moments, and buffers by name: the tensors themselves, no copies."""
         state = {}
         for name, raw in self._raws.items():
             state[f"model/{name}"] = _like(self._parameters[name], raw.detach())
-            state[f"momentum/{name}"] = _like(self._parameters[name], self._sgd.state[raw]["momentum_buffer"])
+            moving = self._mover.state[raw]
+            for moment, key in self._moments.items():
+                state[f"{moment}/{name}"] = _like(self._parameters[name], moving[key])
+            if "step" in moving:
+                state[f"num_steps/{name}"] = moving["step"]
         for name, average in self._averages.items():
             state[f"{AVERAGE}{name}"] = _like(self._parameters[name], average)
         return state | {f"model/{name}": buffer for name, buffer in self._model.named_buffers()}
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and the buffers by name, as MasterSGD.state does; the tensors are the model's own."""
+    """Return the parameters and the buffers by name, as MasterOptimizer.state does; the tensors are the model's own."""
     return {f"model/{name}": value for name, value in model.state_dict().items()}
 
 

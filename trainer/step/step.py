@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.base.errors import NonFinite
 from trainer.step.losses import Loss
-from trainer.step.optimizer import MasterSGD
+from trainer.step.optimizer import MasterOptimizer
 from trainer.step.precision import Precision
 from trainer.step.ranks import gradient_sync
 from trainer.step.tensors import TensorBatch
@@ -98,7 +98,7 @@ class QueuedStep:
 
 def train_step(
     model: nn.Module,
-    optimizer: MasterSGD,
+    optimizer: MasterOptimizer,
     batch: TensorBatch,
     loss: Loss,
     learning_rate: float,

@@ -70,12 +70,14 @@ class Schedule(Record):
         early: Share of the schedule at which the learning rate is decayed early.
         decays: Weight decays: the lower, then that of the paper.
         halfway: Share of the run after which the lower one looks better.
+        adam_lr_per_256: Learning rate of a pretraining with Adam beside the recipe's; None for no such run.
     """
 
     budgets: tuple[PositiveFloat, ...] = (1, 3, 10)
     early: Share = 0.5
     decays: tuple[PositiveFloat, PositiveFloat] = (1e-5, 1e-4)
     halfway: Share = 0.5
+    adam_lr_per_256: PositiveFloat | None = None
 
 
 class Search(Record):

@@ -218,7 +218,11 @@ def _check_memory(config: PretrainConfig, memory: int | None) -> None:
     found = layers(parse_architecture(config.model), num_classes, config.recipe.resolution_px)
     batch_size = min(config.recipe.batch_size, config.microbatch_size)
     needed = step_memory(
-        found, batch_size, half=config.precision == "bfloat16", recomputes=config.recomputes
+        found,
+        batch_size,
+        half=config.precision == "bfloat16",
+        recomputes=config.recomputes,
+        num_moments=config.recipe.num_moments,
     ).total  # of the step alone: a lower bound
     if memory is not None and needed > memory:
         raise ConfigError(

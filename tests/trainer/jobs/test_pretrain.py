@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -19,13 +20,20 @@ from trainer.jobs.pretrain import pretrain
 from trainer.model.build import new_model
 from trainer.recipes.pretrain import PretrainRecipe
 from trainer.run.metrics import read_metrics
-from trainer.step.optimizer import MasterSGD
+from trainer.step.optimizer import MasterOptimizer
 from trainer.step.ranks import alone
 
 
-def test_resume_from_every_checkpoint_is_bitwise_equal(small_dataset: Dataset, tmp_path: Path) -> None:
-    pretrain(config(small_dataset, tmp_path / "whole"), alone(), lambda row: None)
-    expected = final_state(tmp_path / "whole")
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_resume_from_every_checkpoint_is_bitwise_equal(
+    small_dataset: Dataset, tmp_path: Path, optimizer: Literal["sgd", "adam"]
+) -> None:
+    recipe = RECIPE.model_copy(update={"optimizer": optimizer})
+    whole, broken = (
+        config(small_dataset, tmp_path / name).model_copy(update={"recipe": recipe}) for name in ("whole", "broken")
+    )
+    pretrain(whole, alone(), lambda row: None)
+    expected = final_state(whole.out, optimizer)
 
     def stop_after(step: int) -> object:
         def report(row: dict[str, object]) -> None:
@@ -36,10 +44,10 @@ def test_resume_from_every_checkpoint_is_bitwise_equal(small_dataset: Dataset, t
 
     for step in (2, 4, 6):
         with pytest.raises(Stopped):
-            pretrain(config(small_dataset, tmp_path / "broken"), alone(), stop_after(step))
-    pretrain(config(small_dataset, tmp_path / "broken"), alone(), lambda row: None)
-    assert_equal(expected, final_state(tmp_path / "broken"))
-    steps = [row["step"] for row in read_metrics(open_store(str(tmp_path / "broken")))]
+            pretrain(broken, alone(), stop_after(step))
+    pretrain(broken, alone(), lambda row: None)
+    assert_equal(expected, final_state(broken.out, optimizer))
+    steps = [row["step"] for row in read_metrics(open_store(broken.out))]
     assert steps == [2, 4, 6, 8]
 
 
@@ -80,7 +88,7 @@ def test_the_average_of_the_weights_is_kept_through_a_restart_and_is_what_others
         model = new_model("R14x0.5", 3, seed=1)
         state = {
             name: value.detach().clone()
-            for name, value in MasterSGD(model, 0.9, 0.0, average_decay=0.5).state().items()
+            for name, value in MasterOptimizer(model, 0.9, 0.0, average_decay=0.5).state().items()
         }
         load(open_store(str(out)), alone(), record, state)
         return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

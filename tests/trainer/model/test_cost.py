@@ -27,7 +27,7 @@ from trainer.step.tensors import TensorBatch
 from trainer.model.build import new_model
 from trainer.step.step import train_step
 from trainer.step.losses import softmax_loss
-from trainer.step.optimizer import MasterSGD
+from trainer.step.optimizer import MasterOptimizer
 
 def resident(kind):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -35,7 +35,7 @@ def resident(kind):
 
 def steps(name, px, batch, precision, recomputes):
     model = new_model(name, 1000, 0, recomputes=recomputes).train()
-    optimizer = MasterSGD(model, 0.9, 1e-4)
+    optimizer = MasterOptimizer(model, 0.9, 1e-4)
     images = torch.randn(2 * batch, 3, px, px).to(memory_format=torch.channels_last)
     both = TensorBatch(images, torch.zeros(2 * batch, 1000))
     for _ in range(2):

@@ -20,7 +20,7 @@ from trainer.model.conv import Conv2d, standardize
 from trainer.model.group_norm import GroupNorm
 from trainer.model.network import Bottleneck, ResNetV2
 from trainer.step.losses import softmax_loss
-from trainer.step.optimizer import MasterSGD, model_state
+from trainer.step.optimizer import MasterOptimizer, model_state
 from trainer.step.precision import Precision
 from trainer.step.ranks import World, average_buffers, distributed
 from trainer.step.step import in_precision, train_step
@@ -92,7 +92,7 @@ def test_standardising_once_a_step_takes_the_steps_of_plain_sgd(layout: torch.me
     kernels = [parameter for parameter in plain.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in plain.parameters() if parameter.ndim <= 1]
     sgd = torch.optim.SGD([{"params": kernels, "weight_decay": 1e-2}, {"params": others}], lr=0.05, momentum=0.9)
-    optimizer = MasterSGD(owned, 0.9, 1e-2)
+    optimizer = MasterOptimizer(owned, 0.9, 1e-2)
     batch = pictures(6)
     for _ in range(3):
         sgd.zero_grad()
@@ -119,7 +119,7 @@ def test_for_a_step_the_network_computes_with_ready_kernels_and_keeps_its_raw_on
     convs = [module for module in model.modules() if isinstance(module, Conv2d)]
     with torch.no_grad():
         before = model(images)
-        optimizer = MasterSGD(model, 0.9, 0.0)
+        optimizer = MasterOptimizer(model, 0.9, 0.0)
         with optimizer.kernels():
             # To recompute is to save memory: then no copies are made.
             assert {conv.kernel is None for conv in convs} == {recomputes}
@@ -131,7 +131,7 @@ def test_for_a_step_the_network_computes_with_ready_kernels_and_keeps_its_raw_on
 
 def test_an_error_in_a_step_leaves_the_raw_kernels_in_the_network() -> None:
     model = new_model(SMALL, 3, seed=1).train()
-    optimizer = MasterSGD(model, 0.9, 0.0)
+    optimizer = MasterOptimizer(model, 0.9, 0.0)
     batch = pictures(2)
     wrong = TensorBatch(batch.images_BCHW.float() * float("nan"), batch.targets_BK.float())
     raw = {name: value.clone() for name, value in model_state(model).items()}
@@ -144,7 +144,7 @@ def test_an_error_in_a_step_leaves_the_raw_kernels_in_the_network() -> None:
 
 def test_decay_to_the_start_pulls_every_parameter_back() -> None:
     model = new_model(SMALL, 3, seed=1)
-    optimizer = MasterSGD(model, 0.0, 0.0, decay_to_start=0.25)
+    optimizer = MasterOptimizer(model, 0.0, 0.0, decay_to_start=0.25)
     start = {name: value.clone() for name, value in optimizer.state().items() if name.startswith("model/")}
     for value in start:
         optimizer.state()[value].add_(1.0)
@@ -160,7 +160,7 @@ def gradients(
     batch: TensorBatch, microbatch_size: int, precision: Precision = "float32", **options: bool
 ) -> dict[str, Tensor]:
     model = trained_head(new_model(SMALL, 3, seed=1, **options)).to(batch.images_BCHW.dtype)
-    optimizer = MasterSGD(model, 0.0, 0.0)
+    optimizer = MasterOptimizer(model, 0.0, 0.0)
     train_step(model.train(), optimizer, batch, softmax_loss, 0.0, microbatch_size, precision=precision)
     return optimizer.gradients()
 
@@ -179,7 +179,7 @@ def test_lower_precisions_stay_within_documented_bounds() -> None:
     images = INPUT_A.float()
     with torch.no_grad():
         assert (model(images) - expected).abs().max() < 2e-4
-        optimizer = MasterSGD(model, 0.9, 0.0)
+        optimizer = MasterOptimizer(model, 0.9, 0.0)
         with optimizer.kernels():
             assert (model(images) - expected).abs().max() < 2e-4
         with in_precision("bfloat16", images.device), optimizer.kernels(torch.bfloat16):
@@ -249,7 +249,7 @@ def _rank(rank: int, num_ranks: int, folder: str, ranks_per_replica: int | None)
         fresh = trained_head(new_model(SMALL, 3, seed=1)).double()
         for name, value in model.state_dict().items():
             assert torch.equal(whole(value), fresh.state_dict()[name]), name
-        optimizer = MasterSGD(model, 0.9, 1e-4)
+        optimizer = MasterOptimizer(model, 0.9, 1e-4)
         if sharded:  # every rank holds its part of weights, momentum and gradients
             local = sum(value.to_local().numel() for value in optimizer.state().values())
             assert local < 0.52 * sum(value.numel() for value in optimizer.state().values())
@@ -265,7 +265,7 @@ def _rank(rank: int, num_ranks: int, folder: str, ranks_per_replica: int | None)
         save(store, world, optimizer.state(), step=1, attempt="a", stream={}, about={})
         # A checkpoint of shards fills a model that is whole, and the other way round.
         other = new_model(SMALL, 3, seed=9, sharded=not sharded).double()
-        loaded = MasterSGD(other, 0.9, 1e-4)
+        loaded = MasterOptimizer(other, 0.9, 1e-4)
         record = latest(store)
         load(store, world, record, loaded.state())
         stored = sum(file.num_bytes for file in record.files if file.name.endswith(".chunks"))
@@ -294,7 +294,7 @@ def test_a_compiled_network_gives_the_gradients_of_the_plain_one() -> None:
     batch = pictures(3)  # the second micro-batch has another size
     expected = gradients(batch, 2)
     model = trained_head(new_model(SMALL, 3, seed=1)).double().train()
-    optimizer = MasterSGD(model, 0.0, 0.0)
+    optimizer = MasterOptimizer(model, 0.0, 0.0)
     # All of compilation but the C++ compiler, which not every machine has.
     model.compile(backend="aot_eager", dynamic=False)
     train_step(model, optimizer, batch, softmax_loss, 0.0, 2)

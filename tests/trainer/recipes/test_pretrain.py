@@ -17,7 +17,7 @@ from trainer.recipes.pretrain import (
     with_epochs,
 )
 from trainer.step.losses import sigmoid_loss, softmax_loss
-from trainer.step.optimizer import MasterSGD
+from trainer.step.optimizer import MasterOptimizer
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_softmax_loss_equals_torch_for_single_labels_and_ignores_samples_without
 
 def test_weight_decay_is_on_kernels_only() -> None:
     model = new_model("R14x0.5", 3, seed=0)
-    optimizer = MasterSGD(model, momentum=0.0, weight_decay=0.5)
+    optimizer = MasterOptimizer(model, momentum=0.0, weight_decay=0.5)
     before = {name: value.clone() for name, value in optimizer.state().items()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -80,6 +80,27 @@ def test_weight_decay_is_on_kernels_only() -> None:
         if name.startswith("model/"):
             is_kernel = "conv" in name or name == "model/head.fc.weight"
             assert torch.equal(value, before[name] * (0.5 if is_kernel else 1.0)), name
+
+
+def test_adam_is_that_of_torch_with_the_decay_on_kernels_and_waits_with_a_step_that_is_left_out() -> None:
+    model, other = new_model("R14x0.5", 3, seed=0), new_model("R14x0.5", 3, seed=0)
+    optimizer = MasterOptimizer(model, momentum=0.8, weight_decay=0.5, kind="adam")
+    groups = [
+        {"params": [each for each in other.parameters() if each.ndim > 1], "weight_decay": 0.5},
+        {"params": [each for each in other.parameters() if each.ndim <= 1]},
+    ]
+    expected = torch.optim.Adam(groups, betas=(0.8, 0.999), foreach=False)
+    for step, is_finite in enumerate((True, False, True)):
+        for one, two in zip(model.parameters(), other.parameters(), strict=True):
+            values = torch.randn(one.shape, generator=torch.Generator().manual_seed(one.numel() + step))
+            one.grad, two.grad = (torch.empty_like(each).copy_(values) for each in (one, two))  # laid out alike
+        optimizer.gradient_norm()
+        optimizer.step(learning_rate=0.01, only_if=torch.tensor(is_finite))
+        if is_finite:
+            expected.param_groups[0]["lr"] = expected.param_groups[1]["lr"] = 0.01
+            expected.step()
+        for one, two in zip(model.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(one, two)
 
 
 def test_decays_keep_their_place_in_a_schedule_of_another_length() -> None:
@@ -102,7 +123,7 @@ def test_big_visions_recipe_is_that_of_its_configuration() -> None:
 
 def test_decoupled_decay_goes_past_the_momentum_and_waits_with_a_step_that_is_left_out() -> None:
     model = new_model("R14x0.5", 3, seed=0)
-    optimizer = MasterSGD(model, momentum=0.9, weight_decay=0.5, decoupled=True)
+    optimizer = MasterOptimizer(model, momentum=0.9, weight_decay=0.5, decoupled=True)
     before = {name: value.clone() for name, value in optimizer.state().items()}
     for is_finite, shrunk in ((False, 1.0), (True, 0.95), (True, 0.95**2)):
         for parameter in model.parameters():

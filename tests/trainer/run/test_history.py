@@ -150,6 +150,7 @@ def test_a_change_that_could_not_run_is_not_recorded(begun: PretrainConfig, smal
     for change, said in (
         ("recipe.batch_size=17", "a batch of 17 is not a multiple of 12 lanes"),
         ("out=elsewhere", "a run keeps its out"),
+        ("recipe.optimizer=adam", "a run keeps its recipe.optimizer"),
     ):
         done = run_cli(*command, change)
         assert done.returncode == 2
@@ -208,6 +209,18 @@ def test_a_branch_is_the_run_it_leaves(small_dataset: Dataset, begun: PretrainCo
     assert_equal(final_state(tmp_path / "whole"), final_state(tmp_path / "branch"))
     stored = json.loads((tmp_path / "branch" / "run.json").read_text())
     assert stored["branch"] == {"run": begun.out, "step": 3, "epochs_done": 0.8, "skip_steps": 0}
+
+
+def test_a_branch_with_another_optimizer_is_refused_since_what_it_remembers_does_not_fit(
+    small_dataset: Dataset, begun: PretrainConfig, tmp_path: Path
+) -> None:
+    done = run_cli(
+        "trainer", "pretrain", small_dataset.store.url, str(tmp_path / "branch"), "--branch", begun.out,
+        "--workers", "0", "--set", "recipe.optimizer=adam",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"or begin with the weights alone: --init {begun.out}" in done.stderr
+    assert not (tmp_path / "branch").exists()
 
 
 def test_a_branch_leaves_out_batches_and_takes_other_settings(

@@ -31,7 +31,7 @@ from tests.processes import is_running, running_children
 from tests.waiting import wait_until
 from trainer.model.build import new_model
 from trainer.step.losses import LOSSES
-from trainer.step.optimizer import MasterSGD
+from trainer.step.optimizer import MasterOptimizer
 from trainer.step.ranks import World, distributed, gather
 from trainer.step.step import train_step
 from trainer.step.tensors import to_device
@@ -60,7 +60,7 @@ def train(world: World, num_workers: int, data: str, out: Path, attempt: int) ->
     torch.set_num_threads(1)
     dataset = open_dataset(data)
     model = new_model("R14x0.5", dataset.version.num_classes, 0)
-    optimizer = MasterSGD(model, 0.9, 1e-4)
+    optimizer = MasterOptimizer(model, 0.9, 1e-4)
     loader = LoaderConfig(num_workers=num_workers)
     stream = Stream(
         Selection(dataset), ORDER, PretrainView(32), rank=world.rank, num_ranks=world.num_ranks, loader=loader

@@ -12,7 +12,7 @@ from trainer.model.build import new_model
 from trainer.model.conv import Conv2d
 from trainer.model.network import normalized
 from trainer.step.losses import softmax_loss
-from trainer.step.optimizer import MasterSGD
+from trainer.step.optimizer import MasterOptimizer
 from trainer.step.step import train_step
 from trainer.step.tensors import TensorBatch
 
@@ -56,7 +56,7 @@ def steps(network: object = None, kernels: object = None, **options: bool) -> tu
     """Return gradient norms and the state after steps on five pictures, in micro-batches of two and three."""
     model = new_model("R14x0.5", 3, seed=1, **options).double().train()
     torch.nn.init.normal_(model.head.fc.weight, generator=torch.Generator().manual_seed(2))
-    optimizer = MasterSGD(model, 0.9, 1e-4)
+    optimizer = MasterOptimizer(model, 0.9, 1e-4)
     if network:
         model.compile(backend=network, fullgraph=True, dynamic=False)  # a break in the graph is an error
     if kernels:

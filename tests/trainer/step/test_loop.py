@@ -14,7 +14,7 @@ from pipeline.streaming.stream import Batch
 from trainer.model.build import new_model
 from trainer.step.loop import Hook, Learner, every, train
 from trainer.step.losses import softmax_loss
-from trainer.step.optimizer import MasterSGD
+from trainer.step.optimizer import MasterOptimizer
 from trainer.step.ranks import alone
 from trainer.step.step import StepResult
 
@@ -34,7 +34,9 @@ def batches() -> Iterator[Batch]:
 
 def learner(learning_rate: float = 0.01) -> Learner:
     model = new_model("R14x0.5", CLASSES, seed=0)
-    return Learner(model, MasterSGD(model, 0.9, 0.0), softmax_loss, lambda step: learning_rate, CLASSES, SAMPLES, 2)
+    return Learner(
+        model, MasterOptimizer(model, 0.9, 0.0), softmax_loss, lambda step: learning_rate, CLASSES, SAMPLES, 2
+    )
 
 
 def run(chosen: Learner, num_steps: int, hooks: list[Hook], first_step: int = 0) -> tuple[int, list[tuple[str, float]]]:

@@ -14,7 +14,7 @@ from pipeline.streaming.stream import Batch
 from tests.trainer.runs import assert_equal, batch_of
 from trainer.model.build import new_model
 from trainer.step.losses import softmax_loss
-from trainer.step.optimizer import MasterSGD
+from trainer.step.optimizer import MasterOptimizer
 from trainer.step.step import microbatches, train_step
 from trainer.step.tensors import TensorBatch, to_device
 
@@ -25,7 +25,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(microbatch_size: int
     for size in (8, microbatch_size):
         model = new_model("R14x0.5", 3, seed=1).double()
         torch.nn.init.normal_(model.head.fc.weight, generator=torch.Generator().manual_seed(2))
-        result = train_step(model, MasterSGD(model, 0.9, 1e-4), batch_of(8), softmax_loss, 0.1, size).result()
+        result = train_step(model, MasterOptimizer(model, 0.9, 1e-4), batch_of(8), softmax_loss, 0.1, size).result()
         norms.append(result.gradient_norm)
         states.append(model.state_dict())
     assert norms[0] == pytest.approx(norms[1], rel=1e-9)
@@ -58,7 +58,7 @@ def test_ranks_with_uneven_parts_average_to_the_gradient_of_the_whole_batch() ->
         torch.nn.init.normal_(model.head.fc.weight, generator=torch.Generator().manual_seed(2))
         whole = batch_of(8)
         part = TensorBatch(whole.images_BCHW[samples], whole.targets_BK[samples])
-        optimizer = MasterSGD(model, 0.9, 0.0)
+        optimizer = MasterOptimizer(model, 0.9, 0.0)
         train_step(model, optimizer, part, softmax_loss, 0.1, 8, share=share)
         return optimizer.gradients()
 
@@ -71,7 +71,7 @@ def test_ranks_with_uneven_parts_average_to_the_gradient_of_the_whole_batch() ->
 
 def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
     model = new_model("R14x0.5", 3, seed=1).double()
-    optimizer = MasterSGD(model, 0.9, 0.0)
+    optimizer = MasterOptimizer(model, 0.9, 0.0)
     before = {name: value.clone() for name, value in optimizer.state().items()}
     batch = batch_of(4)
     batch.images_BCHW[2, 0, 0, 0] = float("nan")
