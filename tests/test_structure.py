@@ -3,15 +3,22 @@
 import ast
 import configparser
 import json
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
+import venv
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import pipeline.base.errors
+from pipeline.dataset.dataset import open_dataset
+from tests.conftest import class_folders
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "trainer", "cluster")
@@ -101,3 +108,27 @@ def test_what_the_image_copies_is_enough_for_a_wheel_of_our_three_packages(tmp_p
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == set(PACKAGES)
     assert {"cluster/demo/templates/demo.html.j2", "pipeline/image/jpeg_region/_region.so"} <= set(names)
     assert {f"{package}/{name}" for package in PACKAGES for name in ("py.typed", "__init__.pyi")} <= set(names)
+
+
+def test_the_source_archive_builds_a_wheel_whose_commands_run_in_an_environment_of_its_own(tmp_path: Path) -> None:
+    """Of the developer's environment it sees the dependencies alone."""
+    run = partial(subprocess.run, check=True, capture_output=True, text=True)
+    run([sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path / "dist"], cwd=ROOT)
+    with tarfile.open(next((tmp_path / "dist").glob("*.tar.gz"))) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.glob("bit_pretrain-*")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path / "dist", source])
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=False)
+    python = environment / "bin" / "python"
+    run([*pip, "--python", python, "install", "--no-deps", "--no-index", next((tmp_path / "dist").glob("*.whl"))])
+    (site,) = environment.glob("lib/*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    class_folders(tmp_path / "photos")
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run([environment / "bin" / "pipeline", "shard", "photos", "data"], cwd=tmp_path, env=bare)
+    program = "import pipeline, trainer, cluster; print(pipeline.__file__, trainer.__file__, cluster.__file__)"
+    places = run([python, "-P", "-c", program], cwd=tmp_path, env=bare).stdout.split()
+    assert all(place.startswith(str(site)) for place in places)
+    assert open_dataset(str(tmp_path / "data")).version.num_samples > 0
