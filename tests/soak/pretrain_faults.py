@@ -246,7 +246,7 @@ def table(seconds: dict[str, list[float]]) -> str:
 
 
 @contextmanager
-def _small_disk(folder: Path) -> Iterator[bool]:
+def small_disk(folder: Path) -> Iterator[bool]:
     """Mount a small disk in memory at a folder, if this user may; yield whether it is there."""
     folder.mkdir()
     options = ["-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "bit-soak"]
@@ -269,7 +269,7 @@ def main() -> None:
     faults = chosen.faults.split(",")
     os.environ[STALL_SECONDS_VARIABLE] = str(_STALL_SECONDS)
     os.environ[RESIZE_SECONDS_VARIABLE] = str(_RESIZE_SECONDS)
-    with tempfile.TemporaryDirectory() as folder, _small_disk(Path(folder) / "stack") as is_small:
+    with tempfile.TemporaryDirectory() as folder, small_disk(Path(folder) / "stack") as is_small:
         if not is_small and "full" in faults:
             print("without the right to mount a disk, the store never runs out of room")
             faults.remove("full")

@@ -100,7 +100,7 @@ def _check_rows(url: str, source: Path) -> None:
     assert sources == {str(path.relative_to(source)): 1 for path in source.rglob("*.jpg")}
 
 
-def _serves_again(url: str) -> bool:
+def answers(url: str) -> bool:
     """Return whether the server, which may have been killed a moment ago, answers."""
     try:
         contents(url)
@@ -110,7 +110,7 @@ def _serves_again(url: str) -> bool:
 
 
 def _compare(url: str, calm: dict[str, bytes]) -> None:
-    wait_until(lambda: _serves_again(url), "the S3 server to be back")
+    wait_until(lambda: answers(url), "the S3 server to be back")
     found = contents(url)
     differing = sorted(key for key in calm.keys() | found.keys() if calm.get(key) != found.get(key))
     assert not differing, f"{url}: {differing[:5]} differ from the undisturbed dataset"
@@ -164,7 +164,7 @@ def kill_one(
         return _kill_worker(stack, driver, chance)
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess):  # it is dying, and may be dead by now
-            if _serves(process, stack, target):
+            if serves(process, stack, target):
                 outcome.respawned.append(_respawn(process))
                 return True
     return False
@@ -172,7 +172,7 @@ def kill_one(
 
 def _kill_worker(stack: Stack, driver: "subprocess.Popen[bytes]", chance: random.Random) -> bool:
     workers = running_children(driver.pid, "spawn_main")
-    workers += [process.pid for process in psutil.process_iter() if _is_ray_worker(process, stack)]
+    workers += [process.pid for process in ray_workers(stack)]
     if not workers:
         return False
     try:
@@ -180,6 +180,11 @@ def _kill_worker(stack: Stack, driver: "subprocess.Popen[bytes]", chance: random
     except ProcessLookupError:
         return False
     return True
+
+
+def ray_workers(stack: Stack) -> list[psutil.Process]:
+    """Return the processes that run tasks and actors of a stack."""
+    return [process for process in psutil.process_iter() if _is_ray_worker(process, stack)]
 
 
 def _is_ray_worker(process: psutil.Process, stack: Stack) -> bool:
@@ -192,7 +197,7 @@ def _is_ray_worker(process: psutil.Process, stack: Stack) -> bool:
     return is_mine and title.startswith("ray::") and not title.startswith(_RAY_AGENTS)
 
 
-def _serves(process: psutil.Process, stack: Stack, target: str) -> bool:
+def serves(process: psutil.Process, stack: Stack, target: str) -> bool:
     """Return whether a process is the stack's S3 server, or the first process of its Ray node that is not the head."""
     try:
         command = " ".join(process.cmdline())

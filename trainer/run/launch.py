@@ -124,7 +124,8 @@ def _run_on_ray(
 
     out = config.model_dump()["out"]
     store, launch_id = open_store(out), uuid.uuid4().hex[:8]
-    _show_messages(formatter(run=store.url))
+    shown = formatter(run=store.url)
+    _show_messages(shown)
     connect(None)  # what a run has to say comes by its board; the rest is in Ray's logs
     missing = require_capacity(num_workers[0], use_gpu=use_gpu, wait=wait)
     if missing:
@@ -152,7 +153,7 @@ def _run_on_ray(
             name=f"{job.name}-{launch_id}",
             storage_path=_ray_storage(out),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            callbacks=[SaveBeforeResize(out, launch_id)],
+            callbacks=[SaveBeforeResize(out, launch_id, shown)],
         ),
     )
     with stop_requests() as wants_stop:
@@ -292,7 +293,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
                 board.report_stop(str(stop))
         except BaseException as error:
             write_failure(store, launch_id, world.rank, error)
-            board.say(f"rank {world.rank} ended: {(str(error) or type(error).__name__).splitlines()[0]}")
+            logger.error("rank %d ended: %s", world.rank, (str(error) or type(error).__name__).splitlines()[0])  # noqa: TRY400
             raise
 
 

@@ -33,14 +33,15 @@ class SaveBeforeResize(ControllerCallback):  # type: ignore[misc]  # Ray has no 
     Without it Ray Train 2.60 ends the group at once.
     """
 
-    def __init__(self, out: str, launch_id: str) -> None:
+    def __init__(self, out: str, launch_id: str, shown: logging.Formatter) -> None:
         """Look after a launch.
 
         Args:
             out: URL of what it writes.
             launch_id: Name of the launch.
+            shown: How messages for whoever started it are written.
         """
-        self._out, self._launch_id = out, launch_id
+        self._out, self._launch_id, self._shown = out, launch_id, shown
 
     def after_controller_state_update(
         self, previous_state: TrainControllerState, current_state: TrainControllerState
@@ -54,7 +55,8 @@ class SaveBeforeResize(ControllerCallback):  # type: ignore[misc]  # Ray has no 
         num_next = current_state.scaling_decision.num_workers
         has_saved = self._has_saved(board, store)
         outcome = "saved" if has_saved else "NOT saved in time, so steps since the last checkpoint are made again"
-        board.say(f"the group goes from {num_ranks} ranks to {num_next}: {outcome} after step {step:,}")
+        text = f"the group goes from {num_ranks} ranks to {num_next}: {outcome} after step {step:,}"
+        board.say(self._shown.format(logger.makeRecord(logger.name, logging.INFO, "", 0, text, (), None)))
         try:
             write_event(store, "resized", step, ranks_before=num_ranks, ranks_after=num_next, saved=has_saved)
         except StorageError as error:  # a record is not worth a run
