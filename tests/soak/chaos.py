@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from cluster.stack.services import Stack, start_stack, stop_stack
 from pipeline.store.url import open_store
 from pipeline.upkeep.gc import garbage
 from tests.cluster.audit.audits import leaky_sets
+from tests.nodes import add_node, kill_node
 from tests.soak import audit_kill, shard_kill
 from tests.soak.pretrain_faults import small_disk
 from tests.soak.shard_kill import Outcome, end, kill_one, ray_workers
@@ -46,8 +48,8 @@ from tests.trainer.runs import assert_equal, final_state
 from tests.waiting import wait_until
 
 _BUCKET = "chaos"
-_KILLS = ("worker", "driver", "node", "server")
-FAULTS = (*_KILLS, "freeze", "outage", "full")
+_KILLS = ("worker", "driver", "server")
+FAULTS = (*_KILLS, "node", "freeze", "outage", "full")
 _PAUSE_SECONDS = (2.0, 15.0)  # of calm between two faults
 _OUTAGE_SECONDS = (1.0, 15.0)  # for which something is stopped or full
 _MOST_STARTS = 40  # of one command, before the day is called lost
@@ -105,6 +107,7 @@ class Chaos:
         self.killed = Outcome()
         self._chance = random.Random(seed)
         self._faults = faults
+        self._nodes, self._num_nodes = [1, 2], 3  # that may go; number 0 is the head
 
     def run(self, command: list[str]) -> None:
         """Type a command until it is done, and disturb it.
@@ -138,11 +141,21 @@ class Chaos:
         fault = self._chance.choice(self._faults)
         if fault in _KILLS:
             happened = kill_one(self.stack, driver, fault, self._chance, self.killed)
+        elif fault == "node":
+            happened = self._change_node()
         elif fault == "full":
             happened = self._fill()
         else:
             happened = self._stop(self._server() if fault == "outage" else self._worker())
         self.done[fault] += happened
+
+    def _change_node(self) -> bool:
+        """Lose a node, and get another one."""
+        kill_node(self.stack, self._nodes.pop(self._chance.randrange(len(self._nodes))))
+        add_node(self.stack, self._num_nodes)
+        self._nodes.append(self._num_nodes)
+        self._num_nodes += 1
+        return True
 
     def _server(self) -> list[psutil.Process]:
         return [each for each in psutil.process_iter() if shard_kill.serves(each, self.stack, "server")]
@@ -165,9 +178,8 @@ class Chaos:
     def _fill(self) -> bool:
         """Let the store have no room for a while."""
         filler = Path(self.stack.folder) / "filler"
-        with filler.open("wb") as sink, suppress(OSError):
-            while sink.write(bytes(1 << 20)):
-                sink.flush()
+        with filler.open("wb") as sink:
+            os.posix_fallocate(sink.fileno(), 0, shutil.disk_usage(self.stack.folder).free)
         time.sleep(self._chance.uniform(*_OUTAGE_SECONDS))
         filler.unlink()
         return True
