@@ -10,7 +10,7 @@ store has no room. Nobody helps but by typing the same command again. At the end
 - both datasets have the bytes of the calm ones, with nothing beside them that `pipeline gc` calls an orphan;
 - weights and momenta of the pretraining have the bits of the calm ones, and so have the predictions of its fine-tuning;
 - the audit's report is the calm one, byte for byte;
-- no object and no log holds a key of the store or the cluster's token.
+- no object, no log and nothing that was printed holds a key of the store or the cluster's token.
 
 When all is stopped no process is left. The store's disk is one of its own, in memory, so that it can be full; without
 the right to mount one this fault is left out, with a word.
@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -42,7 +41,7 @@ from pipeline.upkeep.gc import garbage
 from tests.cluster.audit.audits import leaky_sets
 from tests.nodes import add_node, kill_node
 from tests.soak import audit_kill, shard_kill
-from tests.soak.pretrain_faults import small_disk
+from tests.soak.pretrain_faults import filled, small_disk
 from tests.soak.shard_kill import Outcome, end, kill_one, ray_workers
 from tests.trainer.runs import assert_equal, final_state
 from tests.waiting import wait_until
@@ -131,6 +130,7 @@ class Chaos:
                     driver.wait()
                 sink.seek(0)
                 printed = sink.read().decode(errors="replace")
+            assert not _holds(printed.encode(), _secrets(self.stack)), f"{name} printed a secret"
             if driver.returncode == 0:
                 return
             assert "Traceback" not in printed, printed[-3000:]
@@ -177,11 +177,8 @@ class Chaos:
 
     def _fill(self) -> bool:
         """Let the store have no room for a while."""
-        filler = Path(self.stack.folder) / "filler"
-        with filler.open("wb") as sink:
-            os.posix_fallocate(sink.fileno(), 0, shutil.disk_usage(self.stack.folder).free)
-        time.sleep(self._chance.uniform(*_OUTAGE_SECONDS))
-        filler.unlink()
+        with filled(Path(self.stack.folder)):
+            time.sleep(self._chance.uniform(*_OUTAGE_SECONDS))
         return True
 
 
@@ -233,12 +230,15 @@ def compare(calm: Results, found: Results) -> None:
 
 def find_secrets(stack: Stack, root: str) -> list[str]:
     """Return the objects and the logs that hold a secret of the stack."""
-    token = Path(stack.environment["RAY_AUTH_TOKEN_PATH"]).read_bytes()
-    secrets = [stack.environment["AWS_SECRET_ACCESS_KEY"].encode(), token]
-    store = open_store(root)
+    secrets, store = _secrets(stack), open_store(root)
     found = [entry.key for entry in store.walk() if _holds(store.read(entry.key), secrets)]
     logs = [*Path(stack.scratch).glob("ray/session_2*/logs/**/*"), *Path(stack.folder).glob("*.log")]
     return found + [str(path) for path in logs if path.is_file() and _holds(path.read_bytes(), secrets)]
+
+
+def _secrets(stack: Stack) -> list[bytes]:
+    token = Path(stack.environment["RAY_AUTH_TOKEN_PATH"]).read_bytes()
+    return [stack.environment["AWS_SECRET_ACCESS_KEY"].encode(), token]
 
 
 def _holds(body: bytes, secrets: list[bytes]) -> bool:
@@ -253,6 +253,8 @@ def main() -> None:
     parser.add_argument("--faults", default=",".join(FAULTS), help="with commas")
     chosen = parser.parse_args()
     faults = chosen.faults.split(",")
+    if set(faults) - set(FAULTS):
+        parser.error(f"--faults are of {', '.join(FAULTS)}")
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder, small_disk(Path(folder) / "stack") as is_small:
         if not is_small and "full" in faults:
             print("without the right to mount a disk, the store never runs out of room")

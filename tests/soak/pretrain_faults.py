@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -44,6 +44,7 @@ from trainer.run.metrics import read_metrics
 from trainer.run.resize import RESIZE_SECONDS_VARIABLE
 
 _BUCKET = "soak"
+_LAST_SECONDS = 10.0
 _STEPS_PER_SECOND = 4.0  # of two ranks on two cores, disturbed; decides how long the run is
 _BATCH_SIZE, _NUM_IMAGES = 16, 90
 _LOG_EVERY = 10
@@ -113,11 +114,8 @@ class Soak:
 
     def full(self) -> None:
         """Let the store have no room for a while."""
-        filler = Path(self.stack.folder) / "filler"
-        with filler.open("wb") as sink:
-            os.posix_fallocate(sink.fileno(), 0, shutil.disk_usage(self.stack.folder).free)
-        time.sleep(self.chance.uniform(*_OUTAGE_SECONDS))
-        filler.unlink()
+        with filled(Path(self.stack.folder)):
+            time.sleep(self.chance.uniform(*_OUTAGE_SECONDS))
 
     def damage(self) -> None:
         """Flip a byte of the newest checkpoint, and kill a rank, so that it is needed."""
@@ -181,7 +179,7 @@ def soak(
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     found = Soak(stack, out, random.Random(seed))
     try:
-        _disturb(found, run, minutes, faults)
+        _disturb(found, run, minutes, faults, num_steps)
         printed = run.communicate()[0]
     finally:
         run.kill()
@@ -198,12 +196,16 @@ def soak(
     return found
 
 
-def _disturb(found: Soak, run: subprocess.Popen[str], minutes: float, faults: list[str]) -> None:
-    """Do one thing after another to a run until the time is over, each when it has got on after the last one."""
+def _disturb(found: Soak, run: subprocess.Popen[str], minutes: float, faults: list[str], num_steps: int) -> None:
+    """Do one thing after another to a run, each when it has got on after the last one.
+
+    Goes on until the time is over and each was done once, or the run is about to end.
+    """
     _wait_for_checkpoint_after(found, run, 0)
     left: list[str] = []
     deadline = time.monotonic() + 60 * minutes
-    while time.monotonic() < deadline and run.poll() is None:
+    last = num_steps - round(_LAST_SECONDS * _STEPS_PER_SECOND)  # after it the run may be over before it is disturbed
+    while (time.monotonic() < deadline or len(found.seconds) < len(faults)) and steps(found.store)[-1] < last:
         left = left or found.chance.sample(faults, len(faults))  # each as often as the others
         name = left.pop()
         before, began = steps(found.store)[-1], time.monotonic()
@@ -243,6 +245,18 @@ def table(seconds: dict[str, list[float]]) -> str:
     for name, each in sorted(seconds.items()):
         lines.append(f"{name:<8} {len(each):>6} {median(each):>9.0f} {max(each):>10.0f}")
     return "\n".join(lines)
+
+
+@contextmanager
+def filled(folder: Path) -> Iterator[None]:
+    """Take all the room that is left on a folder's disk."""
+    filler = folder / "filler"
+    try:
+        with filler.open("wb") as sink, suppress(OSError):  # while it is filled, others write, too
+            os.posix_fallocate(sink.fileno(), 0, shutil.disk_usage(folder).free)
+        yield
+    finally:
+        filler.unlink()
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def _config(
     fields |= {"data": data, "out": out} | {name: value for name, value in given.items() if value is not None}
     config = build(PretrainConfig, RUN_SETTINGS.get(recipe or "", {}) | fields, values)
     if branch and before:
-        _compare_recipes(branch, before, config.recipe.model_dump())
+        _say_other_recipe(branch, before, config.recipe.model_dump())
     require_free_folder(out, "run", RUN_MARKS)
     if present:
         config = settle(open_store(out), config)
@@ -192,13 +192,8 @@ def _recipe(name: str, values: dict[str, Any], present: Any) -> dict[str, Any]:
     return fields
 
 
-def _compare_recipes(branch: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Print what differs from the recipe of the run that is left; what it remembers has to fit the optimizer."""
-    if before["optimizer"] != now["optimizer"]:
-        raise ConfigError(
-            f"--branch {branch} goes on with the momentum of {before['optimizer']}, but recipe.optimizer is "
-            f"{now['optimizer']}; leave it, or begin with the weights alone: --init {branch}"
-        )
+def _say_other_recipe(branch: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Print what differs from the recipe of the run that is left."""
     changes = [f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value]
     if changes:
         echo(f"the recipe is not that of {branch}: {'; '.join(changes)}", err=True)

@@ -25,7 +25,7 @@ from trainer.recipes.data import selection_without, training_sources
 from trainer.recipes.hyperrule import TransferRecipe, hyperrule, rescaled, shortened
 from trainer.recipes.pretrain import pretrain_learning_rate, schedule_offset, total_steps
 from trainer.run.classes import stored_classes
-from trainer.run.history import Change, has_learned, order_change
+from trainer.run.history import Change, current_config, has_learned, order_change
 from trainer.run.settings import RunSettings
 from trainer.tasks.few_shot import few_shot_rows
 
@@ -47,6 +47,12 @@ def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
         )
     if config.init and config.branch:
         raise ConfigError("a run starts from --init or from --branch, not from both; leave one out")
+    left = current_config(open_store(config.branch.run), PretrainConfig, config.branch.step) if config.branch else None
+    if left and left.recipe.optimizer != config.recipe.optimizer:
+        raise ConfigError(
+            f"{left.out} was trained with {left.recipe.optimizer}, whose momentum does not fit recipe.optimizer="
+            f"{config.recipe.optimizer}; leave that, or begin with the weights alone: --init {left.out}"
+        )
     _check_batch(config, config.model, config.recipe.batch_size, num_workers)
     classes, store = training_sources(config)[0].selection.dataset.classes, open_store(config.out)
     learned = stored_classes(store) if has_learned(store) else None

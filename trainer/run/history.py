@@ -176,15 +176,14 @@ def changed(
     """
     new = with_changes(config, changes)
     check(new)
-    before = dict(_leaves(config))
-    after = {name: value for name, value in _leaves(new) if before.get(name) != value}
+    after = _differences(config, new)
     if after:
-        step = steps(store)[-1]
+        step, values = steps(store)[-1], json.loads(config.to_json())
         change = Change(
             step=step,
             epochs_done=epochs_done,
             time=time.time(),
-            before={name: before.get(name) for name in after},
+            before={name: _value(values, name) for name in after},
             after=after,
         )
         number = sum(1 for _ in store.list(_CHANGES))
@@ -207,8 +206,7 @@ def with_changes(config: R, changes: Mapping[str, Any]) -> R:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(f"--change {where}: {first['msg']} (got {first['input']!r})") from error
-    before = dict(_leaves(config))
-    fixed = [name for name, value in _leaves(new) if _is_fixed(name) and before.get(name) != value]
+    fixed = sorted(filter(_is_fixed, _differences(config, new)))
     if fixed:
         raise ConfigError(f"--change {fixed[0]}: a run keeps its {fixed[0]}; start another one with another OUT")
     return new
@@ -238,8 +236,23 @@ def _leaves(config: Record) -> Iterator[tuple[str, Any]]:
     return walk(json.loads(config.to_json()), "")
 
 
+def _differences(old: Record, new: Record) -> dict[str, Any]:
+    """Return the values by dotted name that are others, or new; a record that is gone is None by its own name."""
+    before = dict(_leaves(old))
+    return {name: value for name, value in _leaves(new) if name not in before or before[name] != value}
+
+
+def _value(values: Any, name: str) -> Any:
+    """Return the value at a dotted name, which may be a whole record; None where there is none."""
+    for part in name.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
 def _put(values: dict[str, Any], name: str, value: Any) -> None:
     *path, last = name.split(".")
     for part in path:
-        values = values.setdefault(part, {})
+        if not isinstance(values.get(part), dict):  # a record that was not there
+            values[part] = {}
+        values = values[part]
     values[last] = value

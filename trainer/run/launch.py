@@ -7,7 +7,8 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -114,8 +115,6 @@ def _run_on_ray(
 ) -> None:
     require_cluster()
     quieten()
-    if num_workers[0] < num_workers[1]:
-        os.environ.setdefault(*_ELASTIC_START)
     import ray  # noqa: PLC0415 - two seconds that `--help` need not pay
     import ray.train  # noqa: PLC0415
     import ray.train.torch  # noqa: PLC0415
@@ -156,7 +155,7 @@ def _run_on_ray(
             callbacks=[SaveBeforeResize(out, launch_id, shown)],
         ),
     )
-    with stop_requests() as wants_stop:
+    with stop_requests() as wants_stop, _default_variable(*_ELASTIC_START, holds=num_workers[0] < num_workers[1]):
         error = _fitted(
             trainer, board, wants_stop, partial(require_capacity, num_workers[0], use_gpu=use_gpu, wait=True)
         )
@@ -169,6 +168,19 @@ def _run_on_ray(
     stopped = board.stopped()
     if stopped:
         raise Interrupted(stopped)
+
+
+@contextmanager
+def _default_variable(name: str, value: str, *, holds: bool) -> Iterator[None]:
+    """Set an environment variable inside, unless it is set already, if that holds."""
+    if not holds or name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _scaling(num_workers: tuple[int, int], *, use_gpu: bool) -> Any:

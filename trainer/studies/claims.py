@@ -24,19 +24,21 @@ class Contrast:
     Attributes:
         plus: Cells that are added.
         minus: Cells that are taken off.
-        within: None where the contrast is to be above 0; otherwise how far from 0 it may be.
+        within: How far from 0 it may be; None where it is to be above a value.
+        above: That value: below 0 where a lead smaller than that of the other side is none.
     """
 
     plus: tuple[Cell, ...]
     minus: tuple[Cell, ...] = ()
     within: float | None = None
+    above: float = 0.0
 
     def judge(self, cells: Mapping[Cell, Estimate]) -> Verdict:
         """Return whether it is as it is to be, by its interval; open where a cell was not measured."""
         found = self.measured(cells)
         if found is None:
             return Verdict.OPEN
-        least, most = (0.0, float("inf")) if self.within is None else (-self.within, self.within)
+        least, most = (self.above, float("inf")) if self.within is None else (-self.within, self.within)
         if found.low > least and found.high < most:
             return Verdict.HOLDS
         return Verdict.FAILS if found.high < least or found.low > most else Verdict.OPEN
@@ -60,7 +62,8 @@ class Contrast:
     def __str__(self) -> str:
         sides = [" + ".join(" ".join(cell) for cell in side) for side in (self.plus, self.minus)]
         if self.within is None:
-            return " > ".join(side for side in sides if side)
+            lead = f" - {-100 * self.above:g} points" if self.above else ""
+            return " > ".join(side for side in sides if side) + lead
         return f"{' - '.join(side for side in sides if side)} within {100 * self.within:g} points of 0"
 
 

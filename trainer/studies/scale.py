@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
@@ -16,6 +16,7 @@ from trainer.recipes.search import SearchSpace
 SCALES = ("tiny", "mini", "full")  # that come with the package
 
 Share = Annotated[float, Field(gt=0, le=1)]
+R = TypeVar("R", bound=Record)
 
 
 class UpstreamData(Record):
@@ -175,6 +176,18 @@ def read_scale(name: str, data: str) -> Scale:
     if unknown:
         raise ConfigError(f"{path}: duplicates are of {', '.join(sorted(unknown))}, which upstream does not list")
     return _located(scale, data)
+
+
+def as_begun(scale: R, begun: R) -> R:
+    """Return a scale where each field that was unknown to the release that began with `begun` is as it is there."""
+    changes: dict[str, Any] = {}
+    for name in type(scale).model_fields:
+        now, then = getattr(scale, name), getattr(begun, name)
+        if name not in begun.model_fields_set:
+            changes[name] = then
+        elif isinstance(now, Record) and isinstance(then, Record):
+            changes[name] = as_begun(now, then)
+    return scale.model_copy(update=changes)
 
 
 def _located(scale: Scale, data: str) -> Scale:

@@ -23,7 +23,7 @@ from trainer.model.cost import layers, step_memory
 from trainer.recipes.classes import match_classes
 from trainer.recipes.held_out import held_out_rows
 from trainer.studies.grid import SPLITS_OF_SEARCH, DatasetFacts, Grid, Run, SearchPart, list_url, search_list_url
-from trainer.studies.scale import Scale, Search, UpstreamData
+from trainer.studies.scale import Scale, Search, UpstreamData, as_begun
 from trainer.studies.study import Study
 from trainer.tasks.prepare import augmentation_of
 
@@ -87,7 +87,7 @@ def settled_grid(
     out = store.url.rstrip("/")
     if exists(store, STUDIES_KEY):
         grid = stored_grid(store)
-        if grid.scale != scale:
+        if grid.scale != as_begun(scale, grid.scale):
             raise Conflict(f"{store.url} holds studies of another scale; choose another OUT")
     else:
         grid = Grid(scale, _facts(scale), out)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from pipeline.base.seeds import rng
+from pipeline.base.seeds import rng, sample_uniform
 from pipeline.image.transforms import EvaluationView, FinetuneView, Placement, PretrainView, inception_box
 
 SEEDS = st.integers(0, 2**128 - 1)
@@ -42,6 +42,16 @@ def test_inception_crops_reach_all_corners_all_areas_and_both_aspects() -> None:
     # Where there is no need to try again, areas are drawn evenly.
     share = np.mean(areas < 0.3) / np.mean(areas < 0.55)
     assert 0.45 < share < 0.55
+
+
+def test_the_views_of_a_key_are_those_of_all_releases() -> None:
+    drawn = [
+        view(300, 400, sample_uniform(7, "augment", 0, 2, 3, 5)) for view in (PretrainView(224), FinetuneView(160, 128))
+    ]
+    assert drawn == [
+        Placement((48, 59, 234, 284), 224),
+        Placement((0, 0, 400, 300), 160, crop=(10, 4, 138, 132), flip=True),
+    ]
 
 
 def test_an_image_no_box_fits_is_used_whole() -> None:

@@ -26,6 +26,7 @@ def test_a_large_run_has_failures_and_pays_for_them() -> None:
     found = layers(parse_architecture("R152x4"), 21_843, 224)
     macs, parameters = sum(layer.num_macs for layer in found), sum(layer.num_parameters for layer in found)
     assert checkpoint_bytes(parameters) == 1_107_299_923 * 8
+    assert checkpoint_bytes(parameters, bit_m().model_copy(update={"optimizer": "adam"}).num_moments) == 12 * parameters
     told = forecast(macs, parameters, 312_012, 4096, machines("64x8xH100"), recomputes=True)
     views, flops = 312_012 * 4096, 8 * macs
     assert told.hours.low == pytest.approx(views * flops / (512 * 0.107 * 989.5e12) / 3600, rel=0.02)

@@ -92,6 +92,7 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
         most = largest_batch(found, 40 * 10**9, **options)
         assert step_memory(found, most, **options).total <= 40 * 10**9 < step_memory(found, most + 1, **options).total
     assert largest_batch(found, 10**9) == 0
+    assert 3 * step_memory(found, 1, num_moments=2).weights == 4 * step_memory(found, 1).weights
 
 
 def test_describe_tells_the_parameters_of_the_largest_model() -> None:

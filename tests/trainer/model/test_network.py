@@ -1,6 +1,7 @@
 """The network's variants and the two ways to compute a step: plain, and with standardised kernels once a step."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -31,6 +32,10 @@ SMALL = "R14x0.5"
 
 def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def trained_head(model: ResNetV2) -> ResNetV2:
@@ -243,15 +248,16 @@ def _rank(rank: int, num_ranks: int, folder: str, ranks_per_replica: int | None)
     batch = pictures(8)
     own = TensorBatch(batch.images_BCHW[rank::num_ranks], batch.targets_BK[rank::num_ranks])
     expected = gradients(batch, 8)
-    for sharded in (False, True):
+    kinds: tuple[tuple[bool, Literal["sgd", "adam"]], ...] = ((False, "sgd"), (True, "sgd"), (True, "adam"))
+    for sharded, kind in kinds:
         model = new_model(SMALL, 3, seed=1, sharded=sharded, ranks_per_replica=ranks_per_replica, recomputes=True)
         model = trained_head(model).double()
         fresh = trained_head(new_model(SMALL, 3, seed=1)).double()
         for name, value in model.state_dict().items():
             assert torch.equal(whole(value), fresh.state_dict()[name]), name
-        optimizer = MasterOptimizer(model, 0.9, 1e-4)
-        if sharded:  # every rank holds its part of weights, momentum and gradients
-            local = sum(value.to_local().numel() for value in optimizer.state().values())
+        optimizer = MasterOptimizer(model, 0.9, 1e-4, kind=kind)
+        if sharded:  # every rank holds its part of weights, moments and gradients
+            local = sum(part(value).numel() for value in optimizer.state().values())
             assert local < 0.52 * sum(value.numel() for value in optimizer.state().values())
         if num_ranks == 2 and not sharded:
             model.compile(backend="aot_eager", fullgraph=True, dynamic=False)
@@ -261,15 +267,16 @@ def _rank(rank: int, num_ranks: int, folder: str, ranks_per_replica: int | None)
             assert close(whole(value), expected[name]), (sharded, name)
         norm = torch.nn.utils.get_total_norm(list(expected.values()))
         assert result.gradient_norm == pytest.approx(norm.item(), rel=1e-9)
-        store = LocalStore(Path(folder) / f"run-{sharded}")
+        store = LocalStore(Path(folder) / f"run-{sharded}-{kind}")
         save(store, world, optimizer.state(), step=1, attempt="a", stream={}, about={})
         # A checkpoint of shards fills a model that is whole, and the other way round.
         other = new_model(SMALL, 3, seed=9, sharded=not sharded).double()
-        loaded = MasterOptimizer(other, 0.9, 1e-4)
+        loaded = MasterOptimizer(other, 0.9, 1e-4, kind=kind)
         record = latest(store)
         load(store, world, record, loaded.state())
         stored = sum(file.num_bytes for file in record.files if file.name.endswith(".chunks"))
-        assert stored == 8 * sum(value.numel() for value in optimizer.state().values())  # each value once
+        each_once = sum(value.numel() * value.element_size() for value in optimizer.state().values())
+        assert stored == each_once
         for name, value in optimizer.state().items():
             assert torch.equal(whole(loaded.state()[name]), whole(value)), name
     batch_norm = new_model("R14x0.5-BN", 3, seed=1)

@@ -3,7 +3,7 @@
 Nobody helps: the run goes on with what is left, saves before it grows or a node goes, and ends a rank that hangs.
 """
 
-import itertools
+import json
 import os
 import re
 import signal
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from cluster.stack.services import Stack
+from pipeline.base.logs import FORMAT_VARIABLE
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from tests.conftest import pack, running_stack
@@ -38,28 +39,56 @@ _SOON = {
 }
 _WAIT_SECONDS = 240.0  # a lost node is noticed after a minute
 _MOST_SECONDS = 900  # for a test; nodes that do not start in time on a busy machine take three minutes more
-_NEW_NODES = itertools.count(3)
 
 
 pytestmark = pytest.mark.alone  # Ray gives a node that joins 30 s to start, whatever else the machine does
 
 
+class Nodes:
+    """The nodes of a cluster that changes; the head is number 0 and stays."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._leaving: set[int] = set()
+        self._next = 3
+
+    def kill(self, number: int) -> None:
+        kill_node(self._stack, number)
+        self._leaving.add(number)
+
+    def drain(self, seconds: int) -> None:
+        """Announce that the newest node will be taken away."""
+        number = max(set(alive_nodes(self._stack)) - self._leaving)
+        drain_node(self._stack, number, seconds)
+        self._leaving.add(number)
+
+    def add(self) -> None:
+        add_node(self._stack, self._next)
+        self._next += 1
+
+    def restore(self) -> None:
+        """Have three nodes once more."""
+        wait_until(lambda: not self._leaving & set(alive_nodes(self._stack)), "the nodes to leave", _WAIT_SECONDS)
+        for _ in range(3 - len(alive_nodes(self._stack))):
+            self.add()
+
+
 @pytest.fixture(scope="module")
-def changing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def changing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(RESIZE_SECONDS_VARIABLE, "10")
         patch.setenv(STALL_SECONDS_VARIABLE, str(STALL_SECONDS))
+        patch.setenv(FORMAT_VARIABLE, "json")
         for name, value in _SOON.items():
             patch.setenv(name, value)
         with running_stack(tmp_path_factory.mktemp("changing"), [1, 1, 1]) as stack:
-            yield stack
+            yield Nodes(stack)
 
 
 @pytest.fixture
-def three_nodes(changing: Stack) -> Stack:
-    """The cluster, with a new node in the place of each that a test before has taken away."""
-    for _ in range(3 - len(alive_nodes(changing))):
-        add_node(changing, next(_NEW_NODES))
+def nodes(changing: Nodes) -> Nodes:
+    """Three nodes, with a new one in the place of each that a test before has taken away."""
+    changing.restore()
     return changing
 
 
@@ -109,7 +138,7 @@ class Run:
 
 
 @pytest.fixture
-def begin(three_nodes: Stack, small_folder: Path, s3_url: Callable[[str], str]) -> Iterator[Callable[[str], Run]]:
+def begin(nodes: Nodes, small_folder: Path, s3_url: Callable[[str], str]) -> Iterator[Callable[[str], Run]]:
     """Starts a run on so many workers; what a failed test leaves behind is stopped, for the tests after it."""
     runs: list[Run] = []
 
@@ -144,18 +173,19 @@ def test_a_process_that_is_stopped_is_left_behind_with_the_stacks_of_all_others(
 
 @pytest.mark.timeout(_MOST_SECONDS)
 def test_the_group_goes_on_without_a_lost_node_and_grows_again_after_a_save(
-    three_nodes: Stack, begin: Callable[[str], Run]
+    nodes: Nodes, begin: Callable[[str], Run]
 ) -> None:
     run = begin("1:3")
     run.wait_for_start(3)
     run.wait_for_step(40)
-    kill_node(three_nodes, 2)
+    nodes.kill(2)
     lost = run.wait_for_start(2)
     run.wait_for_step(attempts(run.store)[lost - 1]["first_step"] + 40)
-    add_node(three_nodes, next(_NEW_NODES))
+    nodes.add()
     grown = run.wait_for_start(3, after=lost)
     said = run.stop()
-    (step,) = re.findall(r"the group goes from 2 ranks to 3: saved after step ([\d,]+)", said)
+    (line,) = [json.loads(line) for line in said.splitlines() if "the group goes from 2 ranks to 3" in line]
+    (step,) = re.findall(r"^the group goes from 2 ranks to 3: saved after step ([\d,]+)$", line["message"])
     assert attempts(run.store)[grown - 1]["first_step"] >= int(step.replace(",", "")), said
     assert "2 ranks, resumed from step" in said
     assert "state-dump" not in said  # Ray's noise stays in its logs
@@ -165,12 +195,12 @@ def test_the_group_goes_on_without_a_lost_node_and_grows_again_after_a_save(
 
 @pytest.mark.timeout(_MOST_SECONDS)
 def test_before_a_node_is_drained_the_run_saves_and_goes_on_from_there_on_what_is_left(
-    three_nodes: Stack, begin: Callable[[str], Run]
+    nodes: Nodes, begin: Callable[[str], Run]
 ) -> None:
     run = begin("1:3")
     run.wait_for_start(3)
     run.wait_for_step(40)
-    drain_node(three_nodes, max(alive_nodes(three_nodes)), 30)
+    nodes.drain(30)
     left = run.wait_for_start(2)
     said = run.stop()
     events = [event for event in read_events(run.store) if event["kind"] == "stopping"]

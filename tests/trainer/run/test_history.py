@@ -15,11 +15,11 @@ from tests.conftest import class_folders, pack, run_cli
 from tests.trainer.runs import RECIPE, Stopped, assert_equal, config, final_state
 from trainer.checkpoint.record import require_latest
 from trainer.formats.places import holds_weights
-from trainer.jobs.config import FinetuneConfig, PretrainConfig
+from trainer.jobs.config import Branch, FinetuneConfig, PretrainConfig
 from trainer.jobs.pretrain import pretrain
 from trainer.model.build import new_model
 from trainer.run.classes import stored_classes, write_classes
-from trainer.run.history import changed, current_config, read_changes, settle
+from trainer.run.history import changed, current_config, read_changes, settle, with_changes
 from trainer.run.metrics import read_metrics
 from trainer.step.ranks import alone
 
@@ -166,6 +166,24 @@ def test_a_whole_record_is_changed_field_by_field(begun: PretrainConfig) -> None
     assert (change.after, change.begins_order) == ({"recipe.batch_size": 12}, True)
 
 
+def test_a_record_that_was_not_there_or_is_to_go_is_changed_as_a_whole(begun: PretrainConfig) -> None:
+    store, held_out = open_store(begun.out), {"num_samples": 5, "data": None, "data_version": 1, "seed": 0}
+    first = settle(store, begun)
+    new = changed(store, first, {"held_out": held_out}, epochs_done=0.8)
+    assert new.held_out is not None
+    assert current_config(store, PretrainConfig) == new
+    assert changed(store, new, {"held_out": None}, epochs_done=0.8) == first
+    assert current_config(store, PretrainConfig) == first
+    assert read_changes(store)[-1].before == {"held_out": held_out}
+
+
+def test_a_branch_cannot_be_changed_away(begun: PretrainConfig, tmp_path: Path) -> None:
+    left = Branch(run=begun.out, step=3, epochs_done=0.8)
+    branch = begun.model_copy(update={"out": str(tmp_path / "branch"), "branch": left})
+    with pytest.raises(ConfigError, match="a run keeps its branch"):
+        with_changes(branch, {"branch": None})
+
+
 def test_the_header_of_the_first_command_has_the_steps_of_the_changed_run(
     begun: PretrainConfig, small_dataset: Dataset
 ) -> None:
@@ -219,6 +237,7 @@ def test_a_branch_with_another_optimizer_is_refused_since_what_it_remembers_does
         "--workers", "0", "--set", "recipe.optimizer=adam",
     )  # fmt: skip
     assert done.returncode == 2
+    assert "was trained with sgd, whose momentum does not fit recipe.optimizer=adam" in done.stderr
     assert f"or begin with the weights alone: --init {begun.out}" in done.stderr
     assert not (tmp_path / "branch").exists()
 

@@ -49,6 +49,17 @@ def test_equal_means_that_the_whole_interval_lies_near_0(found: Estimate, verdic
     assert Contrast((A,), within=0.01).judge({A: found}) == verdict
 
 
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [(around(0.3, 0.1), Verdict.HOLDS), (around(0.0, 0.005), Verdict.HOLDS), (around(0.0, 0.02), Verdict.OPEN),
+     (around(-0.03, 0.01), Verdict.FAILS)],
+)  # fmt: skip
+def test_no_gain_is_a_lead_of_the_other_side_below_what_counts(found: Estimate, verdict: Verdict) -> None:
+    contrast = Contrast((A,), above=-0.01)
+    assert contrast.judge({A: found}) == verdict
+    assert str(contrast).endswith(" - 1 points")
+
+
 @given(st.lists(st.sampled_from([0.1, 0.0, -0.1]), min_size=1, max_size=6), st.integers(1, 6))
 def test_a_claim_on_some_of_several_is_open_as_long_as_the_open_ones_decide(gaps: list[float], needed: int) -> None:
     cells: dict[Cell, Estimate] = {}

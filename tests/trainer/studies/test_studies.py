@@ -25,7 +25,7 @@ from trainer.studies.grid import DatasetFacts, Grid
 from trainer.studies.page import findings, study_page
 from trainer.studies.paper.catalogue import STUDIES, named_studies
 from trainer.studies.scale import SCALES, Scale, read_scale
-from trainer.studies.settle import settled_grid
+from trainer.studies.settle import STUDIES_KEY, settled_grid
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,19 @@ def test_studies_share_runs_whose_plan_does_not_depend_on_the_start(data: Path, 
     assert all(run.needs is None or run.needs in together for run in together.values())
     with pytest.raises(Conflict, match="holds studies of another scale"):
         settled(tmp_path / "out", tiny(data, subsets=3), "few-shot")
+
+
+def test_studies_that_an_earlier_release_began_go_on_without_what_it_did_not_know(data: Path, tmp_path: Path) -> None:
+    grid = settled(tmp_path, tiny(data), "schedule")
+    stored = json.loads((tmp_path / STUDIES_KEY).read_text())
+    del stored["scale"]["schedule"]["adam_lr_per_256"]
+    (tmp_path / STUDIES_KEY).write_text(json.dumps(stored))
+    older = settled(tmp_path, tiny(data), "schedule")
+    assert {run.name for run in STUDIES["schedule"].runs(grid, {})} - {
+        run.name for run in STUDIES["schedule"].runs(older, {})
+    } == {"pretrain/L-R14x0.5-adam", "upstream/L-R14x0.5-adam"}
+    with pytest.raises(Conflict, match="holds studies of another scale"):
+        settled(tmp_path, tiny(data, subsets=3), "schedule")
 
 
 @pytest.mark.parametrize("name", SCALES)
