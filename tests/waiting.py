@@ -4,18 +4,18 @@ import time
 from collections.abc import Callable
 
 WAIT_SECONDS = 120.0  # far more than anything took with 20 busy processes on 2 CPUs; less than a test's time-out
-_LEAST_POLL_SECONDS, _MOST_POLL_SECONDS = 0.01, 0.2  # a condition may ask a store, which costs others their CPU
+STORE_POLL_SECONDS = 0.2  # for conditions that ask a store, which costs others their CPU
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_seconds: float = WAIT_SECONDS) -> None:
+def wait_until(
+    condition: Callable[[], object], what: str, timeout_seconds: float = WAIT_SECONDS, poll_seconds: float = 0.01
+) -> None:
     """Return as soon as a condition holds.
 
     Raises:
         AssertionError: It did not hold in time; the message names `what` was waited for.
     """
     deadline = time.monotonic() + timeout_seconds
-    pause_seconds = _LEAST_POLL_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_seconds:g} s in vain for {what}"
-        time.sleep(pause_seconds)
-        pause_seconds = min(_MOST_POLL_SECONDS, 1.1 * pause_seconds)
+        time.sleep(poll_seconds)

@@ -22,7 +22,7 @@ from pipeline.store.url import open_store
 from tests.conftest import pack, running_stack
 from tests.nodes import add_node, alive_nodes, drain_node, kill_node
 from tests.trainer.run.test_fault_tolerance import start, wait_for_checkpoint
-from tests.waiting import wait_until
+from tests.waiting import STORE_POLL_SECONDS, wait_until
 from trainer.run.events import attempts, read_events
 from trainer.run.lives import STALL_SECONDS_VARIABLE
 from trainer.run.resize import RESIZE_SECONDS_VARIABLE
@@ -117,7 +117,7 @@ class Run:
             return len(starts) > after and starts[-1]["num_ranks"] == num_ranks
 
         try:
-            wait_until(is_there, f"a start on {num_ranks} ranks", _WAIT_SECONDS)
+            wait_until(is_there, f"a start on {num_ranks} ranks", _WAIT_SECONDS, STORE_POLL_SECONDS)
         except AssertionError as error:
             seen = [each["num_ranks"] for each in attempts(self.store)]
             raise AssertionError(f"{error}; starts on {seen} ranks\n{self.stop()}") from error

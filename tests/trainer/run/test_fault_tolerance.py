@@ -15,7 +15,7 @@ from pipeline.store.url import open_store
 from tests.conftest import pack, run_cli
 from tests.soak.pretrain_faults import soak
 from tests.trainer.runs import final_state
-from tests.waiting import WAIT_SECONDS, wait_until
+from tests.waiting import STORE_POLL_SECONDS, WAIT_SECONDS, wait_until
 from trainer.checkpoint.record import committed
 from trainer.run.events import attempts
 from trainer.run.metrics import read_metrics
@@ -50,7 +50,7 @@ def wait_for_checkpoint(
         assert process.poll() is None, process.communicate()[0].decode()
         return any(record.step >= step for record in committed(store))
 
-    wait_until(is_there, f"a checkpoint of step {step}", timeout_seconds)
+    wait_until(is_there, f"a checkpoint of step {step}", timeout_seconds, STORE_POLL_SECONDS)
 
 
 @pytest.mark.timeout(600)
