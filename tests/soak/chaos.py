@@ -49,7 +49,7 @@ from tests.waiting import wait_until
 _BUCKET = "chaos"
 _KILLS = ("worker", "driver", "server")
 FAULTS = (*_KILLS, "node", "freeze", "outage", "full")
-_PAUSE_SECONDS = (2.0, 15.0)  # of calm between two faults
+_PAUSE_SECONDS = (5.0, 25.0)  # of calm between two faults
 _OUTAGE_SECONDS = (1.0, 15.0)  # for which something is stopped or full
 _MOST_STARTS = 40  # of one command, before the day is called lost
 _CALM_SHARE = 0.5  # of the starts of a command are left alone after the first three, so that each round ends
