@@ -25,7 +25,7 @@ class Contrast:
         plus: Cells that are added.
         minus: Cells that are taken off.
         within: How far from 0 it may be; None where it is to be above a value.
-        above: That value: below 0 where a lead smaller than that of the other side is none.
+        above: That value; a negative one allows the other side so much of a lead.
     """
 
     plus: tuple[Cell, ...]
