@@ -46,6 +46,10 @@ for package in pylibjxl cykooz-heif; do
         say "no wheel of $package for this machine: its images will be rejected as no-decoder; see docs/sharding.md"
 done
 
+# Wherever it is installed, each Ray process takes a second more to start: jsonschema builds its grammar of addresses when
+# it is imported. The library of the bill of materials brings it; nothing here uses it.
+pip uninstall --quiet --quiet --yes rfc3987-syntax
+
 # pillow and pillow-simd overwrite each other's files; nothing we depend on may bring pillow.
 if pip show --quiet pillow 2>/dev/null; then
     say "error: a dependency installed pillow beside pillow-simd; see docs/decisions/0002-pillow-simd.md"

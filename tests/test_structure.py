@@ -53,6 +53,11 @@ def test_public_names_are_there_and_cost_nothing_until_they_are_used(package: st
     assert missing == []
 
 
+def test_no_process_of_ray_waits_for_a_grammar_of_addresses() -> None:
+    program = "import ray, sys; sys.exit('rfc3987_syntax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)  # see scripts/setup.sh
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_top_level_of_a_package_holds_wings_and_its_command_line_only(package: str) -> None:
     assert {path.name for path in (ROOT / package).glob("*.py")} == {"__init__.py", "cli.py"}

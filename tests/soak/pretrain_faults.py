@@ -154,7 +154,16 @@ FAULTS: dict[str, Callable[[Soak], None]] = {
 
 
 def soak(
-    stack: Stack, root: str, folder: Path, minutes: float, seed: int, faults: list[str], workers: str = "2"
+    stack: Stack,
+    root: str,
+    folder: Path,
+    minutes: float,
+    seed: int,
+    faults: list[str],
+    *,
+    workers: str = "2",
+    checkpoint_every_steps: int | None = None,
+    pause_seconds: tuple[float, float] = _PAUSE_SECONDS,
 ) -> Soak:
     """Train once in calm and once disturbed, and compare.
 
@@ -166,6 +175,8 @@ def soak(
         seed: Of faults and moments.
         faults: Of FAULTS.
         workers: Of the runs, as `trainer pretrain --workers` takes them.
+        checkpoint_every_steps: Of the disturbed run; None for the interval that it chooses.
+        pause_seconds: Least and most calm before the next fault, after the run has got on.
 
     Raises:
         AssertionError: The run did not get on after a fault, ended with an error, or its weights are others.
@@ -175,11 +186,11 @@ def soak(
     num_steps = max(60, round(60 * minutes * _STEPS_PER_SECOND))
     subprocess.run(_command(data, calm, num_steps, workers), check=True, capture_output=True)
     print(f"calm run: {num_steps:,} steps", flush=True)
-    command = _command(data, out, num_steps, workers)
+    command = _command(data, out, num_steps, workers, checkpoint_every_steps)
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     found = Soak(stack, out, random.Random(seed))
     try:
-        _disturb(found, run, minutes, faults, num_steps)
+        _disturb(found, run, minutes, faults, num_steps, pause_seconds)
         printed = run.communicate()[0]
     finally:
         run.kill()
@@ -196,7 +207,14 @@ def soak(
     return found
 
 
-def _disturb(found: Soak, run: subprocess.Popen[str], minutes: float, faults: list[str], num_steps: int) -> None:
+def _disturb(
+    found: Soak,
+    run: subprocess.Popen[str],
+    minutes: float,
+    faults: list[str],
+    num_steps: int,
+    pause_seconds: tuple[float, float],
+) -> None:
     """Do one thing after another to a run, each when it has got on after the last one.
 
     Goes on until the time is over and each was done once, or the run is about to end.
@@ -213,7 +231,7 @@ def _disturb(found: Soak, run: subprocess.Popen[str], minutes: float, faults: li
         _wait_for_checkpoint_after(found, run, before)
         found.seconds[name].append(time.monotonic() - began)
         print(f"{name}: a new checkpoint after {found.seconds[name][-1]:.0f} s", flush=True)
-        time.sleep(found.chance.uniform(*_PAUSE_SECONDS))
+        time.sleep(found.chance.uniform(*pause_seconds))
 
 
 def _wait_for_checkpoint_after(found: Soak, run: subprocess.Popen[str], step: int) -> None:
@@ -223,7 +241,7 @@ def _wait_for_checkpoint_after(found: Soak, run: subprocess.Popen[str], step: in
         time.sleep(0.5)
 
 
-def _command(data: str, out: str, num_steps: int, workers: str) -> list[str]:
+def _command(data: str, out: str, num_steps: int, workers: str, checkpoint_every_steps: int | None = None) -> list[str]:
     settings = {
         "recipe.epochs": num_steps * _BATCH_SIZE / _NUM_IMAGES,
         "recipe.decay_epochs": [],
@@ -232,6 +250,7 @@ def _command(data: str, out: str, num_steps: int, workers: str) -> list[str]:
         "recipe.resolution_px": 32,
         "num_lanes": 4,
         "log_every_steps": _LOG_EVERY,
+        "checkpoint_every_steps": "null" if checkpoint_every_steps is None else checkpoint_every_steps,
     }
     options = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     cluster = str(Path(sys.executable).parent / "cluster")
@@ -290,7 +309,9 @@ def main() -> None:
         stack = start_stack(Path(folder) / "stack", cpus_per_node=[1, 1, 1], bucket=_BUCKET)
         os.environ |= stack.environment
         try:
-            found = soak(stack, f"s3://{_BUCKET}", Path(folder), chosen.minutes, chosen.seed, faults, chosen.workers)
+            found = soak(
+                stack, f"s3://{_BUCKET}", Path(folder), chosen.minutes, chosen.seed, faults, workers=chosen.workers
+            )
         finally:
             stop_stack(stack)
     print(table(found.seconds))
