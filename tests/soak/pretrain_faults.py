@@ -45,7 +45,7 @@ from trainer.run.resize import RESIZE_SECONDS_VARIABLE
 
 _BUCKET = "soak"
 _LAST_SECONDS = 10.0
-_STEPS_PER_SECOND = 4.0  # of two ranks on two cores, disturbed; decides how long the run is
+_STEPS_PER_SECOND = 8.0  # of two ranks on two cores, disturbed; decides how long the run is
 _BATCH_SIZE, _NUM_IMAGES = 16, 90
 _LOG_EVERY = 10
 _OUTAGE_SECONDS = (5.0, 60.0)
@@ -151,6 +151,7 @@ FAULTS: dict[str, Callable[[Soak], None]] = {
     "full": Soak.full,
     "damage": Soak.damage,
 }
+_ENDS_A_START = {"worker", "driver", "stop", "damage"}  # certainly; a lost node may have had no rank
 
 
 def soak(
@@ -219,7 +220,7 @@ def _disturb(
 
     Goes on until the time is over and each was done once, or the run is about to end.
     """
-    _wait_for_checkpoint_after(found, run, 0)
+    _wait_for_checkpoint(found, run, 0, 0)
     left: list[str] = []
     deadline = time.monotonic() + 60 * minutes
     last = num_steps - round(_LAST_SECONDS * _STEPS_PER_SECOND)  # after it the run may be over before it is disturbed
@@ -227,16 +228,25 @@ def _disturb(
         left = left or found.chance.sample(faults, len(faults))  # each as often as the others
         name = left.pop()
         before, began = steps(found.store)[-1], time.monotonic()
+        num_starts = len(attempts(found.store)) + (name in _ENDS_A_START)
         FAULTS[name](found)
-        _wait_for_checkpoint_after(found, run, before)
+        _wait_for_checkpoint(found, run, before, num_starts)
         found.seconds[name].append(time.monotonic() - began)
         print(f"{name}: a new checkpoint after {found.seconds[name][-1]:.0f} s", flush=True)
         time.sleep(found.chance.uniform(*pause_seconds))
 
 
-def _wait_for_checkpoint_after(found: Soak, run: subprocess.Popen[str], step: int) -> None:
+def _wait_for_checkpoint(found: Soak, run: subprocess.Popen[str], step: int, num_starts: int) -> None:
+    """Wait for a checkpoint after a step that is the work of the latest of at least so many starts."""
     deadline = time.monotonic() + _MOST_SECONDS
-    while run.poll() is None and not any(each > step for each in steps(found.store)):
+
+    def is_there() -> bool:
+        starts = attempts(found.store)
+        if not starts or len(starts) < num_starts:
+            return False
+        return any(each > max(step, starts[-1]["first_step"]) for each in steps(found.store))
+
+    while run.poll() is None and not is_there():
         assert time.monotonic() < deadline, f"no checkpoint after step {step:,} within {_MOST_SECONDS:.0f} s"
         time.sleep(0.5)
 

@@ -14,7 +14,7 @@ from pipeline.base.errors import BitError, NotFound, ServiceError
 from pipeline.store.base import Store
 from pipeline.store.lease import Lease
 from trainer.checkpoint.chunks import Part, own_parts
-from trainer.checkpoint.record import CheckpointFile
+from trainer.checkpoint.record import CheckpointFile, UnreportedFigures
 from trainer.checkpoint.retention import Retention, discard_old
 from trainer.checkpoint.sharded import commit, files_listed, folder_of, list_key, write_parts
 from trainer.step.ranks import World
@@ -57,6 +57,7 @@ class BackgroundSaver:
         step: int,
         stream: Mapping[str, Any],
         about: Mapping[str, Any],
+        unreported: tuple[UnreportedFigures, ...] = (),
         best: Collection[int] = (),
         is_final: bool = False,
     ) -> None:
@@ -67,6 +68,7 @@ class BackgroundSaver:
             step: Optimizer steps done.
             stream: State of the data stream.
             about: Facts for whoever loads the weights.
+            unreported: What the ranks measured since the last row of metrics.
             best: Steps whose checkpoints stay, whatever the retention says.
             is_final: Whether nothing changes the state before it is written: then it is not copied.
 
@@ -78,7 +80,7 @@ class BackgroundSaver:
         parts = own_parts(state, self._world.rank, self._world.num_ranks)
         if not is_final:
             parts = [self._copied(part) for part in parts]
-        work = (parts, step, dict(stream), dict(about), best, began)
+        work = (parts, step, dict(stream), dict(about), unreported, best, began)
         self._thread = threading.Thread(target=self._run, args=work, name=f"checkpoint-{step}", daemon=True)
         self._thread.start()
         self._figures["checkpoint_stall_seconds"] += time.monotonic() - began
@@ -129,6 +131,7 @@ class BackgroundSaver:
         step: int,
         stream: dict[str, Any],
         about: dict[str, Any],
+        unreported: tuple[UnreportedFigures, ...],
         best: Collection[int],
         began: float,
     ) -> None:
@@ -139,7 +142,7 @@ class BackgroundSaver:
                 others = self._files_of_others(folder)
                 if self._lease:
                     self._lease.check(now=True)
-                commit(self._store, step, folder, [*files, *others], stream, about)
+                commit(self._store, step, folder, [*files, *others], stream, about, unreported)
                 self._figures["checkpoint_seconds"] = time.monotonic() - began
                 self._figures["checkpoint_step"] = step
                 self._figures["checkpoint_bytes"] = sum(file.num_bytes for file in [*files, *others])

@@ -22,6 +22,18 @@ class CheckpointFile(Record):
     sha256: str
 
 
+class UnreportedFigures(Record):
+    """What a rank measured in the steps since the last row of metrics: a run that goes on from here counts them, too.
+
+    Attributes:
+        sums: By figure, over samples.
+        num_samples: Of this rank.
+    """
+
+    sums: dict[str, float]
+    num_samples: int
+
+
 class CheckpointRecord(Record):
     """Says that a checkpoint exists whole.
 
@@ -31,6 +43,7 @@ class CheckpointRecord(Record):
         files: All of them.
         stream: State of the data stream; empty where there is none.
         about: What the weights are: model, classes, where they came from.
+        unreported: Of every rank, in their order; empty right after a row.
         layout: Of the files: our own chunks, or those of torch.distributed.checkpoint.
     """
 
@@ -39,6 +52,7 @@ class CheckpointRecord(Record):
     files: tuple[CheckpointFile, ...]
     stream: dict[str, Any]
     about: dict[str, Any]
+    unreported: tuple[UnreportedFigures, ...] = ()
     layout: Literal["torch", "chunks"] = "torch"
 
 

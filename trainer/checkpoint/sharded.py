@@ -33,7 +33,7 @@ from trainer.checkpoint.chunks import (
     parts_of,
     runs,
 )
-from trainer.checkpoint.record import FOLDER, CheckpointFile, CheckpointRecord, record_key
+from trainer.checkpoint.record import FOLDER, CheckpointFile, CheckpointRecord, UnreportedFigures, record_key
 from trainer.checkpoint.torch_files import load_torch_files
 from trainer.step.ranks import World, broadcast, gather
 
@@ -128,10 +128,17 @@ def commit(
     files: Iterable[CheckpointFile],
     stream: Mapping[str, Any],
     about: Mapping[str, Any],
+    unreported: tuple[UnreportedFigures, ...] = (),
 ) -> None:
     """Make a checkpoint exist whose files are all there."""
     record = CheckpointRecord(
-        step=step, folder=folder, files=tuple(files), stream=dict(stream), about=dict(about), layout="chunks"
+        step=step,
+        folder=folder,
+        files=tuple(files),
+        stream=dict(stream),
+        about=dict(about),
+        unreported=unreported,
+        layout="chunks",
     )
     store.create(record_key(step), record.to_json())
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import median_low
 
+from trainer.checkpoint.record import UnreportedFigures
 from trainer.step.ranks import World, gather
 from trainer.step.step import StepResult
 
@@ -14,9 +15,19 @@ _LEAST_SHARE = 0.1  # of its time
 class Averages:
     """Collects the figures of steps; each sample counts the same, whichever rank it was on."""
 
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._num_samples = 0
+    def __init__(self, begun: UnreportedFigures | None = None) -> None:
+        """Begin an interval, or go on with one.
+
+        Args:
+            begun: What this rank measured of it before, as from `share`.
+        """
+        self._sums = dict(begun.sums) if begun else {}
+        self._num_samples = begun.num_samples if begun else 0
+
+    def unreported(self, world: World) -> tuple[UnreportedFigures, ...]:
+        """Return what every rank has measured since the last row, empty where none has; every rank must call."""
+        parts = gather(world, UnreportedFigures(sums=self._sums, num_samples=self._num_samples))
+        return tuple(parts) if any(part.num_samples for part in parts) else ()
 
     def add(self, result: StepResult, num_samples: int) -> None:
         """Take the figures of a step, means over this rank's samples."""
@@ -47,6 +58,23 @@ class Averages:
                 value = parts[rank][2] if name == "data_wait_fraction" else forward[rank]
                 means |= {"slowest_rank": rank, f"slowest_{name}": round(value, 4)}
         return means
+
+
+def share(unreported: Sequence[UnreportedFigures], rank: int, num_ranks: int) -> UnreportedFigures | None:
+    """Return the part of a rank that goes on with an interval: its own, or where their number has changed, rank 0 all.
+
+    Args:
+        unreported: Of every rank that began the interval.
+        rank: Of the group that goes on.
+        num_ranks: Of that group.
+    """
+    if len(unreported) == num_ranks:
+        return unreported[rank]
+    if rank or not unreported:
+        return None
+    names = {name for part in unreported for name in part.sums}
+    sums = {name: sum(part.sums.get(name, 0.0) for part in unreported) for name in names}
+    return UnreportedFigures(sums=sums, num_samples=sum(part.num_samples for part in unreported))
 
 
 def straggler(figures: Sequence[float], least: float) -> int | None:

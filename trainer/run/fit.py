@@ -17,6 +17,7 @@ from pipeline.streaming.order import lanes_of_rank
 from pipeline.streaming.stream import Batch, LoaderConfig, Stream
 from trainer.checkpoint.fallback import load_newest
 from trainer.checkpoint.weights import training_state
+from trainer.run.averages import Averages, share
 from trainer.run.controls import Controls
 from trainer.run.folder import begin_attempt, write_quarantine
 from trainer.run.hooks import Hooks, Start
@@ -57,13 +58,13 @@ def fit(run: TrainingRun, report: Report, controls: Controls | None = None) -> N
         on_bad=quarantine,
     )
     try:
-        first_step = _resume(run, stream)
+        first_step, averages = _resume(run, stream)
         attempt = begin_attempt(run.store, world, first_step)
         _announce(run, first_step)
         num_lanes = len(lanes_of_rank(run.order.num_lanes, world.rank, world.num_ranks))
         num_workers = min(loader.num_workers or 0, num_lanes)
         with closing(Telemetry(stream, num_workers, world.rank, run.settings.loader_log)) as telemetry:
-            start = Start(stream, quarantine, telemetry, attempt)
+            start = Start(stream, quarantine, telemetry, attempt, averages)
             hooks = Hooks(run, start, report, controls, first_step)
             skipped = SkippedSteps(run.store, world, run.settings.max_skipped_steps)
             try:
@@ -116,13 +117,13 @@ def with_workers(loader: LoaderConfig, world: World) -> LoaderConfig:
     return loader.model_copy(update={"num_workers": max(1, cores - 1) if world.device.type == "cuda" else 0})
 
 
-def _resume(run: TrainingRun, stream: Stream) -> int:
-    """Restore the newest sound checkpoint, and return the number of steps it has done."""
+def _resume(run: TrainingRun, stream: Stream) -> tuple[int, Averages]:
+    """Restore the newest sound checkpoint, and return the steps it has done and what it has not reported yet."""
     record = load_newest(run.store, run.world, lambda record: training_state(record, run.optimizer), set_aside=True)
     if record is None:
         step = run.begin(stream) if run.begin else 0
         run.optimizer.begin_averages()
-        return step
+        return step, Averages()
     if not record.about.get("averaged"):
         run.optimizer.begin_averages()
     try:
@@ -130,7 +131,7 @@ def _resume(run: TrainingRun, stream: Stream) -> int:
     except ResumeMismatch:
         if record.step > run.order_from:
             raise
-    return record.step
+    return record.step, Averages(share(record.unreported, run.world.rank, run.world.num_ranks))
 
 
 def _announce(run: TrainingRun, first_step: int) -> None:

@@ -42,6 +42,7 @@ class Start(NamedTuple):
     quarantine: Quarantine
     telemetry: Telemetry
     attempt: str
+    averages: Averages
 
 
 class Hooks:
@@ -67,7 +68,6 @@ class Hooks:
         self._run, self._start, self._report, self._controls = run, start, report, controls
         self._meter = Meter(first_step, run.num_steps, run.order.batch_size, run.num_samples, run.steps_ahead)
         self._rows = MetricsWriter(run.store, start.attempt)
-        self._averages = Averages()
         self._lease = controls.lease or (Lease.take(run.store) if run.world.is_first else None)
         retention = Retention(newest=run.settings.keep_checkpoints, every_steps=run.settings.keep_every_steps)
         self._saver = BackgroundSaver(run.store, run.world, start.attempt, self._lease, retention)
@@ -103,7 +103,7 @@ class Hooks:
 
     def on_result(self, result: StepResult, num_samples: int) -> None:
         """Take the figures of a step."""
-        self._averages.add(result, num_samples)
+        self._start.averages.add(result, num_samples)
         self._start.telemetry.on_result(result.loss)
 
     def after_step(self, done: int, batch: Any) -> None:
@@ -161,7 +161,7 @@ class Hooks:
 
     def _log(self, done: int, _: StepResult) -> bool:
         lap = self._start.telemetry.lap()
-        figures = self._averages.take(self._run.world, lap.wait_fraction)
+        figures = self._start.averages.take(self._run.world, lap.wait_fraction)
         if self._run.world.is_first:
             rate = self._run.learning_rate(done - 1)
             saves = self._saver.take_figures()
@@ -191,9 +191,15 @@ class Hooks:
         stream = self._start.stream.state_dict()
         best = () if self._best is None else (self._best,)
         self._controls.on_phase("save")
-        is_final = done >= run.num_steps
-        state = run.optimizer.state()
-        self._saver.start(state, step=done, stream=stream, about=run.about, best=best, is_final=is_final)
+        self._saver.start(
+            run.optimizer.state(),
+            step=done,
+            stream=stream,
+            about=run.about,
+            unreported=self._start.averages.unreported(world),
+            best=best,
+            is_final=done >= run.num_steps,
+        )
         self._controls.on_phase("step")
         self._saved_step, self._last_save = done, time.monotonic()
         return True

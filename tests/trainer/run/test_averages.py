@@ -4,7 +4,8 @@ import math
 
 from hypothesis import given, strategies as st
 
-from trainer.run.averages import Averages, straggler
+from trainer.checkpoint.record import UnreportedFigures
+from trainer.run.averages import Averages, share, straggler
 from trainer.step.ranks import alone
 from trainer.step.step import StepResult
 
@@ -33,3 +34,31 @@ def test_each_sample_counts_the_same() -> None:
     assert math.isclose(found["loss"], 2.0)
     assert math.isclose(found["accuracy"], 0.25)
     assert "slowest_rank" not in found
+
+
+@given(st.lists(st.tuples(st.floats(-9, 9), st.integers(1, 4)), min_size=1, max_size=9), st.data())
+def test_an_interval_in_which_a_run_was_interrupted_has_the_bits_of_one_without(
+    measured: list[tuple[float, int]], data: st.DataObject
+) -> None:
+    whole, before = Averages(), Averages()
+    num_before = data.draw(st.integers(0, len(measured)))
+    for value, num_samples in measured:
+        whole.add(StepResult(value, 0.5, 1.0), num_samples)
+    for value, num_samples in measured[:num_before]:
+        before.add(StepResult(value, 0.5, 1.0), num_samples)
+    after = Averages(share(before.unreported(alone()), 0, 1))
+    for value, num_samples in measured[num_before:]:
+        after.add(StepResult(value, 0.5, 1.0), num_samples)
+    assert after.take(alone(), 0.0) == whole.take(alone(), 0.0)
+    assert after.unreported(alone()) == ()
+
+
+def test_what_ranks_measured_goes_on_with_as_many_ranks_or_with_the_first_of_others() -> None:
+    two = (UnreportedFigures(sums={"loss": 3.0}, num_samples=2), UnreportedFigures(sums={"loss": 1.0}, num_samples=2))
+    assert [share(two, rank, 2) for rank in range(2)] == list(two)
+    assert [share(two, rank, 3) for rank in range(3)] == [
+        UnreportedFigures(sums={"loss": 4.0}, num_samples=4),
+        None,
+        None,
+    ]
+    assert share((), 0, 1) is None

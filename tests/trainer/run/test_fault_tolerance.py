@@ -58,7 +58,7 @@ def test_a_disturbed_run_gets_on_by_itself_and_ends_with_the_bits_of_a_calm_one(
     cluster: Stack, s3_url: Callable[[str], str], tmp_path: Path
 ) -> None:
     faults = ["worker", "damage", "driver"]
-    found = soak(cluster, s3_url("soak"), tmp_path, 1.0, 1, faults, checkpoint_every_steps=10, pause_seconds=(0.0, 0.0))
+    found = soak(cluster, s3_url("soak"), tmp_path, 0.5, 1, faults, checkpoint_every_steps=7, pause_seconds=(0.0, 0.0))
     assert set(found.seconds) == set(faults)
     starts = attempts(found.store)
     assert len(starts) > len(faults)  # each took a start more
