@@ -99,15 +99,21 @@ class MasterOptimizer:
     def kernels(self, dtype: torch.dtype | None = None) -> Iterator[None]:
         """Return the network its kernels for all forward and backward passes inside: one standardisation, one cast.
 
-        A network that recomputes in full precision standardises on use instead: it was asked to save memory.
+        A network that recomputes was asked to save memory: where such kernels would take as much as the raw ones, which
+        wait aside, it standardises them on use instead.
 
         Args:
             dtype: Of the kernels; None for that of the parameters.
         """
-        convs = self._convs
-        if dtype is None:
-            is_lean = getattr(self._model, "recomputes", False)
-            convs = {name: conv for name, conv in convs.items() if conv.standardized and not is_lean}
+        is_lean = getattr(self._model, "recomputes", False)
+
+        def is_given(conv: Conv2d) -> bool:
+            is_part = isinstance(conv.weight, DTensor)
+            if is_lean and (is_part or dtype is None):
+                return False
+            return conv.standardized or (dtype is not None and not is_part)
+
+        convs = {name: conv for name, conv in self._convs.items() if is_given(conv)}
         aside: dict[str, Tensor] = {}
         try:
             wholes = [name for name, conv in convs.items() if not isinstance(conv.weight, DTensor)]
