@@ -4,8 +4,10 @@ import math
 from collections.abc import Sequence
 
 _WINDOW_SECONDS = 86_400.0  # of the past from which the failure rate is taken; a choice: a day
-# What is expected before anything was seen counts as one failure: a spot machine's, shared/public reports of hours.
-_PRIOR_SECONDS = 4 * 3600.0
+_EXPECTED_SECONDS = 4 * 3600.0  # between failures, before any was seen: a spot machine's, of which hours are reported
+# As how many failures that counts; a choice. The first keeps a calm run from trusting its luck, the second lets one
+# whose first hour has several soon save for what it sees; to save too often costs little.
+_EXPECTED_WEIGHTS = (1.0, 0.25)
 _RESTART_SECONDS = 60.0  # from a failure to the next step
 _LEAST_COST_SECONDS = 0.05  # a copy of the state, however small, rests the loop
 _LEAST_SECONDS, _MOST_SECONDS = 5.0, 3600.0
@@ -21,7 +23,8 @@ def seconds_between_failures(start_times: Sequence[float], now: float) -> float:
     """
     since = max(now - _WINDOW_SECONDS, min(start_times, default=now))
     num_failures = sum(time > since for time in start_times)
-    return (max(0.0, now - since) + _PRIOR_SECONDS) / (num_failures + 1)
+    seen = max(0.0, now - since)
+    return min((seen + weight * _EXPECTED_SECONDS) / (num_failures + weight) for weight in _EXPECTED_WEIGHTS)
 
 
 def seconds_between_saves(stall_seconds: float, write_seconds: float, failure_seconds: float) -> float:

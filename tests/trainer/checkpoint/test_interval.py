@@ -31,6 +31,12 @@ def test_starts_of_the_last_day_decide_and_none_that_is_older() -> None:
     calm = seconds_between_failures([now - 3 * 86_400], now)
     assert calm == 86_400 + 4 * 3600
     bad = [now - 3 * 86_400, *(now - hour * 3600 for hour in range(1, 10))]
-    assert seconds_between_failures(bad, now) == calm / 10
+    assert math.isclose(seconds_between_failures(bad, now), (86_400 + 3600) / 9.25)
     assert seconds_between_failures([now - 9 * 86_400, now - 8 * 86_400, now - 7 * 86_400], now) == calm
     assert seconds_between_failures([now], now) == 4 * 3600
+
+
+def test_a_run_that_begins_badly_saves_for_what_it_sees() -> None:
+    now = 1e9
+    starts = [now - 900, now - 600, now - 300]
+    assert seconds_between_failures(starts, now) < 2400  # two failures in a quarter of an hour
