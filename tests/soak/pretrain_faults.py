@@ -53,6 +53,7 @@ _DISK_BYTES = 1_000_000_000  # of the store
 _STALL_SECONDS = 15
 _RESIZE_SECONDS = 20
 _DRAIN_SECONDS = 20
+_SETTLE_SECONDS = 3.0  # the other rank may finish a checkpoint; new ones take longer to start and read it
 _PAUSE_SECONDS = (5.0, 30.0)  # of calm after the run has got on
 _MOST_SECONDS = 400.0  # for the run to get on after a fault
 
@@ -118,7 +119,11 @@ class Soak:
             time.sleep(self.chance.uniform(*_OUTAGE_SECONDS))
 
     def damage(self) -> None:
-        """Flip a byte of the newest checkpoint, and kill a rank, so that it is needed."""
+        """Kill a rank, and flip a byte of the newest of several checkpoints before it is read."""
+        while len(steps(self.store)) < 2:
+            time.sleep(0.1)
+        self.worker()
+        time.sleep(_SETTLE_SECONDS)
         record = read_record(self.store, steps(self.store)[-1])
         name = self.chance.choice([file.name for file in record.files if file.num_bytes])
         key = f"{record.folder}/{name}"
@@ -126,7 +131,6 @@ class Soak:
         body[self.chance.randrange(len(body))] ^= 0x10
         self.store.delete(key)
         self.store.create(key, bytes(body))
-        self.worker()
 
     def _rank(self) -> int:
         places = attempts(self.store)[-1]["ranks"]
@@ -224,7 +228,9 @@ def _disturb(
     left: list[str] = []
     deadline = time.monotonic() + 60 * minutes
     last = num_steps - round(_LAST_SECONDS * _STEPS_PER_SECOND)  # after it the run may be over before it is disturbed
-    while (time.monotonic() < deadline or len(found.seconds) < len(faults)) and steps(found.store)[-1] < last:
+    while run.poll() is None and steps(found.store)[-1] < last:
+        if time.monotonic() >= deadline and len(found.seconds) == len(faults):
+            break
         left = left or found.chance.sample(faults, len(faults))  # each as often as the others
         name = left.pop()
         before, began = steps(found.store)[-1], time.monotonic()

@@ -23,7 +23,7 @@ class CheckpointFile(Record):
 
 
 class UnreportedFigures(Record):
-    """What a rank measured in the steps since the last row of metrics: a run that goes on from here counts them, too.
+    """What a rank measured in the steps since the last row of metrics: when the run goes on from here, they count, too.
 
     Attributes:
         sums: By figure, over samples.

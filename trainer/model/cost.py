@@ -164,7 +164,8 @@ def _kernel_bytes(by_unit: dict[str, list[Layer]], *, half: bool, recomputes: bo
     if num_shards > 1:
         # One unit whole with its gradients, and the next one on its way; in half precision its casts, too.
         gathered = (3 * _FLOAT_BYTES + half * _FLOAT_BYTES // 2) * max(of_unit)
-        return gathered + _FLOAT_BYTES * (max(standardized) if recomputes else sum(standardized) // num_shards)
+        parts = sum(standardized) // num_shards
+        return gathered + _FLOAT_BYTES * (min(max(standardized), parts) if recomputes else parts)
     if half:
         return _FLOAT_BYTES // 2 * sum(of_unit)
     return _FLOAT_BYTES * (max(standardized) if recomputes else sum(standardized))

@@ -14,7 +14,7 @@ def shard(
 ) -> nn.Module:
     """Spread parameters, gradients and optimizer state over the ranks (FSDP2); each rank keeps its part of each.
 
-    Kernels are split by output channel, over which nothing is standardised, so each rank standardises its own.
+    Kernels are split by output channel, over which nothing is standardised, so each rank can standardise its own.
 
     Args:
         model: Without weights yet (on the meta device), or with equal ones on all ranks.

@@ -61,20 +61,20 @@ class Averages:
 
 
 def share(unreported: Sequence[UnreportedFigures], rank: int, num_ranks: int) -> UnreportedFigures | None:
-    """Return the part of a rank that goes on with an interval: its own, or where their number has changed, rank 0 all.
+    """Return the part of a rank that goes on with an interval: its own; where their number has changed, an equal one.
 
     Args:
         unreported: Of every rank that began the interval.
         rank: Of the group that goes on.
         num_ranks: Of that group.
     """
-    if len(unreported) == num_ranks:
-        return unreported[rank]
-    if rank or not unreported:
-        return None
-    names = {name for part in unreported for name in part.sums}
-    sums = {name: sum(part.sums.get(name, 0.0) for part in unreported) for name in names}
-    return UnreportedFigures(sums=sums, num_samples=sum(part.num_samples for part in unreported))
+    if len(unreported) in {0, num_ranks}:
+        return unreported[rank] if unreported else None
+    total = sum(part.num_samples for part in unreported)
+    num_samples = total // num_ranks + (rank < total % num_ranks)
+    names = dict.fromkeys(name for part in unreported for name in part.sums)
+    sums = {name: sum(part.sums.get(name, 0.0) for part in unreported) * num_samples / total for name in names}
+    return UnreportedFigures(sums=sums, num_samples=num_samples)
 
 
 def straggler(figures: Sequence[float], least: float) -> int | None:

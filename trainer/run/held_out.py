@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from pipeline.dataset.dataset import label_matrix
 from pipeline.image.transforms import EvaluationView
@@ -145,6 +146,8 @@ def measure(
             if evaluation.probes:
                 figures["few_shot"] = {probe.name: _few_shot(passes, probe, world) for probe in evaluation.probes}
     finally:
+        if isinstance(model, FSDPModule):
+            model.reshard()  # what is in no unit stays gathered until a backward pass, and a step begins with parts
         model.train(was_training)
     return figures
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from trainer.model.conv import Conv2d, RowStatistics, standardize_all, standardize_gradients, standardize_once
@@ -54,6 +55,7 @@ class MasterOptimizer:
         # What a step moves: the parameters, or this rank's parts of them, in the same memory.
         self._raws = {name: _part(parameter) for name, parameter in self._parameters.items()}
         self._convs = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, Conv2d)}
+        self._parts_are_large = _parts_are_large(model)
         self._statistics: dict[str, RowStatistics] = {}  # of the kernels that this step standardised
         self._standardize_all, self._standardize_gradients = standardize_all, standardize_gradients
         raws = list(self._raws.values())
@@ -99,8 +101,8 @@ class MasterOptimizer:
     def kernels(self, dtype: torch.dtype | None = None) -> Iterator[None]:
         """Return the network its kernels for all forward and backward passes inside: one standardisation, one cast.
 
-        A network that recomputes was asked to save memory: where such kernels would take as much as the raw ones, which
-        wait aside, it standardises them on use instead.
+        A network that recomputes was asked to save memory: where all kernels would be there twice in full precision, it
+        standardises them on use instead, one unit at a time.
 
         Args:
             dtype: Of the kernels; None for that of the parameters.
@@ -109,7 +111,7 @@ class MasterOptimizer:
 
         def is_given(conv: Conv2d) -> bool:
             is_part = isinstance(conv.weight, DTensor)
-            if is_lean and (is_part or dtype is None):
+            if is_lean and (self._parts_are_large if is_part else dtype is None):
                 return False
             return conv.standardized or (dtype is not None and not is_part)
 
@@ -250,6 +252,29 @@ class MasterOptimizer:
 def model_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters and the buffers by name, as MasterOptimizer.state does; the tensors are the model's own."""
     return {f"model/{name}": value for name, value in model.state_dict().items()}
+
+
+def _parts_are_large(model: nn.Module) -> bool:
+    """Return whether a rank's parts of all standardised kernels are more than the kernels of one unit as a whole.
+
+    Every rank finds the same, also where the parts of the last one are smaller.
+    """
+
+    def kernels(module: nn.Module) -> list[nn.Parameter]:
+        return [each.weight for each in module.modules() if isinstance(each, Conv2d) and each.standardized]
+
+    def part_size(kernel: nn.Parameter) -> int:
+        if not isinstance(kernel, DTensor):
+            return kernel.numel()
+        mesh = kernel.device_mesh
+        return -(-kernel.shape[0] // mesh.size(mesh.ndim - 1)) * (kernel.numel() // kernel.shape[0])
+
+    of_units = [
+        sum(kernel.numel() for kernel in kernels(unit))
+        for unit in model.modules()
+        if isinstance(unit, FSDPModule) and unit is not model
+    ]
+    return sum(part_size(kernel) for kernel in kernels(model)) > max(of_units, default=0)
 
 
 def _part(parameter: nn.Parameter) -> nn.Parameter:

@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> Store:
         store.create(f"{folder}/{path.name}", body)
         files.append(CheckpointFile(name=path.name, num_bytes=len(body), sha256=sha256_hex(body)))
     record = CheckpointRecord(step=1, folder=folder, files=tuple(files), stream={}, about={})
-    body = record.model_dump_json(exclude={"layout"})  # which that version did not have
+    body = record.model_dump_json(exclude={"layout", "unreported"})  # which that version did not have
     store.create("checkpoints/000000001.json", body.encode())
     return store
 

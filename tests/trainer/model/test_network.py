@@ -28,6 +28,7 @@ from trainer.step.step import in_precision, train_step
 from trainer.step.tensors import TensorBatch
 
 SMALL = "R14x0.5"
+LARGE_PARTS = "R26x0.5"  # half of it is more than its largest unit
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -162,9 +163,9 @@ def test_decay_to_the_start_pulls_every_parameter_back() -> None:
 
 
 def gradients(
-    batch: TensorBatch, microbatch_size: int, precision: Precision = "float32", **options: bool
+    batch: TensorBatch, microbatch_size: int, precision: Precision = "float32", name: str = SMALL, **options: bool
 ) -> dict[str, Tensor]:
-    model = trained_head(new_model(SMALL, 3, seed=1, **options)).to(batch.images_BCHW.dtype)
+    model = trained_head(new_model(name, 3, seed=1, **options)).to(batch.images_BCHW.dtype)
     optimizer = MasterOptimizer(model, 0.0, 0.0)
     train_step(model.train(), optimizer, batch, softmax_loss, 0.0, microbatch_size, precision=precision)
     return optimizer.gradients()
@@ -239,6 +240,38 @@ def test_bfloat16_gradients_point_where_those_of_float32_do() -> None:
         one, other = (torch.cat([value.flatten() for value in each.values()]) for each in (expected, found))
         assert other.dtype == torch.float32
         assert F.cosine_similarity(one, other, dim=0) > 0.9
+
+
+def _rank_that_shares(rank: int, num_ranks: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/ranks", rank=rank, world_size=num_ranks)
+    world, batch = World(rank, num_ranks, torch.device("cpu")), pictures(8)
+    for recomputes, precision, dtype, least in (
+        (False, "float32", torch.float64, 1 - 1e-12),
+        (True, "float32", torch.float64, 1 - 1e-12),
+        (False, "bfloat16", torch.float32, 0.8),
+        (True, "bfloat16", torch.float32, 0.8),
+    ):
+        both = TensorBatch(batch.images_BCHW.to(dtype), batch.targets_BK.to(dtype))
+        own = TensorBatch(both.images_BCHW[rank::num_ranks], both.targets_BK[rank::num_ranks])
+        expected = gradients(both, 2, precision, LARGE_PARTS)
+        model = trained_head(new_model(LARGE_PARTS, 3, seed=1, sharded=True, recomputes=recomputes)).to(dtype)
+        optimizer = MasterOptimizer(model, 0.0, 0.0)
+        with optimizer.kernels(torch.bfloat16 if precision == "bfloat16" else None):  # a second copy, or none
+            assert [conv.weight_is_raw for conv in convolutions(model)] == [recomputes] * len(convolutions(model))
+        train_step(distributed(world, model).train(), optimizer, own, softmax_loss, 0.0, 2, precision=precision)
+        found = {name: whole(value) for name, value in optimizer.gradients().items()}
+        one, other = (torch.cat([each[name].flatten() for name in expected]) for each in (expected, found))
+        assert F.cosine_similarity(one, other, dim=0) > least, (recomputes, precision)
+    dist.destroy_process_group()
+
+
+def convolutions(model: ResNetV2) -> list[Conv2d]:
+    return [module for module in model.modules() if isinstance(module, Conv2d) and module.standardized]
+
+
+def test_ranks_that_share_a_model_give_its_gradients_whether_they_recompute_or_not(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_rank_that_shares, (2, str(tmp_path)), nprocs=2)
 
 
 def _rank(rank: int, num_ranks: int, folder: str, ranks_per_replica: int | None) -> None:

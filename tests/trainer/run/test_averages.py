@@ -53,12 +53,10 @@ def test_an_interval_in_which_a_run_was_interrupted_has_the_bits_of_one_without(
     assert after.unreported(alone()) == ()
 
 
-def test_what_ranks_measured_goes_on_with_as_many_ranks_or_with_the_first_of_others() -> None:
+def test_what_ranks_measured_goes_on_with_as_many_ranks_or_in_equal_parts_with_others() -> None:
     two = (UnreportedFigures(sums={"loss": 3.0}, num_samples=2), UnreportedFigures(sums={"loss": 1.0}, num_samples=2))
     assert [share(two, rank, 2) for rank in range(2)] == list(two)
-    assert [share(two, rank, 3) for rank in range(3)] == [
-        UnreportedFigures(sums={"loss": 4.0}, num_samples=4),
-        None,
-        None,
-    ]
+    three = [share(two, rank, 3) for rank in range(3)]
+    assert [part.num_samples for part in three] == [2, 1, 1]
+    assert [part.sums for part in three] == [{"loss": 2.0}, {"loss": 1.0}, {"loss": 1.0}]
     assert share((), 0, 1) is None

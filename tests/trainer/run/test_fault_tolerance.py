@@ -60,6 +60,7 @@ def test_a_disturbed_run_gets_on_by_itself_and_ends_with_the_bits_of_a_calm_one(
     faults = ["worker", "damage", "driver"]
     found = soak(cluster, s3_url("soak"), tmp_path, 0.5, 1, faults, checkpoint_every_steps=7, pause_seconds=(0.0, 0.0))
     assert set(found.seconds) == set(faults)
+    assert [*found.store.list("damaged/")]
     starts = attempts(found.store)
     assert len(starts) > len(faults)  # each took a start more
     assert {place["node"] for place in starts[0]["ranks"]} == {"127.0.0.2", "127.0.0.3"}

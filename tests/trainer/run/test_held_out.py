@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from hypothesis import given, strategies as st
+from torch import Tensor
 
 from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.store.url import open_store
@@ -24,7 +25,10 @@ from trainer.recipes.held_out import HeldOut, ProbeSet
 from trainer.run.evaluations import best_of, best_step, read_evaluations
 from trainer.run.held_out import Evaluation, Labelled, Probe, measure
 from trainer.step.losses import LOSSES
-from trainer.step.ranks import World, alone
+from trainer.step.optimizer import MasterOptimizer
+from trainer.step.ranks import World, alone, distributed
+from trainer.step.step import train_step
+from trainer.step.tensors import TensorBatch
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +163,40 @@ def _rank(rank: int, num_ranks: int, folder: str, train: str, test: str) -> None
         torch.save(_figures(world, open_dataset(train), open_dataset(test)), f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+def _weights_after_two_steps(world: World, test: Dataset, *, measured: bool, recomputes: bool) -> dict[str, Tensor]:
+    model = new_model("R14x0.5", 3, seed=3, sharded=True, recomputes=recomputes)
+    optimizer, module = MasterOptimizer(model, 0.9, 1e-4), distributed(world, model).train()
+    evaluation = Evaluation(1, Labelled(Selection(test), (0, 1, 2)), (), 32, batch_size=4)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(world.rank))
+    for _ in range(2):
+        batch = TensorBatch(images, torch.eye(3)[[0, 1, 2, 0]])
+        train_step(module, optimizer, batch, LOSSES["softmax"], 0.1, 2, precision="bfloat16").result()
+        if measured:
+            measure(model, evaluation, world, LOSSES["softmax"])
+    return {name: value.full_tensor() for name, value in optimizer.state().items()}
+
+
+def _rank_that_shares(rank: int, num_ranks: int, folder: str, test: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/ranks", rank=rank, world_size=num_ranks)
+    try:
+        world = World(rank, num_ranks, torch.device("cpu"))
+        for recomputes in (False, True):
+            calm, measured = (
+                _weights_after_two_steps(world, open_dataset(test), measured=is_measured, recomputes=recomputes)
+                for is_measured in (False, True)
+            )
+            assert_equal(calm, measured)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_measuring_a_network_that_ranks_share_changes_nothing_of_what_is_learned(
+    other_set: Dataset, tmp_path: Path
+) -> None:
+    torch.multiprocessing.spawn(_rank_that_shares, (2, str(tmp_path), other_set.store.url), nprocs=2, join=True)
 
 
 def test_a_network_that_trains_goes_on_training_after_a_measurement(other_set: Dataset) -> None:
