@@ -243,6 +243,8 @@ def _branch_fields(branch: str, skip_steps: int, present: Any) -> dict[str, Any]
         "num_lanes": other.num_lanes,
         "window_blocks": other.window_blocks,
         "precision": other.precision,
+        "clip_norm": other.clip_norm,
+        "average_decay": other.average_decay,
         "branch": {"run": place, "step": step, "epochs_done": passes, "skip_steps": skip_steps},
     }
 

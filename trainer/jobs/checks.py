@@ -14,7 +14,6 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.url import open_store
 from pipeline.streaming.choose import listed_rows
-from pipeline.streaming.order import lanes_of_rank
 from pipeline.streaming.selection import Selection
 from trainer.jobs.config import Branch, FinetuneConfig, PretrainConfig
 from trainer.jobs.forecast import checkpoint_bytes
@@ -248,17 +247,17 @@ def is_multi_label(dataset: Dataset) -> bool:
 
 
 def _check_batch(settings: RunSettings, model: str, batch_size: int, num_workers: int) -> None:
-    architecture = parse_architecture(model)
-    samples_per_lane = settings.order(batch_size).samples_per_lane()
     num_ranks = max(1, num_workers)
-    for rank in range(num_ranks):
-        num_samples = len(lanes_of_rank(settings.num_lanes, rank, num_ranks)) * samples_per_lane
-        if architecture.norm != "group" and 1 in (
-            num_samples,
-            settings.microbatch_size,
-            num_samples % settings.microbatch_size,
-        ):
+    num_parts = settings.num_microbatches(batch_size, num_ranks)
+    if parse_architecture(model).norm == "group":
+        return
+    if settings.recomputes:
+        raise ConfigError(
+            f"recomputes=true would count the statistics of {model} twice a step; leave it out, or take GN"
+        )
+    for num_samples in settings.samples_by_rank(batch_size, num_ranks):
+        if num_samples // num_parts == 1:
             raise ConfigError(
                 f"{model} normalises over the pictures of a micro-batch, and one would hold a single picture "
-                f"({num_samples} a rank in micro-batches of {settings.microbatch_size}); change microbatch_size"
+                f"({num_samples} a rank in {num_parts} micro-batches); change microbatch_size"
             )

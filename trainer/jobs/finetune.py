@@ -165,11 +165,13 @@ def _run_one(whole: _Sweep, run: SweepRun) -> None:
     }
     folder = open_store(f"{config.out.rstrip('/')}/models/{run.name}")
     model, init_step = initial_model(config, world, num_classes)
+    # Before a checkpoint fills the model: L2-SP pulls towards the pretrained weights.
+    optimizer = MasterOptimizer(model, recipe.momentum, 0.0, decay_to_start=config.decay_to_start)
     earlier = _earlier_result(folder, world, model)
     if world.is_first:
         write_classes(folder, whole.train.classes)
     if earlier is None:
-        training = _training_run(whole, folder, selection, model, recipe, about)
+        training = _training_run(whole, folder, selection, model, optimizer, recipe, about)
         fit(training, lambda row: whole.report({"run": run.name, **row}), whole.controls)
     if whole.controls.lease:
         whole.controls.lease.check(now=True)
@@ -236,7 +238,13 @@ def initial_model(config: FinetuneConfig, world: World, num_classes: int) -> tup
 
 
 def _training_run(
-    whole: _Sweep, folder: Store, selection: Selection, model: ResNetV2, recipe: TransferRecipe, about: dict[str, Any]
+    whole: _Sweep,
+    folder: Store,
+    selection: Selection,
+    model: ResNetV2,
+    optimizer: MasterOptimizer,
+    recipe: TransferRecipe,
+    about: dict[str, Any],
 ) -> TrainingRun:
     config, order, alpha = whole.config, whole.config.order(recipe.batch_size), recipe.mixup_alpha
 
@@ -252,7 +260,7 @@ def _training_run(
         order=order,
         transform=FinetuneView(recipe.resize_px, recipe.crop_px, flip=config.flip, crop=config.crop),
         model=model,
-        optimizer=MasterOptimizer(model, recipe.momentum, 0.0, decay_to_start=config.decay_to_start),
+        optimizer=optimizer,
         loss=LOSSES[config.loss],
         learning_rate=lambda step: finetune_learning_rate(recipe, step) or 0.0,
         num_steps=recipe.steps,

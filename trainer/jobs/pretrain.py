@@ -19,7 +19,7 @@ from trainer.formats.convert import infer_architecture, to_ours
 from trainer.formats.source import open_weights
 from trainer.jobs.checks import order_began, steps_ahead
 from trainer.jobs.config import PretrainConfig
-from trainer.model.build import new_model
+from trainer.model.build import fill, new_model
 from trainer.model.network import ResNetV2
 from trainer.recipes.classes import match_classes
 from trainer.recipes.data import held_out_selection, training_sources
@@ -87,6 +87,7 @@ def pretrain(config: PretrainConfig, world: World, report: Report, controls: Con
             return _begin_branch(config, world, optimizer, stream)
         if config.init:
             _begin_from_weights(config, world, model, dataset)
+            optimizer.begin_averages()
         return 0
 
     run = TrainingRun(
@@ -155,6 +156,8 @@ def _begin_branch(config: PretrainConfig, world: World, optimizer: MasterOptimiz
     other = open_store(branch.run)
     record = chosen(other, branch.step)
     load(other, world, record, training_state(record, optimizer))
+    if not record.about.get("averaged"):
+        optimizer.begin_averages()
     try:
         stream.load_state_dict(record.stream | {"step": int(record.stream["step"]) + branch.skip_steps})
     except ResumeMismatch:
@@ -174,7 +177,7 @@ def _begin_from_weights(config: PretrainConfig, world: World, model: ResNetV2, d
             name in weights and weights[name].shape == value.shape for name, value in state.items() if name not in body
         )
         for name, value in (state if keeps_head else body).items():
-            value.copy_(weights[name])
+            fill(value, weights[name])
     else:
         source = open_store(url)
         record = chosen(source, config.init_step)

@@ -63,7 +63,7 @@ def initialize(model: nn.Module, seed: int) -> None:
         if name in kernels:
             generator = torch.Generator().manual_seed(key128(seed, "initial weights", name) >> 65)
             std = parameter[0].numel() ** -0.5
-            _fill(parameter, torch.empty(parameter.shape).normal_(std=std, generator=generator))
+            fill(parameter, torch.empty(parameter.shape).normal_(std=std, generator=generator))
         else:
             is_scale = name.endswith("weight") and parameter.ndim == 1
             parameter.fill_(1.0 if is_scale else 0.0)
@@ -71,8 +71,8 @@ def initialize(model: nn.Module, seed: int) -> None:
         buffer.fill_(1.0 if name.endswith("running_var") else 0.0)
 
 
-def _fill(parameter: nn.Parameter, whole: Tensor) -> None:
-    """Copy the whole values, or this rank's part of them."""
+def fill(parameter: Tensor, whole: Tensor) -> None:
+    """Copy the whole values into a parameter, or this rank's part of them."""
     if isinstance(parameter, DTensor):
         mesh, placement = parameter.device_mesh, parameter.placements[-1]  # what comes before are replicas
         parts = whole.chunk(mesh.size(mesh.ndim - 1), dim=placement.dim)  # type: ignore[attr-defined]

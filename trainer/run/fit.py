@@ -121,9 +121,7 @@ def _resume(run: TrainingRun, stream: Stream) -> tuple[int, Averages]:
     """Restore the newest sound checkpoint, and return the steps it has done and what it has not reported yet."""
     record = load_newest(run.store, run.world, lambda record: training_state(record, run.optimizer), set_aside=True)
     if record is None:
-        step = run.begin(stream) if run.begin else 0
-        run.optimizer.begin_averages()
-        return step, Averages()
+        return run.begin(stream) if run.begin else 0, Averages()
     if not record.about.get("averaged"):
         run.optimizer.begin_averages()
     try:
@@ -163,7 +161,9 @@ def _learner(run: TrainingRun) -> Learner:
         run.num_classes,
         run.order.batch_size,
         run.settings.microbatch_size,
+        run.settings.num_microbatches(run.order.batch_size, run.world.num_ranks),
         run.settings.precision,
         run.mix,
         run.settings.clip_norm,
+        run.order.seed,
     )

@@ -148,7 +148,10 @@ class Hooks:
         if not run.evaluation:
             return True
         average_buffers(run.world, run.model)
-        figures = measure(run.model, run.evaluation, run.world, run.loss, lambda: self._controls.on_phase("evaluation"))
+        with run.optimizer.averaged():  # what is exported
+            figures = measure(
+                run.model, run.evaluation, run.world, run.loss, lambda: self._controls.on_phase("evaluation")
+            )
         self._controls.on_phase("step")
         seconds = time.monotonic() - began
         self._evaluation_seconds += seconds
@@ -162,7 +165,7 @@ class Hooks:
     def _log(self, done: int, _: StepResult) -> bool:
         lap = self._start.telemetry.lap()
         figures = self._start.averages.take(self._run.world, lap.wait_fraction)
-        if self._run.world.is_first:
+        if self._run.world.is_first and "loss" in figures:  # else all of its steps were left out
             rate = self._run.learning_rate(done - 1)
             saves = self._saver.take_figures()
             self._stall_seconds = max(self._stall_seconds / 2, saves["checkpoint_stall_seconds"])

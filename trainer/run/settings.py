@@ -1,12 +1,13 @@
 """What every training run can be told, whatever it learns; nothing here changes the recipe."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pipeline.base.records import Record
 from pipeline.store.url import absolute_url
-from pipeline.streaming.order import OrderConfig
+from pipeline.streaming.order import OrderConfig, lanes_of_rank
 from pipeline.streaming.stream import LoaderConfig
 from trainer.step.precision import Precision
 
@@ -58,3 +59,16 @@ class RunSettings(Record):
         return OrderConfig(
             seed=self.seed, batch_size=batch_size, num_lanes=self.num_lanes, window_blocks=self.window_blocks
         )
+
+    def samples_by_rank(self, batch_size: int, num_ranks: int) -> list[int]:
+        """Return how many samples of a global batch each rank has."""
+        each = self.order(batch_size).samples_per_lane()
+        return [len(lanes_of_rank(self.num_lanes, rank, num_ranks)) * each for rank in range(num_ranks)]
+
+    def num_microbatches(self, batch_size: int, num_ranks: int) -> int:
+        """Return in how many forward passes every rank does its part of a step: those that the largest part needs.
+
+        Where the smallest part has fewer samples, it is that many: micro-batches of one then become some of two.
+        """
+        samples = self.samples_by_rank(batch_size, num_ranks)
+        return min(math.ceil(max(samples) / self.microbatch_size), *samples)

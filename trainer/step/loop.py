@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from pipeline.base.errors import NonFinite
+from pipeline.base.seeds import key128
 from pipeline.streaming.stream import Batch
 from trainer.model.network import normalized
 from trainer.step.losses import Loss
@@ -54,10 +56,12 @@ class Learner:
         num_classes: Outputs of the network.
         batch_size: Global batch.
         microbatch_size: Most samples of a rank in one forward pass.
+        num_microbatches: See `train_step`; None for as few as this rank needs.
         precision: Of convolutions and activations.
         mix: From the number of a step and its batch, with pictures in floats, to what is learned from, such as MixUp;
             None for that batch.
         clip_norm: Norm to which a longer gradient is shortened; None for none.
+        seed: Of the masks of dropout, which differ from step to step and from rank to rank.
     """
 
     module: nn.Module
@@ -67,12 +71,15 @@ class Learner:
     num_classes: int
     batch_size: int
     microbatch_size: int
+    num_microbatches: int | None = None
     precision: Precision = "float32"
     mix: Callable[[int, TensorBatch], TensorBatch] | None = None
     clip_norm: float | None = None
+    seed: int = 0
 
     def queue(self, step: int, batch: Batch, world: World) -> QueuedStep:
         """Queue one optimizer step on this rank's part of the global batch."""
+        torch.manual_seed(key128(self.seed, "dropout", step, world.rank) >> 65)
         tensors = to_device(batch, self.num_classes, world.device)
         if self.mix:
             tensors = self.mix(step, replace(tensors, images_BCHW=normalized(tensors.images_BCHW)))
@@ -83,6 +90,7 @@ class Learner:
             self.loss,
             self.learning_rate(step),
             self.microbatch_size,
+            num_microbatches=self.num_microbatches,
             share=len(batch.labels) * world.num_ranks / self.batch_size,
             precision=self.precision,
             clip_norm=self.clip_norm,

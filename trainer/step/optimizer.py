@@ -260,10 +260,10 @@ def _parts_are_large(model: nn.Module) -> bool:
     Every rank finds the same, also where the parts of the last one are smaller.
     """
 
-    def kernels(module: nn.Module) -> list[nn.Parameter]:
+    def kernels(module: nn.Module) -> list[Tensor]:
         return [each.weight for each in module.modules() if isinstance(each, Conv2d) and each.standardized]
 
-    def part_size(kernel: nn.Parameter) -> int:
+    def part_size(kernel: Tensor) -> int:
         if not isinstance(kernel, DTensor):
             return kernel.numel()
         mesh = kernel.device_mesh

@@ -71,9 +71,12 @@ def distributed(world: World, model: nn.Module) -> nn.Module:
 
 @contextmanager
 def gradient_sync(model: nn.Module, *, last: bool) -> Iterator[None]:
-    """Average gradients over ranks in the backward pass inside only if it is the last of a step."""
+    """Average gradients over ranks in the backward pass inside only if it is the last of a step.
+
+    Ranks that share a model keep nothing but their parts of the sums, in each backward pass; copies of it wait.
+    """
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
+        model.set_requires_all_reduce(last)
     if not last and isinstance(model, DistributedDataParallel):
         with model.no_sync():
             yield

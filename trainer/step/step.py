@@ -104,6 +104,7 @@ def train_step(
     learning_rate: float,
     microbatch_size: int,
     *,
+    num_microbatches: int | None = None,
     share: float = 1.0,
     precision: Precision = "float32",
     clip_norm: float | None = None,
@@ -116,14 +117,18 @@ def train_step(
         batch: This rank's samples.
         loss: Of `trainer.step.losses`; a mean over samples.
         learning_rate: Of this step.
-        microbatch_size: Most samples in one forward pass; see `microbatches`.
+        microbatch_size: Most samples in one forward pass.
+        num_microbatches: Instead of it, the number of forward passes, the same on every rank: ranks that share a model
+            or its BatchNorm wait for each other in each.
         share: This rank's samples against the mean over ranks. Gradients are averaged over ranks as if they held
             equally many; where the ranks do not divide the lanes they do not.
         precision: Of convolutions and activations; parameters, statistics, loss and the step stay in float32.
         clip_norm: Longest gradient to follow; a longer one is shortened to it. None for any.
     """
     num_samples = len(batch.images_BCHW)
-    parts = microbatches(num_samples, microbatch_size)
+    parts = microbatches(num_samples, num_microbatches or math.ceil(num_samples / microbatch_size))
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    before = [buffer.clone() for buffer in buffers]
     optimizer.zero_grad()
     total_loss = torch.zeros((), device=batch.images_BCHW.device)
     num_correct = torch.zeros((), device=batch.images_BCHW.device)
@@ -145,16 +150,17 @@ def train_step(
     is_finite = figures.isfinite().all().float()
     if dist.is_initialized():  # a loss may overflow on one rank alone: either all take the step or none
         dist.all_reduce(is_finite, dist.ReduceOp.MIN)
+    for buffer, was in zip(buffers, before, strict=True):  # running statistics, which the forward passes have moved
+        buffer.copy_(torch.where(is_finite > 0, buffer, was))
     optimizer.step(learning_rate, only_if=is_finite > 0, clip_norm=clip_norm)
     return QueuedStep(torch.cat((figures, is_finite.reshape(1))), clock)
 
 
-def microbatches(num_samples: int, most: int) -> list[tuple[int, int]]:
-    """Return where each micro-batch starts and stops: as few as can be, and as equal, so of two sizes at most.
+def microbatches(num_samples: int, num_parts: int) -> list[tuple[int, int]]:
+    """Return where each micro-batch starts and stops: as equal as can be, so of two sizes at most.
 
     A compiled network is compiled once for each size.
     """
-    num_parts = math.ceil(num_samples / most)
     ends = [num_samples * part // num_parts for part in range(num_parts + 1)]
     return list(itertools.pairwise(ends))
 
@@ -166,4 +172,5 @@ def correct(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
 
 def in_precision(precision: Precision, device: torch.device) -> torch.autocast:
     """Compute forward and backward passes inside in this precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    # A step casts its kernels once; what a cache would keep are casts of weights that shards gather for one unit.
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)

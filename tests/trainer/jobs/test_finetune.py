@@ -108,7 +108,7 @@ def test_a_sweep_that_stops_inside_a_run_goes_on_from_its_checkpoint_to_the_same
     small_dataset: Dataset, pretrained: Path, tmp_path: Path
 ) -> None:
     def settings(out: str) -> FinetuneConfig:
-        fields = {"checkpoint_every_steps": 2, "log_every_steps": 1}
+        fields = {"checkpoint_every_steps": 2, "log_every_steps": 1, "decay_to_start": 0.1, "dropout": 0.3}
         return transfer_config(small_dataset, str(pretrained), tmp_path / out, **fields)
 
     finetune(settings("whole"), alone(), lambda row: None)

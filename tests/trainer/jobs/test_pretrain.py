@@ -121,7 +121,7 @@ def test_no_more_steps_are_left_out_than_may_be_however_often_the_run_is_started
 ) -> None:
     wild = RECIPE.model_copy(update={"lr_per_256": 1e30, "warmup_steps": 0})
     settings = config(small_dataset, tmp_path, max_skipped_steps=2).model_copy(
-        update={"recipe": wild, "checkpoint_every_steps": 100}
+        update={"recipe": wild, "checkpoint_every_steps": 100, "log_every_steps": 1}
     )
     for _ in range(2):
         with pytest.raises(NonFinite, match=r"step 3, rank 0, samples 0000.*nothing was updated"):

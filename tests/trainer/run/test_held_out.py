@@ -38,13 +38,15 @@ def other_set(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return pack(class_folders(folder / "in", each=7, seed=500), str(folder / "set"))
 
 
+@pytest.mark.parametrize("average_decay", [None, 0.5])
 def test_a_run_is_measured_as_evaluate_measures_its_checkpoint(
-    small_dataset: Dataset, other_set: Dataset, tmp_path: Path
+    small_dataset: Dataset, other_set: Dataset, tmp_path: Path, average_decay: float | None
 ) -> None:
     held_out = HeldOut(data=other_set.store.url, data_version=1)
-    pretrain(
-        config(small_dataset, tmp_path / "run", held_out=held_out, evaluate_every_steps=4), alone(), lambda row: None
+    settings = config(
+        small_dataset, tmp_path / "run", held_out=held_out, evaluate_every_steps=4, average_decay=average_decay
     )
+    pretrain(settings, alone(), lambda row: None)
     rows = read_evaluations(open_store(str(tmp_path / "run")))
     assert [row["step"] for row in rows] == [4, 8]
     for row in rows:

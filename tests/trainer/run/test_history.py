@@ -229,6 +229,19 @@ def test_a_branch_is_the_run_it_leaves(small_dataset: Dataset, begun: PretrainCo
     assert stored["branch"] == {"run": begun.out, "step": 3, "epochs_done": 0.8, "skip_steps": 0}
 
 
+def test_a_branch_goes_on_with_the_clipping_and_the_averages_of_the_other_run(
+    small_dataset: Dataset, tmp_path: Path
+) -> None:
+    settings = config(small_dataset, tmp_path / "whole", clip_norm=0.5, average_decay=0.75)
+    pretrain(settings, alone(), lambda row: None)
+    done = run_cli(
+        "trainer", "pretrain", small_dataset.store.url, str(tmp_path / "branch"), "--branch", f"{settings.out}@3",
+        "--workers", "0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert_equal(final_state(tmp_path / "whole"), final_state(tmp_path / "branch"))
+
+
 def test_a_branch_with_another_optimizer_is_refused_since_what_it_remembers_does_not_fit(
     small_dataset: Dataset, begun: PretrainConfig, tmp_path: Path
 ) -> None:

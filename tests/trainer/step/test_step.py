@@ -13,6 +13,7 @@ from pipeline.dataset.dataset import label_matrix
 from pipeline.streaming.stream import Batch
 from tests.trainer.runs import assert_equal, batch_of
 from trainer.model.build import new_model
+from trainer.run.settings import RunSettings
 from trainer.step.losses import softmax_loss
 from trainer.step.optimizer import MasterOptimizer
 from trainer.step.step import microbatches, train_step
@@ -35,12 +36,26 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(microbatch_size: int
 
 @given(num_samples=st.integers(1, 300), most=st.integers(1, 300))
 def test_micro_batches_are_as_few_as_can_be_and_of_two_sizes_at_most(num_samples: int, most: int) -> None:
-    parts = microbatches(num_samples, most)
+    parts = microbatches(num_samples, math.ceil(num_samples / most))
     sizes = [stop - start for start, stop in parts]
     assert [start for start, _ in parts] == [0, *(stop for _, stop in parts[:-1])]
     assert sum(sizes) == num_samples
     assert len(sizes) == math.ceil(num_samples / most)
     assert max(sizes) - min(sizes) <= 1
+
+
+@given(num_lanes=st.integers(1, 40), each=st.integers(1, 9), most=st.integers(1, 50), data=st.data())
+def test_all_ranks_make_equally_many_micro_batches_and_none_is_empty(
+    num_lanes: int, each: int, most: int, data: st.DataObject
+) -> None:
+    num_ranks = data.draw(st.integers(1, num_lanes))
+    settings = RunSettings(num_lanes=num_lanes, microbatch_size=most)
+    num_parts = settings.num_microbatches(num_lanes * each, num_ranks)
+    for num_samples in settings.samples_by_rank(num_lanes * each, num_ranks):
+        sizes = [stop - start for start, stop in microbatches(num_samples, num_parts)]
+        assert len(sizes) == num_parts
+        assert min(sizes) >= 1
+        assert max(sizes) <= max(most, 2)
 
 
 def test_a_batch_comes_to_the_device_as_pixels_and_targets_with_a_one_for_each_label() -> None:
