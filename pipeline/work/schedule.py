@@ -84,6 +84,7 @@ def run_calls(
     calls: Iterable[C],
     on_event: Callable[[str, C, str], None] = lambda event, call, detail: None,
     on_wait: Callable[[], None] = lambda: None,
+    on_hopeless: Callable[[C, str], T] | None = None,
 ) -> Iterator[tuple[C, T]]:
     """Yield each call with its result, in the order they end.
 
@@ -93,12 +94,13 @@ def run_calls(
         calls: Hashable; taken one by one as places get free.
         on_event: Called with `lost`, `outage` or `copied`, the call and a detail.
         on_wait: Called about twice a second.
+        on_hopeless: From a call over which workers kept dying, and a sentence that says so, to its result; None to end.
 
     Raises:
         ServiceError: Workers kept dying over one call.
         Exception: What a call raised; a store that does not answer only after OUTAGE_SECONDS without any result.
     """
-    state: _State[C, T] = _State(pool, function, calls, on_event)
+    state: _State[C, T] = _State(pool, function, calls, on_event, on_hopeless)
     try:
         while state.fill():
             yield from state.collect()
@@ -109,8 +111,15 @@ def run_calls(
 
 
 class _State(Generic[C, T]):
-    def __init__(self, pool: Pool, function: Callable[[Attempt[C]], T], calls: Iterable[C], on_event: Any) -> None:
-        self._pool, self._function, self._on_event = pool, function, on_event
+    def __init__(
+        self,
+        pool: Pool,
+        function: Callable[[Attempt[C]], T],
+        calls: Iterable[C],
+        on_event: Any,
+        on_hopeless: Callable[[C, str], T] | None,
+    ) -> None:
+        self._pool, self._function, self._on_event, self._on_hopeless = pool, function, on_event, on_hopeless
         self._fresh, self._is_exhausted = iter(calls), False
         self._again: deque[Attempt[C]] = deque()
         self.running: dict[Future[T], _Running[C]] = {}
@@ -167,7 +176,13 @@ class _State(Generic[C, T]):
             try:
                 result = future.result()
             except WorkerLost as error:
-                self._lost(attempt, error)
+                hopeless = self._lost(attempt, error)
+                if hopeless and self._on_hopeless:
+                    self._done.add(attempt.call)
+                    self._cancel_copies(attempt.call)
+                    yield attempt.call, self._on_hopeless(attempt.call, hopeless)
+                elif hopeless:
+                    raise ServiceError(f"{attempt.call}: {hopeless}") from error
             except Unreachable as error:
                 self._outage(attempt, error)
             else:
@@ -182,17 +197,18 @@ class _State(Generic[C, T]):
             if running.attempt.call == call:
                 self._pool.cancel(future)
 
-    def _lost(self, attempt: Attempt[C], error: WorkerLost) -> None:
+    def _lost(self, attempt: Attempt[C], error: WorkerLost) -> str | None:
+        """Try a call again, or where that has no sense, return why."""
         losses = attempt.num_losses + 1
         self._on_event("lost", attempt.call, f"{error} ({losses})")
         if losses >= MOST_LOSSES:
-            raise ServiceError(
-                f"{losses} workers died over {attempt.call}, the last one: {error}; if their memory is short, lower "
-                f"--workers or --shard-mb and run again"
-            ) from error
-        if any(other.attempt.call == attempt.call for other in self.running.values()):
-            return  # its copy goes on
-        self._again.append(Attempt(attempt.call, losses))
+            return (
+                f"{losses} workers died over it, the last one: {error}; if their memory is short, lower --workers, or "
+                f"what each has to do at once"
+            )
+        if not any(other.attempt.call == attempt.call for other in self.running.values()):  # else its copy goes on
+            self._again.append(Attempt(attempt.call, losses))
+        return None
 
     def _outage(self, attempt: Attempt[C], error: Unreachable) -> None:
         now = time.monotonic()

@@ -106,7 +106,7 @@ def _run_and_show(
     require_free_folder(out, "study", MARKS)
     store = open_store(absolute_url(out))
     memory = None if on_ray or group else memory_per_run(workers or 1)
-    grid = settled_grid(store, scale, studies, memory, begins=not dry_run)
+    grid = settled_grid(store, scale, studies, memory, num_workers=group or 0, begins=not dry_run)
     results = read_results(store)
     wanted = planned(studies, grid, results)
     if dry_run:

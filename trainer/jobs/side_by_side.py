@@ -29,18 +29,20 @@ def run_side_by_side(
         calls: Hashable; taken one by one as places get free. An iterator that has no more for now is asked again after
             each result.
         on_row: Called with each result, or failure that stays one, as it comes.
-
-    Raises:
-        ServiceError: Workers kept dying over one call.
     """
     found: dict[C, Row] = {}
     for is_last in (False, True):
         failed = [call for call, row in found.items() if ERROR in row]
-        for call, row in run_calls(_WithoutCopies(pool), function, failed if is_last else calls):
+        wanted = failed if is_last else calls
+        for call, row in run_calls(_WithoutCopies(pool), function, wanted, on_hopeless=_failure):
             found[call] = row
             if ERROR not in row or is_last:
                 on_row(call, row)
     return found
+
+
+def _failure(_: Any, why: str) -> Row:
+    return {ERROR: why}
 
 
 def run_job(name: str, config: str) -> Row:

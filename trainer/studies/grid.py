@@ -232,6 +232,7 @@ class Grid:
             data_version=self.datasets[test].version,
             exclude=exclude,
             probabilities=config.loss,
+            ignore_unknown_classes=config.ignore_unknown_classes,
             out=self._folder(name),
         )
         return Run(name, "evaluate", given.model_dump_json(), transfer.name)
@@ -253,6 +254,11 @@ def across_tasks(by_task: Mapping[str, Sequence[Run]]) -> list[list[str]]:
 def list_url(out: str, upstream: str, *, deduplicated: bool) -> str:
     """Return where the list of pictures lies that pretraining on a set leaves out."""
     return f"{out}/lists/{upstream}{'-deduplicated' if deduplicated else ''}.parquet"
+
+
+def test_list_url(out: str, task: str, upstream: str) -> str:
+    """Return where the list of a task's test pictures lies that have a duplicate in an upstream set."""
+    return f"{out}/lists/test/{task}-{upstream}.parquet"
 
 
 def search_list_url(out: str, task: str, part: SearchPart) -> str:

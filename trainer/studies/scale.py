@@ -68,6 +68,7 @@ class Schedule(Record):
 
     Attributes:
         budgets: Lengths of pretraining, as multiples of that of the smallest set; ascending.
+        larger: Set that is compared with the smallest one at these budgets; the largest one by default.
         early: Share of the schedule at which the learning rate is decayed early.
         decays: Weight decays: the lower, then that of the paper.
         halfway: Share of the run after which the lower one looks better.
@@ -75,6 +76,7 @@ class Schedule(Record):
     """
 
     budgets: tuple[PositiveFloat, ...] = (1, 3, 10)
+    larger: str | None = None
     early: Share = 0.5
     decays: tuple[PositiveFloat, PositiveFloat] = (1e-5, 1e-4)
     halfway: Share = 0.5

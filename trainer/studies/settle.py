@@ -22,13 +22,22 @@ from trainer.model.architecture import parse_architecture
 from trainer.model.cost import layers, step_memory
 from trainer.recipes.classes import match_classes
 from trainer.recipes.held_out import held_out_rows
-from trainer.studies.grid import SPLITS_OF_SEARCH, DatasetFacts, Grid, Run, SearchPart, list_url, search_list_url
+from trainer.studies.grid import (
+    SPLITS_OF_SEARCH,
+    DatasetFacts,
+    Grid,
+    Run,
+    SearchPart,
+    list_url,
+    search_list_url,
+    test_list_url,
+)
 from trainer.studies.scale import Scale, Search, UpstreamData, as_begun
 from trainer.studies.study import Study
 from trainer.tasks.prepare import augmentation_of
 
 STUDIES_KEY = "studies.json"
-SEARCH = "random-search"  # the study that takes lists of its own
+SEARCH, DUPLICATES = "random-search", "duplicates"  # the studies that take lists of their own
 MARKS = (STUDIES_KEY, "lists/")  # one of them is written first
 
 
@@ -63,7 +72,13 @@ def stored_search(store: Store) -> Search | None:
 
 
 def settled_grid(
-    store: Store, scale: Scale, studies: Sequence[Study], memory_per_run: int | None = None, *, begins: bool = True
+    store: Store,
+    scale: Scale,
+    studies: Sequence[Study],
+    memory_per_run: int | None = None,
+    *,
+    num_workers: int = 0,
+    begins: bool = True,
 ) -> Grid:
     """Return the grid of a folder, as it was begun; a new one is checked and begun.
 
@@ -72,6 +87,7 @@ def settled_grid(
         scale: As `read_scale` returns it.
         studies: That are to run.
         memory_per_run: Bytes that a run may take; None where that is not known.
+        num_workers: Ray Train workers of each run; 0 for a run in one process.
         begins: Whether the scale is fixed at the folder from now on.
 
     Raises:
@@ -96,7 +112,10 @@ def settled_grid(
     if scale.search and SEARCH in [study.name for study in studies]:
         for task in scale.tasks_for(SEARCH):
             _write_search_lists(store, grid, scale.search, task)
-    _check({run.name: run for study in studies for run in study.runs(grid, {})}.values(), memory_per_run)
+    if DUPLICATES in [study.name for study in studies]:
+        _write_test_lists(store, grid)
+    runs = {run.name: run for study in studies for run in study.runs(grid, {})}
+    _check(runs.values(), num_workers, memory_per_run)
     if begins and not exists(store, STUDIES_KEY):
         commit(store, STUDIES_KEY, json_bytes(Settled(scale=scale, datasets=grid.datasets).model_dump(mode="json")))
     return grid
@@ -165,6 +184,15 @@ def _write_search_lists(store: Store, grid: Grid, search: Search, task: str) -> 
         put(store, search_list_url("", task, part).lstrip("/"), to_parquet(addresses.take(rest)))
 
 
+def _write_test_lists(store: Store, grid: Grid) -> None:
+    """Keep the lists of test pictures that audits have made, as they are at the first start."""
+    for task, given in grid.scale.tasks.items():
+        for upstream, url in given.duplicates.items():
+            key = test_list_url("", task, upstream).lstrip("/")
+            if not exists(store, key):
+                put(store, key, _list(listed_rows(url)))
+
+
 def _write_lists(store: Store, grid: Grid, name: str, data: UpstreamData) -> None:
     """Write the lists of pictures that pretraining on a set leaves out."""
     seed, facts = grid.scale.seeds[0], grid.datasets[data.train]
@@ -189,7 +217,7 @@ def _list(rows: Rows) -> bytes:
     return to_parquet(table_of(listed, pa.schema([("shard", pa.int32()), ("row", pa.int32())])))
 
 
-def _check(runs: Iterable[Run], memory: int | None) -> None:
+def _check(runs: Iterable[Run], num_workers: int, memory: int | None) -> None:
     """Refuse runs that could not run; of those that differ in nothing that matters here one is looked at."""
     seen: set[str] = set()
     trained_on: dict[str, str] = {}
@@ -198,13 +226,13 @@ def _check(runs: Iterable[Run], memory: int | None) -> None:
         if run.job == "pretrain":
             config = PretrainConfig.model_validate_json(run.config)
             trained_on[run.name] = config.data
-            check_pretrain(config, 0)
+            check_pretrain(config, num_workers)
             _check_memory(config, memory)
         elif run.job == "finetune":
             tuning = FinetuneConfig.model_validate_json(run.config)
             alike = tuning.model_copy(update={"init": "", "out": "", "only_subset": None, "seed": 0}).model_dump_json()
             if alike not in seen:
-                check_finetune(tuning, 0)
+                check_finetune(tuning, num_workers)
             seen.add(alike)
         elif run.needs in trained_on:
             url, test = trained_on[run.needs], EvaluateConfig.model_validate_json(run.config).data

@@ -96,8 +96,15 @@ def test_lost_calls_are_repeated_and_reported() -> None:
 
 def test_a_call_that_keeps_killing_workers_ends_the_run() -> None:
     pool = Scripted(1, {0: [LOST] * MOST_LOSSES})
-    with pytest.raises(ServiceError, match=f"{MOST_LOSSES} workers died over 0"):
+    with pytest.raises(ServiceError, match=f"0: {MOST_LOSSES} workers died over it"):
         list(run_calls(pool, lambda attempt: None, [0]))
+
+
+def test_a_call_that_keeps_killing_workers_may_have_a_result_of_its_own() -> None:
+    pool = Scripted(1, {0: [LOST] * MOST_LOSSES, 1: [SUCCESS]})
+    results = dict(run_calls(pool, lambda attempt: None, [0, 1], on_hopeless=lambda call, why: (why, call)))
+    assert results[1] == (1, 0)
+    assert f"{MOST_LOSSES} workers died over it" in str(results[0][0])
 
 
 def test_an_outage_is_waited_for_and_ends_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,23 @@ def test_every_scale_of_the_package_plans_every_study_it_has_the_data_for(name: 
         assert {claim.judge(cells) for claim in claims} == {"cannot be told at this scale"}
 
 
+def test_a_further_test_leaves_out_what_the_fine_tuning_does() -> None:
+    scale = read_scale("tiny", "/data").model_copy(update={"finetune": {"ignore_unknown_classes": True}})
+    sets = [f"{task.data}/{split}" for task in scale.tasks.values() for split in ("train", "test")]
+    sets += [place for each in scale.upstream.values() for place in (each.train, each.test) if place]
+    grid = Grid(scale, {place: DatasetFacts(version=1, num_samples=2000) for place in sets}, "/out")
+    tests = [run for run in STUDIES["random-search"].runs(grid, {}) if run.job == "evaluate"]
+    assert tests
+    assert all(json.loads(run.config)["ignore_unknown_classes"] for run in tests)
+
+
+def test_a_group_that_cannot_share_the_lanes_is_refused_before_anything_is_begun(data: Path, tmp_path: Path) -> None:
+    store, studies = open_store(str(tmp_path)), named_studies(["few-shot"])
+    with pytest.raises(ConfigError, match="64 workers cannot share"):
+        settled_grid(store, tiny(data), studies, num_workers=64)
+    assert not (tmp_path / STUDIES_KEY).exists()
+
+
 def test_another_budget_keeps_the_places_of_the_decays_that_the_scale_sets() -> None:
     scale = read_scale("tiny", "/data").model_copy(update={"pretrain": {"recipe": {"epochs": 10, "decay_epochs": [6]}}})
     grid = Grid(scale, {}, "/out")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from trainer.jobs.config import FinetuneConfig
 from trainer.studies.claims import Cell, Claim, Contrast
 from trainer.studies.estimates import Estimate, Results, effect_of_leaving_out, estimate
-from trainer.studies.grid import Grid, Run
+from trainer.studies.grid import Grid, Run, test_list_url
 from trainer.studies.scale import Scale
 from trainer.studies.study import Study, measured
 
@@ -20,21 +20,22 @@ _PAPER = {  # full and deduplicated accuracy, and duplicates in the test set, fo
 }
 
 
-def _audited(scale: Scale) -> Iterator[tuple[str, str, str]]:
-    """Yield task, upstream set and list of test duplicates, as far as there are lists."""
+def _audited(scale: Scale) -> Iterator[tuple[str, str]]:
+    """Yield task and upstream set, as far as there are lists of test duplicates."""
     for task, given in scale.tasks.items():
-        for upstream, url in given.duplicates.items():
-            yield task, upstream, url
+        for upstream in given.duplicates:
+            yield task, upstream
 
 
 def _full(grid: Grid, task: str, upstream: str) -> list[Run]:
     return grid.transfers(grid.pretraining(upstream), 0, tasks=[task])[task]
 
 
-def _without(grid: Grid, run: Run, url: str) -> Run:
-    """Return the test of a fine-tuned model without the test pictures that a list names."""
+def _without(grid: Grid, run: Run, task: str, upstream: str) -> Run:
+    """Return the test of a fine-tuned model without the test pictures that have duplicates in the upstream set."""
     test = FinetuneConfig.model_validate_json(run.config).test
-    return grid.test_of(run, run.name.replace("finetune/", "clean-test/", 1), test, url)
+    excluded = test_list_url(grid.out, task, upstream)
+    return grid.test_of(run, run.name.replace("finetune/", "clean-test/", 1), test, excluded)
 
 
 def _clean_upstream(grid: Grid, task: str, upstream: str) -> list[Run]:
@@ -45,18 +46,18 @@ def _clean_upstream(grid: Grid, task: str, upstream: str) -> list[Run]:
 
 def _runs(grid: Grid, results: Results) -> list[Run]:
     runs: list[Run] = []
-    for task, upstream, url in _audited(grid.scale):
+    for task, upstream in _audited(grid.scale):
         full, clean = _full(grid, task, upstream), _clean_upstream(grid, task, upstream)
-        runs += [grid.pretraining(upstream), *full, *(_without(grid, run, url) for run in full)]
+        runs += [grid.pretraining(upstream), *full, *(_without(grid, run, task, upstream) for run in full)]
         runs += [grid.pretraining(upstream, deduplicated=True), *clean] if clean else []
     return list({run.name: run for run in runs}.values())
 
 
 def _cells(grid: Grid, results: Results) -> dict[Cell, Estimate]:
     cells: dict[Cell, Estimate | None] = {}
-    for task, upstream, url in _audited(grid.scale):
+    for task, upstream in _audited(grid.scale):
         row, full = _row(task, upstream), _full(grid, task, upstream)
-        kept = [_without(grid, run, url).name for run in full]
+        kept = [_without(grid, run, task, upstream).name for run in full]
         cells[row, _FULL] = estimate([(run.name,) for run in full], results)
         cells[row, _CLEAN_TEST] = estimate([(name,) for name in kept], results)
         first = full[0].name, kept[0]
@@ -71,8 +72,8 @@ def _row(task: str, upstream: str) -> str:
 
 
 def _claims(scale: Scale) -> list[Claim]:
-    rows = [_row(task, upstream) for task, upstream, _ in _audited(scale)]
-    cleaned = [_row(task, upstream) for task, upstream, _ in _audited(scale) if scale.upstream[upstream].duplicates]
+    rows = [_row(task, upstream) for task, upstream in _audited(scale)]
+    cleaned = [_row(task, upstream) for task, upstream in _audited(scale) if scale.upstream[upstream].duplicates]
     claims = [
         Claim(
             "leaving near-duplicates out of the test set changes accuracy by a point at most",

@@ -13,7 +13,7 @@ HALFWAY, END = "upstream, halfway", "upstream, at the end"
 
 
 def _budgets(grid: Grid, schedule: Schedule) -> dict[Cell, Run]:
-    """Return the pretrainings of the smallest and the largest set that see equally many pictures."""
+    """Return the pretrainings of the smallest and a larger set that see equally many pictures."""
     smallest = next(iter(grid.scale.upstream))
     views = grid.recipe(smallest).epochs * grid.num_upstream(smallest)
     return {
@@ -21,7 +21,7 @@ def _budgets(grid: Grid, schedule: Schedule) -> dict[Cell, Run]:
             name, variant=f"budget-{budget:g}", recipe={"epochs": budget * views / grid.num_upstream(name)}
         )
         for budget in schedule.budgets
-        for name in dict.fromkeys((smallest, grid.scale.largest))
+        for name in dict.fromkeys((smallest, schedule.larger or grid.scale.largest))
     }
 
 
@@ -107,19 +107,22 @@ def _decay_row(decay: float) -> str:
 
 
 def _claims(scale: Scale) -> list[Claim]:
-    schedule, smallest, largest = scale.schedule, next(iter(scale.upstream)), scale.largest
+    schedule, smallest = scale.schedule, next(iter(scale.upstream))
     if schedule is None:
         return []
-    short, long = _budget_row(schedule.budgets[0]), _budget_row(schedule.budgets[-1])
+    larger = schedule.larger or scale.largest
+    short, *longer = map(_budget_row, schedule.budgets)
     low, high = map(_decay_row, schedule.decays)
     no_gain = Contrast(((_LATE_ROW, END),), ((_ADAM_ROW, END),), above=-_GAIN)
     adaptive = [Claim("Adam gives no gain", [no_gain])] if schedule.adam_lr_per_256 is not None else []
     return [
         Claim(
             "with the small set's budget, the larger set is behind the small one",
-            [better((short, smallest), (short, largest))],
+            [better((short, smallest), (short, larger))],
         ),
-        Claim("with the longest budget, the larger set is ahead", [better((long, largest), (long, smallest))]),
+        Claim(
+            "with longer budgets, the larger set is ahead", [better((row, larger), (row, smallest)) for row in longer]
+        ),
         Claim("decaying the learning rate early is worse", [better((_LATE_ROW, END), (_EARLY_ROW, END))]),
         Claim("the lower weight decay looks better halfway", [better((low, HALFWAY), (high, HALFWAY))]),
         Claim("the lower weight decay is worse at the end", [better((high, END), (low, END))]),
