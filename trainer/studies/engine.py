@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
 from typing import Any, NamedTuple
 
-from pipeline.base.errors import Conflict, Interrupted, ServiceError, TrainError
+from pipeline.base.errors import Conflict, Interrupted, NonFinite, ServiceError, TrainError
 from pipeline.base.records import json_bytes
+from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.base import Store, exists
 from pipeline.store.url import open_store
+from pipeline.streaming.choose import listed_rows
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt
 from trainer.jobs.side_by_side import ERROR, Row, run_job, run_side_by_side
@@ -17,6 +19,8 @@ from trainer.studies.grid import Grid, Run
 from trainer.studies.study import Study
 
 RESULTS = "results/"
+DIVERGED = "diverged"  # in the row of a fine-tuning that has no result of its own
+_COSTS = ("seconds", "cpu_seconds")
 
 
 class Counted(NamedTuple):
@@ -113,10 +117,20 @@ class _Ready:
 
 
 def execute(url: str, attempt: Attempt[Run]) -> Row:
-    """Run one run in this process and store its result; return it, or what went wrong."""
+    """Run one run in this process and store its result; return it, or what went wrong.
+
+    A fine-tuning that diverges has a result, too: the same run would do so again, and whoever used it had a model that
+    is never right. So have the tests of that model.
+    """
     run = attempt.call
+    if run.needs and _result(url, run.needs).get(DIVERGED):
+        return _stored(url, run, _never_right(run))
     row = run_job(run.job, run.config)
-    return row if ERROR in row else _stored(url, run, row)
+    if ERROR not in row:
+        return _stored(url, run, _result_of(run) | {name: row[name] for name in _COSTS})
+    if run.job == "finetune" and row[ERROR].startswith(NonFinite.__name__):
+        return _stored(url, run, _never_right(run) | {"why": row[ERROR]})
+    return row
 
 
 def execute_in_group(num_workers: int, use_gpu: bool, url: str, attempt: Attempt[Run]) -> Row:
@@ -133,15 +147,27 @@ def execute_in_group(num_workers: int, use_gpu: bool, url: str, attempt: Attempt
         if isinstance(error, Interrupted):
             raise
         return {ERROR: str(error)}
-    return _stored(url, run, {"seconds": time.monotonic() - began})
+    return _stored(url, run, _result_of(run) | {"seconds": time.monotonic() - began})
 
 
-def _stored(url: str, run: Run, took: Row) -> Row:
-    row = _result_of(run) | {name: took[name] for name in ("seconds", "cpu_seconds") if name in took}
+def _result(url: str, name: str) -> Row:
+    return dict(json.loads(open_store(url).read(f"{RESULTS}{name}.json")))
+
+
+def _stored(url: str, run: Run, row: Row) -> Row:
     store, key = open_store(url), f"{RESULTS}{run.name}.json"
     if not exists(store, key):
         store.create(key, json_bytes(row))
     return row
+
+
+def _never_right(run: Run) -> Row:
+    config = json.loads(run.config)
+    kind, left_out = ("data", "exclude") if run.job == "evaluate" else ("test", "exclude_test")
+    num_test = open_any(config[kind], config[f"{kind}_version"]).version.num_samples
+    if config[left_out]:
+        num_test -= sum(map(len, listed_rows(config[left_out]).values()))
+    return {"accuracy": 0.0, "num_correct": 0, "num_test": num_test, DIVERGED: True}
 
 
 def _result_of(run: Run) -> dict[str, Any]:

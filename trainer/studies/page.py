@@ -10,7 +10,7 @@ from pipeline.base.html import render_page
 from pipeline.base.quantities import human_seconds, quantity
 from trainer.studies.claims import Cell, Claim, Verdict
 from trainer.studies.estimates import Estimate, Results
-from trainer.studies.grid import Grid
+from trainer.studies.grid import Grid, Run
 from trainer.studies.study import Study
 
 
@@ -62,8 +62,15 @@ def study_page(study: Study, grid: Grid, results: Results, failures: Mapping[str
         paper_columns=_names(study.paper, 1),
         chart=line_chart(series, study.title, study.curve_axis, "accuracy, %") if series else Markup(""),
         failures=failures,
+        diverged={
+            run.name: results[run.name]["why"] for run in study.runs(grid, results) if _has_diverged(run, results)
+        },
         colours={Verdict.HOLDS: "holds", Verdict.FAILS: "fails", Verdict.OPEN: "open"},
     )
+
+
+def _has_diverged(run: Run, results: Results) -> bool:
+    return "why" in results.get(run.name, ())
 
 
 def study_lines(study: Study, grid: Grid, results: Results) -> Iterator[str]:

@@ -182,6 +182,18 @@ def test_a_run_that_fails_is_named_and_what_needs_it_is_left_out(data: Path, tmp
     assert "it was cold" in study_page(study, grid, results, failures).decode()
 
 
+def test_a_fine_tuning_that_diverges_is_never_right_and_so_is_what_tests_it(data: Path, tmp_path: Path) -> None:
+    wild = {**tiny(data).finetune, "decay_to_start": 1e38}
+    grid = settled(tmp_path / "out", tiny(data, finetune=wild), "random-search")
+    store, study = open_store(str(tmp_path / "out")), STUDIES["random-search"]
+    results, failures = run_studies(store, [study], grid, InProcess())
+    assert failures == {}
+    repeated = {name: row for name, row in results.items() if "/hyperrule-seed" in name}
+    assert {(row["accuracy"], row["num_correct"], row["diverged"]) for row in repeated.values()} == {(0.0, 0, True)}
+    assert study.cells(grid, results)["task", "HyperRule"].value == 0.0
+    assert all(f"{name}: NonFinite" in study_page(study, grid, results, {}).decode() for name in repeated)
+
+
 class Threads:
     """A pool of two places in this process."""
 
