@@ -1,6 +1,7 @@
 """What happens between the steps of every run: metrics, measurements, checkpoints, an early end."""
 
 import logging
+import math
 import time
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -216,9 +217,14 @@ class Hooks:
     def _do_what_is_wanted(self, done: int, result: StepResult) -> bool:
         """Save, or end after a checkpoint, if rank 0 is asked to; the ranks agree on when they look again."""
         world = self._run.world
-        pause = max(1, round(_SECONDS_BETWEEN_CHECKS / max(self._seconds_per_step(done), 1e-3)))
         deadline = self._controls.drain_deadline()
-        wish = (self._controls.wants_stop(), self._is_time_to_save(done, deadline), pause) if world.is_first else None
+        wish = None
+        if world.is_first:
+            is_due = self._is_time_to_save(done, deadline)
+            left = self._seconds_until_save()
+            rest = left if 0 < left < _SECONDS_BETWEEN_CHECKS else _SECONDS_BETWEEN_CHECKS
+            pause = max(1, round(rest / max(self._seconds_per_step(done), 1e-3)))
+            wish = self._controls.wants_stop(), is_due, pause
         wants_stop, wants_save, pause = broadcast(world, wish)
         self._next_check = done + pause
         if done >= self._run.num_steps:
@@ -235,11 +241,15 @@ class Hooks:
             return True
         if drain_deadline is not None:
             return self._is_last_chance(done, drain_deadline)
+        return self._seconds_until_save() <= 0
+
+    def _seconds_until_save(self) -> float:
+        """Return when a save is due by the interval that loses least, in seconds from now."""
         if self._run.settings.checkpoint_every_steps is not None:
-            return False
+            return math.inf
         failures = seconds_between_failures(self._start_times, time.time())
         interval = seconds_between_saves(self._stall_seconds, self._write_seconds, failures)
-        return time.monotonic() - self._last_save >= interval
+        return self._last_save + interval - time.monotonic()
 
     def _is_last_chance(self, done: int, drain_deadline: float) -> bool:
         """Return whether to save before a node is taken away: at once, and again as late as a save allows.
