@@ -151,7 +151,8 @@ def _config(
         "exclude": absolute_url(exclude) if exclude else None,
     }
     fields |= {"data": data, "out": out} | {name: value for name, value in given.items() if value is not None}
-    config = build(PretrainConfig, RUN_SETTINGS.get(recipe or "", {}) | fields, values)
+    of_recipe = {} if present else RUN_SETTINGS.get(recipe or "", {})
+    config = build(PretrainConfig, fields | of_recipe, values)
     if branch and before:
         _say_other_recipe(branch, before, config.recipe.model_dump())
     require_free_folder(out, "run", RUN_MARKS)

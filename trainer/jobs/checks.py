@@ -248,14 +248,16 @@ def is_multi_label(dataset: Dataset) -> bool:
 
 def _check_batch(settings: RunSettings, model: str, batch_size: int, num_workers: int) -> None:
     num_ranks = max(1, num_workers)
-    num_parts = settings.num_microbatches(batch_size, num_ranks)
-    if parse_architecture(model).norm == "group":
+    norm, num_parts = parse_architecture(model).norm, settings.num_microbatches(batch_size, num_ranks)
+    if norm == "group":
         return
     if settings.recomputes:
         raise ConfigError(
-            f"recomputes=true would count the statistics of {model} twice a step; leave it out, or take GN"
+            f"recomputes=true counts statistics of {model} twice a step; set recomputes=false, or take GN"
         )
     for num_samples in settings.samples_by_rank(batch_size, num_ranks):
+        if norm == "batch" and not getattr(settings, "sharded", False):  # ranks need not wait for each other
+            num_parts = math.ceil(num_samples / settings.microbatch_size)
         if num_samples // num_parts == 1:
             raise ConfigError(
                 f"{model} normalises over the pictures of a micro-batch, and one would hold a single picture "

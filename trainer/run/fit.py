@@ -11,6 +11,7 @@ from contextlib import closing, suppress
 
 import torch
 from torch.distributed.fsdp import FSDPModule
+from torch.nn import SyncBatchNorm
 
 from pipeline.base.errors import ResumeMismatch, StorageError
 from pipeline.streaming.order import lanes_of_rank
@@ -153,6 +154,9 @@ def _learner(run: TrainingRun) -> Learner:
         run.model.compile(dynamic=False)
         if compiled == "step":
             run.optimizer.compile(dynamic=False)
+    num_ranks, num_microbatches = run.world.num_ranks, None
+    if isinstance(run.model, FSDPModule) or any(isinstance(module, SyncBatchNorm) for module in run.model.modules()):
+        num_microbatches = run.settings.num_microbatches(run.order.batch_size, num_ranks)  # ranks wait in each
     return Learner(
         distributed(run.world, run.model),
         run.optimizer,
@@ -161,7 +165,7 @@ def _learner(run: TrainingRun) -> Learner:
         run.num_classes,
         run.order.batch_size,
         run.settings.microbatch_size,
-        run.settings.num_microbatches(run.order.batch_size, run.world.num_ranks),
+        num_microbatches,
         run.settings.precision,
         run.mix,
         run.settings.clip_norm,

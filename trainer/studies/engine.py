@@ -77,9 +77,6 @@ def run_studies(
         pool: Where runs go; each takes one place.
         on_row: Called with each result or failure as it comes.
         work: What is run with the folder's URL and each attempt; `execute` by default.
-
-    Raises:
-        ServiceError: Workers kept dying over one run.
     """
     failures: dict[str, Row] = {}
     while True:
@@ -139,6 +136,8 @@ def execute_in_group(num_workers: int, use_gpu: bool, url: str, attempt: Attempt
     from trainer.run.launch import run as launch  # noqa: PLC0415
 
     run, began = attempt.call, time.monotonic()
+    if run.needs and _result(url, run.needs).get(DIVERGED):
+        return _stored(url, run, _never_right(run))
     job = JOBS[run.job]
     config = job.config_type.model_validate_json(run.config)
     try:

@@ -171,6 +171,9 @@ def read_scale(name: str, data: str) -> Scale:
         raise ConfigError(f"{path}: norms.upstream {scale.norms.upstream!r} is none of {', '.join(scale.upstream)}")
     if scale.search and scale.search.upstream not in (None, *scale.upstream):
         raise ConfigError(f"{path}: search.upstream {scale.search.upstream!r} is none of {', '.join(scale.upstream)}")
+    larger = list(scale.upstream)[1:]
+    if scale.schedule and scale.schedule.larger not in (None, *larger):
+        raise ConfigError(f"{path}: schedule.larger {scale.schedule.larger!r} is none of {', '.join(larger)}")
     absent = {name for names in scale.tasks_of.values() for name in names} - set(scale.tasks)
     if absent:
         raise ConfigError(f"{path}: tasks_of names {', '.join(sorted(absent))}, which tasks does not list")

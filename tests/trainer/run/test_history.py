@@ -242,6 +242,18 @@ def test_a_branch_goes_on_with_the_clipping_and_the_averages_of_the_other_run(
     assert_equal(final_state(tmp_path / "whole"), final_state(tmp_path / "branch"))
 
 
+def test_a_branch_with_a_recipe_of_its_own_is_clipped_as_that_one_asks(
+    small_dataset: Dataset, begun: PretrainConfig, tmp_path: Path
+) -> None:
+    options = ("recipe.epochs=0.8", "recipe.batch_size=24", "recipe.warmup_steps=0", "recipe.resolution_px=32")
+    done = run_cli(
+        "trainer", "pretrain", small_dataset.store.url, str(tmp_path / "branch"), "--branch", begun.out,
+        "--workers", "0", "--recipe", "bv-i21k", *(part for option in options for part in ("--set", option)),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "branch" / "run.json").read_text())["clip_norm"] == 1.0
+
+
 def test_a_branch_with_another_optimizer_is_refused_since_what_it_remembers_does_not_fit(
     small_dataset: Dataset, begun: PretrainConfig, tmp_path: Path
 ) -> None:
