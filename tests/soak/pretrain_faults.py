@@ -192,14 +192,18 @@ def soak(
     subprocess.run(_command(data, calm, num_steps, workers), check=True, capture_output=True)
     print(f"calm run: {num_steps:,} steps", flush=True)
     command = _command(data, out, num_steps, workers, checkpoint_every_steps)
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    printed = folder / "disturbed.log"  # a pipe that nobody reads would hold it up
+    with printed.open("w") as sink:
+        run = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
     found = Soak(stack, out, random.Random(seed))
     try:
         _disturb(found, run, minutes, faults, num_steps, pause_seconds)
-        printed = run.communicate()[0]
+        assert run.wait() == 0, "the run ended with an error"
+    except BaseException:
+        _show_evidence(found, printed)
+        raise
     finally:
         run.kill()
-    assert run.returncode == 0, printed[-3000:]
     assert found.seconds, "the run was over before anything was done to it; give it more minutes"
     rows = read_metrics(found.store)
     assert [row["step"] for row in rows] == [*range(_LOG_EVERY, num_steps, _LOG_EVERY), num_steps]
@@ -212,9 +216,18 @@ def soak(
     return found
 
 
+def _show_evidence(found: Soak, printed: Path) -> None:
+    """Print what a run that did not get on has said, its starts, and what the cluster has."""
+    print(printed.read_text()[-6000:])
+    for start in attempts(found.store):
+        print(start["first_step"], start.get("time"), [(place["node"], place["pid"]) for place in start["ranks"]])
+    ray = str(Path(sys.executable).parent / "ray")
+    print(subprocess.run([ray, "status"], check=False, capture_output=True, text=True).stdout, flush=True)
+
+
 def _disturb(
     found: Soak,
-    run: subprocess.Popen[str],
+    run: subprocess.Popen[bytes],
     minutes: float,
     faults: list[str],
     num_steps: int,
@@ -242,7 +255,7 @@ def _disturb(
         time.sleep(found.chance.uniform(*pause_seconds))
 
 
-def _wait_for_checkpoint(found: Soak, run: subprocess.Popen[str], step: int, num_starts: int) -> None:
+def _wait_for_checkpoint(found: Soak, run: subprocess.Popen[bytes], step: int, num_starts: int) -> None:
     """Wait for a checkpoint after a step that is the work of the latest of at least so many starts."""
     deadline = time.monotonic() + _MOST_SECONDS
 
