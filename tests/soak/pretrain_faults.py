@@ -37,6 +37,7 @@ from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack
 from tests.nodes import add_node, drain_node, kill_node
 from tests.trainer.runs import assert_equal, final_state
+from tests.waiting import STORE_POLL_SECONDS, wait_until
 from trainer.checkpoint.record import read_record, steps
 from trainer.run.events import attempts
 from trainer.run.lives import STALL_SECONDS_VARIABLE
@@ -120,8 +121,7 @@ class Soak:
 
     def damage(self) -> None:
         """Kill a rank, and flip a byte of the newest of several checkpoints before it is read."""
-        while len(steps(self.store)) < 2:
-            time.sleep(0.1)
+        wait_until(lambda: len(steps(self.store)) > 1, "two checkpoints", _MOST_SECONDS, STORE_POLL_SECONDS)
         self.worker()
         time.sleep(_SETTLE_SECONDS)
         record = read_record(self.store, steps(self.store)[-1])

@@ -20,6 +20,7 @@ from trainer.jobs.pretrain import pretrain
 from trainer.model.build import new_model
 from trainer.recipes.pretrain import PretrainRecipe
 from trainer.run.metrics import read_metrics
+from trainer.run.progress import metrics_line
 from trainer.step.optimizer import MasterOptimizer
 from trainer.step.ranks import alone
 
@@ -125,7 +126,7 @@ def test_no_more_steps_are_left_out_than_may_be_however_often_the_run_is_started
     )
     for _ in range(2):
         with pytest.raises(NonFinite, match=r"step 3, rank 0, samples 0000.*nothing was updated"):
-            pretrain(settings, alone(), lambda row: None)
+            pretrain(settings, alone(), metrics_line)
         kept = [json.loads(path.read_bytes()) for path in sorted((tmp_path / "skipped").iterdir())]
         assert [row["step"] for row in kept] == [1, 2]
         assert all("loss" in row["why"] for row in kept)

@@ -17,6 +17,7 @@ from tests.conftest import class_folders, pack, run_cli
 from tests.trainer.runs import assert_equal, config, final_state
 from trainer.checkpoint.record import steps
 from trainer.checkpoint.retention import Retention, kept_steps
+from trainer.checkpoint.weights import load_chosen_model
 from trainer.jobs.config import EvaluateConfig
 from trainer.jobs.evaluate import evaluate
 from trainer.jobs.pretrain import pretrain
@@ -64,6 +65,10 @@ def test_a_run_is_measured_as_evaluate_measures_its_checkpoint(
         )
         names = ("accuracy", "low", "high", "num_correct", "num_test")
         assert [row["held_out"][name] for name in names] == [found[0][name] for name in names]
+        model, _ = load_chosen_model(open_store(str(tmp_path / "run")), alone(), row["step"])
+        labelled = Labelled(Selection(other_set), tuple(range(len(other_set.classes))))
+        again = measure(model, Evaluation(4, labelled, (), 32, batch_size=8), alone(), LOSSES[settings.recipe.loss])
+        assert row["held_out"]["loss"] == pytest.approx(again["held_out"]["loss"], rel=1e-5)
 
 
 def test_measuring_changes_nothing_of_what_is_learned(

@@ -14,6 +14,7 @@ from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack, run_cli
 from tests.trainer.runs import RECIPE, Stopped, assert_equal, config, final_state
 from trainer.checkpoint.record import require_latest
+from trainer.checkpoint.weights import load_chosen_model
 from trainer.formats.places import holds_weights
 from trainer.jobs.config import Branch, FinetuneConfig, PretrainConfig
 from trainer.jobs.pretrain import pretrain
@@ -240,6 +241,11 @@ def test_a_branch_goes_on_with_the_clipping_and_the_averages_of_the_other_run(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert_equal(final_state(tmp_path / "whole"), final_state(tmp_path / "branch"))
+    averaged = [
+        load_chosen_model(open_store(str(tmp_path / name)), alone(), None)[0].state_dict()
+        for name in ("whole", "branch")
+    ]
+    assert_equal(*averaged)
 
 
 def test_a_branch_with_a_recipe_of_its_own_is_clipped_as_that_one_asks(

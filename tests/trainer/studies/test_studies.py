@@ -102,10 +102,14 @@ def test_a_further_test_leaves_out_what_the_fine_tuning_does() -> None:
     assert all(json.loads(run.config)["ignore_unknown_classes"] for run in tests)
 
 
-def test_a_group_that_cannot_share_the_lanes_is_refused_before_anything_is_begun(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("enough", ["pretrain", "finetune"])
+def test_a_group_that_cannot_share_the_lanes_is_refused_before_anything_is_begun(
+    data: Path, tmp_path: Path, enough: str
+) -> None:
     store, studies = open_store(str(tmp_path)), named_studies(["few-shot"])
-    with pytest.raises(ConfigError, match="64 workers cannot share"):
-        settled_grid(store, tiny(data), studies, num_workers=64)
+    scale = tiny(data, **{enough: {**getattr(tiny(data), enough), "num_lanes": 24}})
+    with pytest.raises(ConfigError, match="20 workers cannot share 12 lanes"):
+        settled_grid(store, scale, studies, num_workers=20)
     assert not (tmp_path / STUDIES_KEY).exists()
 
 
