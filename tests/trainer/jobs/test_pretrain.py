@@ -138,6 +138,7 @@ def test_no_more_steps_are_left_out_than_may_be_however_often_the_run_is_started
         ({"model": "R51x1"}, 1, "R51x1"),
         ({"num_lanes": 5}, 1, "not a multiple of 5 lanes"),
         ({"num_lanes": 2}, 5, "5 workers cannot share 2 lanes"),
+        ({"model": "R14x0.5-BN", "recomputes": True}, 1, "counts statistics of R14x0.5-BN twice a step"),
     ],
 )
 def test_what_could_not_run_is_refused_before_it_starts(small_dataset, fields, workers, said) -> None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import trainer.studies
 from pipeline.base.errors import ConfigError, Conflict, NotFound
 from pipeline.store.url import open_store
 from pipeline.work.pools import InProcess
@@ -100,6 +101,13 @@ def test_a_further_test_leaves_out_what_the_fine_tuning_does() -> None:
     tests = [run for run in STUDIES["random-search"].runs(grid, {}) if run.job == "evaluate"]
     assert tests
     assert all(json.loads(run.config)["ignore_unknown_classes"] for run in tests)
+
+
+def test_a_larger_set_that_is_none_is_named(tmp_path: Path) -> None:
+    text = (Path(trainer.studies.__file__).parent / "scales" / "tiny.toml").read_text()
+    (tmp_path / "own.toml").write_text(text.replace("[schedule]", '[schedule]\nlarger = "M"'))
+    with pytest.raises(ConfigError, match=r"schedule.larger 'M' is none of L"):
+        read_scale(str(tmp_path / "own.toml"), "/data")
 
 
 @pytest.mark.parametrize("enough", ["pretrain", "finetune"])
