@@ -311,6 +311,7 @@ def test_lists_of_duplicates_clean_the_test_set_and_the_upstream_set(data: Path,
     grid = settled(
         tmp_path / "out", scale.model_copy(update={"upstream": upstream, "tasks": {"task": task}}), "duplicates"
     )
+    (tmp_path / "list.parquet").unlink()  # the folder has its own since the first start
     store, study = open_store(str(tmp_path / "out")), STUDIES["duplicates"]
     results, failures = run_studies(store, [study], grid, InProcess())
     assert failures == {}
