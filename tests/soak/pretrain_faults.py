@@ -133,8 +133,15 @@ class Soak:
         self.store.create(key, bytes(body))
 
     def _rank(self) -> int:
-        places = attempts(self.store)[-1]["ranks"]
-        return int(self.chance.choice([place["pid"] for place in places if psutil.pid_exists(place["pid"])]))
+        """Return the process of a rank, once a group of workers is running: a fault before may have ended the last."""
+        pids: list[int] = []
+
+        def are_running() -> bool:
+            pids[:] = [int(place["pid"]) for place in attempts(self.store)[-1]["ranks"]]
+            return all(map(psutil.pid_exists, pids))
+
+        wait_until(are_running, "a group of workers", _MOST_SECONDS, STORE_POLL_SECONDS)
+        return self.chance.choice(pids)
 
     def _leaving_node(self) -> int:
         return self.nodes.pop(self.chance.randrange(len(self.nodes)))

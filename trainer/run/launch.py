@@ -84,6 +84,7 @@ def run(
 
     Raises:
         ServiceError: The run failed more often than allowed, or without progress.
+        NonFinite: It diverged.
         Interrupted: It was asked to stop (Ctrl-C, SIGTERM, `cluster stop`); its state is saved.
         BitError: As the job, where it runs in this process.
     """
@@ -159,9 +160,9 @@ def _run_on_ray(
         error = _fitted(
             trainer, board, wants_stop, partial(require_capacity, num_workers[0], use_gpu=use_gpu, wait=True)
         )
-    message = final_failure(store, launch_id)
-    if message:
-        raise ServiceError(f"the run stopped on its workers: {message}")
+    why = final_failure(store, launch_id)
+    if why:
+        raise type(why)(f"the run stopped on its workers: {why}")
     if error:
         gave_up = isinstance(error, ray.train.TrainingFailedError)  # else what decides such things is gone
         raise (ServiceError if gave_up else ClusterLost)(_cause(error)) from error

@@ -4,7 +4,7 @@ import json
 import time
 from typing import TYPE_CHECKING
 
-from pipeline.base.errors import BitError, Fenced, StorageError
+from pipeline.base.errors import BitError, Fenced, NonFinite, ServiceError, StorageError
 from pipeline.base.parsing import parse_json
 from pipeline.store.base import Store
 from trainer.checkpoint.record import is_record_key
@@ -42,6 +42,7 @@ def write_failure(store: Store, launch_id: str, rank: int, error: BaseException)
     failure = {
         "rank": rank,
         "final": is_final,
+        "diverged": isinstance(error, NonFinite),
         "message": f"{error}" if isinstance(error, BitError) else f"{type(error).__name__}: {error}",
     }
     store.create(f"failures/{launch_id}/{time.time_ns()}-{rank}.json", json.dumps(failure).encode())
@@ -53,8 +54,11 @@ def progress_of(store: Store) -> list[str]:
     return sorted(key for key in found if is_record_key(key) or key.startswith("results/"))
 
 
-def final_failure(store: Store, launch_id: str) -> str | None:
-    """Return why a launch cannot succeed: an error that would come again, or too many starts without progress."""
+def final_failure(store: Store, launch_id: str) -> BitError | None:
+    """Return why a launch cannot succeed: an error that would come again, or too many starts without progress.
+
+    Training that diverged is NonFinite, as in a single process; all else is a ServiceError.
+    """
     folder = f"failures/{launch_id}/"
     entries = [entry.key for entry in store.list(folder)]
     failures = [
@@ -64,12 +68,14 @@ def final_failure(store: Store, launch_id: str) -> str | None:
     ]
     for failure in failures:
         if failure["final"]:
-            return str(failure["message"])
+            return (NonFinite if failure.get("diverged") else ServiceError)(failure["message"])
     starts = [
         parse_json(store.read(key), f"{store.url}/{key}", dict)["progress"] for key in entries if "/starts/" in key
     ]
     last = starts[-(STARTS_WITHOUT_PROGRESS + 1) :]
     if len(last) > STARTS_WITHOUT_PROGRESS and all(progress == last[0] for progress in last):
         reason = str(failures[-1]["message"]).splitlines()[0] if failures else "a worker that was killed"
-        return f"{STARTS_WITHOUT_PROGRESS} starts in a row reached no new checkpoint; the last ended with {reason}"
+        return ServiceError(
+            f"{STARTS_WITHOUT_PROGRESS} starts in a row reached no new checkpoint; the last ended with {reason}"
+        )
     return None

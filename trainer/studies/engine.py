@@ -131,7 +131,7 @@ def execute(url: str, attempt: Attempt[Run]) -> Row:
 
 
 def execute_in_group(num_workers: int, use_gpu: bool, url: str, attempt: Attempt[Run]) -> Row:
-    """Run one run on a group of Ray Train workers and store its result; return it, or what went wrong."""
+    """Run one run on a group of Ray Train workers and store its result, as `execute` does."""
     from trainer.jobs.table import JOBS  # noqa: PLC0415 - torch
     from trainer.run.launch import run as launch  # noqa: PLC0415
 
@@ -145,6 +145,8 @@ def execute_in_group(num_workers: int, use_gpu: bool, url: str, attempt: Attempt
     except (ServiceError, TrainError) as error:
         if isinstance(error, Interrupted):
             raise
+        if run.job == "finetune" and isinstance(error, NonFinite):
+            return _stored(url, run, _never_right(run) | {"why": f"{NonFinite.__name__}: {error}"})
         return {ERROR: str(error)}
     return _stored(url, run, _result_of(run) | {"seconds": time.monotonic() - began})
 

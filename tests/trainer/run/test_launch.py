@@ -6,19 +6,25 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.base.errors import ConfigError, Fenced, Unreachable
+from pipeline.base.errors import BitError, ConfigError, Fenced, NonFinite, ServiceError, Unreachable
 from pipeline.store.url import open_store
 from trainer.run.starts import begins_in_vain, final_failure, write_failure, write_start
 from trainer.step.ranks import World
 
 
-@pytest.mark.parametrize("error", [ConfigError("17 lanes"), Fenced("17 lanes")])
-def test_an_error_that_would_come_again_is_final_at_once(tmp_path: Path, error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(ConfigError("17 lanes"), ServiceError), (Fenced("17 lanes"), ServiceError), (NonFinite("17 lanes"), NonFinite)],
+)
+def test_an_error_that_would_come_again_is_final_at_once(
+    tmp_path: Path, error: Exception, kind: type[BitError]
+) -> None:
     store = open_store(str(tmp_path))
     write_failure(store, "abc", 0, RuntimeError("Connection reset by peer"))
     assert final_failure(store, "abc") is None
     write_failure(store, "abc", 1, error)
-    assert final_failure(store, "abc") == "17 lanes"
+    found = final_failure(store, "abc")
+    assert (type(found), str(found)) == (kind, "17 lanes")
     assert final_failure(store, "another") is None
 
 

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,12 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import trainer.studies
+from cluster.stack.services import Stack
 from pipeline.base.errors import ConfigError, Conflict, NotFound
 from pipeline.store.url import open_store
 from pipeline.work.pools import InProcess
 from pipeline.work.schedule import Attempt
 from tests.conftest import class_folders, pack, run_cli
-from trainer.studies.engine import execute, planned, read_results, run_studies
+from trainer.studies.engine import execute, execute_in_group, planned, read_results, run_studies
 from trainer.studies.grid import DatasetFacts, Grid
 from trainer.studies.page import findings, study_page
 from trainer.studies.paper.catalogue import STUDIES, named_studies
@@ -204,6 +206,24 @@ def test_a_fine_tuning_that_diverges_is_never_right_and_so_is_what_tests_it(data
     assert {(row["accuracy"], row["num_correct"], row["diverged"]) for row in repeated.values()} == {(0.0, 0, True)}
     assert study.cells(grid, results)["task", "HyperRule"].value == 0.0
     assert all(f"{name}: NonFinite" in study_page(study, grid, results, {}).decode() for name in repeated)
+
+
+def test_a_fine_tuning_that_diverges_on_a_group_of_workers_is_never_right(
+    data: Path, tmp_path: Path, cluster: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    wild = {**tiny(data).finetune, "decay_to_start": 1e38}
+    grid = settled(tmp_path / "out", tiny(data, finetune=wild), "random-search")
+    store, study = open_store(str(tmp_path / "out")), STUDIES["random-search"]
+    start = next(run for run in study.runs(grid, {}) if not run.needs)
+    execute(store.url, Attempt(start))
+    run = next(run for run in study.runs(grid, read_results(store)) if "/hyperrule-seed" in run.name)
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:  # which the cluster takes for its own
+        row = process.submit(execute_in_group, 1, False, store.url, Attempt(run)).result()
+    assert (row["accuracy"], row["num_correct"], row["diverged"]) == (0.0, 0, True)
+    assert row["why"].startswith("NonFinite: the run stopped on its workers")
+    assert read_results(store)[run.name] == row
 
 
 class Threads:

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Takes out of an environment what nothing runs in an image, and prints what remains. Usage: docker/trim.sh VENV ACCELERATOR
+# A third of it goes: tests, Java and reinforcement learning of Ray, Arrow's Flight, symbols for debuggers.
+set -eu
+cd "$1"/lib/python*/site-packages
+
+rm -rf torch/test torch/bin/test_* torch/bin/*Test torch/bin/protoc* torch/lib/*_test.so
+rm -rf ray/jars ray/rllib ray/llm
+rm -rf pyarrow/include pyarrow/*flight*
+for package in networkx numpy pandas pyarrow sympy; do
+    find "$package" -type d -name tests -prune -exec rm -rf {} +
+done
+# On GPUs torch.compile builds C++ against torch's headers when a run starts.
+[ "$2" = cuda ] || rm -rf torch/include
+
+# Not of all libraries: those whose wheels were patched after linking do not load when stripped.
+strip --strip-unneeded torch/lib/*.so ray/_raylet.so
+
+du --summarize --block-size=MB ../../..
+du --summarize --block-size=MB ../../../bin/weed ./* | sort --numeric-sort --reverse | head -n 12
