@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pipeline.base.records import Record
 from trainer.recipes.data import TrainingData
@@ -62,12 +62,17 @@ class PretrainConfig(TrainingData, RunSettings):
 
 
 class Shortened(Record):
-    """The HyperRule's schedule at another length, batch and resolution, for work on a CPU."""
+    """The HyperRule's schedule at another length, batch and resolution, for work on a CPU.
+
+    Attributes:
+        base_lr: Learning rate; None for the rule's, at which few steps may learn little.
+    """
 
     steps: PositiveInt
     batch_size: PositiveInt
     resize_px: PositiveInt
     crop_px: PositiveInt
+    base_lr: PositiveFloat | None = None
 
 
 class FinetuneConfig(RunSettings):

@@ -120,10 +120,12 @@ def _at_length(recipe: TransferRecipe, steps: int) -> dict[str, int | tuple[int,
     }
 
 
-def shortened(recipe: TransferRecipe, steps: int, batch_size: int, resize_px: int, crop_px: int) -> TransferRecipe:
+def shortened(
+    recipe: TransferRecipe, steps: int, batch_size: int, resize_px: int, crop_px: int, base_lr: float | None = None
+) -> TransferRecipe:
     """Return the same schedule in fewer steps, for demonstrations on a CPU; warm-up and milestones keep their share.
 
-    The learning rate stays: the schedule of a 500-step run is followed at another length, not the rule itself.
+    Without a learning rate that of the rule stays: its schedule is followed at another length, not the rule itself.
 
     Raises:
         ConfigError: A value is not positive, or the crop exceeds the picture.
@@ -136,5 +138,6 @@ def shortened(recipe: TransferRecipe, steps: int, batch_size: int, resize_px: in
             "batch_size": batch_size,
             "resize_px": resize_px,
             "crop_px": crop_px,
+            "base_lr": base_lr or recipe.base_lr,
         }
     )

@@ -76,5 +76,6 @@ def test_a_shortened_schedule_keeps_its_shape() -> None:
     recipe = shortened(hyperrule(1000, 32, 32, variant="code"), 50, 64, 40, 32)
     assert (recipe.steps, recipe.warmup_steps, recipe.milestones) == (50, 10, (20, 30, 40))
     assert (recipe.batch_size, recipe.resize_px, recipe.crop_px, recipe.base_lr) == (64, 40, 32, 0.003)
+    assert shortened(recipe, 50, 64, 40, 32, base_lr=0.1) == recipe.model_copy(update={"base_lr": 0.1})
     with pytest.raises(ConfigError, match="do not fit"):
         shortened(recipe, 50, 64, 32, 40)
