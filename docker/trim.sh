@@ -1,6 +1,6 @@
 #!/bin/sh
 # Takes out of an environment what nothing runs in an image, and prints what remains. Usage: docker/trim.sh VENV ACCELERATOR
-# A third of it goes: tests, Java and reinforcement learning of Ray, Arrow's Flight, symbols for debuggers.
+# For CPUs a quarter of it goes: tests, headers, Java and reinforcement learning of Ray, Arrow's Flight, debuggers' symbols.
 set -eu
 cd "$1"/lib/python*/site-packages
 
@@ -10,11 +10,11 @@ rm -rf pyarrow/include pyarrow/*flight*
 for package in networkx numpy pandas pyarrow sympy; do
     find "$package" -type d -name tests -prune -exec rm -rf {} +
 done
-# On GPUs torch.compile builds C++ against torch's headers when a run starts.
-[ "$2" = cuda ] || rm -rf torch/include
-
-# Not of all libraries: those whose wheels were patched after linking do not load when stripped.
-strip --strip-unneeded torch/lib/*.so ray/_raylet.so
+if [ "$2" = cpu ]; then
+    rm -rf torch/include  # on GPUs torch.compile builds C++ against these headers when a run starts
+    # Two alone: libraries whose wheels were patched after linking may not load when stripped.
+    strip --strip-unneeded torch/lib/*.so ray/_raylet.so
+fi
 
 du --summarize --block-size=MB ../../..
 du --summarize --block-size=MB ../../../bin/weed ./* | sort --numeric-sort --reverse | head -n 12
