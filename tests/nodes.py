@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.stack.ray_nodes import metrics_at, start_node
+from cluster.stack.ray_nodes import QUIET, metrics_at, start_node
 from cluster.stack.services import Stack
 
 _OBJECT_STORE_BYTES = 100_000_000
@@ -39,7 +39,7 @@ def add_node(stack: Stack, number: int, num_cpus: int = 1) -> None:
     command = [
         _RAY, "start", "--block", f"--num-cpus={num_cpus}", f"--node-ip-address={address_of(number)}",
         f"--address={stack.environment['RAY_ADDRESS']}", f"--object-store-memory={_OBJECT_STORE_BYTES}",
-        "--disable-usage-stats",
+        "--disable-usage-stats", *QUIET,
     ]  # fmt: skip
     settings = {
         **os.environ,

@@ -23,6 +23,9 @@ _NODE_STARTS = 3
 _FIRST_OF_SEVERAL_NODES = 2
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _OBJECT_STORE_BYTES = 200_000_000
+# What workers print stays in their log files: each node would read all of these ten times a second (2.7 % of a core), and
+# nodes of one machine read those of the others, too.
+QUIET = ("--include-log-monitor=false",)
 
 
 def start_ray(
@@ -54,7 +57,7 @@ def start_ray(
         own = f"127.0.0.{first + number}"
         command = [
             beside_python("ray"), "start", "--block", f"--num-cpus={cpus}", "--disable-usage-stats",
-            f"--node-ip-address={own}", f"--object-store-memory={_OBJECT_STORE_BYTES}",
+            f"--node-ip-address={own}", f"--object-store-memory={_OBJECT_STORE_BYTES}", *QUIET,
         ]  # fmt: skip
         if number == 0:
             command += ["--head", f"--temp-dir={folder_of_ray}", f"--port={head_port}", "--dashboard-host=127.0.0.1",

@@ -4,6 +4,7 @@ What these do not name comes from two variables of ours: ADDRESSING_VARIABLE and
 """
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 # A single PUT is atomic and checksummed up to 5 GiB; parts keep memory and a retry small above this.
 _PART_BYTES = 64 << 20
 _READ_SECONDS = 30
+_MOST_CONNECTIONS = 64  # that are kept open, of all threads of a process; a choice
+# Environment variables by which a client is made; AWS's files are below HOME.
+_SETTING = re.compile(
+    rf"AWS_.*|.*_proxy|HOME|REQUESTS_CA_BUNDLE|{ADDRESSING_VARIABLE}|{ANONYMOUS_VARIABLE}", re.IGNORECASE
+)
+_clients: "dict[tuple[Any, ...], S3Client]" = {}
 _client_lock = threading.Lock()
 
 _HEAD_HIDES_THE_CAUSE = (400, 403, 405, 501)  # an answer to HEAD has no body, and so no code of S3
@@ -58,6 +65,40 @@ def _is_anonymous() -> bool:
     return given == "1"
 
 
+def _shared_client() -> "S3Client":
+    """Return the client of this process for the settings of its environment.
+
+    To make one takes 0.15 s of a core, new connections, and on some machines a question for credentials.
+    """
+    named = sorted((name, value) for name, value in os.environ.items() if _SETTING.fullmatch(name))
+    settings = (os.getpid(), *named)  # no connection is shared with a process that was forked
+    with _client_lock:  # creating clients is not thread-safe in boto3; their use is
+        if settings not in _clients:
+            _clients[settings] = _new_client()
+        return _clients[settings]
+
+
+def _new_client() -> "S3Client":
+    import boto3  # noqa: PLC0415 - see _storage_errors
+    import botocore.session  # noqa: PLC0415
+    from botocore import UNSIGNED  # noqa: PLC0415
+    from botocore.config import Config  # noqa: PLC0415
+
+    session = botocore.session.get_session()
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": CLIENT_ATTEMPTS},
+        connect_timeout=10,
+        read_timeout=_READ_SECONDS,
+        max_pool_connections=_MOST_CONNECTIONS,
+        signature_version=UNSIGNED if _is_anonymous() else None,
+        s3={"addressing_style": _addressing_style(session)},
+    )
+    try:
+        return boto3.session.Session(botocore_session=session).client("s3", config=config)
+    except ValueError as error:
+        raise ConfigError(f"{error}; AWS_ENDPOINT_URL is written http://HOST:PORT or https://HOST") from error
+
+
 class S3Store:
     """Objects below `s3://bucket/prefix`. The client is created on first use, so a store may be sent to a worker."""
 
@@ -68,25 +109,7 @@ class S3Store:
 
     @cached_property
     def _client(self) -> "S3Client":
-        import boto3  # noqa: PLC0415 - see _storage_errors
-        import botocore.session  # noqa: PLC0415
-        from botocore import UNSIGNED  # noqa: PLC0415
-        from botocore.config import Config  # noqa: PLC0415
-
-        session = botocore.session.get_session()
-        config = Config(
-            retries={"mode": "standard", "total_max_attempts": CLIENT_ATTEMPTS},
-            connect_timeout=10,
-            read_timeout=_READ_SECONDS,
-            max_pool_connections=32,
-            signature_version=UNSIGNED if _is_anonymous() else None,
-            s3={"addressing_style": _addressing_style(session)},
-        )
-        with _client_lock:  # creating clients is not thread-safe in boto3
-            try:
-                return boto3.session.Session(botocore_session=session).client("s3", config=config)
-            except ValueError as error:
-                raise ConfigError(f"{error}; AWS_ENDPOINT_URL is written http://HOST:PORT or https://HOST") from error
+        return _shared_client()
 
     def __getstate__(self) -> dict[str, str]:
         return {"bucket": self.bucket, "prefix": self.prefix, "url": self.url}

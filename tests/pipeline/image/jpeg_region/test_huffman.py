@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import jpeg, picture
 from tests.pipeline.image.jpeg_region.fuzz import (
     Counts,
@@ -14,14 +12,13 @@ from tests.pipeline.image.jpeg_region.fuzz import (
     written,
 )
 
-ROUNDS = 1000  # 36,000 damaged images: a minute of one core
+ROUNDS = 250  # 9,000 damaged images: a quarter of a minute of one core; fuzz.py makes as many as wanted
 
 
 def counts(program: Path, rounds: int, images: list[bytes]) -> Counts:
     return fuzz(program, rounds, written(program.parent, images))
 
 
-@pytest.mark.timeout(1200)  # of a busy machine
 def test_ours_reads_what_libjpegs_reads_to_the_last_bit_and_leaves_damage_to_it(program: Path) -> None:
     images = noisy_images()
     found = counts(program, ROUNDS, images)
