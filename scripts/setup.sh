@@ -26,23 +26,24 @@ fi
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+install() { pip install --quiet --no-compile "$@"; }
 
 # Without an NVIDIA GPU a CPU build of torch saves gigabytes. pip finds it where one of its indexes carries it.
 torch=$(grep '^torch==' constraints.txt)
 if ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
-    if command -v nvidia-smi >/dev/null || ! pip install --quiet "$torch+cpu" 2>/dev/null; then
+    if command -v nvidia-smi >/dev/null || ! install "$torch+cpu" 2>/dev/null; then
         command -v nvidia-smi >/dev/null || say "no CPU build of torch on pip's indexes: taking the default build." \
             "To save gigabytes, stop and add PyTorch's CPU index: https://pytorch.org/get-started/locally"
-        pip install --quiet "$torch"
+        install "$torch"
     fi
 fi
 
 say "installing bit-pretrain into $venv"
-pip install --quiet --constraint constraints.txt --editable ".${extra:+[$extra]}"
+install --constraint constraints.txt --editable ".${extra:+[$extra]}"
 
 # The extra "formats", where wheels fit this machine: to build them takes compilers for C++ and Rust.
 for package in pylibjxl cykooz-heif; do
-    pip install --quiet --only-binary :all: --constraint constraints.txt "$package" 2>/dev/null ||
+    install --only-binary :all: --constraint constraints.txt "$package" 2>/dev/null ||
         say "no wheel of $package for this machine: its images will be rejected as no-decoder; see docs/sharding.md"
 done
 
@@ -55,3 +56,6 @@ if pip show --quiet pillow 2>/dev/null; then
     say "error: a dependency installed pillow beside pillow-simd; see docs/decisions/0002-pillow-simd.md"
     exit 1
 fi
+
+# On all cores, where pip takes one. What does not compile is for other versions of Python.
+"$venv/bin/python" -m compileall -qq -j 0 -x '/tests?/' "$venv"/lib/python*/site-packages || true
