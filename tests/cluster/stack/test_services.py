@@ -160,8 +160,14 @@ def test_a_wrong_bucket_name_is_refused_at_once_and_nothing_stays(tmp_path: Path
     assert members(str(tmp_path)) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupting_the_demonstration_stops_all_it_started(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "at"),
+    [
+        (signal.SIGINT, "  step "),
+        (signal.SIGTERM, "  published "),
+    ],  # of the job that pretrains; of the first that packs
+)
+def test_interrupting_the_demonstration_stops_all_it_started(tmp_path: Path, number: signal.Signals, at: str) -> None:
     data = class_folders(tmp_path / "photos", classes=2, each=20)
     command = [
         str(Path(sys.executable).parent / "cluster"),
@@ -178,7 +184,7 @@ def test_interrupting_the_demonstration_stops_all_it_started(tmp_path: Path, num
         said = []
         for line in process.stdout:
             said.append(line)
-            if line.startswith("  step "):  # of the job that pretrains
+            if line.startswith(at):
                 break
         stack = read_stack(next((tmp_path / "out").glob("photos-*/stack")))
         if number == signal.SIGINT:
