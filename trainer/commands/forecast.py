@@ -36,7 +36,7 @@ def forecast_lines(config: Any, num_ranks: int, cluster: str | None, price: floa
         sum(layer.num_parameters for layer in found),
         sum(layer.num_macs for layer in found),
     )
-    steps, picture_bytes = num_steps(config), num_bytes / num_samples
+    steps, picture_bytes = num_steps(config, num_samples), num_bytes / num_samples
 
     yield f"schedule: {steps:,} steps of {recipe.batch_size:,}, {steps * recipe.batch_size:,} pictures in all"
     for point in milestones(recipe, num_samples):

@@ -126,13 +126,13 @@ def header(config: PretrainConfig) -> str:
     return (
         f"{config.model}, {num_parameters:,} parameters, {recipe.resolution_px} px, {config.precision}; "
         f"{config.data} version {config.data_version}{mixed}: {num_samples:,} pictures, {num_classes:,} classes\n"
-        f"{num_steps(config):,} steps of {recipe.batch_size:,} pictures, {recipe.epochs:g} epochs; at {config.out}"
+        f"{num_steps(config, num_samples):,} steps of {recipe.batch_size:,} pictures, {recipe.epochs:g} epochs; at {config.out}"
     )
 
 
-def num_steps(config: PretrainConfig) -> int:
+def num_steps(config: PretrainConfig, num_samples: int) -> int:
     """Return the steps of a run from its beginning to its end, as its schedule and its changes have it."""
-    return total_steps(config.recipe, _num_samples(config)) - steps_ahead(config, _num_samples(config))
+    return total_steps(config.recipe, num_samples) - steps_ahead(config, num_samples)
 
 
 def epochs_done(config: PretrainConfig, step: int, until: float = math.inf) -> float:
