@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -99,6 +100,12 @@ def connect(address: str | None) -> None:
     setattr(ray._private.worker, "listen_error_messages", lambda worker, threads_stopped: None)  # noqa: B010
     with _native_silence():
         ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, logging_level="ERROR")
+
+
+def is_on_ray() -> bool:
+    """Return whether this process is connected to a cluster; one that is not need not import Ray to know, a second."""
+    ray = sys.modules.get("ray")
+    return bool(ray and ray.is_initialized())
 
 
 def require_capacity(num_workers: int, *, use_gpu: bool, wait: bool) -> str | None:

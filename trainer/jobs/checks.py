@@ -121,12 +121,12 @@ def header(config: PretrainConfig) -> str:
     num_samples = sum(source.selection.num_samples for source in sources)
     num_classes = dataset.version.num_classes
     found = layers(parse_architecture(config.model), num_classes, recipe.resolution_px)
-    num_parameters = sum(layer.num_parameters for layer in found)
+    num_parameters, steps = sum(layer.num_parameters for layer in found), num_steps(config, num_samples)
     mixed = f" and {len(config.mix)} more" if config.mix else ""
     return (
         f"{config.model}, {num_parameters:,} parameters, {recipe.resolution_px} px, {config.precision}; "
         f"{config.data} version {config.data_version}{mixed}: {num_samples:,} pictures, {num_classes:,} classes\n"
-        f"{num_steps(config, num_samples):,} steps of {recipe.batch_size:,} pictures, {recipe.epochs:g} epochs; at {config.out}"
+        f"{steps:,} steps of {recipe.batch_size:,} pictures, {recipe.epochs:g} epochs; at {config.out}"
     )
 
 

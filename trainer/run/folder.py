@@ -19,6 +19,7 @@ import torch
 from pipeline.base.errors import Conflict
 from pipeline.base.records import Record, json_bytes
 from pipeline.store.base import Store, commit
+from pipeline.work.on_ray import is_on_ray
 from trainer.run.history import settle
 from trainer.run.starts import WHEEL_VARIABLE
 from trainer.step.ranks import World, broadcast, gather
@@ -87,9 +88,11 @@ def _place(world: World) -> dict[str, Any]:
 
 
 def _ray_node() -> str:
-    import ray  # noqa: PLC0415 - a second; runs without Ray pay nothing but this
+    if not is_on_ray():
+        return ""
+    import ray  # noqa: PLC0415 - a second that runs without Ray need not pay
 
-    return ray.util.get_node_ip_address() if ray.is_initialized() else ""
+    return str(ray.util.get_node_ip_address())
 
 
 def write_quarantine(store: Store, step: int, rank: int, rows: Sequence[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from pipeline.store.url import open_store
 from pipeline.streaming.loader.messages import BadSample
 from pipeline.streaming.stream import Batch, Stream, warn_of
 from pipeline.streaming.throughput import Lap, Laps
+from pipeline.work.on_ray import is_on_ray
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Telemetry:
         """
         self._row, self._second = Laps(stream, num_workers), Laps(stream, num_workers)
         self._log = _LoaderLog(loader_log, rank) if loader_log else None
-        self._metrics = _RayMetrics(rank) if _is_on_ray() else None
+        self._metrics = _RayMetrics(rank) if is_on_ray() else None
         self._step, self._loss = 0, 0.0
         self._has_more = False
 
@@ -121,12 +122,6 @@ class Telemetry:
             self._log.write({"time": round(time.time(), 3), "step": self._step, **lap.row()})
         if self._metrics:
             self._metrics.publish(lap, self._loss, self._step)
-
-
-def _is_on_ray() -> bool:
-    import ray  # noqa: PLC0415 - a second; the run folder's record of the start has imported it already
-
-    return bool(ray.is_initialized())
 
 
 class _RayMetrics:
