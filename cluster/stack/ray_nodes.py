@@ -23,8 +23,8 @@ _NODE_STARTS = 3
 _FIRST_OF_SEVERAL_NODES = 2
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _OBJECT_STORE_BYTES = 200_000_000
-# What workers print stays in their log files: each node would read all of these ten times a second (2.7 % of a core), and
-# nodes of one machine read those of the others, too.
+# What workers print stays in their log files. Each node would read all of these ten times a second (2.7 % of a core),
+# and with them those of other nodes of the machine.
 QUIET = ("--include-log-monitor=false",)
 
 
