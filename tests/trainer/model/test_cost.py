@@ -38,8 +38,7 @@ def steps(name, px, batch, precision, recomputes):
     optimizer = MasterOptimizer(model, 0.9, 1e-4)
     images = torch.randn(2 * batch, 3, px, px).to(memory_format=torch.channels_last)
     both = TensorBatch(images, torch.zeros(2 * batch, 1000))
-    for _ in range(1):
-        train_step(model, optimizer, both, softmax_loss, 0.01, batch, precision=precision)
+    train_step(model, optimizer, both, softmax_loss, 0.01, batch, precision=precision)
 
 torch.set_num_threads(1)
 name, px, batch, precision, recomputes = sys.argv[1:]
