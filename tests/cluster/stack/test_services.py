@@ -163,9 +163,9 @@ def test_a_wrong_bucket_name_is_refused_at_once_and_nothing_stays(tmp_path: Path
 @pytest.mark.parametrize(
     ("number", "at"),
     [
-        (signal.SIGINT, "  step "),
-        (signal.SIGTERM, "  published "),
-    ],  # of the job that pretrains; of the first that packs
+        (signal.SIGINT, "  step "),  # of the job that pretrains
+        (signal.SIGTERM, "  published "),  # by the first that packs
+    ],
 )
 def test_interrupting_the_demonstration_stops_all_it_started(tmp_path: Path, number: signal.Signals, at: str) -> None:
     data = class_folders(tmp_path / "photos", classes=2, each=20)

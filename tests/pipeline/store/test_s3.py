@@ -222,6 +222,20 @@ def test_buckets_are_addressed_as_set(
     assert client.generate_presigned_url("get_object", {"Bucket": "bucket", "Key": "k"}).startswith(url)
 
 
+def test_stores_share_a_client_in_one_process_and_with_equal_settings(
+    keys: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = S3Store("bucket", "x")._client
+    assert S3Store("another", "y")._client is client
+    for name, value in [("AWS_ACCESS_KEY_ID", "another"), ("https_proxy", "http://proxy.test"), ("HOME", "/nowhere")]:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert S3Store("bucket", "x")._client is not client, name
+    assert S3Store("bucket", "x")._client is client
+    monkeypatch.setattr("os.getpid", lambda: -1)  # as in a process that was forked
+    assert S3Store("bucket", "x")._client is not client
+
+
 @pytest.mark.parametrize(("variable", "value"), [("BIT_S3_ADDRESSING", "host"), ("BIT_S3_ANONYMOUS", "maybe")])
 def test_an_unknown_value_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     monkeypatch.setenv(variable, value)

@@ -200,3 +200,8 @@ def test_packing_whose_cluster_dies_ends_in_a_sentence_and_can_go_on(tmp_path: P
     assert kept.items() <= {path: path.read_bytes() for path in (tmp_path / "set").glob("commits/*/*.json")}.items()
     cli("shard", source, tmp_path / "calm", *options)
     assert contents(str(tmp_path / "set")) == contents(str(tmp_path / "calm"))
+
+
+def test_a_process_that_is_not_on_ray_knows_it_without_importing_it() -> None:
+    script = "import sys; from pipeline.work.on_ray import is_on_ray; print(is_on_ray(), 'ray' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).split() == ["False", "False"]

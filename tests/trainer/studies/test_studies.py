@@ -219,15 +219,11 @@ def test_a_fine_tuning_that_diverges_on_a_group_of_workers_is_never_right(
     start = next(run for run in study.runs(grid, {}) if not run.needs)
     execute(store.url, Attempt(start))
     run = next(run for run in study.runs(grid, read_results(store)) if "/hyperrule-seed" in run.name)
-    process = get_context("spawn").Process(target=execute_in_group, args=(1, False, store.url, Attempt(run)))
-    process.start()  # one that the cluster takes for its own
-    try:
-        process.join()
-    finally:
-        process.kill()
-    row = read_results(store)[run.name]
+    with get_context("spawn").Pool(1) as process:  # one that the cluster takes for its own, and that ends with the test
+        row = process.apply(execute_in_group, (1, False, store.url, Attempt(run)))
     assert (row["accuracy"], row["num_correct"], row["diverged"]) == (0.0, 0, True)
     assert row["why"].startswith("NonFinite: the run stopped on its workers")
+    assert read_results(store)[run.name] == row
 
 
 class Threads:
