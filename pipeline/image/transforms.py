@@ -106,11 +106,19 @@ class EvaluationView:
 
     Attributes:
         out_px: Side of the view.
+        shorter_side_px: Where it is given, the picture is resized to this shorter side instead, and the view is cut out
+            of its centre, as ObjectNet is evaluated [paper Table 6: 512 and 480].
     """
 
     out_px: int
+    shorter_side_px: int | None = None
 
     def __call__(self, height: int, width: int, random: Randomness) -> Placement:
         """See Transform."""
         del random
-        return Placement((0, 0, width, height), self.out_px)
+        if self.shorter_side_px is None:
+            return Placement((0, 0, width, height), self.out_px)
+        shorter = min(height, width)
+        side = min(shorter, max(1, round(shorter * self.out_px / self.shorter_side_px)))
+        left, top = (width - side) // 2, (height - side) // 2
+        return Placement((left, top, left + side, top + side), self.out_px)

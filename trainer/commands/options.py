@@ -80,16 +80,17 @@ def model_of(run: str, step: int | None = None) -> str:
 
 
 def probabilities_of(run: str) -> str:
-    """Return how a run's logits become probabilities: as its loss takes them; softmax where that is not known."""
-    from pipeline.base.errors import NotFound  # noqa: PLC0415
-    from pipeline.store.url import open_store  # noqa: PLC0415
-    from trainer.run.history import read_config  # noqa: PLC0415
+    """Return how a model's logits become probabilities: as its loss takes them; softmax where that is not known.
 
-    try:
-        recipe = read_config(open_store(run)).get("recipe", {})
-    except NotFound:
-        return "softmax"
-    return "sigmoid" if recipe.get("loss") == "sigmoid" else "softmax"
+    Args:
+        run: A pretraining run, or a model of a fine-tuning.
+    """
+    from pipeline.store.url import open_store  # noqa: PLC0415
+    from trainer.run.history import config_of_model  # noqa: PLC0415
+
+    config = config_of_model(open_store(run))
+    losses = (config.get("loss"), (config.get("recipe") or {}).get("loss"))  # of a fine-tuning, and of a pretraining
+    return "sigmoid" if "sigmoid" in losses else "softmax"
 
 
 def require_free_folder(out: str, what: str, marks: tuple[str, ...]) -> None:

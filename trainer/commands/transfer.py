@@ -139,6 +139,7 @@ def finetune(
     epilog=examples(
         "trainer evaluate runs/tiny data/val runs/tiny-val",
         "trainer evaluate s3://bucket/run@20000 s3://bucket/val results/val --json",
+        "trainer evaluate runs/tiny data/val results/cut --set resolution_px=480 --set shorter_side_px=512",
     )
 )
 @click.argument("run_url", metavar="RUN[@STEP|@best]")

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.base.errors import BadImage, ConfigError, CorruptShard, NotFound
 from pipeline.base.html import render_page
 from pipeline.base.records import json_bytes
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.dataset import Address, Dataset
 from pipeline.dataset.tables import read_table
 from pipeline.image.decode import Pixels, decode
 from pipeline.store.base import Store, put
@@ -93,6 +93,7 @@ def publish_gallery(
     missing = [name for name in NAMED_PREDICTION_SCHEMA.names if name not in (*predictions.column_names, "source")]
     if missing:
         raise ConfigError(f"the predictions have no {', '.join(missing)}; evaluate the run again with this release")
+    _check_origin(predictions, dataset)
     mistakes = mistakes_of(predictions, classes)
     _write_pictures(out, dataset, mistakes, on_picture)
     facts = {"title": title, "data": dataset.store.url, "data_version": dataset.version.version, **summary(predictions)}
@@ -102,6 +103,23 @@ def publish_gallery(
     put(out, "index.html", _page(title, facts, mistakes, review=False))
     put(out, "review.html", _page(title, facts, [by_name[name] for name in drawn], review=True))
     return facts
+
+
+def _check_origin(predictions: pa.Table, dataset: Dataset) -> None:
+    """Refuse predictions of another dataset: they name other pictures at the same places."""
+    for row in {row["shard"]: row for row in predictions.to_pylist()}.values():  # one picture of each shard
+        address, found = Address(row["shard"], row["row"]), None
+        if address.shard < len(dataset.shards) and address.row < dataset.shards[address.shard]["num_samples"]:
+            found = dataset.sample(address)["key"]
+            if row.get("source"):
+                found = dataset.read_about(address).get("source", found)
+        name = row.get("source") or row["key"]
+        if name != found:
+            raise ConfigError(
+                f"the predictions name {name} at row {address.row} of shard {address.shard}, where "
+                f"{dataset.store.url}, version {dataset.version.version}, has {found or 'nothing'}; give the dataset "
+                f"that was evaluated"
+            )
 
 
 def _page(title: str, facts: Mapping[str, Any], mistakes: Sequence[Mapping[str, Any]], *, review: bool) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from pipeline.base.errors import ConfigError, StorageFull
 from pipeline.base.quantities import human_bytes
@@ -27,6 +28,8 @@ from trainer.run.classes import stored_classes
 from trainer.run.history import Change, current_config, has_learned, order_change
 from trainer.run.settings import RunSettings
 from trainer.tasks.few_shot import few_shot_rows
+
+_NUM_SHARDS_JUDGED = 32  # a choice: all of a set for transfer, and few reads of one of 100,000 shards
 
 
 def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
@@ -192,7 +195,7 @@ def finetune_warnings(config: FinetuneConfig) -> Iterator[str]:
                 f"pictures of {url} have several labels: the softmax of fine-tuning shares the target among them, and "
                 f"a prediction is counted as right if it is one of them"
             )
-    num_unlabelled = int(np.sum(first_labels(test) < 0))
+    num_unlabelled = sum(not labels for labels in test.all_samples(["labels"])["labels"].to_pylist())
     if num_unlabelled:
         yield f"{num_unlabelled:,} pictures of {config.test} have no label: they are predicted, and not counted"
 
@@ -218,7 +221,7 @@ def subset_rows(config: FinetuneConfig, train: Dataset, shots: int, subset: int)
         ConfigError: Classes have fewer samples than shots, or no sample is left.
     """
     kept, allow_fewer = _kept_rows(config, train), config.allow_fewer_shots
-    labels = first_labels(train)[kept]
+    labels = train.all_samples(["labels"])["labels"].take(kept).to_pylist()
     return kept[few_shot_rows(labels, train.classes, shots, config.seed, subset, allow_fewer=allow_fewer)]
 
 
@@ -235,15 +238,11 @@ def _kept_rows(config: FinetuneConfig, train: Dataset) -> npt.NDArray[np.int64]:
     return np.flatnonzero(kept)
 
 
-def first_labels(dataset: Dataset) -> npt.NDArray[np.int64]:
-    """Return the first label of every sample, -1 without label, shape (samples,)."""
-    labels = dataset.all_samples(["labels"])["labels"].to_pylist()
-    return np.array([sample[0] if sample else -1 for sample in labels], np.int64)
-
-
 def is_multi_label(dataset: Dataset) -> bool:
-    """Return whether a sample of the first shard has several labels."""
-    return any(len(labels) > 1 for labels in dataset.samples(0)["labels"].to_pylist())
+    """Return whether a sample has several labels; a set of very many shards is judged by some of them."""
+    shards = np.unique(np.linspace(0, len(dataset.shards) - 1, _NUM_SHARDS_JUDGED).astype(int))
+    counts = (pc.list_value_length(dataset.samples(shard)["labels"]) for shard in shards.tolist())
+    return any((pc.max(count).as_py() or 0) > 1 for count in counts)
 
 
 def _check_batch(settings: RunSettings, model: str, batch_size: int, num_workers: int) -> None:

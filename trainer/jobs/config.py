@@ -150,6 +150,8 @@ class EvaluateConfig(Record):
         probabilities: Softmax over classes, or the sigmoid of each class, for models with several labels a picture.
         out: URL of the results.
         resolution_px: Side of the input; 0 for that of the run.
+        shorter_side_px: To which pictures are resized before the input is cut out of their centre, as for ObjectNet;
+            None: the whole picture is resized to the input.
         batch_size: Pictures in one forward pass.
     """
 
@@ -162,6 +164,7 @@ class EvaluateConfig(Record):
     probabilities: Literal["softmax", "sigmoid"] = "softmax"
     out: str
     resolution_px: NonNegativeInt = 0
+    shorter_side_px: PositiveInt | None = None
     batch_size: PositiveInt = 64
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from pipeline.base.errors import Conflict, Interrupted, NotFound
+from pipeline.base.errors import ConfigError, Conflict, Interrupted, NotFound
 from pipeline.base.parsing import parse_json
 from pipeline.base.records import json_bytes
 from pipeline.dataset.dataset import Dataset, label_matrix
@@ -58,7 +58,7 @@ def predict(
     model: nn.Module,
     test: TestSet,
     world: World,
-    resolution_px: int,
+    view: EvaluationView,
     batch_size: int,
     wants_stop: Callable[[], bool] = lambda: False,
     probabilities: str = "softmax",
@@ -69,7 +69,7 @@ def predict(
         model: Returns logits.
         test: The pictures.
         world: This rank.
-        resolution_px: Side of the input.
+        view: Of each picture.
         batch_size: Pictures in one forward pass.
         wants_stop: Whether to end before all are classified.
         probabilities: `softmax`, or `sigmoid` for the probability of each class by itself.
@@ -87,8 +87,8 @@ def predict(
     is_stopped, is_multi_label = False, has_several_labels(dataset)
     batches = one_pass(
         test.selection,
-        EvaluationView(resolution_px),
-        resolution_px,
+        view,
+        view.out_px,
         batch_size,
         rank=world.rank,
         num_ranks=world.num_ranks,
@@ -160,7 +160,7 @@ def evaluate(config: EvaluateConfig, world: World, report: Report, controls: Con
 
     Raises:
         NotFound: The run has no checkpoint.
-        ConfigError: The test set has classes that the model does not know.
+        ConfigError: The test set has classes that the model does not know, or less is resized than is cut out.
         Conflict: OUT holds the result of another model or test set.
         Interrupted: The evaluation was asked to stop.
     """
@@ -172,6 +172,11 @@ def evaluate(config: EvaluateConfig, world: World, report: Report, controls: Con
         classes, selection.dataset.classes, config.run, config.data, ignore_unknown=config.ignore_unknown_classes
     )
     resolution_px = config.resolution_px or record.about["resolution_px"]
+    if config.shorter_side_px is not None and config.shorter_side_px < resolution_px:
+        raise ConfigError(
+            f"shorter_side_px={config.shorter_side_px} is less than the {resolution_px} px that are cut out; give "
+            f"more, or a smaller resolution_px"
+        )
     identity = config.model_dump(exclude={"batch_size"}) | {"step": record.step, "resolution_px": resolution_px}
     if config.exclude:  # its content decides, not its name
         identity["selection"] = selection.identity
@@ -193,7 +198,8 @@ def evaluate(config: EvaluateConfig, world: World, report: Report, controls: Con
         identity["step"] = used.step
     test = TestSet(selection, classes, labels)
     wants_stop = (controls or Controls()).wants_stop
-    predictions = predict(model, test, world, resolution_px, config.batch_size, wants_stop, config.probabilities)
+    view = EvaluationView(resolution_px, config.shorter_side_px)
+    predictions = predict(model, test, world, view, config.batch_size, wants_stop, config.probabilities)
     figures, tables = details(predictions, classes)
     result = identity | summary(predictions) | figures
     if world.is_first:
@@ -204,7 +210,7 @@ def evaluate(config: EvaluateConfig, world: World, report: Report, controls: Con
 
 
 # Of results that were written before these were asked for.
-_ABSENT: dict[str, Any] = {"ignore_unknown_classes": False, "probabilities": "softmax"}
+_ABSENT: dict[str, Any] = {"ignore_unknown_classes": False, "probabilities": "softmax", "shorter_side_px": None}
 
 
 def evaluation_lines(row: dict[str, Any]) -> str:

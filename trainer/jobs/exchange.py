@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline.base.errors import BitError, ConfigError, Conflict, NotFound
+from pipeline.base.errors import BitError, ConfigError, Conflict
 from pipeline.base.records import json_bytes
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import sha256_hex
@@ -26,7 +26,7 @@ from trainer.formats.write import Format, check_name, export_files, is_folder
 from trainer.model.architecture import parse_architecture
 from trainer.model.build import new_model
 from trainer.run.classes import classes_of, stored_classes, write_classes
-from trainer.run.history import read_changes, read_config
+from trainer.run.history import config_of_model, read_changes
 from trainer.step.optimizer import model_state
 from trainer.step.ranks import World
 
@@ -209,7 +209,7 @@ def export_weights(
         raise ConfigError("--resolution any is for --format onnx; the other formats name a resolution and take any")
     source = open_store(run)
     network, record = load_chosen_model(source, _HERE, step)
-    config = _config(source)
+    config = config_of_model(source)
     classes, warnings = _class_names(source, record, config)
     description = Description(classes, resolution_px or record.about["resolution_px"])
     files = export_files(network, file_format, name, description, any_size=any_size)
@@ -223,17 +223,6 @@ def export_weights(
     for key, body in files.items():
         commit(store, key, body)
     return Exported([f"{store.url}/{key}" for key in files], record.step, warnings)
-
-
-def _config(run: Store) -> Mapping[str, Any]:
-    """Return the configuration of a run, or of the sweep that a fine-tuned model is of; empty where there is none."""
-    sweep, models = posixpath.split(posixpath.dirname(run.url.rstrip("/")))
-    for store in (run, *([open_store(sweep)] if models == "models" else [])):
-        try:
-            return read_config(store)
-        except NotFound:
-            continue
-    return {}
 
 
 def _class_names(

@@ -19,7 +19,7 @@ from pipeline.base.records import json_bytes
 from pipeline.base.seeds import rng
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import table_of, to_parquet
-from pipeline.image.transforms import FinetuneView
+from pipeline.image.transforms import EvaluationView, FinetuneView
 from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.base import Store, exists
 from pipeline.store.lease import Lease
@@ -175,7 +175,8 @@ def _run_one(whole: _Sweep, run: SweepRun) -> None:
         fit(training, lambda row: whole.report({"run": run.name, **row}), whole.controls)
     if whole.controls.lease:
         whole.controls.lease.check(now=True)
-    predictions = predict(model, whole.test, world, recipe.crop_px, config.microbatch_size, probabilities=config.loss)
+    view = EvaluationView(recipe.crop_px)
+    predictions = predict(model, whole.test, world, view, config.microbatch_size, probabilities=config.loss)
     figures = summary(predictions) | details(predictions, whole.train.classes)[0]
     result = {"name": run.name, "init": config.init, "init_step": init_step, "shots": run.shots, "subset": run.subset}
     result |= {"num_train": selection.num_samples} | figures | {"recipe": recipe.model_dump()}

@@ -243,10 +243,11 @@ def _fine_tune(attempt: Attempt[PlannedRun]) -> dict[str, Any]:
 
 def summary_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the summary as lines of a table for people."""
-    yield f"{'task':24}{'shots':>6}  {'from':20}{'runs':>5}{'median':>9}{'mean':>9}  95 % interval"
+    yield f"{'task':24}{'shots':>6}  {'from':20}{'runs':>5}{'median':>9}{'mean':>9}{'std':>7}  95 % interval"
     for row in rows:
         shots = f"{row['shots']:,}" if row["shots"] else "all"
+        spread = "" if row["std"] is None else f"{row['std']:.1%}"
         yield (
-            f"{row['task']:24}{shots:>6}  {row['init']:20}{row['num_runs']:5}{row['median']:9.1%}{row['mean']:9.1%}  "
-            f"[{row['low']:.1%}, {row['high']:.1%}]"
+            f"{row['task']:24}{shots:>6}  {row['init']:20}{row['num_runs']:5}{row['median']:9.1%}{row['mean']:9.1%}"
+            f"{spread:>7}  [{row['low']:.1%}, {row['high']:.1%}]"
         )

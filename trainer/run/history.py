@@ -7,6 +7,7 @@ checkpoint on, unless a change is asked for by name.
 
 import json
 import math
+import posixpath
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from pipeline.base.errors import ConfigError, NotFound, ResumeMismatch
 from pipeline.base.parsing import parse_json, parse_record
 from pipeline.base.records import Record
 from pipeline.store.base import Store
+from pipeline.store.url import open_store
 from trainer.checkpoint.record import is_record_key, steps
 
 CONFIG_KEY = "run.json"
@@ -88,6 +90,17 @@ def read_config(store: Store) -> dict[str, Any]:
     except NotFound as error:
         raise NotFound(f"{store.url} holds no run; give the OUT of a `trainer` command") from error
     return parse_json(body, f"{store.url}/{CONFIG_KEY}", dict)
+
+
+def config_of_model(store: Store) -> dict[str, Any]:
+    """Return the configuration of a run, or of the sweep that a fine-tuned model is of; empty where there is none."""
+    sweep, models = posixpath.split(posixpath.dirname(store.url.rstrip("/")))
+    for each in (store, *([open_store(sweep)] if models == "models" else [])):
+        try:
+            return read_config(each)
+        except NotFound:
+            continue
+    return {}
 
 
 def current_config(store: Store, config_type: type[R], until: float = math.inf) -> R | None:

@@ -90,10 +90,12 @@ class Hooks:
         run, settings, evaluation = self._run, self._run.settings, self._run.evaluation
         is_evaluation = every(evaluation.every_steps, run.num_steps) if evaluation else lambda done: False
         is_interval = every(settings.checkpoint_every_steps or run.num_steps, run.num_steps)
+        is_kept = every(settings.keep_every_steps or run.num_steps, run.num_steps)
 
         def is_checkpoint(done: int) -> bool:
             """Return whether to save: what was measured may be the best, and is there to be used."""
-            return (is_interval(done) or is_evaluation(done)) and (run.saves_last or done < run.num_steps)
+            is_due = is_interval(done) or is_kept(done) or is_evaluation(done)
+            return is_due and (run.saves_last or done < run.num_steps)
 
         return [
             Hook(is_evaluation, self._evaluate),

@@ -32,7 +32,7 @@ class RunSettings(Record):
             instead of stopping the run.
         clip_norm: Norm to which a longer gradient is shortened; None for none, as in the paper.
         keep_checkpoints: How many of the newest to keep; the best one by held-out accuracy is kept, too.
-        keep_every_steps: Checkpoints at multiples of this are kept for good; None for none.
+        keep_every_steps: At multiples of this a checkpoint is written in any case, and kept for good; None for none.
         loader: How batches are made; may differ from start to start.
         loader_log: URL of a file of JSON lines with each rank's loader figures of every second; `-rank0` and so on is
             added to its name, and on S3 the time of each minute's part. None for none; may differ from start to start.

@@ -44,6 +44,8 @@ def own_task(path: Path) -> Task:
     if unknown or missing:
         found = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
         raise ConfigError(f"{path}: {found}; a task has {', '.join(sorted(_OWN_FIELDS))}")
+    if lacking := sorted({"train", "test"} - set(given["splits"])):
+        raise ConfigError(f"{path}: [splits] lacks {' and '.join(lacking)}; both are needed")
     try:
         published = {str(name): int(count) for name, count in given["published"].items()}
         splits = {name: tuple(_portion(item, published) for item in items) for name, items in given["splits"].items()}
@@ -58,11 +60,18 @@ def own_task(path: Path) -> Task:
             width_px=int(given.get("width_px", 224)),
             published=published,
             splits=splits,
-            flip=bool(given.get("flip", True)),
-            crop=bool(given.get("crop", True)),
+            flip=_truth(given, "flip"),
+            crop=_truth(given, "crop"),
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _truth(given: Mapping[str, Any], name: str) -> bool:
+    value = given.get(name, True)
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} = {value!r}; write true or false, without quotes")
+    return value
 
 
 def _portion(item: Any, published: Mapping[str, int]) -> Portion:

@@ -1,6 +1,7 @@
 """Class-balanced subsets of a training set, reproducible from a seed."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ _NAMED = 5  # classes in a message; a choice
 
 
 def few_shot_rows(
-    labels: npt.NDArray[np.int64],
+    labels: Sequence[Sequence[int]],
     classes: Sequence[str],
     shots: int,
     seed: int,
@@ -20,10 +21,10 @@ def few_shot_rows(
     *,
     allow_fewer: bool = False,
 ) -> npt.NDArray[np.int64]:
-    """Choose `shots` samples of every class, without replacement.
+    """Choose `shots` samples of every class, without replacement; a sample counts for each of its labels.
 
     Args:
-        labels: First label of every sample, shape (samples,).
+        labels: Those of every sample.
         classes: Names of the task's classes, by label.
         shots: Samples a class; 0 for all samples.
         seed: Key of the choice.
@@ -38,7 +39,10 @@ def few_shot_rows(
     """
     if shots == 0:
         return np.arange(len(labels))
-    members = [np.flatnonzero(labels == label) for label in range(len(classes))]
+    rows = np.repeat(np.arange(len(labels)), [len(each) for each in labels])
+    flat = np.fromiter(chain.from_iterable(labels), np.int64, len(rows))
+    ends = np.cumsum(np.bincount(flat, minlength=len(classes)))[:-1]
+    members = [np.unique(each) for each in np.split(rows[np.argsort(flat, kind="stable")], ends)]
     short = [f"{name!r} ({len(rows)})" for name, rows in zip(classes, members, strict=True) if len(rows) < shots]
     if short and not allow_fewer:
         more = f" and {len(short) - _NAMED} more" if len(short) > _NAMED else ""
@@ -46,8 +50,10 @@ def few_shot_rows(
             f"{len(short)} classes have fewer training pictures than {shots} shots: {', '.join(short[:_NAMED])}{more}; "
             f"take fewer shots, or all that there are with --set allow_fewer_shots=true"
         )
-    chosen = [
-        rng(seed, "few-shot", subset, shots, label).choice(rows, min(shots, len(rows)), replace=False)
-        for label, rows in enumerate(members)
-    ]
-    return np.sort(np.concatenate(chosen))
+    chosen = np.zeros(len(labels), bool)
+    for label in sorted(range(len(classes)), key=lambda label: len(members[label])):  # common ones come with rare ones
+        left = members[label][~chosen[members[label]]]
+        num_missing = min(shots, len(members[label])) - (len(members[label]) - len(left))
+        if num_missing > 0:
+            chosen[rng(seed, "few-shot", subset, shots, label).choice(left, num_missing, replace=False)] = True
+    return np.flatnonzero(chosen)

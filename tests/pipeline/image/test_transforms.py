@@ -97,6 +97,8 @@ def test_evaluation_shows_the_whole_image_and_draws_nothing() -> None:
     random = Random(5)
     before = random.getstate()
     assert EvaluationView(32)(60, 80, random) == Placement((0, 0, 80, 60), 32)
+    assert EvaluationView(480, 512)(512, 700, random) == Placement((110, 16, 590, 496), 480)
+    assert EvaluationView(480, 512)(256, 128, random) == Placement((4, 68, 124, 188), 480)
     assert random.getstate() == before
 
 

@@ -14,7 +14,7 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.schema import table_of, to_parquet
 from pipeline.dataset.tables import from_parquet
 from pipeline.store.url import open_store
-from tests.conftest import run_cli
+from tests.conftest import class_folders, pack, run_cli
 from tests.trainer.jobs.test_evaluate import result_of
 from trainer.gallery.publish import add_verdicts, mistakes_of, publish_gallery
 from trainer.scores.predictions import NAMED_PREDICTION_SCHEMA
@@ -121,3 +121,13 @@ def test_predictions_without_names_are_refused(small_dataset: Dataset, evaluated
     predictions = from_parquet((evaluated / "predictions.parquet").read_bytes(), "table").drop_columns(["label_names"])
     with pytest.raises(ConfigError, match="the predictions have no label_names; evaluate the run again"):
         publish_gallery(open_store(str(tmp_path)), predictions, small_dataset, title="x")
+
+
+def test_predictions_of_another_dataset_are_refused(small_dataset: Dataset, evaluated: Path, tmp_path: Path) -> None:
+    predictions = from_parquet((evaluated / "predictions.parquet").read_bytes(), "table")
+    other = pack(class_folders(tmp_path / "photos", each=30, seed=9), str(tmp_path / "other"), seed=5)
+    smaller = pack(class_folders(tmp_path / "few", each=2), str(tmp_path / "smaller"))
+    for dataset in (other, smaller):
+        with pytest.raises(ConfigError, match=r"at row \d+ of shard \d+, where .* has .*; give the dataset that was"):
+            publish_gallery(open_store(str(tmp_path / "out")), predictions, dataset, title="x")
+    assert not (tmp_path / "out").exists()

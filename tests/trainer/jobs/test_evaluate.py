@@ -149,6 +149,18 @@ def test_a_moved_result_is_repeated_where_it_lies(small_dataset: Dataset, pretra
     assert result_of(pretrained, small_dataset, tmp_path / "two") == first | {"out": str(tmp_path / "two")}
 
 
+def test_the_centre_can_be_cut_out_of_pictures_that_keep_their_aspect(
+    small_dataset: Dataset, pretrained: Path, tmp_path: Path
+) -> None:
+    whole = result_of(pretrained, small_dataset, tmp_path / "whole")
+    cut = result_of(pretrained, small_dataset, tmp_path / "cut", shorter_side_px=40)
+    assert cut["num_test"] == whole["num_test"]
+    first, second = (table(tmp_path / name)[0]["guess_probabilities"] for name in ("whole", "cut"))
+    assert first != second
+    with pytest.raises(ConfigError, match="shorter_side_px=31 is less than the 32 px that are cut out"):
+        result_of(pretrained, small_dataset, tmp_path / "other", shorter_side_px=31)
+
+
 def test_an_evaluation_that_is_stopped_keeps_nothing(small_dataset: Dataset, pretrained: Path, tmp_path: Path) -> None:
     settings = EvaluateConfig(run=str(pretrained), data=small_dataset.store.url, data_version=1, out=str(tmp_path))
     with pytest.raises(Interrupted, match="stopped before all pictures were classified"):

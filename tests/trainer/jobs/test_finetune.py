@@ -64,6 +64,10 @@ def test_pictures_with_several_labels_are_learned_label_by_label(small_folder: P
     table = from_parquet((tmp_path / "out" / "predictions" / "0000-shots-0.parquet").read_bytes(), "table")
     scores = np.array(table["scores"].to_pylist())
     assert scores[:, 3].min() > scores[:, :3].mean()  # `picture` is learned for all, beside the other label
+    model, images = str(tmp_path / "out/models/0000-shots-0"), str(small_folder / "class0")
+    run_cli("trainer", "predict", model, images, str(tmp_path / "predicted"), "--workers", "0")
+    stored = json.loads((tmp_path / "predicted" / "request.json").read_text())
+    assert stored["probabilities"] == "sigmoid"  # as it was trained
     again = run_cli(*command, "--batch-size", "8")
     assert again.returncode != 0
     assert "shortened says batch and steps already" in again.stderr

@@ -61,6 +61,7 @@ def test_every_run_of_a_plan_is_trained_once_and_summed_up(plan: Path, tmp_path:
     ]  # fmt: skip
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.index("pretrained") < page.index("scratch")
+    assert " ± " in page
     assert "http" not in page
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").rglob("results/*.json")}
     assert run_sweep(store, settled_runs(store, read_plan(plan)), InProcess()) == (

@@ -139,6 +139,16 @@ def test_the_newest_the_best_and_each_so_many_steps_are_kept(
         assert (step in kept) == (every_steps is not None and step % every_steps == 0)
 
 
+def test_steps_to_keep_are_saved_whatever_the_interval_between_checkpoints(
+    small_dataset: Dataset, tmp_path: Path
+) -> None:
+    by_time = config(small_dataset, tmp_path).model_copy(update={"checkpoint_every_steps": None})
+    pretrain(by_time.model_copy(update={"keep_every_steps": 4, "keep_checkpoints": 1}), alone(), lambda row: None)
+    found = steps(open_store(str(tmp_path)))
+    assert set(range(4, found[-1] + 1, 4)) <= set(found)
+    assert len(found) > 1
+
+
 def test_three_ranks_measure_what_one_measures(small_dataset: Dataset, other_set: Dataset, tmp_path: Path) -> None:
     torch.save(_figures(alone(), small_dataset, other_set), tmp_path / "alone.pt")
     torch.multiprocessing.spawn(

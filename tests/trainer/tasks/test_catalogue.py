@@ -121,6 +121,8 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
         (("80%:", "80%:20%"), r"is no part of a split: write train\[10%:90%\]"),
         (("= 20", "= "), "is no TOML file"),
         (("= 6", '= "many"'), "invalid literal"),
+        (('test = ["test"]', 'final = ["test"]'), r"\[splits\] lacks test; both are needed"),
+        (("flip = false", 'flip = "false"'), "flip = 'false'; write true or false, without quotes"),
     ],
 )
 def test_a_task_file_that_is_wrong_is_named(change: tuple[str, str], message: str, tmp_path: Path) -> None:

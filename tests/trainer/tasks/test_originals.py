@@ -3,9 +3,12 @@
 import io
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -157,7 +160,7 @@ def test_class_folders_and_caltechs_thirty_a_class(tmp_path: Path) -> None:
     names = [f"{kind}/image_{number:04d}.jpg" for kind in ("ant", "BACKGROUND_Google") for number in range(32)]
     files.photos(tmp_path / "101_ObjectCategories", names)
     original = read(tmp_path, "vtab/caltech101")
-    assert sorted(labels(original, "test")) == ["BACKGROUND_Google"] * 2 + ["ant"] * 2
+    assert sorted(labels(original, "test")) == ["BACKGROUND_Google"] * 3 + ["ant"] * 2  # 3,059 of the whole set
     both = [example.name for split in ("train", "test") for example in rows(original, split)]
     assert sorted(both) == sorted(names)
     files.photos(tmp_path / "euro" / "2750", ["Forest/Forest_1.jpg", "River/River_1.jpg"])
@@ -215,6 +218,20 @@ def test_parquet_of_the_hub(tmp_path: Path) -> None:
     assert np.array_equal(pixels(next(original.splits["test"].take([19]))), picture(19, 32, 32))
     with pytest.raises(ConfigError, match="its label is derived"):
         read(tmp_path, "vtab/clevr-count")
+
+
+def test_splits_of_the_hub_that_a_task_does_not_use_are_left_and_what_cannot_be_packed_is_named(tmp_path: Path) -> None:
+    assert set(read(files.hub(tmp_path / "a", train=20, test=20, extra=5), "cifar100").splits) == {"train", "test"}
+    with pytest.raises(ConfigError, match=r"has no Parquet file of test: .*, and there are data/train-00000"):
+        read(files.hub(tmp_path / "b", train=20, extra=5), "cifar100")
+    shutil.copytree(tmp_path / "a" / "data", tmp_path / "a" / "full")
+    with pytest.raises(ConfigError, match="in several forms, data, full; give the folder of one of them"):
+        read(tmp_path / "a", "cifar100")
+    bad = next(files.hub(tmp_path / "c", train=20, test=20).rglob("test-*"))
+    table = pq.read_table(bad)
+    pq.write_table(table.set_column(1, "fine_label", pa.array([100] * 20)), bad)
+    with pytest.raises(ConfigError, match=r"test-00000-of-00001.parquet: label 100 is outside of the 100 classes"):
+        read(tmp_path / "c", "cifar100")
 
 
 def test_tfds_keeps_its_order_over_files(tmp_path: Path) -> None:

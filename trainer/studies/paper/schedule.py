@@ -49,7 +49,6 @@ def _decays(grid: Grid, schedule: Schedule) -> dict[float, tuple[Run, int]]:
                 largest,
                 variant=f"weight-decay-{decay:g}",
                 recipe={"weight_decay": decay},
-                checkpoint_every_steps=halfway,
                 keep_every_steps=halfway,
             ),
             halfway,

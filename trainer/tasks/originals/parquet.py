@@ -4,8 +4,10 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.base.errors import ConfigError
@@ -14,6 +16,8 @@ from pipeline.store.any_url import join, open_file, walk_files
 from trainer.tasks.originals.base import Example, Original, PublishedSplit, require_known
 from trainer.tasks.task import Task
 
+_NAMED = 5  # files in a message; a choice
+_LABELS_AT_ONCE = 100_000
 _PUBLISHED = {"train": "train", "val": "validation", "test": "test"}
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 _LABEL_COLUMNS = ("label", "fine_label", "labels", "class")  # CIFAR-100 has coarse labels, too
@@ -29,16 +33,12 @@ def read_parquet(root: str, task: Task) -> Original:
     """Return a set of the Hub.
 
     Raises:
-        ConfigError: A file belongs to no split, a column is missing, or labels have no names.
+        ConfigError: A split is missing or there several times, a column is missing, labels have no names, or one is
+            none of the classes.
     """
     if task.label != "label":
         raise ConfigError(f"{task.name}: its label is derived, and Parquet files of the Hub do not hold what from")
-    by_split: dict[str, list[str]] = defaultdict(list)
-    for name in parquet_files(root):
-        split = split_of(name)
-        if split not in _PUBLISHED:
-            raise ConfigError(f"{root}/{name} names no split; its path should have train, validation or test in it")
-        by_split[_PUBLISHED[split]].append(join(root, name))
+    by_split = _files_by_split(root, task)
     first = next(iter(by_split.values()))[0]
     with open_file(first) as file:
         schema = pq.ParquetFile(file).schema_arrow
@@ -46,11 +46,42 @@ def read_parquet(root: str, task: Task) -> Original:
     classes = _class_names(schema, label, first) or task.classes
     if not classes:
         raise ConfigError(f"{first} has no names for its labels, and {task.name} brings none")
+    for url in chain.from_iterable(by_split.values()):  # before anything is packed
+        _check_labels(url, label, classes)
     splits = {
         split: PublishedSplit(sum(map(_num_rows, files)), partial(_take, files, image, label, classes))
         for split, files in by_split.items()
     }
     return Original(classes, splits)
+
+
+def _files_by_split(root: str, task: Task) -> dict[str, list[str]]:
+    """Return the URLs of the files of each split of a task; of further splits, such as SVHN's `extra`, none."""
+    names, by_split, folders = parquet_files(root), defaultdict[str, list[str]](list), defaultdict[str, set[str]](set)
+    for name in names:
+        split = _PUBLISHED.get(split_of(name) or "")
+        if split:
+            by_split[split].append(join(root, name))
+            folders[split].add(name.rpartition("/")[0])
+    missing = sorted({portion.split for portions in task.splits.values() for portion in portions} - set(by_split))
+    if missing:
+        raise ConfigError(
+            f"{root} has no Parquet file of {', '.join(missing)}: a path should have train, validation or test in it, "
+            f"and there are {', '.join(names[:_NAMED])}"
+        )
+    several = max(folders.values(), key=len)
+    if len(several) > 1:
+        raise ConfigError(
+            f"{root} holds the set in several forms, {', '.join(sorted(several))}; give the folder of one of them"
+        )
+    return by_split
+
+
+def _check_labels(url: str, label: str, classes: Sequence[str]) -> None:
+    with open_file(url) as file:
+        for batch in pq.ParquetFile(file).iter_batches(_LABELS_AT_ONCE, columns=[label], use_threads=False):
+            for found in pc.unique(batch[label]).to_pylist():
+                require_known(-1 if found is None else found, classes, url)
 
 
 def _column(schema: pa.Schema, names: Sequence[str], where: str) -> str:
