@@ -34,7 +34,9 @@ for command in (audit, audit_within, audit_review, fingerprint):
 
 
 # Names of variables that hold secrets; those that name files of them do not.
-_SECRET = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE_KEY|API_KEY)[A-Z_]*(?<!_PATH)(?<!_FILE)$", re.I)
+_SECRET = re.compile(
+    r"(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE_KEY|API_KEY)[A-Z0-9_]*(?<!_PATH)(?<!_FILE)$", re.I
+)
 
 
 _address = click.option("--address", help="Ray's job API, such as http://HEAD:8265; RAY_API_SERVER_ADDRESS by default.")

@@ -18,6 +18,10 @@ _FORMATS = ("text", "json")
 class Lines(logging.Formatter):
     """Messages as lines; what names of others hold begins no line and moves no cursor."""
 
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return a message as one line."""
+        return printable(super().formatMessage(record), keep="\t")
+
     def format(self, record: logging.LogRecord) -> str:
         """Return a message as its line; a traceback has further ones."""
         return printable(super().format(record), keep="\n\t")

@@ -4,6 +4,7 @@ import re
 import tarfile
 from typing import Any
 
+TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, ArithmeticError, IndexError, RecursionError)  # of its parser
 _MOST_HEADER_BYTES = 1 << 20  # of an extended header: names have at most 4 KiB on Linux
 _MOST_MEMBER_BYTES = 1 << 62  # larger ones do not fit the numbers that positions in files are
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -25,6 +26,8 @@ class Member(tarfile.TarInfo):
                 )
             if self.type not in _LONG_NAMES:
                 _check_records(tar, self.size)
+            if self.type == tarfile.XGLTYPE:
+                _check_globals(tar)
         return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
 
 
@@ -34,8 +37,15 @@ def check_size(member: tarfile.TarInfo, num_bytes: int) -> None:
     Raises:
         tarfile.ReadError: It claims more, or less than nothing.
     """
-    if not 0 <= member.size <= num_bytes and not member.issparse():
+    if not 0 <= member.size <= (_MOST_MEMBER_BYTES if member.issparse() else num_bytes):
         raise tarfile.ReadError(f"{member.name} claims {member.size:,} bytes in a tar of {num_bytes:,}")
+
+
+def _check_globals(tar: tarfile.TarFile) -> None:
+    """Refuse global headers that pile up: tarfile keeps the last value of each of their words."""
+    num_bytes = sum(len(name) + len(value) for name, value in tar.pax_headers.items())
+    if num_bytes > _MOST_HEADER_BYTES:
+        raise tarfile.ReadError(f"its global headers hold {num_bytes:,} bytes, at most {_MOST_HEADER_BYTES:,} are kept")
 
 
 def _check_records(tar: tarfile.TarFile, num_bytes: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from pipeline.base.errors import BadImage, CorruptShard
 from pipeline.base.ignored import HIDDEN, Ignored, is_hidden
-from pipeline.dataset.tar_members import Member, check_size
+from pipeline.dataset.tar_members import TAR_ERRORS, Member, check_size
 
 IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"),
@@ -91,7 +91,7 @@ def scan_tar(
                 archive.members = []  # type: ignore[attr-defined] # or it keeps the headers of all
             end = archive.offset  # where the end mark should stand
         _check_end(url, file, end)
-    except (tarfile.TarError, EOFError, ValueError, IndexError, RecursionError) as error:  # what its parser may raise
+    except TAR_ERRORS as error:
         raise CorruptShard(f"{url} is not a whole tar ({error}); restore it or leave it out") from error
     return scan.finish(), end
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipeline.base.errors import CorruptShard
 from pipeline.dataset.tar_format import TAR_BLOCK_BYTES, padded
+from pipeline.dataset.tar_members import TAR_ERRORS, Member as LimitedMember
 
 # As webdataset and Energon split names and skip members; unlike dataset.tar_reader it keeps the extension's case, by
 # which DALI and Energon look members up.
@@ -96,10 +97,10 @@ def scanned_layout(file: BinaryIO, url: str, image_offsets: frozenset[int]) -> L
         CorruptShard: The tar is damaged.
     """
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=LimitedMember) as archive:
             named = [(name, member) for member in archive if member.isreg() and (name := _NAME.match(member.name))]
             end = archive.offset
-    except (tarfile.TarError, EOFError) as error:
+    except TAR_ERRORS as error:
         raise CorruptShard(f"{url} is not a whole tar ({error}); restore it, then run `pipeline verify`") from error
     taken = [(name, member) for name, member in named if not _SKIPPED.match(member.name)]
     samples = []

@@ -1,15 +1,14 @@
 """Choosing rows of a dataset, by its sidecars or by a list, without rewriting a shard."""
 
-import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import ConfigError, CorruptShard
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.tables import from_parquet
 from pipeline.store.any_url import read_file
 
 Rows = dict[int, npt.NDArray[np.int64]]  # of each shard
@@ -47,10 +46,10 @@ def listed_rows(url: str) -> Rows:
         ConfigError: It is no Parquet file with these two columns.
     """
     try:
-        table = pq.read_table(io.BytesIO(read_file(url)), columns=["shard", "row"], use_threads=False)
+        table = from_parquet(read_file(url), url).select(["shard", "row"])
         whole = [pa.field(name, pa.int64(), nullable=False) for name in ("shard", "row")]
         table = table.cast(pa.schema(whole))
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, KeyError, CorruptShard) as error:
         raise ConfigError(f"{url} is no Parquet file with whole numbers as columns shard and row ({error})") from error
     shards, rows = (table[name].to_numpy().astype(np.int64) for name in ("shard", "row"))
     if not len(shards):

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.conftest import run_cli
+from trainer.recipes.pretrain import named_recipe
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "docker" / "kubernetes"
@@ -83,6 +84,20 @@ def test_workers_of_a_run_are_those_that_the_cluster_may_have(overlay: str) -> N
     has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
     assert ("--gpu" in settings["WORKER_OPTIONS"].split()) == has_gpu
     assert container["image"] == f"bit-pretrain:{'cuda' if has_gpu else 'cpu'}"
+    assert int(settings["TASKS"]) == group["maxReplicas"] * int(container["resources"]["requests"]["cpu"])
+    assert int(settings["LANES"]) == named_recipe("bit-s").batch_size
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_object_store_of_ray_fits_into_shared_memory_and_maintenance_may_take_workers(overlay: str) -> None:
+    cluster = the("RayCluster", rendered(overlay))["spec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        [memory] = [each for each in group["template"]["spec"]["volumes"] if each["name"] == "shared-memory"]
+        most = int(memory["emptyDir"]["sizeLimit"].removesuffix("Gi")) << 30
+        assert int(group["rayStartParams"]["object-store-memory"]) <= most / 2  # PyTorch's loaders take some, too
+    budget = the("PodDisruptionBudget", rendered(overlay))["spec"]
+    assert budget["selector"]["matchLabels"]["ray.io/node-type"] == "head"
 
 
 @needs_kubectl

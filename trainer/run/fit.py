@@ -64,7 +64,8 @@ def fit(run: TrainingRun, report: Report, controls: Controls | None = None) -> N
         _announce(run, first_step)
         num_lanes = len(lanes_of_rank(run.order.num_lanes, world.rank, world.num_ranks))
         num_workers = min(loader.num_workers or 0, num_lanes)
-        with closing(Telemetry(stream, num_workers, world.rank, run.settings.loader_log)) as telemetry:
+        log = run.settings.loader_log
+        with closing(Telemetry(stream, num_workers, run.store.url, world.rank, log)) as telemetry:
             start = Start(stream, quarantine, telemetry, attempt, averages)
             hooks = Hooks(run, start, report, controls, first_step)
             skipped = SkippedSteps(run.store, world, run.settings.max_skipped_steps)

@@ -34,6 +34,7 @@ GAUGES = {
 # Of the whole run, from rank 0; by the figure of a row that they show.
 RUN_GAUGES = {
     "bit_last_checkpoint_step": "Step of the newest checkpoint",
+    "bit_last_checkpoint_timestamp_seconds": "When that was seen, or this start began, in seconds since 1970",
     "bit_checkpoint_stall_seconds": "For how long saves held the steps up since the row before",
     "bit_checkpoint_durable_seconds": "From the copy of the last saved state to its commit",
     "bit_restarts_total": "Starts of the run after its first one",
@@ -48,6 +49,7 @@ _FIGURES = {
     "goodput": "bit_goodput_ratio",
     "mfu": "bit_mfu_ratio",
 }
+_SAVED = "bit_last_checkpoint_timestamp_seconds"
 
 
 class Quarantine:
@@ -70,12 +72,13 @@ class Quarantine:
 class Telemetry:
     """Measures a rank's steps and reports each second, or each step where steps take longer. Close it."""
 
-    def __init__(self, stream: Stream, num_workers: int, rank: int, loader_log: str | None) -> None:
+    def __init__(self, stream: Stream, num_workers: int, run: str, rank: int, loader_log: str | None) -> None:
         """Start to measure.
 
         Args:
             stream: Of the rank.
             num_workers: Loader processes of the stream; 0 for a thread.
+            run: URL of its folder, by which metrics tell runs of a cluster apart.
             rank: Of the run.
             loader_log: URL of a file of JSON lines; the rank becomes part of its name. None for none.
 
@@ -84,7 +87,9 @@ class Telemetry:
         """
         self._row, self._second = Laps(stream, num_workers), Laps(stream, num_workers)
         self._log = _LoaderLog(loader_log, rank) if loader_log else None
-        self._metrics = _RayMetrics(rank) if is_on_ray() else None
+        self._metrics = _RayMetrics(run, rank) if is_on_ray() else None
+        if self._metrics and rank == 0:
+            self._metrics.publish_run({_SAVED: time.time()})
         self._step, self._loss = 0, 0.0
         self._has_more = False
 
@@ -103,7 +108,8 @@ class Telemetry:
     def on_row(self, row: Mapping[str, Any]) -> None:
         """Show the figures of a row of the whole run; called on rank 0."""
         if self._metrics:
-            self._metrics.publish_run({name: row[key] for key, name in _FIGURES.items() if key in row})
+            saved = {_SAVED: time.time()} if "checkpoint_step" in row else {}
+            self._metrics.publish_run({name: row[key] for key, name in _FIGURES.items() if key in row} | saved)
 
     def lap(self) -> Lap:
         """Return what the rank's loader did since the last call."""
@@ -125,14 +131,14 @@ class Telemetry:
 
 
 class _RayMetrics:
-    """Metrics that each Ray node serves to Prometheus under these names with `ray_` in front, tagged with the rank."""
+    """Metrics that each Ray node serves to Prometheus under these names with `ray_` in front, by run and rank."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, run: str, rank: int) -> None:
         from ray.util.metrics import Counter, Gauge  # noqa: PLC0415
 
         def create(kind: Any, names: dict[str, str]) -> dict[str, Any]:
-            tags = {"rank": str(rank)}
-            return {name: kind(name, text, tag_keys=("rank",)).set_default_tags(tags) for name, text in names.items()}
+            tags = {"run": run, "rank": str(rank)}
+            return {name: kind(name, text, tag_keys=tuple(tags)).set_default_tags(tags) for name, text in names.items()}
 
         self._counters, self._gauges = create(Counter, COUNTERS), create(Gauge, GAUGES)
         self._run_gauges = create(Gauge, RUN_GAUGES)

@@ -36,7 +36,8 @@ from pipeline.packing.sources.text_tables import text_batches
 from pipeline.store.any_url import common_folder, expand, identity_of, join, open_file, parent, scheme_of
 from pipeline.store.base import Entry
 
-_BATCH_ROWS = 131_072
+_BATCH_ROWS, _BATCH_BYTES = 131_072, 256_000_000
+_ROWS_AT_ONCE = 1024  # a choice: a long text that a million rows repeat is small in the file, and not in memory
 _MOST_GROUP_BYTES = 1_000_000_000  # 9,000 images of 110 kB; groups of 100 have 11 MB
 _LIKELY_IMAGE = re.compile(r"path|file|im(a)?g|url|jpe?g|photo|picture")
 _LIKELY_LABEL = re.compile(r"label|class|categor|target|kind|cls")
@@ -187,9 +188,9 @@ def _parquet_parts(url: str, file: pq.ParquetFile, columns: Columns) -> Iterator
     _check_columns(url, schema.names, columns)
     if not is_inline(schema.field(columns.image).type):
         first_row = 0
-        for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
-            yield _Part(url, first_row, pa.Table.from_batches([batch]), columns=columns)
-            first_row += batch.num_rows
+        for table in _tables(file):
+            yield _Part(url, first_row, table, columns=columns)
+            first_row += table.num_rows
         return
     others = [name for name in schema.names if name != columns.image]
     first_row = 0
@@ -202,9 +203,7 @@ def _parquet_parts(url: str, file: pq.ParquetFile, columns: Columns) -> Iterator
                 f"{url}: row group {number} holds {stored / 1e9:.1f} GB of images, and a worker reads a group at once; "
                 f"write the file again with row_group_size=100 or so"
             )
-        table = file.read_row_group(number, columns=others, use_threads=False)
-        if not others:
-            table = pa.table({"": pa.nulls(about.num_rows)}).select([])
+        table = _group(url, file, number, others)
         yield _Part(
             url,
             first_row,
@@ -214,6 +213,37 @@ def _parquet_parts(url: str, file: pq.ParquetFile, columns: Columns) -> Iterator
             columns=columns,
         )
         first_row += about.num_rows
+
+
+def _tables(file: pq.ParquetFile) -> Iterator[pa.Table]:
+    """Yield all rows, many at once as long as they do not take much memory."""
+    parts: list[pa.RecordBatch] = []
+    for part in file.iter_batches(_ROWS_AT_ONCE, use_threads=False):
+        parts.append(part)
+        if sum(each.num_rows for each in parts) >= _BATCH_ROWS or sum(each.nbytes for each in parts) >= _BATCH_BYTES:
+            yield pa.Table.from_batches(parts).combine_chunks()
+            parts = []
+    if parts:
+        yield pa.Table.from_batches(parts).combine_chunks()
+
+
+def _group(url: str, file: pq.ParquetFile, number: int, names: list[str]) -> pa.Table:
+    """Return some columns of a row group.
+
+    Raises:
+        ConfigError: They take more memory than images of a group may.
+    """
+    if not names:
+        return pa.table({"": pa.nulls(file.metadata.row_group(number).num_rows)}).select([])
+    parts: list[pa.RecordBatch] = []
+    for part in file.iter_batches(_ROWS_AT_ONCE, row_groups=[number], columns=names, use_threads=False):
+        parts.append(part)
+        if sum(each.nbytes for each in parts) > _MOST_GROUP_BYTES:
+            raise ConfigError(
+                f"{url}: the columns {', '.join(names)} of row group {number} take more than "
+                f"{_MOST_GROUP_BYTES / 1e9:.0f} GB; write the file again with row_group_size=100 or so"
+            )
+    return pa.Table.from_batches(parts, pa.schema([file.schema_arrow.field(name) for name in names])).combine_chunks()
 
 
 def _check_columns(url: str, names: list[str], columns: Columns) -> None:

@@ -3,17 +3,18 @@
 A tar is read once from front to back for its members; packing then reads each image by its range.
 """
 
+import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.base.errors import BadImage, ConfigError, EmptySource, NotFound
+from pipeline.base.errors import BadImage, ConfigError, CorruptShard, EmptySource, NotFound
 from pipeline.base.ignored import Ignored, IgnoredFiles
 from pipeline.base.quantities import quantity
+from pipeline.dataset.tables import read_parquet
 from pipeline.dataset.tar_reader import TarSample, labels_of, scan_tar, split_name
 from pipeline.packing.sources.folder import check_name
 from pipeline.packing.sources.rows import (
@@ -236,11 +237,13 @@ def _img2dataset_columns(url: str) -> dict[str, dict[str, Any]]:
     beside = f"{url.removesuffix('.tar')}.parquet"
     try:
         with open_file(beside) as file:
-            table = pq.ParquetFile(file).read(use_threads=False)
+            num_bytes = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            table = read_parquet(file, num_bytes, beside)
     except NotFound:
         return {}
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{beside} cannot be read as a table: {error}") from error
+    except CorruptShard as error:
+        raise ConfigError(f"{error}, or move it away from its tar") from error
     if not {"key", _IMG2DATASET_STATUS} <= set(table.column_names):
         return {}
     return {str(row.pop("key")): row for row in table.to_pylist()}

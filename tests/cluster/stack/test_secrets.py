@@ -60,7 +60,9 @@ def _command_lines() -> list[str]:
     return [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
 
 
-@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY", "PGPASSWORD"])
+@pytest.mark.parametrize(
+    "name", ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY", "PGPASSWORD", "API_TOKEN_1"]
+)
 def test_secrets_are_refused_as_variables_of_a_job(name: str) -> None:
     command = ["cluster", "submit", "--address", "http://127.0.0.1:9", "--env", f"{name}=hunter2", "true"]
     done = run_cli(*command)

@@ -33,7 +33,7 @@ def test_a_json_line_says_where_in_a_run_it_arose(monkeypatch: pytest.MonkeyPatc
 
 
 def test_lines_fake_no_other_lines_cursor_or_direction() -> None:
-    assert Lines("%(message)s").format(record("a\x1b[2J\u202eb")) == r"a\x1b[2J\u202eb"
+    assert Lines("%(message)s").format(record("a\x1b[2J\u202eb\nERROR: c")) == r"a\x1b[2J\u202eb\nERROR: c"
 
 
 def test_a_format_that_is_none_is_refused() -> None:

@@ -41,6 +41,11 @@ def record(word: str, value: str) -> bytes:
     return f"{length}{text}".encode()
 
 
+def a_global(word: str, num_bytes: int) -> bytes:
+    records = record(word, "x" * num_bytes)
+    return header("g", b"%011o" % len(records), b"g") + records + bytes(-len(records) % 512)
+
+
 IMAGE = header("a.jpg", b"%011o" % 3) + b"abc".ljust(512, b"\0")
 HOSTILE = {
     "a header of 300 MiB": header("x", b"%011o" % (300 << 20), b"x") + IMAGE + END,
@@ -60,6 +65,8 @@ HOSTILE = {
         record("GNU.sparse.major", "1") + record("GNU.sparse.minor", "0") + record("GNU.sparse.name", "a.jpg")
     ) + header("a.jpg", b"%011o" % 512) + b"9" * 512 + END,
     "a sparse map that is none": pax(record("GNU.sparse.map", "1,z")) + IMAGE + END,
+    "a sparse member beyond 63 bits": pax(record("GNU.sparse.map", "0,0") + record("size", str(1 << 64))) + IMAGE + END,
+    "global headers that pile up": b"".join(a_global(f"word{number}", 200_000) for number in range(9)) + IMAGE + END,
 }  # fmt: skip
 
 

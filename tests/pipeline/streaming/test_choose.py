@@ -74,3 +74,14 @@ def test_a_list_that_is_no_table_or_is_not_there_is_named(tmp_path: Path) -> Non
         listed_rows(str(tmp_path / "rows.parquet"))
     with pytest.raises(NotFound):
         listed_rows(str(tmp_path / "nowhere.parquet"))
+
+
+def test_a_small_list_that_unpacks_to_very_many_rows_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    million = pa.table({name: np.zeros(1_000_000, np.int64) for name in ("shard", "row")})
+    with pq.ParquetWriter(path, million.schema) as writer:
+        for _ in range(70):
+            writer.write_table(million)
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(ConfigError, match=r"is no Parquet file .* unpack to more than"):
+        listed_rows(str(path))

@@ -18,8 +18,9 @@ def test_the_dashboard_shows_every_metric_and_no_other() -> None:
     board = json.loads((FOLDER / "dashboard.json").read_text())
     expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     assert set(METRIC.findall(" ".join(expressions))) == EXPORTED
+    chosen = '{SessionName=~"$SessionName",run=~"$run"}'
     for expression in expressions:
-        assert len(METRIC.findall(expression)) == expression.count('{SessionName=~"$SessionName"}'), expression
+        assert len(METRIC.findall(expression)) == expression.count(chosen), expression
     named = {variable["name"] for variable in board["templating"]["list"]}
     assert set(re.findall(r"\$\{?(\w+)", json.dumps(board))) == named
     assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in board["panels"])
