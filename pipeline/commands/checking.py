@@ -2,8 +2,6 @@
 
 import json
 import sys
-import tempfile
-from pathlib import Path
 
 import click
 
@@ -60,7 +58,7 @@ def verify(url: str, level: str, fraction: float, seed: int, as_json: bool, work
 @click.option(
     "--level", type=click.Choice(LEVELS), default="checksum", show_default=True, help="How deep to look for damage."
 )
-@click.option("--scratch", help="Folder with room for a shard; the system's temporary folder by default.")
+@click.option("--scratch", help="Folder of each worker with room for a shard; its temporary folder by default.")
 @pool_options
 def repair(url: str, level: str, scratch: str | None, workers: int | None, on_ray: bool) -> None:
     """Build damaged or missing shards of the dataset at URL again from their plan and their sources.
@@ -73,17 +71,19 @@ def repair(url: str, level: str, scratch: str | None, workers: int | None, on_ra
     from pipeline.upkeep.verify import verify as faults_of  # noqa: PLC0415
 
     dataset = open_dataset(absolute_url(url))
-    with pool_of(workers, on_ray) as pool, progress("looking for damage", len(dataset.shards), "shards") as advance:
-        faults = list(faults_of(dataset, level, pool, None, lambda num_bytes: advance(1, num_bytes)))
-    bad = sorted({fault.shard for fault in faults if fault.shard >= 0})
-    num_failed = sum(fault.shard < 0 for fault in faults)
-    for fault in faults:
-        say(f"FAULT {fault.path}: {fault.problem}")
-    with tempfile.TemporaryDirectory(prefix="bit-repair-", dir=scratch) as folder:
-        for number, problem in repair_shards(dataset, bad, Path(folder)):
-            path = dataset.shards[number]["path"]
-            say(f"NOT REPAIRED {path}: {problem}" if problem else f"repaired {path}")
-            num_failed += bool(problem)
+    with pool_of(workers, on_ray) as pool:
+        with progress("looking for damage", len(dataset.shards), "shards") as advance:
+            faults = list(faults_of(dataset, level, pool, None, lambda num_bytes: advance(1, num_bytes)))
+        bad = sorted({fault.shard for fault in faults if fault.shard >= 0})
+        num_failed = sum(fault.shard < 0 for fault in faults)
+        for fault in faults:
+            say(f"FAULT {fault.path}: {fault.problem}")
+        with progress("rebuilding", len(bad), "shards") as advance:
+            for number, problem in repair_shards(dataset, bad, pool, scratch):
+                path = dataset.shards[number]["path"]
+                say(f"NOT REPAIRED {path}: {problem}" if problem else f"repaired {path}")
+                num_failed += bool(problem)
+                advance(1, dataset.shards[number]["num_bytes"])
     if num_failed:
         say(f"error: {quantity(num_failed, 'fault')} in {url} could not be repaired", err=True)
         sys.exit(1)

@@ -159,10 +159,10 @@ def _split(body: bytes) -> list[bytes]:
 
 
 def _full_plans(store: Store, plan_ids: Sequence[str]) -> list[Plan]:
-    """Return the plans of all rows from which these leave out duplicates; a plan of retried rows has no such plan."""
+    """Return the plans of all rows from which these leave out duplicates, and plans of retried rows as they are."""
     slim = (read_plan(store, plan_id) for plan_id in plan_ids)
     try:
-        return [read_plan(store, plan.slimmed_from) for plan in slim if plan.slimmed_from]
+        return [read_plan(store, plan.slimmed_from) if plan.slimmed_from else plan for plan in slim]
     except NotFound as error:
         raise ConfigError(
             f"{store.url} has no digests of its pictures any more, so new ones cannot be compared with them ({error}); "
@@ -172,10 +172,17 @@ def _full_plans(store: Store, plan_ids: Sequence[str]) -> list[Plan]:
 
 def _all_digests(store: Store, plans: Sequence[Plan], scratch: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Return the digests of all rows in plan order, shape (rows, 16), from a file that is mapped and not held."""
+
+    def read(shard: tuple[Plan, int]) -> bytes:
+        try:
+            return store.read(_digests_key(shard[0].plan_id, shard[1]))
+        except NotFound:  # of retried rows, until they are compared for the first time
+            return _NO_DIGEST * shard[0].num_rows(shard[1])
+
     path = scratch / "digests.bin"
-    keys = (_digests_key(plan.plan_id, number) for plan in plans for number in range(plan.num_shards))
+    shards = ((plan, number) for plan in plans for number in range(plan.num_shards))
     with scratch_errors(scratch), path.open("wb") as file, ThreadPoolExecutor(_READ_THREADS) as threads:
-        for body in threads.map(store.read, keys):
+        for body in threads.map(read, shards):
             file.write(body)
     return np.memmap(path, np.uint8, "r+", shape=(sum(plan.num_samples for plan in plans), DIGEST_BYTES))
 

@@ -176,7 +176,7 @@ def append(job: Job, sources: Sequence[tuple[str, Source]], settings: Any = None
     """Pack what the dataset does not have yet into a new version of it, with the settings it was packed with.
 
     Readers of the older version are not disturbed. Rows with a name that the dataset has are left out, and where it was
-    packed without duplicates, rows with the bytes of a picture that it has (not of one that `retry_rejects` added).
+    packed without duplicates, rows with the bytes of a picture that it has.
 
     Raises:
         NotFound: Nothing is published there.

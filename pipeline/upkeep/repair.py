@@ -1,7 +1,8 @@
 """Puts damaged or missing objects of shards back: packed again from the plan, and only if the bytes are the same."""
 
-from collections.abc import Iterable
-from pathlib import Path
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -14,56 +15,68 @@ from pipeline.packing.commit import prepare_shard, read_plan, read_record, shard
 from pipeline.packing.plan import Plan
 from pipeline.store.base import Store, blake3_of
 from pipeline.store.local import LocalStore
+from pipeline.work.pools import Pool
+from pipeline.work.schedule import Attempt, run_calls
 
 _COPY_BYTES = 8 << 20
 
 
-def repair_shards(dataset: Dataset, shards: Iterable[int], scratch: Path) -> Iterable[tuple[int, str]]:
-    """Rebuild shards one by one.
+def repair_shards(
+    dataset: Dataset, shards: Iterable[int], pool: Pool, scratch: str | None = None
+) -> Iterator[tuple[int, str]]:
+    """Rebuild shards, in any order.
 
     Args:
         dataset: The dataset.
         shards: Their numbers.
-        scratch: Existing folder with room for a shard.
+        pool: Where they are rebuilt.
+        scratch: Folder of each worker with room for a shard; None for its temporary folder.
 
-    Returns:
+    Yields:
         Each shard's number with the problem; empty where it is whole again.
     """
-    for number in shards:
-        try:
-            _repair(dataset, dataset.shards[number], scratch)
-        except (CorruptShard, NotFound) as error:
-            yield number, str(error)
-        else:
-            yield number, ""
+    calls = (tuple(dataset.shards[number].items()) for number in shards)
+    for call, problem in run_calls(pool, _Repair(dataset.store, scratch), calls):
+        yield dict(call)["shard"], problem
 
 
-def _repair(dataset: Dataset, row: dict[str, Any], scratch: Path) -> None:
-    store = dataset.store
+@dataclass(frozen=True)
+class _Repair:
+    """Rebuilds one shard; runs on a worker."""
+
+    store: Store
+    scratch: str | None
+
+    def __call__(self, attempt: Attempt[tuple[tuple[str, Any], ...]]) -> str:
+        """Return what stood in the way; empty where the shard is whole again."""
+        with tempfile.TemporaryDirectory(prefix="bit-repair-", dir=self.scratch) as folder:
+            try:
+                _repair(self.store, dict(attempt.call), LocalStore(folder))
+            except (CorruptShard, NotFound) as error:
+                return str(error)
+        return ""
+
+
+def _repair(store: Store, row: dict[str, Any], aside: LocalStore) -> None:
     if is_adopted(row["sidecar"]):
         raise NotFound(f"{row['path']} was not packed by `pipeline shard`: restore it from where it came from")
     plan = read_plan(store, row["plan_id"])
     rows = _packed_rows(store, plan, row["plan_shard"])
-    aside = LocalStore(scratch)
     with aside.writer("rebuilt.tar") as writer:
         packed = prepare_shard(plan, row["plan_shard"], rows, writer)
-        aside.delete("rebuilt.tar")
         writer.finish()
     sidecar = to_parquet(packed.samples)
-    try:
-        if packed.blake3 != row["blake3"]:
-            raise CorruptShard(f"{row['path']}: its sources, or the JPEG encoder, have changed since it was packed")
-        if sha256_hex(sidecar) != row["sidecar_sha256"]:
-            raise CorruptShard(
-                f"{row['sidecar']}: this release of pyarrow writes it differently than the one that packed it"
-            )
-        if _digest(store, row["path"]) != row["blake3"]:
-            _replace(store, row["path"], aside)
-        if _sidecar_is_bad(store, row):
-            store.delete(row["sidecar"])
-            store.create(row["sidecar"], sidecar)
-    finally:
-        aside.delete("rebuilt.tar")
+    if packed.blake3 != row["blake3"]:
+        raise CorruptShard(f"{row['path']}: its sources, or the JPEG encoder, have changed since it was packed")
+    if sha256_hex(sidecar) != row["sidecar_sha256"]:
+        raise CorruptShard(
+            f"{row['sidecar']}: this release of pyarrow writes it differently than the one that packed it"
+        )
+    if _digest(store, row["path"]) != row["blake3"]:
+        _replace(store, row["path"], aside)
+    if _sidecar_is_bad(store, row):
+        store.delete(row["sidecar"])
+        store.create(row["sidecar"], sidecar)
 
 
 def _packed_rows(store: Store, plan: Plan, number: int) -> pa.Table:

@@ -84,6 +84,25 @@ def test_append_leaves_out_pictures_that_the_dataset_has_under_other_names(tmp_p
     assert open_dataset(str(tmp_path / "set")).version == dataset.version
 
 
+def test_append_leaves_out_pictures_that_were_rejected_once_and_retried(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", classes=2, each=10)
+    late = source / "class0" / "003.jpg"
+    whole = late.read_bytes()
+    late.write_bytes(whole[:-300])
+    cli("shard", source, tmp_path / "set", "--skip-duplicates", "--max-reject-fraction", 0.2)
+    late.write_bytes(whole)
+    cli("retry-rejects", tmp_path / "set")
+    assert open_dataset(str(tmp_path / "set")).version.num_samples == 20
+    new = tmp_path / "new" / "class0"
+    new.mkdir(parents=True)
+    (new / "again.jpg").write_bytes(whole)
+    for _ in range(2):
+        assert "nothing new; 1 picture with the bytes of others" in cli("append", new.parent, tmp_path / "set")
+    (new / "other.jpg").write_bytes(jpeg(picture(901)))
+    cli("append", new.parent, tmp_path / "set")
+    assert open_dataset(str(tmp_path / "set")).version.num_samples == 21
+
+
 def test_append_needs_the_digests_of_what_it_compares_with(tmp_path: Path) -> None:
     source = class_folders(tmp_path / "in", each=2)
     (source / "class1" / "copy.jpg").write_bytes((source / "class0" / "000.jpg").read_bytes())

@@ -11,7 +11,7 @@ from pipeline.packing.foreign_tars.index_tars import adopt
 from pipeline.store.url import open_store
 from pipeline.upkeep.repair import repair_shards
 from pipeline.work.pools import InProcess
-from tests.conftest import class_folders, cli, jpeg, pack, picture
+from tests.conftest import class_folders, cli, jpeg, pack, picture, run_cli
 from tests.contents import addresses
 from tests.tars import write_tar
 
@@ -50,7 +50,7 @@ def dataset(packed: Path, tmp_path: Path) -> Dataset:
 def repaired(dataset: Dataset, shards: list[int], scratch: Path) -> dict[int, str]:
     """Return what stands in the way of each shard."""
     scratch.mkdir()
-    found = dict(repair_shards(dataset, shards, scratch))
+    found = dict(repair_shards(dataset, shards, InProcess(), str(scratch)))
     assert list(scratch.iterdir()) == []
     return found
 
@@ -120,3 +120,13 @@ def test_the_command_repairs_what_verify_finds(packed: Path, dataset: Dataset, t
         assert "could not be repaired" in cli("repair", tmp_path / "set", code=1)
     finally:
         (packed / "elsewhere").rename(packed / "in")
+
+
+def test_many_shards_are_rebuilt_side_by_side(packed: Path, dataset: Dataset, tmp_path: Path) -> None:
+    assert len(dataset.shards) > 2
+    for row in dataset.shards:
+        (tmp_path / "set" / row["path"]).unlink()
+    done = run_cli("pipeline", "repair", str(tmp_path / "set"), "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\nrepaired ") == len(dataset.shards)
+    assert contents(tmp_path / "set") == contents(packed / "set")
