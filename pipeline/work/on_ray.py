@@ -171,18 +171,19 @@ class _Tally:
 
 
 class OnRay:
-    """The cluster that RAY_ADDRESS names, or that this job was submitted to. One CPU a call."""
+    """The cluster that RAY_ADDRESS names, or that this job was submitted to. One CPU a call, or one CPU and one GPU."""
 
     may_lose_workers = True
 
-    def __init__(self, num_slots: int | None = None) -> None:
+    def __init__(self, num_slots: int | None = None, *, use_gpu: bool = False) -> None:
         """Connect to the cluster.
 
         Args:
-            num_slots: Most calls at a time; the cluster's CPUs by default.
+            num_slots: Most calls at a time; the cluster's CPUs, or GPUs, by default.
+            use_gpu: Whether each call takes a GPU, which it alone sees.
 
         Raises:
-            ServiceError: There is no cluster, or it has no CPU.
+            ServiceError: There is no cluster, or it has no CPU, or GPU.
         """
         require_cluster()
         quieten()
@@ -197,14 +198,16 @@ class OnRay:
                 f"no Ray cluster answers ({str(error).splitlines()[0]}); start one with `cluster up`, set RAY_ADDRESS, "
                 f"or leave out --ray"
             ) from error
-        busy = require_capacity(1, use_gpu=False, wait=ray.cluster_resources().get("CPU", 0) >= 1)
+        kind = "GPU" if use_gpu else "CPU"
+        busy = require_capacity(1, use_gpu=use_gpu, wait=ray.cluster_resources().get(kind, 0) >= 1)
         if busy:
             logger.warning("waiting: %s", busy)
-        self.num_slots = num_slots or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.num_slots = num_slots or max(1, int(ray.cluster_resources().get(kind, 1)))
         self._references: dict[Future[Any], Any] = {}
         # One remote function for all calls: Ray keeps each one it is given. Whoever submits a call decides on repeating
         # it: a lost worker is counted and logged.
-        self._apply = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_apply)
+        task = ray.remote(num_cpus=1, num_gpus=int(use_gpu), max_retries=0, scheduling_strategy="SPREAD")
+        self._apply = task(_apply)
         context = ray.get_runtime_context()
         # Other nodes may be lost, or be kept from leaving by an actor on them. A soft affinity Ray 2.60 does not keep.
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)

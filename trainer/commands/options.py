@@ -1,8 +1,11 @@
 """Options that several commands share, and what they stand for."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+
+if TYPE_CHECKING:
+    from pipeline.work.pools import Pool
 
 
 class Workers(NamedTuple):
@@ -91,6 +94,34 @@ def probabilities_of(run: str) -> str:
     config = config_of_model(open_store(run))
     losses = (config.get("loss"), (config.get("recipe") or {}).get("loss"))  # of a fine-tuning, and of a pretraining
     return "sigmoid" if "sigmoid" in losses else "softmax"
+
+
+def side_by_side_options(command: Any) -> Any:
+    """Add the options of where runs are side by side; see `pool_of_runs`."""
+    for option in (
+        click.option("--gpu/--cpu", "use_gpu", default=False, show_default=True, help="On Ray: one GPU a run."),
+        click.option("--ray", "on_ray", is_flag=True, help="Run on the Ray cluster of RAY_ADDRESS, one CPU a run."),
+        click.option(
+            "--workers", type=click.IntRange(1), help="Runs at a time; by default 1, or on Ray all its CPUs or GPUs."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def pool_of_runs(workers: int | None, on_ray: bool, use_gpu: bool) -> "Pool":
+    """Return the pool that `side_by_side_options` ask for.
+
+    Raises:
+        ConfigError: A GPU is asked for without Ray.
+    """
+    from pipeline.base.errors import ConfigError  # noqa: PLC0415
+    from pipeline.work.on_ray import OnRay  # noqa: PLC0415
+    from pipeline.work.pools import Processes  # noqa: PLC0415
+
+    if use_gpu and not on_ray:
+        raise ConfigError("--gpu gives each run a GPU of a Ray cluster; add --ray")
+    return OnRay(workers, use_gpu=use_gpu) if on_ray else Processes(workers or 1)
 
 
 def require_free_folder(out: str, what: str, marks: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ import click
 from pipeline.base.console import echo, examples, say
 from pipeline.base.errors import ConfigError, ServiceError
 from pipeline.base.toml import read_toml
+from trainer.commands.options import pool_of_runs, require_free_folder, side_by_side_options
 
 if TYPE_CHECKING:
     from trainer.studies.engine import Counted
@@ -41,10 +42,8 @@ def list_studies() -> None:
 @click.argument("out")
 @click.option("--scale", required=True, metavar="tiny|mini|full|FILE", help="Models, datasets, lengths and seeds.")
 @click.option("--data", default=".", show_default=True, help="Folder from which the scale's datasets are seen.")
-@click.option("--workers", type=click.IntRange(1), help="Runs at a time; by default 1, or on Ray all its CPUs.")
-@click.option("--ray", "on_ray", is_flag=True, help="Run on the Ray cluster of RAY_ADDRESS, one CPU a run.")
+@side_by_side_options
 @click.option("--group", type=click.IntRange(1), help="Run on Ray one after another, each on so many workers.")
-@click.option("--gpu/--cpu", "use_gpu", default=False, show_default=True, help="With --group: one GPU a worker.")
 @click.option("--dry-run", is_flag=True, help="Check everything, list what would run, and start nothing.")
 def run(
     names: tuple[str, ...],
@@ -91,9 +90,7 @@ def _run_and_show(
     from functools import partial  # noqa: PLC0415
 
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
-    from pipeline.work.on_ray import OnRay  # noqa: PLC0415
-    from pipeline.work.pools import InProcess, Pool, Processes  # noqa: PLC0415
-    from trainer.commands.options import require_free_folder  # noqa: PLC0415
+    from pipeline.work.pools import InProcess  # noqa: PLC0415
     from trainer.studies.engine import execute_in_group, planned, read_results, run_studies  # noqa: PLC0415
     from trainer.studies.paper.catalogue import named_studies  # noqa: PLC0415
     from trainer.studies.settle import MARKS, memory_per_run, settled_grid  # noqa: PLC0415
@@ -113,7 +110,7 @@ def _run_and_show(
         for name in wanted:
             echo(f"{'done' if name in results else 'to do':7}{name}")
         return
-    pool: Pool = InProcess() if group else OnRay(workers) if on_ray else Processes(workers or 1)
+    pool = InProcess() if group else pool_of_runs(workers, on_ray, use_gpu)
     work = partial(execute_in_group, group, use_gpu) if group else None
     try:
         _, failures = run_studies(store, studies, grid, pool, _Progress(pool.num_slots), work)
@@ -156,8 +153,7 @@ def report(names: tuple[str, ...], out: str) -> None:
 @click.option("--space", metavar="FILE", help="TOML with ranges other than the paper's.")
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Trainings of the chosen trial.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any field of fine-tuning.")
-@click.option("--workers", type=click.IntRange(1), help="Runs at a time; by default 1, or on Ray all its CPUs.")
-@click.option("--ray", "on_ray", is_flag=True, help="Run on the Ray cluster of RAY_ADDRESS, one CPU a run.")
+@side_by_side_options
 def search(
     init: str,
     out: str,
@@ -170,6 +166,7 @@ def search(
     settings: tuple[str, ...],
     workers: int | None,
     on_ray: bool,
+    use_gpu: bool,
 ) -> None:
     """Search for better hyperparameters than the HyperRule's, on each task; the page at OUT compares them.
 
@@ -205,7 +202,7 @@ def search(
             init_step=step,
         ),
     )
-    _run_and_show(("random-search",), out, scale, workers=workers, on_ray=on_ray)
+    _run_and_show(("random-search",), out, scale, workers=workers, on_ray=on_ray, use_gpu=use_gpu)
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -8,20 +8,21 @@ import click
 
 from pipeline.base.console import echo, examples
 from pipeline.base.errors import ServiceError
+from trainer.commands.options import pool_of_runs, require_free_folder, side_by_side_options
 
 
 @click.command(
     epilog=examples(
         "trainer sweep plan.toml s3://bucket/sweep --ray                      # one run on each CPU of the cluster",
+        "trainer sweep plan.toml s3://bucket/sweep --ray --gpu                # or on each GPU",
         "trainer sweep plan.toml results/sweep --workers 2                    # on this machine",
     )
 )
 @click.argument("plan")
 @click.argument("out")
-@click.option("--workers", type=click.IntRange(1), help="Runs at a time; by default 1, or on Ray all its CPUs.")
-@click.option("--ray", "on_ray", is_flag=True, help="Run on the Ray cluster of RAY_ADDRESS, one CPU a run.")
+@side_by_side_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON line for each result.")
-def sweep(plan: str, out: str, workers: int | None, on_ray: bool, as_json: bool) -> None:
+def sweep(plan: str, out: str, workers: int | None, on_ray: bool, use_gpu: bool, as_json: bool) -> None:
     """Fine-tune all that the TOML file PLAN lists, side by side; results, a summary and its page at OUT.
 
     PLAN has [inits] (names of runs, or `scratch`), [tasks] (names of folders with `train` and `test`), and shots,
@@ -29,9 +30,6 @@ def sweep(plan: str, out: str, workers: int | None, on_ray: bool, as_json: bool)
     and tries failed runs again.
     """
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
-    from pipeline.work.on_ray import OnRay  # noqa: PLC0415
-    from pipeline.work.pools import Pool, Processes  # noqa: PLC0415
-    from trainer.commands.options import require_free_folder  # noqa: PLC0415
     from trainer.jobs.sweep import (  # noqa: PLC0415
         GROUPED_BY,
         SWEEP_KEY,
@@ -58,7 +56,7 @@ def sweep(plan: str, out: str, workers: int | None, on_ray: bool, as_json: bool)
         shots = f", {row['shots']} shots, subset {row['subset']}" if row.get("shots") else ""
         echo(f"{count} of {len(runs)}: {row['init']} on {row['task']}{shots}: {what}", err=True)
 
-    pool: Pool = OnRay(workers) if on_ray else Processes(workers or 1)
+    pool = pool_of_runs(workers, on_ray, use_gpu)
     try:
         results, failures = run_sweep(store, runs, pool, show)
     finally:

@@ -127,6 +127,35 @@ def test_progress_on_ray_counts_what_running_tasks_report(cluster: Stack, tmp_pa
     assert done.stderr == ""  # Ray tells the level of its log, if it can
 
 
+_GPUS = """
+import os, ray, time
+ray.init(num_cpus=4, num_gpus=2)
+from pipeline.work.on_ray import OnRay
+
+def seen():
+    time.sleep(1)  # so that the other one needs the other GPU
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+pool = OnRay(use_gpu=True)
+calls = [pool.submit(seen) for _ in range(2)]
+print(pool.num_slots, *sorted(call.result() for call in calls))
+pool.close()
+"""
+
+
+def test_calls_that_ask_for_a_gpu_see_one_each(tmp_path: Path) -> None:
+    names = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS")
+    alone = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run([sys.executable, "-c", _GPUS], capture_output=True, text=True, check=False, env=alone)
+    assert done.stdout.split() == ["2", "0", "1"], done.stderr
+
+
+def test_a_cluster_without_gpus_is_named_where_one_is_asked_for(cluster: Stack) -> None:
+    done = run_cli("python", "-c", "from pipeline.work.on_ray import OnRay; OnRay(use_gpu=True)")
+    assert "1 worker takes 1 GPU, but the cluster has" in done.stderr
+    assert "leave out --gpu" in done.stderr
+
+
 _PLACES = """
 import ray, time
 from ray.util.state import list_actors

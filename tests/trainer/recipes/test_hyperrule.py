@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.base.errors import ConfigError
-from trainer.recipes.hyperrule import finetune_learning_rate, hyperrule, rescaled, shortened
+from trainer.recipes.hyperrule import Variant, finetune_learning_rate, hyperrule, rescaled, shortened
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,28 @@ def test_resolution_by_area_model_and_variant(side, model, variant, resolution) 
 def test_golden_rates_of_the_small_regime_in_the_code_variant(step: int, rate: float | None) -> None:
     found = finetune_learning_rate(hyperrule(1000, 32, 32, variant="code"), step)
     assert found == (None if rate is None else pytest.approx(rate))
+
+
+# Last step of each learning rate, in turn 3e-3, 3e-4, 3e-5 and 3e-6; before them a linear warm-up from 0.
+_LAST_STEPS = {
+    (1000, "code"): (100, (200, 300, 400, 499)),
+    (1000, "paper"): (100, (150, 300, 450, 499)),
+    (20_000, "code"): (500, (3_000, 6_000, 9_000, 9_999)),
+    (20_000, "paper"): (500, (3_000, 6_000, 9_000, 9_999)),
+    (500_000, "code"): (500, (6_000, 12_000, 18_000, 19_999)),
+    (500_000, "paper"): (500, (6_000, 12_000, 18_000, 19_999)),
+}
+
+
+@pytest.mark.parametrize(("num_train", "variant"), _LAST_STEPS)
+def test_golden_rates_of_every_step_of_every_schedule(num_train: int, variant: Variant) -> None:
+    num_warmup, last_steps = _LAST_STEPS[num_train, variant]
+    due = [0.003 / num_warmup * step for step in range(num_warmup)]
+    for last, rate in zip(last_steps, (3e-3, 3e-4, 3e-5, 3e-6), strict=True):
+        due += [rate] * (last + 1 - len(due))
+    recipe = hyperrule(num_train, 224, 224, variant=variant)
+    assert [finetune_learning_rate(recipe, step) for step in range(len(due))] == pytest.approx(due)
+    assert finetune_learning_rate(recipe, len(due)) is None
 
 
 def test_another_batch_changes_rate_and_steps_so_that_as_many_pictures_are_seen() -> None:
