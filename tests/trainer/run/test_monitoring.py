@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
 from trainer.run.telemetry import COUNTERS, GAUGES, RUN_GAUGES
@@ -37,6 +40,14 @@ def test_alert_rules_are_of_exported_metrics_and_each_is_in_the_guide() -> None:
         assert rule["expr"].count("(") == rule["expr"].count(")")
         assert f"`{rule['alert']}`" in guide
     assert len({rule["alert"] for rule in rules}) == len(rules)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, of Debian's prometheus, is not installed")
+def test_alerts_tell_runs_of_a_cluster_apart() -> None:
+    rules = Path(__file__).with_name("alerts_test.yaml")
+    for command in (["check", "rules", FOLDER / "alerts.yaml"], ["test", "rules", rules]):
+        done = subprocess.run(["promtool", *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_guide_names_every_metric() -> None:

@@ -88,6 +88,7 @@ def test_every_scale_of_the_package_plans_every_study_it_has_the_data_for(name: 
         while len(runs := planned([study], grid, results)) > len(results):
             results = {run: {"accuracy": 0.5, "num_correct": 50, "num_test": 100} for run in runs}
         cells = study.cells(grid, results)
+        assert (("VTAB-1k", "S") in cells) == (study.name == "upstream-size" and name == "full")  # where all 19 are
         claims = study.claims(scale)
         contrasts = [contrast for claim in claims for contrast in claim.contrasts]
         assert contrasts
