@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -51,7 +52,7 @@ class _Repair:
         """Return what stood in the way; empty where the shard is whole again."""
         with tempfile.TemporaryDirectory(prefix="bit-repair-", dir=self.scratch) as folder:
             try:
-                _repair(self.store, dict(attempt.call), LocalStore(folder))
+                _repair(self.store, dict(attempt.call), LocalStore(Path(folder)))
             except (CorruptShard, NotFound) as error:
                 return str(error)
         return ""

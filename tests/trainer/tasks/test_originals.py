@@ -222,7 +222,7 @@ def test_parquet_of_the_hub(tmp_path: Path) -> None:
 
 def test_splits_of_the_hub_that_a_task_does_not_use_are_left_and_what_cannot_be_packed_is_named(tmp_path: Path) -> None:
     assert set(read(files.hub(tmp_path / "a", train=20, test=20, extra=5), "cifar100").splits) == {"train", "test"}
-    with pytest.raises(ConfigError, match=r"has no Parquet file of test: .*, and there are data/train-00000"):
+    with pytest.raises(ConfigError, match=r"has no Parquet file of test: .*, and there are data/extra-00000"):
         read(files.hub(tmp_path / "b", train=20, extra=5), "cifar100")
     shutil.copytree(tmp_path / "a" / "data", tmp_path / "a" / "full")
     with pytest.raises(ConfigError, match="in several forms, data, full; give the folder of one of them"):
