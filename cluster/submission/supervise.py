@@ -17,11 +17,12 @@ from pathlib import Path
 from types import FrameType
 
 from pipeline.base.console import EXIT_INTERRUPTED, EXIT_LOST, echo
-from pipeline.base.errors import StorageError
+from pipeline.base.errors import StorageError, Unreachable
 from pipeline.store.url import open_store
 from trainer.run.starts import STARTS_WITHOUT_PROGRESS, progress_of
 
 _PAUSE_SECONDS = 5.0  # a choice: what a dead driver held is free again after seconds
+_OUTAGE_PAUSE_SECONDS = 30.0  # between two looks at a store that does not answer; a choice
 # `trainer` of this very code, wherever the node's own command comes from.
 _DRIVER = (sys.executable, "-P", "-c", "from cluster.submission.supervise import drive; drive()")
 # Is added to the code that a driver ends with on purpose: libraries that give up end it with codes of their own.
@@ -50,15 +51,22 @@ def drive() -> None:
         sys.exit(code and code + _ON_PURPOSE)
 
 
-def what_next(exit_code: int | None, *, stopped: bool, progress: Sequence[frozenset[str]]) -> Next:
+def what_next(
+    exit_code: int | None, *, stopped: bool, progress: Sequence[frozenset[str]], is_outage: bool = False
+) -> Next:
     """Decide what follows the end of a driver.
 
     Args:
         exit_code: What it ended with on purpose; None if it was killed, or a library gave up.
         stopped: Whether the job was asked to stop.
         progress: What was finished at each start so far, and now: checkpoints and results.
+        is_outage: Whether the store does not answer now, so that it may be what ended the driver.
     """
-    if stopped or exit_code not in (None, EXIT_LOST):
+    if stopped or exit_code == 0:
+        return Next.END
+    if is_outage:
+        return Next.AGAIN
+    if exit_code not in (None, EXIT_LOST):
         return Next.END
     last = progress[-(STARTS_WITHOUT_PROGRESS + 1) :]
     if len(last) > STARTS_WITHOUT_PROGRESS and all(finished == last[0] for finished in last):
@@ -90,13 +98,14 @@ class Supervisor:
         # `cluster stop` sends the signal to the driver, too; so does a terminal. It saves, and this one waits.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
-        progress = [self._finished()]
+        progress = [found for found in [self._finished()] if found is not None]
         command = [*_DRIVER, *self._command]
         while not self._stopped:
             code = subprocess.Popen(command).wait()
-            said = _said(code)
-            progress.append(self._finished())
-            match what_next(said, stopped=self._stopped, progress=progress):
+            said, found = _said(code), self._finished()
+            if found is not None:
+                progress.append(found)
+            match what_next(said, stopped=self._stopped, progress=progress, is_outage=found is None):
                 case Next.END:
                     return EXIT_INTERRUPTED if said is None else said
                 case Next.IN_VAIN:
@@ -108,21 +117,26 @@ class Supervisor:
                     return 1
             echo(f"the driver has ended ({_reason(code)}); starting it again", err=True)
             self._pause()
+            while not self._stopped and self._finished() is None:  # each look says that the store does not answer
+                self._pause(_OUTAGE_PAUSE_SECONDS)
             command = [*_DRIVER, *self._command, "--wait"]  # until what the dead one held is free
         return EXIT_INTERRUPTED
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopped = True
 
-    def _pause(self) -> None:
-        end = time.monotonic() + _PAUSE_SECONDS
+    def _pause(self, seconds: float = _PAUSE_SECONDS) -> None:
+        end = time.monotonic() + seconds
         while not self._stopped and time.monotonic() < end:
             time.sleep(0.1)
 
-    def _finished(self) -> frozenset[str]:
-        """Return the names of all that was finished; of a store that does not answer, nothing."""
+    def _finished(self) -> frozenset[str] | None:
+        """Return the names of all that was finished; None of a store that does not answer."""
         try:
             return frozenset(progress_of(open_store(self._out)))
+        except Unreachable as error:
+            echo(f"what {self._out} holds cannot be told: {error}", err=True)
+            return None
         except StorageError as error:
             echo(f"what {self._out} holds cannot be told: {error}", err=True)
             return frozenset()

@@ -6,10 +6,10 @@ What these do not name comes from two variables of ours: ADDRESSING_VARIABLE and
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.base.errors import (
     ConfigError,
@@ -19,7 +19,7 @@ from pipeline.base.errors import (
     StorageError,
 )
 from pipeline.store.base import Entry, Unfinished, check_key
-from pipeline.store.retry import CLIENT_ATTEMPTS, retried
+from pipeline.store.retry import CLIENT_ATTEMPTS, retried, through_outages
 from pipeline.store.s3_errors import (
     ADDRESSING_VARIABLE,
     ANONYMOUS_VARIABLE,
@@ -30,6 +30,7 @@ from pipeline.store.s3_errors import (
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+T = TypeVar("T")
 # A single PUT is atomic and checksummed up to 5 GiB; parts keep memory and a retry small above this.
 _PART_BYTES = 64 << 20
 _READ_SECONDS = 30
@@ -99,6 +100,16 @@ def _new_client() -> "S3Client":
         raise ConfigError(f"{error}; AWS_ENDPOINT_URL is written http://HOST:PORT or https://HOST") from error
 
 
+def _asked(url: str, request: Callable[[], T]) -> T:
+    """Return what a request gives; its errors are ours, and what may pass is repeated."""
+
+    def once() -> T:
+        with storage_errors(url):
+            return retried(is_transient, request)
+
+    return through_outages(once)
+
+
 class S3Store:
     """Objects below `s3://bucket/prefix`. The client is created on first use, so a store may be sent to a worker."""
 
@@ -136,8 +147,7 @@ class S3Store:
             body = answer["Body"].read() if length == num_bytes else b""
             return answer["ResponseMetadata"]["HTTPStatusCode"], length, body
 
-        with storage_errors(url):
-            status, length, data = retried(is_transient, fetch)
+        status, length, data = _asked(url, fetch)
         if status != 206 or len(data) != num_bytes:
             raise CorruptShard(f"{url}: {byte_range} returned status {status} and {length} bytes")
         return data
@@ -149,12 +159,12 @@ class S3Store:
             answer = self._client.get_object(Bucket=self.bucket, Key=self._key(key))
             return answer["Body"].read(), answer["ETag"]
 
-        with storage_errors(f"{self.url}/{key}"):
-            return retried(is_transient, fetch)
+        return _asked(f"{self.url}/{key}", fetch)
 
     def num_bytes(self, key: str) -> int:
         """See Store.num_bytes."""
-        with storage_errors(f"{self.url}/{key}"):
+
+        def ask() -> int:
             try:
                 return self._client.head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"]
             except self._client.exceptions.ClientError as error:
@@ -162,6 +172,8 @@ class S3Store:
                     raise
                 answer = self._client.get_object(Bucket=self.bucket, Key=self._key(key), Range="bytes=0-0")
                 return int(answer["ContentRange"].rpartition("/")[2])
+
+        return _asked(f"{self.url}/{key}", ask)
 
     def create(self, key: str, body: bytes) -> bool:
         """See Store.create."""
@@ -180,20 +192,22 @@ class S3Store:
 
     def replace(self, key: str, body: bytes, tag: str) -> None:
         """See Store.replace."""
-        with storage_errors(f"{self.url}/{key}"):
-            retried(
-                is_transient,
-                lambda: self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=body, IfMatch=tag),
-            )
+        _asked(
+            f"{self.url}/{key}",
+            lambda: self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=body, IfMatch=tag),
+        )
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """See Store.list."""
-        with storage_errors(f"{self.url}/{prefix}".rstrip("/")):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
-            skipped = len(self.prefix) + 1 if self.prefix else 0
-            for page in pages:
-                for item in page.get("Contents", []):
-                    yield Entry(item["Key"][skipped:], item["Size"], item["LastModified"].timestamp())
+        url, skipped = f"{self.url}/{prefix}".rstrip("/"), len(self.prefix) + 1 if self.prefix else 0
+        where: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self._key(prefix)}
+        while True:
+            page = _asked(url, partial(self._client.list_objects_v2, **where))
+            for item in page.get("Contents", []):
+                yield Entry(item["Key"][skipped:], item["Size"], item["LastModified"].timestamp())
+            if not page.get("IsTruncated"):
+                return
+            where["ContinuationToken"] = page["NextContinuationToken"]
 
     def walk(self) -> Iterator[Entry]:
         """See Store.walk."""
@@ -201,8 +215,7 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         """See Store.delete."""
-        with storage_errors(f"{self.url}/{key}"):
-            self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
+        _asked(f"{self.url}/{key}", lambda: self._client.delete_object(Bucket=self.bucket, Key=self._key(key)))
 
     def unfinished(self) -> Iterator[Unfinished]:
         """See Store.unfinished."""
@@ -249,8 +262,7 @@ class _S3Writer:
         if self._upload is not None:
             self._send_part()
         try:
-            with storage_errors(self._url):
-                retried(is_transient, self._complete if self._upload is not None else self._put)
+            _asked(self._url, self._complete if self._upload is not None else self._put)
         except Conflict:
             return False
         self._upload = None
@@ -266,15 +278,18 @@ class _S3Writer:
         self._client.put_object(**self._where, Body=self._buffer, IfNoneMatch="*")  # type: ignore[arg-type]
 
     def _send_part(self) -> None:
-        with storage_errors(self._url):
-            if self._upload is None:
-                self._upload = self._client.create_multipart_upload(**self._where)["UploadId"]
-            part = self._client.upload_part(
+        if self._upload is None:
+            self._upload = _asked(self._url, lambda: self._client.create_multipart_upload(**self._where)["UploadId"])
+        upload, number = self._upload, len(self._etags) + 1
+        part = _asked(
+            self._url,
+            lambda: self._client.upload_part(
                 **self._where,
-                UploadId=self._upload,
-                PartNumber=len(self._etags) + 1,
+                UploadId=upload,
+                PartNumber=number,
                 Body=self._buffer,  # type: ignore[arg-type]
-            )
+            ),
+        )
         self._etags.append(part["ETag"])
         self._buffer = bytearray()
 

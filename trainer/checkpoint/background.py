@@ -1,5 +1,6 @@
 """Checkpoints that are written while training goes on: the loop waits for a copy in memory, not for the store."""
 
+import logging
 import threading
 import time
 from collections.abc import Collection, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.base.errors import BitError, NotFound, ServiceError
+from pipeline.base.errors import BitError, NotFound, Unreachable
 from pipeline.store.base import Store
 from pipeline.store.lease import Lease
 from trainer.checkpoint.chunks import Part, own_parts
@@ -19,9 +20,12 @@ from trainer.checkpoint.retention import Retention, discard_old
 from trainer.checkpoint.sharded import commit, files_listed, folder_of, list_key, write_parts
 from trainer.step.ranks import World
 
+logger = logging.getLogger(__name__)
+
 _LOOK_SECONDS = 0.2
 _MOMENT_SECONDS = 5.0
 _READERS = 16  # of the lists of other ranks at once; a choice
+_MOST_FAILED = 3  # checkpoints in a row that an outage took; a choice: each has waited for the store for minutes
 _MOST_SECONDS = 1800.0  # for the slowest rank after rank 0 is done; a choice: longer than any outage that is survived
 
 
@@ -48,6 +52,7 @@ class BackgroundSaver:
         self._most_seconds = _MOST_SECONDS
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._num_failed = 0
         self._figures = {"checkpoint_stall_seconds": 0.0}
 
     def start(
@@ -73,10 +78,11 @@ class BackgroundSaver:
             is_final: Whether nothing changes the state before it is written: then it is not copied.
 
         Raises:
-            BitError: The checkpoint before could not be written.
+            BitError: The checkpoint before could not be written, and not because the store did not answer; or that
+                happened too often in a row.
         """
         began = time.monotonic()
-        self.wait()
+        self._pass_over_outage()
         parts = own_parts(state, self._world.rank, self._world.num_ranks)
         if not is_final:
             parts = [self._copied(part) for part in parts]
@@ -97,6 +103,26 @@ class BackgroundSaver:
         if self._error:
             error, self._error = self._error, None
             raise error
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether this rank could not write its share of the last checkpoint."""
+        return self._error is not None
+
+    def _pass_over_outage(self) -> None:
+        """Wait as `wait` does; a checkpoint that the store did not take from rank 0 is let go for the next one.
+
+        Rank 0 would wait for the share of another rank; that one ends the group, which starts again.
+        """
+        try:
+            self.wait()
+        except Unreachable as error:
+            self._num_failed += 1
+            if self._num_failed >= _MOST_FAILED or not self._world.is_first:
+                raise
+            logger.warning("a checkpoint was not stored (%s); the state of now is stored instead", error)
+        else:
+            self._num_failed = 0
 
     def abandon(self) -> None:
         """End soon: finish what this rank writes, and wait only a moment for other ranks, one of which may be dead."""
@@ -164,7 +190,7 @@ class BackgroundSaver:
                 return files_listed(rank, self._store.read(list_key(folder, rank)))
             except NotFound as error:
                 if time.monotonic() - began > self._most_seconds:
-                    raise ServiceError(
+                    raise Unreachable(
                         f"rank {rank} did not write its part of {self._store.url}/{folder} within "
                         f"{self._most_seconds:.0f} s; the checkpoint before it stays the newest"
                     ) from error

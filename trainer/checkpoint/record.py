@@ -11,7 +11,7 @@ from pipeline.base.records import Record
 from pipeline.store.base import Store
 
 FOLDER = "checkpoints"
-_RECORD_KEY = re.compile(rf"(^|/){FOLDER}/\d+\.json$")
+_RECORD_KEY = re.compile(rf"(?:^|/){FOLDER}/(\d+)\.json$")
 
 
 class CheckpointFile(Record):
@@ -64,6 +64,12 @@ def record_key(step: int) -> str:
 def is_record_key(key: str) -> bool:
     """Return whether an object of a run, or of a run inside a sweep, is a commit record."""
     return bool(_RECORD_KEY.search(key))
+
+
+def step_of_record(key: str) -> int | None:
+    """Return the step of which an object is the commit record; None of another object."""
+    found = _RECORD_KEY.search(key)
+    return int(found[1]) if found else None
 
 
 def steps(store: Store) -> list[int]:

@@ -51,14 +51,14 @@ def forecast_lines(config: Any, num_ranks: int, cluster: str | None, price: floa
         half=config.precision == "bfloat16",
         recomputes=config.recomputes,
         num_shards=(config.ranks_per_replica or num_ranks) if config.sharded else 1,
-        num_moments=recipe.num_moments,
+        num_moments=config.num_moments,
     )
     yield (
         f"memory of each of {quantity(num_ranks, 'rank')}: {human_bytes(memory.total)} for micro-batches of {micro} in "
         f"{config.precision}: {human_bytes(memory.weights)} of weights, gradients and moments, "
         f"{human_bytes(memory.total - memory.weights)} of kernels and activations"
     )
-    size = checkpoint_bytes(num_parameters, recipe.num_moments)
+    size = checkpoint_bytes(num_parameters, config.num_moments)
     yield f"data: {human_bytes(num_bytes)}, {human_bytes(picture_bytes)} a picture"
     # The newest ones, the best one, and the one that is being written.
     yield (
@@ -75,7 +75,7 @@ def forecast_lines(config: Any, num_ranks: int, cluster: str | None, price: floa
         recipe.batch_size,
         on,
         recomputes=config.recomputes,
-        num_moments=recipe.num_moments,
+        num_moments=config.num_moments,
     )
     yield (
         f"on {quantity(on.num_nodes, 'node')} of {on.gpus_per_node} {on.gpu}: "

@@ -16,6 +16,7 @@ from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.url import open_store
 from pipeline.streaming.choose import listed_rows
 from pipeline.streaming.selection import Selection
+from trainer.checkpoint.record import steps
 from trainer.jobs.config import Branch, FinetuneConfig, PretrainConfig
 from trainer.jobs.forecast import checkpoint_bytes
 from trainer.model.architecture import parse_architecture
@@ -79,12 +80,15 @@ def check_out(config: PretrainConfig) -> None:
         return
     classes = training_sources(config)[0].selection.dataset.version.num_classes
     found = layers(parse_architecture(config.model), classes, config.recipe.resolution_px)
-    size = checkpoint_bytes(sum(layer.num_parameters for layer in found), config.recipe.num_moments)
-    free, needed = shutil.disk_usage(config.out).free, size * (1 if has_learned(store) else 2)
+    size = checkpoint_bytes(sum(layer.num_parameters for layer in found), config.num_moments)
+    # The newest ones and the best one, and a new one that is written before an old one goes.
+    most = config.keep_checkpoints + 1 + (config.held_out is not None)
+    free, needed = shutil.disk_usage(config.out).free, size * max(1, most - len(steps(store)))
     if free < needed:
         raise StorageFull(
             f"{config.out} has {human_bytes(free)} free and the run needs {human_bytes(needed)}: a checkpoint takes "
-            f"{human_bytes(size)}, and a new one is written before an old one goes; free some or give another OUT"
+            f"{human_bytes(size)}, and there will be {most} of them at a time; free some, give another OUT, or keep "
+            f"fewer with --set keep_checkpoints=1"
         )
 
 

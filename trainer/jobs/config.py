@@ -60,6 +60,11 @@ class PretrainConfig(TrainingData, RunSettings):
     evaluate_every_steps: PositiveInt = 1000
     probes: tuple[ProbeSet, ...] = ()
 
+    @property
+    def num_moments(self) -> int:
+        """Numbers that training keeps for each parameter: those of the optimizer, and the average."""
+        return self.recipe.num_moments + (self.average_decay is not None)
+
 
 class Shortened(Record):
     """The HyperRule's schedule at another length, batch and resolution, for work on a CPU.

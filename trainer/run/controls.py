@@ -17,7 +17,7 @@ class Controls:
             steps, on rank 0. True once for each wish.
         drain_deadline: When this node or that of another rank will be taken away, in seconds since 1970; None where
             none will. Every rank must call.
-        on_phase: Called with what the rank does from now on: start, data, step, evaluation, save, or nothing.
+        on_phase: Called with what the rank does from now on: start, data, step, evaluation, store, save, or nothing.
         on_step: Called after every step with the steps done.
     """
 

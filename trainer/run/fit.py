@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import SyncBatchNorm
 
 from pipeline.base.errors import ResumeMismatch, StorageError
+from pipeline.store.retry import waiting_for_outages
 from pipeline.streaming.order import lanes_of_rank
 from pipeline.streaming.stream import Batch, LoaderConfig, Stream
 from trainer.checkpoint.fallback import load_newest
@@ -46,7 +47,12 @@ def fit(run: TrainingRun, report: Report, controls: Controls | None = None) -> N
         Fenced: A newer start has taken over the folder.
         Interrupted: The run was asked to stop; its state is saved.
     """
-    world, quarantine, controls = run.world, Quarantine(), controls or Controls()
+    with waiting_for_outages():
+        _fit(run, report, controls or Controls())
+
+
+def _fit(run: TrainingRun, report: Report, controls: Controls) -> None:
+    world, quarantine = run.world, Quarantine()
     controls.on_phase("start")
     loader = with_workers(run.settings.loader, world)
     stream = Stream(

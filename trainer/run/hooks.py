@@ -75,11 +75,13 @@ class Hooks:
         self._first_step, self._saved_step = first_step, first_step
         self._next_check = first_step + 1
         self._evaluation_seconds = 0.0
+        self._evaluations: dict[int, dict[str, Any]] = {}
         self._best: int | None = None
         self._start_times: list[float] = []
         self._efficiency = Efficiency(run, start.attempt) if run.world.is_first else None
         if run.world.is_first:
-            self._best = best_of(read_evaluations(run.store), steps(run.store))
+            self._evaluations = {row["step"]: row for row in read_evaluations(run.store)}
+            self._best = best_of(list(self._evaluations.values()), steps(run.store))
             self._start_times = [each["time"] for each in attempts(run.store) if "time" in each]
         self._stall_seconds = self._write_seconds = 0.0
         self._drain_saves: list[float] = []
@@ -155,14 +157,16 @@ class Hooks:
             figures = measure(
                 run.model, run.evaluation, run.world, run.loss, lambda: self._controls.on_phase("evaluation")
             )
-        self._controls.on_phase("step")
         seconds = time.monotonic() - began
         self._evaluation_seconds += seconds
         if run.world.is_first:
+            self._controls.on_phase("store")
             row = {"step": done, "time": round(time.time(), 3), "seconds": round(seconds, 3), **figures}
             write_evaluation(run.store, row)
-            self._best = best_of(read_evaluations(run.store), {*steps(run.store), done})
+            self._evaluations[done] = row
+            self._best = best_of(list(self._evaluations.values()), {*steps(run.store), done})
             logger.info("%s", evaluation_line(row, is_best=self._best == done))
+        self._controls.on_phase("step")
         return True
 
     def _log(self, done: int, _: StepResult) -> bool:
@@ -180,23 +184,25 @@ class Hooks:
             row = {"attempt": self._start.attempt, "time": round(time.time(), 3)} | row
             row |= self._efficiency.figures(row) if self._efficiency else {}
             self._start.telemetry.on_row(row)
+            self._controls.on_phase("store")
             self._rows.add(row)
             self._report(row)
             self._evaluation_seconds = 0.0
             self._last_line = time.monotonic()
             if self._lease:
                 self._lease.check()
+            self._controls.on_phase("step")
         return True
 
     def _checkpoint(self, done: int, _: StepResult) -> bool:
         run, world = self._run, self._run.world
+        self._controls.on_phase("save")
         if world.is_first:
             self._rows.flush()
         write_quarantine(run.store, done, world.rank, self._start.quarantine.take_rows())
         average_buffers(world, run.model)
         stream = self._start.stream.state_dict()
         best = () if self._best is None else (self._best,)
-        self._controls.on_phase("save")
         self._saver.start(
             run.optimizer.state(),
             step=done,
@@ -241,9 +247,9 @@ class Hooks:
         """Return whether a save is asked for, or due by the interval that loses least or before a node goes."""
         if self._controls.wants_save():
             return True
-        if drain_deadline is not None:
-            return self._is_last_chance(done, drain_deadline)
-        return self._seconds_until_save() <= 0
+        if drain_deadline is not None and self._is_last_chance(done, drain_deadline):
+            return True
+        return self._saver.has_failed or self._seconds_until_save() <= 0
 
     def _seconds_until_save(self) -> float:
         """Return when a save is due by the interval that loses least, in seconds from now."""

@@ -19,6 +19,7 @@ from pipeline.base.errors import ClusterLost, Interrupted, ServiceError
 from pipeline.base.logs import FORMAT_VARIABLE, formatter, wants_json
 from pipeline.base.records import Record, json_bytes
 from pipeline.store.lease import Lease
+from pipeline.store.retry import waiting_for_outages
 from pipeline.store.url import open_store
 from pipeline.work.on_ray import connect, quieten, require_capacity, require_cluster
 from trainer.run.board import Board, BoardState
@@ -294,13 +295,14 @@ def _worker(loop_config: dict[str, Any]) -> None:
             lease=Lease(store, loop_config["lease_number"]),
             wants_stop=board.wants_stop,
             wants_save=board.wants_save,
-            drain_deadline=_drain_deadline,
+            drain_deadline=_DrainDeadline(),
             on_phase=pulse.on_phase,
             on_step=pulse.on_step,
         )
         try:
             config = job.config_type.model_validate_json(loop_config["config"])
-            job.run(config, world, report, controls)
+            with waiting_for_outages():
+                job.run(config, world, report, controls)
         except Interrupted as stop:  # asked for: not to be started again
             if world.is_first:
                 board.report_stop(str(stop))
@@ -310,14 +312,24 @@ def _worker(loop_config: dict[str, Any]) -> None:
             raise
 
 
-def _drain_deadline() -> float | None:
-    """Return when a node of this group will be taken away; every rank must call."""
-    import ray.train  # noqa: PLC0415
+class _DrainDeadline:
+    """Tells when a node of this group will be taken away; every rank must call."""
 
-    info = ray.train.get_preemption_info()
-    if info is None:
-        return None
-    return info.deadline_ms / 1000 if info.deadline_ms else time.time() + _UNKNOWN_DRAIN_SECONDS
+    def __init__(self) -> None:
+        self._unknown: float | None = None  # of a drain without a deadline, from when it was seen first
+
+    def __call__(self) -> float | None:
+        """Return the time in seconds since 1970; None where none will."""
+        import ray.train  # noqa: PLC0415
+
+        info = ray.train.get_preemption_info()
+        if info is None:
+            self._unknown = None
+        elif info.deadline_ms:
+            return float(info.deadline_ms) / 1000
+        elif self._unknown is None:
+            self._unknown = time.time() + _UNKNOWN_DRAIN_SECONDS
+        return self._unknown
 
 
 def _ray_storage(out: str) -> str:

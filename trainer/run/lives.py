@@ -18,6 +18,7 @@ _LIMIT_SECONDS = {
     "start": 1800.0,  # reading a checkpoint, compiling, a first step
     "data": OUTAGE_SECONDS + 60.0,  # reads give up by themselves, and say why
     "evaluation": 600.0,  # for one batch of it
+    "store": OUTAGE_SECONDS + 60.0,  # so do other requests
     "save": 1900.0,  # a save waits for that of the slowest rank for half an hour, and says which one
 }
 
@@ -29,7 +30,7 @@ class Life(NamedTuple):
         rank: Its number.
         place: Host and process.
         step: Steps done; -1 before the first one.
-        phase: What it does: start, data, step, evaluation or save; nothing where it cannot be told.
+        phase: What it does: start, data, step, evaluation, store or save; nothing where it cannot be told.
         phase_seconds: For how long, by its own clock, when it gave the sign.
         step_seconds: Median time of its last steps; 0 before there are some.
         group: Which group of workers it belongs to: a later one has a higher number.

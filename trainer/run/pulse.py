@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 STUCK_EXIT_CODE = 70  # of a rank that ends itself since the run is stuck [sysexits.h: internal software error]
 _SIGN_SECONDS = 5.0
+_STOPPED_SECONDS = 3 * _SIGN_SECONDS  # between two signs: the whole process was stopped, as by Ctrl-Z, and not stuck
 _WRITE_SECONDS = 10.0  # for the stacks: the store may be what hangs
 _STEPS = 50  # whose median is the time of a step
 
@@ -59,6 +60,10 @@ class Pulse:
         """Take what the rank does from now on; the same once more is a sign of progress."""
         self._phase, self._since = phase, time.monotonic()
 
+    def renew(self) -> None:
+        """Let the phase count from now on."""
+        self._since = time.monotonic()
+
     def life(self) -> Life:
         """Return the sign of life of this moment."""
         seconds = median(self._seconds) if self._seconds else 0.0
@@ -79,7 +84,12 @@ def beating(pulse: Pulse, sign: Callable[[Life], Wishes], store: Store) -> Itera
     is_over = threading.Event()
 
     def show() -> None:
+        shown = time.monotonic()
         while True:
+            now = time.monotonic()
+            if now - shown > _STOPPED_SECONDS:
+                pulse.renew()
+            shown = now
             wishes = sign(pulse.life())
             if wishes.stuck and not is_over.is_set():
                 _end_stuck(pulse.life(), wishes.stuck, store)

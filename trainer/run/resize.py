@@ -10,6 +10,7 @@ from ray.train.v2._internal.execution.controller.state import ResizingState, Tra
 from pipeline.base.errors import StorageError
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
+from trainer.checkpoint.record import step_of_record
 from trainer.run.board import Board
 from trainer.run.events import write_event
 from trainer.run.starts import progress_of
@@ -53,7 +54,7 @@ class SaveBeforeResize(ControllerCallback):  # type: ignore[misc]  # Ray has no 
         board, store = Board.join(self._launch_id), open_store(self._out)
         num_ranks, step = len(board.lives()), max((life.step for life in board.lives()), default=0)
         num_next = current_state.scaling_decision.num_workers
-        has_saved = self._has_saved(board, store)
+        has_saved = self._has_saved(board, store, step)
         outcome = "saved" if has_saved else "NOT saved in time, so steps since the last checkpoint are made again"
         text = f"the group goes from {num_ranks} ranks to {num_next}: {outcome} after step {step:,}"
         board.say(self._shown.format(logger.makeRecord(logger.name, logging.INFO, "", 0, text, (), None)))
@@ -62,14 +63,16 @@ class SaveBeforeResize(ControllerCallback):  # type: ignore[misc]  # Ray has no 
         except StorageError as error:  # a record is not worth a run
             logger.warning("the resize is not recorded, since the store does not answer: %s", error)
 
-    def _has_saved(self, board: Board, store: Store) -> bool:
-        """Ask the group to save, and return whether it has."""
+    def _has_saved(self, board: Board, store: Store, step: int) -> bool:
+        """Ask the group to save, and return whether it has a state after so many steps or more."""
         deadline = time.monotonic() + _MOST_SECONDS
         try:
-            before = progress_of(store)
+            before = set(progress_of(store))
             board.request_save()
             while time.monotonic() < deadline:
-                if progress_of(store) != before:
+                new = set(progress_of(store)) - before
+                # One of fewer steps was under way; a result is that of a run of a sweep that has ended.
+                if any((found := step_of_record(key)) is None or found >= step for key in new):
                     return True
                 time.sleep(_LOOK_SECONDS)
         except StorageError as error:

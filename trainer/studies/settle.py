@@ -250,7 +250,7 @@ def _check_memory(config: PretrainConfig, memory: int | None) -> None:
         batch_size,
         half=config.precision == "bfloat16",
         recomputes=config.recomputes,
-        num_moments=config.recipe.num_moments,
+        num_moments=config.num_moments,
     ).total  # of the step alone: a lower bound
     if memory is not None and needed > memory:
         raise ConfigError(

@@ -108,6 +108,12 @@ def test_what_follows_the_end_of_a_driver(
     assert what_next(code, stopped=stopped, progress=progress) == then
 
 
+@pytest.mark.parametrize(("code", "then"), [(1, Next.AGAIN), (None, Next.AGAIN), (0, Next.END)])
+def test_a_driver_that_an_outage_of_the_store_may_have_ended_is_started_again(code: int | None, then: Next) -> None:
+    assert what_next(code, stopped=False, progress=[ONE] * 9, is_outage=True) == then
+    assert what_next(code, stopped=True, progress=[ONE], is_outage=True) == Next.END
+
+
 def test_the_supervisor_is_small(tmp_path: Path) -> None:
     program = "import sys, cluster.submission.supervise; print([m for m in ('torch', 'ray') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)

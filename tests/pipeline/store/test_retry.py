@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 
 import pipeline.store.retry
 from pipeline.base.errors import NotFound, Unreachable
-from pipeline.store.retry import ATTEMPTS, pause_seconds, retried
+from pipeline.store.retry import ATTEMPTS, pause_seconds, retried, through_outages, waiting_for_outages
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +57,15 @@ def test_pauses_double_up_to_the_longest(num_failures: int) -> None:
         patch.setattr(pipeline.store.retry, "LONGEST_PAUSE_SECONDS", 10.0)
         patch.setattr(pipeline.store.retry.random, "uniform", lambda low, high: (low, high))
         assert pause_seconds(num_failures) == (0.0, min(10.0, 0.2 * 2 ** min(num_failures - 1, 60)))
+
+
+def test_an_outage_is_waited_for_only_where_that_is_asked_for() -> None:
+    attempt, calls = failing(*[Unreachable("not now")] * 3)
+    with pytest.raises(Unreachable):
+        through_outages(attempt)
+    with waiting_for_outages(60.0):
+        assert through_outages(attempt) == 4
+    attempt, calls = failing(NotFound("no"))
+    with waiting_for_outages(60.0), pytest.raises(NotFound):
+        through_outages(attempt)
+    assert len(calls) == 1

@@ -1,8 +1,11 @@
 """Each answer of S3 becomes an error with its code, its message and what to set; and the two variables of ours work."""
 
 import json
+import math
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,8 +30,11 @@ from pipeline.base.errors import (
     Unreachable,
 )
 from pipeline.store import s3_errors as module
+from pipeline.store.retry import waiting_for_outages
 from pipeline.store.s3 import S3Store
+from pipeline.store.url import open_store
 from tests.conftest import BUCKET
+from tests.faults import FaultProxy
 
 CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
 # Code, HTTP status -> our error, and what the message tells to set or do.
@@ -272,3 +278,40 @@ def test_a_public_bucket_is_read_without_keys(
 def test_the_module_alone_imports_no_boto3() -> None:
     code = "import sys, pipeline.store.s3; sys.exit('boto3' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_work_that_has_begun_waits_for_a_store_that_does_not_answer(
+    s3: Stack, s3_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = 0.0  # when the store answers again
+    proxy = FaultProxy(
+        int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]),
+        lambda method, path: "503" if time.monotonic() < back else None,
+    )
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    monkeypatch.setattr("pipeline.store.s3.CLIENT_ATTEMPTS", 1)
+    monkeypatch.setattr("pipeline.store.s3._PART_BYTES", 5 << 20)
+    store, large = open_store(s3_url("outage")), bytes(11 << 20)
+    requests: list[Callable[[], object]] = [
+        lambda: store.create("a", b"1"),
+        lambda: store.replace("a", b"2", store.read_tagged("a")[1]),
+        lambda: store.read("a"),
+        lambda: store.read_range("a", 0, 1),
+        lambda: store.num_bytes("a"),
+        lambda: list(store.list("")),
+        lambda: store.create("large", large),
+        lambda: store.delete("a"),
+    ]
+    try:
+        for request in requests:
+            back = time.monotonic() + 0.5
+            with waiting_for_outages(60.0):
+                request()
+        assert [(entry.key, entry.num_bytes) for entry in store.list("")] == [("large", len(large))]
+        back = math.inf
+        with pytest.raises(Unreachable, match="the service is overloaded"):
+            store.read("large")
+        with waiting_for_outages(0.5), pytest.raises(Unreachable, match="the service is overloaded"):
+            store.read("large")
+    finally:
+        proxy.close()
