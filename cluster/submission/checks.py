@@ -1,6 +1,6 @@
 """What would keep a job of the trainer from running is found before it is submitted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any, NamedTuple
@@ -46,7 +46,7 @@ def checked_command(name: str, arguments: Sequence[str]) -> Wanted:
 
     command = cli.commands[name]
     context = command.make_context(f"trainer {name}", list(arguments))
-    relative = [value for value in map(context.params.get, _PLACES) if value and not _is_whole(value)]
+    relative = [place for place in _places(context.params) if place and not _is_whole(place)]
     if relative:
         raise ConfigError(
             f"{relative[0]} is relative to a folder of this machine, and the job runs on another one: give a URL, or "
@@ -78,6 +78,18 @@ def require_room(wanted: Wanted, nodes: Sequence[Mapping[str, Any]]) -> None:
             f"the job takes {wanted.num_workers} {kind}s, one for each worker, and the cluster has {has} on "
             f"{len(nodes)} nodes; give fewer --workers, add nodes, or let it wait for them with --wait"
         )
+
+
+def _places(params: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the places that the parameters of a command name."""
+    yield from (params.get(name) or "" for name in _PLACES)
+    for mixed in params.get("mixed", ()):
+        yield mixed.rpartition("=")[0]
+    for probe in params.get("probes", ()):
+        yield from probe.partition("=")[2].rpartition(",")[::2]
+    held_out = params.get("held_out") or ""
+    if not held_out.removesuffix("%").replace(".", "", 1).isdigit():  # else a number or a share
+        yield held_out
 
 
 def _is_whole(place: str) -> bool:

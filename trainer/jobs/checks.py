@@ -3,7 +3,7 @@
 import math
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,13 @@ from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.url import open_store
 from pipeline.streaming.choose import listed_rows
 from pipeline.streaming.selection import Selection
-from trainer.checkpoint.record import steps
+from trainer.checkpoint.record import chosen, steps
 from trainer.jobs.config import Branch, FinetuneConfig, PretrainConfig
 from trainer.jobs.forecast import checkpoint_bytes
 from trainer.model.architecture import parse_architecture
 from trainer.model.cost import layers
 from trainer.recipes.classes import match_classes
-from trainer.recipes.data import selection_without, training_sources
+from trainer.recipes.data import held_out_selection, selection_without, training_sources
 from trainer.recipes.hyperrule import TransferRecipe, hyperrule, rescaled, shortened
 from trainer.recipes.pretrain import pretrain_learning_rate, schedule_offset, total_steps
 from trainer.run.classes import stored_classes
@@ -39,7 +39,8 @@ def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
     Raises:
         NotFound: A dataset or a list of samples is not there.
         ConfigError: Unknown model, fewer lanes than workers, a batch that the lanes do not divide, other classes,
-            shards for a single process, BatchNorm over single pictures, weights and a branch to start from.
+            shards for a single process, BatchNorm over single pictures, weights and a branch to start from, a start
+            from another model, or pictures to be measured on whose classes are not learned.
     """
     if config.sharded and num_workers == 0:
         raise ConfigError("sharded=true spreads the model over Ray workers; give --workers 2 or more, or leave it out")
@@ -64,6 +65,39 @@ def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
             f"{config.data} version {config.data_version} has other classes than those that {config.out} has learned; "
             f"start a run with another OUT, with --init {config.out} for its weights"
         )
+    if learned is None:
+        _check_start(config, training_sources(config)[0].selection.dataset)
+    _check_measured(config, classes)
+
+
+def _check_start(config: PretrainConfig, dataset: Dataset) -> None:
+    """Refuse to start from a run of another model, or to go on with one of other classes."""
+    for option, url, step in (
+        ("--init", config.init, config.init_step),
+        ("--branch", config.branch and config.branch.run, config.branch and config.branch.step),
+    ):
+        if url is None or step is None:  # a file tells its model when it is read
+            continue
+        about = chosen(open_store(url), step).about
+        if about["model"] != config.model:
+            raise ConfigError(
+                f"{option} {url} holds {about['model']}, the run is of {config.model}; give --model {about['model']}"
+            )
+        if option == "--branch" and about["classes_sha256"] != dataset.classes_sha256:
+            raise ConfigError(
+                f"--branch {url} has learned other classes than those of {config.data}; begin with its weights alone: "
+                f"--init {url}"
+            )
+
+
+def _check_measured(config: PretrainConfig, classes: Sequence[str]) -> None:
+    """Refuse to measure on pictures whose classes nobody learns."""
+    held_out = held_out_selection(config)
+    if held_out is not None:
+        match_classes(classes, held_out.dataset.classes, config.data, held_out.dataset.store.url)
+    for probe in config.probes:
+        train, test = open_any(probe.train, probe.train_version), open_any(probe.test, probe.test_version)
+        match_classes(train.classes, test.classes, probe.train, probe.test)
 
 
 def check_out(config: PretrainConfig) -> None:

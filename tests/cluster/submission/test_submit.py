@@ -13,7 +13,9 @@ import psutil
 import pytest
 
 from cluster.stack.services import Stack
+from cluster.submission.checks import checked_command
 from cluster.submission.wheel import code_wheel
+from pipeline.base.errors import ConfigError
 from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from tests.cluster.submission.test_supervise import SETTINGS
@@ -88,6 +90,10 @@ def test_a_folder_of_this_machine_is_not_sent_elsewhere(cluster: Stack, small_da
     done = run_cli("cluster", "submit", "pretrain", small_dataset.store.url, "runs/a")
     assert done.returncode == 2
     assert "runs/a is relative to a folder of this machine, and the job runs on another one" in done.stderr
+    places = (["--mix", "more=0.5"], ["--held-out", "val"], ["--probe", "p=s3://b/a,probe"], ["--exclude", "x.parquet"])
+    for options in places:
+        with pytest.raises(ConfigError, match="is relative to a folder of this machine"):
+            checked_command("pretrain", ["s3://b/set", "s3://b/run", "--held-out", "0.5%", *options])
 
 
 def test_the_wheel_is_one_that_pip_installs_and_holds_the_code_that_runs_here(tmp_path: Path) -> None:

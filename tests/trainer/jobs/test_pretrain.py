@@ -10,14 +10,16 @@ import torch
 from pipeline.base.errors import ConfigError, NonFinite, ResumeMismatch
 from pipeline.dataset.dataset import Dataset, open_dataset
 from pipeline.store.url import open_store
-from tests.conftest import class_folders, run_cli
+from tests.conftest import class_folders, pack, run_cli
 from tests.trainer.runs import RECIPE, Stopped, assert_equal, config, final_state
 from trainer.checkpoint.record import committed, latest, read_record, steps
 from trainer.checkpoint.sharded import load
 from trainer.checkpoint.weights import load_chosen_model
 from trainer.jobs.checks import check_pretrain, pretrain_warnings
+from trainer.jobs.config import Branch
 from trainer.jobs.pretrain import pretrain
 from trainer.model.build import new_model
+from trainer.recipes.held_out import HeldOut, ProbeSet
 from trainer.recipes.pretrain import PretrainRecipe
 from trainer.run.metrics import read_metrics
 from trainer.run.progress import metrics_line
@@ -144,6 +146,29 @@ def test_no_more_steps_are_left_out_than_may_be_however_often_the_run_is_started
 def test_what_could_not_run_is_refused_before_it_starts(small_dataset, fields, workers, said) -> None:
     with pytest.raises(ConfigError, match=said):
         check_pretrain(config(small_dataset, "x").model_copy(update=fields), workers)
+
+
+def test_starts_and_measurements_that_do_not_fit_are_refused_before_they_begin(
+    small_dataset: Dataset, pretrained: Path, tmp_path: Path
+) -> None:
+    picture = next(class_folders(tmp_path / "in", classes=1, each=1).rglob("*.jpg"))
+    (tmp_path / "in" / "zebra").mkdir()
+    picture.rename(tmp_path / "in" / "zebra" / "0.jpg")
+    others = pack(tmp_path / "in", str(tmp_path / "others"))
+    run, step = str(pretrained), steps(open_store(str(pretrained)))[-1]
+    there = {"data": others.store.url, "data_version": 1}
+    branch = Branch(run=run, step=step, epochs_done=1.0)
+    probe = ProbeSet(name="p", train=small_dataset.store.url, train_version=1, test=others.store.url, test_version=1)
+    wrong: list[tuple[dict[str, object], str]] = [
+        ({"model": "R26x1", "init": run, "init_step": step}, "--init .* holds R14x0.5, the run is of R26x1"),
+        ({"model": "R26x1", "branch": branch}, "--branch .* holds R14x0.5, the run is of R26x1"),
+        ({"branch": branch, **there}, "--branch .* has learned other classes than those of"),
+        ({"held_out": HeldOut(**there)}, "zebra"),
+        ({"probes": (probe,)}, "zebra"),
+    ]
+    for fields, said in wrong:
+        with pytest.raises(ConfigError, match=said):
+            check_pretrain(config(small_dataset, tmp_path / "out").model_copy(update=fields), 1)
 
 
 def test_a_disk_without_room_for_checkpoints_is_said_in_a_sentence(small_dataset: Dataset, tiny_disk: Path) -> None:
