@@ -196,8 +196,12 @@ def _summary_line(summary: Mapping[str, Any]) -> str:
     line = (
         f"{states['duplicate']} of {summary['downstream']['num_samples']} downstream pictures have a duplicate "
         f"upstream, {states['very similar']} are very similar, {states['unchecked']} unchecked; "
-        f"of {len(summary['canaries'])} kinds of planted copies "
-        + (f"less than half were found of {', '.join(missed)}" if missed else "at least half were found of each")
+        + (
+            f"of {len(summary['canaries'])} kinds of planted copies "
+            + (f"less than half were found of {', '.join(missed)}" if missed else "at least half were found of each")
+            if summary["canaries"]
+            else "no copies were planted to see what it finds"
+        )
     )
     shards = summary["quarantined"]
     return line + (f"; {len(shards)} upstream shards QUARANTINED, first {shards[0]['path']}" if shards else "")

@@ -5,14 +5,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit.base.sets import Sides, picture_name
+from cluster.audit.base.sets import Sides, picture_name, samples_of
 from cluster.audit.base.stored_tasks import AuditJob
-from cluster.audit.base.tables import AuditConfig, ShardRow, is_duplicate, split_rejected
+from cluster.audit.base.tables import (
+    MIN_QUALITY,
+    UNCHECKED_SCHEMA,
+    AuditConfig,
+    Found,
+    ShardRow,
+    is_duplicate,
+    split_rejected,
+)
 from cluster.audit.find_pairs import find_pairs
 from cluster.audit.report.pair_pages import pair_card, write_pages
 from cluster.audit.report.publish import claim, closest_first, csv_bytes, pick_evenly
 from cluster.audit.result.exclusion_lists import PAIR_LIST_SCHEMA, address_table, pair_list, with_sources
 from cluster.audit.result.groups import group_copies
+from cluster.audit.result.states import audit_tables
 from pipeline.base.html import render_page
 from pipeline.base.records import json_bytes
 from pipeline.dataset.dataset import Address
@@ -51,6 +60,7 @@ def run_audit_within(out: Store, config: AuditConfig, sides: Sides, job: AuditJo
     groups = group_copies(
         ((pair["up_shard"], pair["up_row"]), (pair["down_shard"], pair["down_row"])) for pair in duplicates
     )
+    unchecked, num_unchecked = _unchecked(sides, found, groups)
     table = _group_table(sides, groups)
     excluded = address_table({member for members in groups.values() for member in members})
     listed = with_sources(sides, closest_first(pair_list(sides, pairs)))
@@ -60,7 +70,8 @@ def run_audit_within(out: Store, config: AuditConfig, sides: Sides, job: AuditJo
         "stars.parquet": to_parquet(table),
         "stars.csv": csv_bytes(table),
         "exclude.parquet": to_parquet(excluded),
-        "unchecked.parquet": to_parquet(found.unchecked),
+        "unchecked.parquet": to_parquet(unchecked),
+        "hubs.parquet": to_parquet(found.hubs),
         "shards.parquet": to_parquet(found.shards),
     }
     for name, body in parts.items():
@@ -76,7 +87,8 @@ def run_audit_within(out: Store, config: AuditConfig, sides: Sides, job: AuditJo
         "num_candidates": found.num_candidates,
         "num_refused": rejected.num_rows,
         "num_hubs": found.hubs.num_rows,
-        "num_unchecked": sum(found.unchecked["num_samples"].to_pylist()),
+        "num_unchecked": num_unchecked,
+        "min_quality": MIN_QUALITY,
         "quarantined": [row for row in found.shards.to_pylist() if row["state"] == "quarantined"],
         "num_pages": write_pages(out, sides, listed, job),
         "digest": sha256_hex(b"".join(sha256_hex(parts[name]).encode() for name in sorted(parts))),
@@ -95,6 +107,24 @@ def run_audit_within(out: Store, config: AuditConfig, sides: Sides, job: AuditJo
     put(out, "index.html", page)
     put(out, "summary.json", json_bytes(summary))
     return summary
+
+
+def _unchecked(sides: Sides, found: Found, groups: dict[ShardRow, list[ShardRow]]) -> tuple[pa.Table, int]:
+    """Return what could not be compared, once for both sides, and how many pictures were not checked.
+
+    Those are what could not be read, and of the others those too flat to compare, or with candidates that nobody
+    verified, unless a copy was found.
+    """
+    rows = {(row["shard"], row["row"], row["source"], row["reason"]): row for row in found.unchecked.to_pylist()}
+    states = audit_tables(found, samples_of(sides.down), pa.table({})).downstream
+    in_groups = {*groups, *(member for members in groups.values() for member in members)}
+    pictures = {
+        (row["shard"], row["row"])
+        for row in states.to_pylist()
+        if row["state"] == "unchecked" and (row["shard"], row["row"]) not in in_groups
+    }
+    beside = sum(row["num_samples"] for row in rows.values() if (row["shard"], row["row"]) not in pictures)
+    return pa.Table.from_pylist(list(rows.values()), schema=UNCHECKED_SCHEMA), len(pictures) + beside
 
 
 def _key(sides: Sides, address: ShardRow) -> str:

@@ -1,5 +1,6 @@
 """New verdicts of people change a finished report: states, lists, accuracies, pages; from the tables that it keeps."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from pipeline.base.errors import ConfigError
 from pipeline.dataset.tables import read_table
 from pipeline.store.base import Store, exists
 
+logger = logging.getLogger(__name__)
+
 
 def import_verdicts(out: Store, verdicts: Mapping[str, Verdict], job: AuditJob) -> dict[str, Any]:
     """Record verdicts and publish the report again as they decide it.
@@ -31,7 +34,7 @@ def import_verdicts(out: Store, verdicts: Mapping[str, Verdict], job: AuditJob) 
 
     Raises:
         NotFound: There is no report, or a set that it names is gone.
-        ConfigError: Verdicts are on pairs that the audit did not compare, or the report lacks tables for this.
+        ConfigError: All verdicts are on pairs that the audit did not compare, or the report lacks tables for this.
     """
     summary = read_summary(out)
     if not exists(out, PREDICTIONS):
@@ -45,13 +48,15 @@ def import_verdicts(out: Store, verdicts: Mapping[str, Verdict], job: AuditJob) 
     canaries = tables.pop("canaries")
     pairs = read_table(out, "found.parquet")
     found = Found(pairs=pairs, num_candidates=summary["num_candidates"], **tables)
-    unknown = sorted(set(verdicts) - set(pair_names(sides, pairs)))
+    compared = set(pair_names(sides, pairs))
+    unknown = sorted(set(verdicts) - compared)
     if unknown:
-        raise ConfigError(
-            f"{len(unknown)} of {len(verdicts)} verdicts are on pairs that {out.url} did not compare, such as "
-            f"{unknown[0]}; import them into the report that they are from"
-        )
-    record_verdicts(out, verdicts)
+        pairs_said = f"{len(unknown)} of {len(verdicts)} verdicts are on pairs"
+        said = f"{pairs_said} that {out.url} did not compare, such as {unknown[0]}"
+        if len(unknown) == len(verdicts):
+            raise ConfigError(f"{said}; import them into the report that they are from")
+        logger.warning("%s; they are left out: the browser keeps verdicts on earlier reports of this folder", said)
+    record_verdicts(out, {pair: given for pair, given in verdicts.items() if pair in compared})
     table = read_table(out, PREDICTIONS)
     predictions = {
         model: table.filter(pc.equal(table["model"], model)).drop_columns(["model"])

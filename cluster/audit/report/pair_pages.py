@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,7 +23,13 @@ from pipeline.store.url import open_store
 PAIRS_PER_PAGE = 60
 MOST_SHOWN = 6000  # pairs with inlined pictures, about 20 kB each; the tables hold all pairs
 _UNCOVERED = np.uint8(128)
+T = TypeVar("T")
 _SHOWN_FIELDS = ("pair", "distance", "correlation", "quality", "transform", "evidence")
+
+
+def shown_pairs(rows: Sequence[T], most: int = MOST_SHOWN) -> list[T]:
+    """Return the rows that are shown of a sorted list: of a long one the closest and the most distant."""
+    return list(rows) if len(rows) <= most else [*rows[: most // 2], *rows[len(rows) - most // 2 :]]
 
 
 def page_name(number: int) -> str:
@@ -103,11 +109,11 @@ def write_pages(out: Store, sides: Sides, rows: Sequence[dict[str, Any]], job: A
     Args:
         out: The report.
         sides: Both sets.
-        rows: Of exclusion_lists.pair_list; the first MOST_SHOWN are shown.
+        rows: Of exclusion_lists.pair_list; see shown_pairs.
         job: Where the tasks run.
         key: See PageTask.
     """
-    shown = rows[:MOST_SHOWN]
+    shown = shown_pairs(rows)
     num_pages = -(-len(shown) // PAIRS_PER_PAGE)
     tasks = []
     for page in range(num_pages):

@@ -12,7 +12,7 @@ import pyarrow.csv
 from cluster.audit.base.sets import Sides, samples_of
 from cluster.audit.base.stored_tasks import AuditJob
 from cluster.audit.base.tables import AuditConfig, AuditTables, Evidence
-from cluster.audit.report.pair_pages import PAIRS_PER_PAGE, page_name, pair_card, write_pages
+from cluster.audit.report.pair_pages import PAIRS_PER_PAGE, page_name, pair_card, shown_pairs, write_pages
 from cluster.audit.report.recorded_verdicts import read_verdicts, write_for_pages
 from cluster.audit.report.unchecked_page import write_unchecked
 from cluster.audit.result.exclusion_lists import PAIR_LIST_SCHEMA, exclusions, pair_list, with_sources
@@ -196,10 +196,8 @@ def _write_pairs(out: Store, rows: Sequence[dict[str, Any]]) -> None:
     put(out, "pairs.csv", csv_bytes(table))
     columns = ("pair", "evidence", "distance", "correlation", "quality", "transform", "down_source", "up_source",
                "down_classes", "up_classes", "verdict")  # fmt: skip
-    shown = [
-        [row[name] for name in columns] + [page_name(number // PAIRS_PER_PAGE + 1)]
-        for number, row in enumerate(table.slice(0, _MOST_IN_TABLE).to_pylist())
-    ]
+    pages = {row["pair"]: page_name(number // PAIRS_PER_PAGE + 1) for number, row in enumerate(shown_pairs(rows))}
+    shown = [[row[name] for name in columns] + [pages.get(row["pair"])] for row in shown_pairs(rows, _MOST_IN_TABLE)]
     page = render_page(
         "cluster.audit.report", "pair_table.html.j2", title="All pairs", rows=shown, num_pairs=table.num_rows
     )

@@ -24,8 +24,14 @@ def read_verdicts(out: Store) -> dict[str, Verdict]:
 
 
 def record_verdicts(out: Store, verdicts: Mapping[str, Verdict]) -> None:
-    """Add verdicts to those of a report; a later verdict on a pair replaces the earlier one."""
-    merged = read_verdicts(out) | dict(verdicts)
+    """Add verdicts to those of a report; another verdict on a pair replaces the earlier one.
+
+    The same verdict once more leaves who gave it and when: a page keeps all that were ever given in its browser.
+    """
+    merged = read_verdicts(out)
+    for pair, given in verdicts.items():
+        if pair not in merged or merged[pair].verdict != given.verdict:
+            merged[pair] = given
     put(out, _VERDICTS, json_bytes({pair: verdict.model_dump() for pair, verdict in sorted(merged.items())}))
 
 

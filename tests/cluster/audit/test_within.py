@@ -95,3 +95,17 @@ def test_more_copies_than_are_verified_form_one_group(tmp_path: Path) -> None:
     assert "1 of 37 pictures have copies, 25 of them" in done.stdout
     assert pq.read_table(tmp_path / "out" / "exclude.parquet").num_rows == 25
     assert len(set(pq.read_table(tmp_path / "out" / "stars.parquet")["centre_key"].to_pylist())) == 1
+
+
+def test_what_was_not_compared_is_counted_once_and_no_flat_picture_is_called_clean(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", classes=1, each=4)
+    for number in range(3):
+        Image.new("RGB", (64, 48), (90 + 20 * number, 80, 70)).save(source / "class0" / f"flat{number}.png")
+    (source / "class0" / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    pack(source, str(tmp_path / "set"), max_reject_fraction=0.5)
+    summary = run(tmp_path / "set", tmp_path / "out")
+    assert summary["num_unchecked"] == 3 + 1
+    assert pq.read_table(tmp_path / "out" / "unchecked.parquet")["source"].to_pylist() == ["class0/broken.jpg"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "4 could not be checked" in page
+    assert "The search was by hash alone" in page

@@ -24,6 +24,7 @@ _NUM_OTHERS = 10  # nearest other pictures, whose mean cosine is the background 
 _MOST_OF_UPSTREAM = 5  # downstream pictures that may be candidates of one upstream picture, unless they are sure
 _ROUNDING = 1e-3  # by which a product of matrices may differ from the cosine
 _VECTORS_PER_STEP = 512  # of the upstream side; with 100,000 of the other their products take 200 MB
+_PAIRS_PER_STEP = 65_536  # whose vectors are copied: 134 MB
 COSINE_SCHEMA = pa.schema([*((name, pa.int32()) for name in ADDRESS_COLUMNS), ("cosine", pa.float32())])
 
 
@@ -90,12 +91,9 @@ def _is_itself(pairs: pa.Table) -> npt.NDArray[np.bool_]:
 
 def _pairs(upstream: ViewVectors, downstream: ViewVectors, cosine_from: float) -> pa.Table:
     """Return all pairs of at least the cosine, each pair of pictures once, at its largest; of COSINE_SCHEMA."""
-    rows = list(_rows_of_pairs(upstream.vectors, downstream.vectors, cosine_from - _ROUNDING))
-    up, down = (np.concatenate([np.zeros(0, np.int64), *(step[side] for step in rows)]) for side in (0, 1))
-    # One by one: how a product of matrices rounds a number depends on their shapes.
-    cosines = np.einsum("ij,ij->i", upstream.vectors[up], downstream.vectors[down])
-    near = cosines >= cosine_from
-    up, down, cosines = up[near], down[near], cosines[near]
+    steps = list(_near_rows(upstream.vectors, downstream.vectors, cosine_from))
+    up, down = (np.concatenate([np.zeros(0, np.int64), *(step[side] for step in steps)]) for side in (0, 1))
+    cosines = np.concatenate([np.zeros(0, np.float32), *(step[2] for step in steps)])
     columns = [upstream.shard[up], upstream.row[up], downstream.shard[down], downstream.row[down]]
     order = np.lexsort((-cosines, *columns[::-1]))
     kept = order[is_first_of_run(*(column[order] for column in columns))]
@@ -103,12 +101,18 @@ def _pairs(upstream: ViewVectors, downstream: ViewVectors, cosine_from: float) -
     return pa.table([pa.array(array) for array in arrays], schema=COSINE_SCHEMA)
 
 
-def _rows_of_pairs(
+def _near_rows(
     up: Vectors, down: Vectors, cosine_from: float
-) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Vectors]]:
+    """Yield rows of both sides with at least the cosine, and the cosine, some pairs at a time."""
     for start in range(0, len(up), _VECTORS_PER_STEP):
-        rows, others = np.nonzero(up[start : start + _VECTORS_PER_STEP] @ down.T >= cosine_from)
-        yield rows + start, others
+        rows, others = np.nonzero(up[start : start + _VECTORS_PER_STEP] @ down.T >= cosine_from - _ROUNDING)
+        for first in range(0, len(rows), _PAIRS_PER_STEP):
+            some, their = rows[first : first + _PAIRS_PER_STEP] + start, others[first : first + _PAIRS_PER_STEP]
+            # One by one: how a product of matrices rounds a number depends on their shapes.
+            cosines = np.einsum("ij,ij->i", up[some], down[their])
+            near = cosines >= cosine_from
+            yield some[near], their[near], cosines[near]
 
 
 def _standing_out(pairs: pa.Table, nearness: Nearness) -> pa.Table:

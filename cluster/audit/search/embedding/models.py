@@ -4,6 +4,7 @@ Pictures go through a network one by one on one thread: a vector depends on its 
 """
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveFloat, ValidationError
 
 from cluster.audit.search.embedding import lite0
 from cluster.audit.search.embedding.views import VIEWS, cut, pooled
@@ -78,7 +79,7 @@ class ModelConfig(Record):
     model: str
     side_px: int = Field(224, ge=8, le=2048)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of torchvision, with which SSCD and ISC21 were trained
-    deviation: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    deviation: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     whitening: str | None = None
     crops: bool = False
     nearness: Nearness = Nearness()
@@ -166,6 +167,7 @@ class _ModelFile:
 def _torchscript(path: Path) -> Callable[[Vectors], Vectors]:
     import torch  # noqa: PLC0415 - takes two seconds
 
+    torch.set_num_threads(1)
     model = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
 
     def features(picture_BCHW: Vectors) -> Vectors:
@@ -190,13 +192,32 @@ def load(model: str | Path = DEFAULT_MODEL) -> Embedder:
         return _Lite0()
     path = _existing(Path(model))
     if path.suffix != ".toml":
-        return _ModelFile(ModelConfig(model=path.name), path.parent)
+        return _tried(path, ModelConfig(model=path.name))
     try:
-        return _ModelFile(ModelConfig.model_validate(read_toml(path)), path.parent)
+        config = ModelConfig.model_validate(read_toml(path))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path}: {name}: {first['msg']}; docs/audit.md lists the values") from error
+    return _tried(path, config)
+
+
+def _tried(path: Path, config: ModelConfig) -> Embedder:
+    """Load a model of the user, and have it embed a picture: what does not fit is said before an audit begins."""
+    try:
+        model = _ModelFile(config, path.parent)
+        found = model.embed(np.arange(48 * 48 * 3, dtype=np.uint8).reshape(48, 48, 3))
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the library that runs the model raises
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"{path}: the model cannot embed a picture of {config.side_px} px ({said}); docs/audit.md says what it "
+            f"takes and returns"
+        ) from error
+    if not np.isfinite(found).all():
+        raise ConfigError(f"{path}: the vector of a picture is not finite; check mean, deviation and whitening")
+    return model
 
 
 def _existing(path: Path) -> Path:
@@ -209,8 +230,11 @@ def _existing(path: Path) -> Path:
 
 
 def _whitening(path: Path) -> tuple[Vectors, Vectors]:
-    with np.load(path) as fitted:
-        centre, projection = (fitted[name].astype(np.float32) for name in ("centre", "projection"))
+    try:
+        with np.load(path) as fitted:
+            centre, projection = (fitted[name].astype(np.float32) for name in ("centre", "projection"))
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path} is no .npz file with `centre` and `projection` ({error})") from error
     if projection.shape != (len(centre), DIMENSIONS):
         raise ConfigError(f"{path}: projection has shape {projection.shape}, not ({len(centre)}, {DIMENSIONS})")
     return centre, projection

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cluster.audit.report.pair_pages import difference
+from cluster.audit.report.pair_pages import difference, shown_pairs
 from tests.cluster.audit.audits import ALTERED, scene
 
 
@@ -21,3 +21,8 @@ def test_the_difference_shows_both_pictures_aligned(name: str) -> None:
     covered = (apart != 128).any(axis=2)
     assert covered.mean() == pytest.approx(1.0 if name == "bordered" else copy.size / pixels.size, abs=0.03)
     assert apart[covered].mean() < 6 < np.abs(pixels.astype(int) - scene(3)).mean()
+
+
+def test_of_a_long_list_the_closest_and_the_most_distant_pairs_are_shown() -> None:
+    assert shown_pairs(range(10), 4) == [0, 1, 8, 9]
+    assert shown_pairs(range(4), 4) == [0, 1, 2, 3]

@@ -17,6 +17,7 @@ from cluster.audit.base.tables import HUB_SCHEMA, STATE_SCHEMA, AuditConfig, Aud
 from cluster.audit.coordinator import pin_sides
 from cluster.audit.report.apply_verdicts import import_verdicts
 from cluster.audit.report.publish import publish_audit, read_summary
+from cluster.audit.report.recorded_verdicts import read_verdicts
 from cluster.audit.report.unchecked_page import write_unchecked
 from cluster.audit.result.human_review import Verdict
 from cluster.audit.result.states import audit_tables
@@ -105,6 +106,13 @@ def test_verdicts_become_precision_and_outlive_a_rerun(found: AuditTables, confi
     assert pq.read_table(tmp_path / "pairs.parquet")["verdict"].to_pylist().count("no") == 1
     with pytest.raises(ConfigError, match=r"1 of 1 verdicts are on pairs that .* did not compare"):
         import_verdicts(open_store(str(tmp_path)), {"feed": Verdict(verdict="0")}, local_job(tmp_path / "work"))
+    first, second, *_ = given
+    later = {first: Verdict(verdict=given[first], by="bob", at="later"), "feed": Verdict(verdict="0")}
+    later[second] = Verdict(verdict="2", by="bob", at="later")
+    import_verdicts(open_store(str(tmp_path)), later, local_job(tmp_path / "work"))
+    recorded = read_verdicts(open_store(str(tmp_path)))
+    assert set(recorded) == set(given)  # what this report did not compare is left out
+    assert (recorded[first].by == "bob", recorded[second].by) == (False, "bob")  # said before, and changed
 
 
 def test_a_verdict_decides_its_pair_in_states_lists_accuracies_and_pages(

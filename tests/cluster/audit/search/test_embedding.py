@@ -185,9 +185,20 @@ def channel_means(pixels: np.ndarray) -> np.ndarray:
         ("crops = true", "own.toml: model: Field required"),
         ('model = "own.onnx"\nsides = 3', "own.toml: sides: Extra inputs are not permitted"),
         ('model = "gone.onnx"', "no embedding model at .*gone.onnx"),
+        ('model = "broken.onnx"', "own.toml: the model cannot embed a picture of 224 px"),
+        ('model = "broken.pt"', "own.toml: the model cannot embed a picture of 224 px"),
+        ('model = "nan.pt"', "own.toml: the vector of a picture is not finite"),
+        ('model = "nan.pt"\ndeviation = [0, 1, 1]', "own.toml: deviation.0: Input should be greater than 0"),
+        ('model = "nan.pt"\nwhitening = "broken.pt"', r"broken.pt is no .npz file with `centre` and `projection`"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused_with_its_reason(tmp_path: Path, text: str, message: str) -> None:
+    for name in ("broken.onnx", "broken.pt"):
+        (tmp_path / name).write_bytes(b"no model")
+    linear = torch.nn.Linear(3, 300, bias=False)
+    linear.weight.data[:] = float("nan")
+    module = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), linear)
+    torch.jit.trace(module, torch.zeros(1, 3, 224, 224), check_trace=False).save(str(tmp_path / "nan.pt"))
     described(tmp_path, text)
     with pytest.raises(ConfigError, match=message):
         load(tmp_path / "own.toml")
@@ -204,6 +215,14 @@ def several_views(generator: np.random.Generator, num_pictures: int, shard: int)
     centres = unit(np.random.default_rng(9).standard_normal((4, DIMENSIONS)))
     vectors = centres[generator.integers(0, 4, len(rows))] + 0.06 * generator.standard_normal((len(rows), DIMENSIONS))
     return side(unit(vectors), rows, views, shard)
+
+
+def test_many_near_pairs_are_measured_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(3)
+    up, down = several_views(generator, 40, 0), several_views(generator, 90, 5)
+    whole = view_candidates(up, down, Nearness(margin=0))
+    monkeypatch.setattr("cluster.audit.search.embedding.embedding._PAIRS_PER_STEP", 7)
+    assert view_candidates(up, down, Nearness(margin=0)).equals(whole)
 
 
 @pytest.mark.parametrize("size", [1, 7, 40])
