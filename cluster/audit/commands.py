@@ -248,6 +248,7 @@ def audit_review(out: str, verdicts: str, by: str | None, workers: int | None, o
     import getpass  # noqa: PLC0415
     from datetime import UTC, datetime  # noqa: PLC0415
 
+    from cluster.audit.many import renew_overview  # noqa: PLC0415
     from cluster.audit.report.apply_verdicts import import_verdicts  # noqa: PLC0415
     from cluster.audit.result.human_review import Verdict, parse_verdicts  # noqa: PLC0415
     from pipeline.store.any_url import read_file  # noqa: PLC0415
@@ -259,11 +260,12 @@ def audit_review(out: str, verdicts: str, by: str | None, workers: int | None, o
     given = {pair: Verdict(verdict=verdict, by=by, at=at) for pair, verdict in said.items()}
     with _job(f"{store.url}/work", workers, on_ray, None) as job:
         summary = import_verdicts(store, given, job)
+    is_one_of_many = renew_overview(store)
     for row in summary["review"]:
         share = f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]" if row["num_reviewed"] else "not reviewed"
         echo(f"{row['band']}: {row['num_copies']} of {row['num_reviewed']} reviewed are copies, {share}")
     echo(f"{len(given)} {plural(len(given), 'verdict')} recorded; {_summary_line(summary)}")
-    echo(f"report {store.url}/index.html")
+    echo(f"report {store.url}/index.html{'; the overview above it is written anew' if is_one_of_many else ''}")
 
 
 @click.command(

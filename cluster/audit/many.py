@@ -10,14 +10,17 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from pipeline.base.errors import ConfigError
+from cluster.audit.report.publish import read_summary
+from pipeline.base.errors import ConfigError, NotFound
 from pipeline.base.html import render_page
 from pipeline.base.records import Record
 from pipeline.base.text import csv_cell
 from pipeline.store.any_url import read_file
 from pipeline.store.base import Store, put
+from pipeline.store.url import open_store
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # is also the name of a folder
+_OVERVIEW = "overview.csv"
 _FIGURES = ("accuracy", "low", "high", "num_samples")
 
 
@@ -65,13 +68,28 @@ def publish_overview(out: Store, upstream: str, summaries: Mapping[str, dict[str
     writer = csv.DictWriter(sink, list(rows[0]))
     writer.writeheader()
     writer.writerows({name: csv_cell(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows)
-    put(out, "overview.csv", sink.getvalue().encode())
+    put(out, _OVERVIEW, sink.getvalue().encode())
     page = render_page(
         "cluster.audit.report", "many.html.j2", title="Near-duplicate audit of many test sets", upstream=upstream,
         summaries=summaries, upstream_name=PurePosixPath(upstream).name,
         models=sorted({model for summary in summaries.values() for model in summary["accuracy"]}),
     )  # fmt: skip
     put(out, "index.html", page)
+
+
+def renew_overview(report: Store) -> bool:
+    """Write the overview above a report anew, whose figures have changed; return whether it is in one."""
+    folder, _, name = report.url.rstrip("/").rpartition("/")
+    out = open_store(folder)
+    try:
+        rows = list(csv.DictReader(io.StringIO(out.read(_OVERVIEW).decode())))
+    except NotFound:
+        return False
+    names = list(dict.fromkeys(row.get("downstream", "") for row in rows))
+    if name not in names:
+        return False
+    publish_overview(out, rows[0]["upstream"], {each: read_summary(open_store(f"{folder}/{each}")) for each in names})
+    return True
 
 
 def overview_rows(name: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
