@@ -4,8 +4,8 @@
 
 A real S3 server and a real Ray cluster of three nodes. Round after round, a set is packed and appended to, another one
 is packed, a network is pretrained on two workers and fine-tuned, and the sets are audited with its predictions. All the
-while workers, nodes, the driver and the server are killed, workers and the server are stopped for a while, and the
-store has no room. Nobody helps but by typing the same command again. At the end of each round
+while workers, nodes, the driver and the server are killed, workers and the server are stopped for a while, the server
+is slow, and the store has no room. Nobody helps but by typing the same command again. At the end of each round
 
 - both datasets have the bytes of the calm ones, with nothing beside them that `pipeline gc` calls an orphan;
 - weights and momenta of the pretraining have the bits of the calm ones, and so have the predictions of its fine-tuning;
@@ -48,7 +48,7 @@ from tests.waiting import wait_until
 
 _BUCKET = "chaos"
 _KILLS = ("worker", "driver", "server")
-FAULTS = (*_KILLS, "node", "freeze", "outage", "full")
+FAULTS = (*_KILLS, "node", "freeze", "outage", "slow", "full")
 _PAUSE_SECONDS = (5.0, 25.0)  # of calm between two faults
 _OUTAGE_SECONDS = (1.0, 15.0)  # for which something is stopped or full
 _MOST_STARTS = 40  # of one command, before the day is called lost
@@ -145,6 +145,8 @@ class Chaos:
             happened = self._change_node()
         elif fault == "full":
             happened = self._fill()
+        elif fault == "slow":
+            happened = self._slow_down(self._server())
         else:
             happened = self._stop(self._server() if fault == "outage" else self._worker())
         self.done[fault] += happened
@@ -173,6 +175,17 @@ class Chaos:
         for process in processes:
             with suppress(psutil.Error):
                 process.send_signal(signal.SIGCONT)
+        return bool(processes)
+
+    def _slow_down(self, processes: list[psutil.Process]) -> bool:
+        """Let processes run for a tenth of the time, for a while."""
+        end = time.monotonic() + self._chance.uniform(*_OUTAGE_SECONDS)
+        while time.monotonic() < end:
+            for number, seconds in ((signal.SIGSTOP, 0.18), (signal.SIGCONT, 0.02)):
+                for process in processes:
+                    with suppress(psutil.Error):
+                        process.send_signal(number)
+                time.sleep(seconds)
         return bool(processes)
 
     def _fill(self) -> bool:
