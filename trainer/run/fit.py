@@ -68,8 +68,8 @@ def _fit(run: TrainingRun, report: Report, controls: Controls) -> None:
         first_step, averages = _resume(run, stream)
         attempt = begin_attempt(run.store, world, first_step)
         _announce(run, first_step)
-        num_lanes = len(lanes_of_rank(run.order.num_lanes, world.rank, world.num_ranks))
-        num_workers = min(loader.num_workers or 0, num_lanes)
+        lanes = lanes_of_rank(run.order.num_lanes, world.rank, world.num_ranks)
+        num_workers = min(loader.num_workers or 0, len(lanes))
         log = run.settings.loader_log
         with closing(Telemetry(stream, num_workers, run.store.url, world.rank, log)) as telemetry:
             start = Start(stream, quarantine, telemetry, attempt, averages)
@@ -86,6 +86,7 @@ def _fit(run: TrainingRun, report: Report, controls: Controls) -> None:
                     on_result=hooks.on_result,
                     after_step=hooks.after_step,
                     key_of=run.key_of,
+                    lanes=lanes,
                     passes_over=skipped.passes_over,
                 )
             except BaseException:

@@ -115,6 +115,7 @@ def train(
     on_result: Callable[[StepResult, int], None],
     after_step: Callable[[int, Batch], None],
     key_of: Callable[[Sequence[int]], str],
+    lanes: range = range(0),
     passes_over: Callable[[int, str], bool] = lambda step, why: False,
 ) -> int:
     """Take the steps from `first_step` to `num_steps`; every rank must call.
@@ -130,6 +131,7 @@ def train(
             before the hooks of that step; where the loop does not rest, a step late.
         after_step: Called after every step with the steps done and the batch.
         key_of: From a row of `Batch.places` to the sample's key, for messages.
+        lanes: Of this rank, for messages.
         passes_over: Called with the number of a step that was not finite and what is known of it, the same steps on
             every rank; returns whether training goes on without it. The schedule and the order go on.
 
@@ -137,8 +139,8 @@ def train(
         Steps done: `num_steps`, or fewer where a hook ended the training.
 
     Raises:
-        NonFinite: Loss or gradient is not finite, and the step is not passed over; names the step, the rank and its
-            first samples. Nothing was updated.
+        NonFinite: Loss or gradient is not finite, and the step is not passed over; names the step, the rank, its lanes
+            and its first samples. Nothing was updated.
     """
 
     def finish(pending: _Pending) -> StepResult:
@@ -146,7 +148,8 @@ def train(
             result = pending.queued.result()
         except NonFinite as error:
             keys = ", ".join(key_of(place) for place in pending.places)
-            why = f"step {pending.step}, rank {world.rank}, samples {keys}, ...: {error}"
+            read = f", lanes {lanes[0]} to {lanes[-1]}" if lanes else ""
+            why = f"step {pending.step}, rank {world.rank}{read}, samples {keys}, ...: {error}"
             if passes_over(pending.step, why):
                 return StepResult(math.nan, math.nan, math.nan)
             raise NonFinite(why) from error

@@ -78,7 +78,7 @@ def test_training_learns(small_dataset: Dataset, tmp_path: Path) -> None:
 def test_a_run_that_diverges_names_the_step_and_its_samples(small_dataset: Dataset, tmp_path: Path) -> None:
     wild = RECIPE.model_copy(update={"lr_per_256": 1e30, "warmup_steps": 0})
     settings = config(small_dataset, tmp_path).model_copy(update={"recipe": wild})
-    with pytest.raises(NonFinite, match=r"step 1, rank 0, samples 0000.*nothing was updated"):
+    with pytest.raises(NonFinite, match=r"step 1, rank 0, lanes 0 to 11, samples 0000.*nothing was updated"):
         pretrain(settings, alone(), lambda row: None)
     assert latest(open_store(str(tmp_path))) is None
 
@@ -127,7 +127,7 @@ def test_no_more_steps_are_left_out_than_may_be_however_often_the_run_is_started
         update={"recipe": wild, "checkpoint_every_steps": 100, "log_every_steps": 1}
     )
     for _ in range(2):
-        with pytest.raises(NonFinite, match=r"step 3, rank 0, samples 0000.*nothing was updated"):
+        with pytest.raises(NonFinite, match=r"step 3, rank 0, lanes 0 to 11, samples 0000.*nothing was updated"):
             pretrain(settings, alone(), metrics_line)
         kept = [json.loads(path.read_bytes()) for path in sorted((tmp_path / "skipped").iterdir())]
         assert [row["step"] for row in kept] == [1, 2]
