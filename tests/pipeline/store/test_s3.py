@@ -309,9 +309,9 @@ def test_work_that_has_begun_waits_for_a_store_that_does_not_answer(
                 request()
         assert [(entry.key, entry.num_bytes) for entry in store.list("")] == [("large", len(large))]
         back = math.inf
-        with pytest.raises(Unreachable, match="the service is overloaded"):
+        with pytest.raises(Unreachable, match="the service asks to slow down"):
             store.read("large")
-        with waiting_for_outages(0.5), pytest.raises(Unreachable, match="the service is overloaded"):
+        with waiting_for_outages(0.5), pytest.raises(Unreachable, match="the service asks to slow down"):
             store.read("large")
     finally:
         proxy.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.base.errors import Fenced, Unreachable
+from pipeline.base.errors import Denied, Fenced, StorageError, Unreachable
 from pipeline.store.lease import Lease
 from pipeline.store.local import LocalStore
 from pipeline.store.url import open_store
@@ -80,24 +80,45 @@ def test_ranks_meet_in_the_store_and_share_the_writing(tmp_path: Path) -> None:
     assert all(torch.equal(blank[name], state[name]) for name in state)
 
 
+class Broken(LocalStore):
+    """A store whose writers fail, once it is told with what."""
+
+    error: StorageError | None = None
+
+    def writer(self, key: str):
+        if self.error:
+            raise self.error
+        return super().writer(key)
+
+
 def test_what_a_save_fails_with_is_raised_by_the_next_call_and_the_one_before_stays(tmp_path: Path) -> None:
-    class Broken(LocalStore):
-        is_broken = False
-
-        def writer(self, key: str):
-            if self.is_broken:
-                raise Unreachable("no answer")
-            return super().writer(key)
-
     store = Broken(tmp_path)
     saver = BackgroundSaver(store, alone(), "a", None, Retention(newest=3))
     saver.start({"model/a": torch.ones(3)}, step=1, stream={}, about={})
     saver.wait()
-    store.is_broken = True
+    store.error = Denied("no right")
     saver.start({"model/a": torch.ones(3)}, step=2, stream={}, about={})
-    with pytest.raises(Unreachable, match="no answer"):
+    with pytest.raises(Denied, match="no right"):
         saver.start({"model/a": torch.ones(3)}, step=3, stream={}, about={})
     assert steps(store) == [1]
+
+
+def test_a_save_that_an_outage_took_is_made_up_for_by_the_next_one_but_not_again_and_again(tmp_path: Path) -> None:
+    store = Broken(tmp_path)
+    saver = BackgroundSaver(store, alone(), "a", None, Retention(newest=3))
+    store.error = Unreachable("no answer")
+    for step in (1, 2):
+        saver.start({"model/a": torch.ones(3)}, step=step, stream={}, about={})
+    store.error = None
+    saver.start({"model/a": torch.ones(3)}, step=3, stream={}, about={})
+    saver.wait()
+    assert steps(store) == [3]
+    store.error = Unreachable("no answer")
+    for step in (4, 5, 6):
+        saver.start({"model/a": torch.ones(3)}, step=step, stream={}, about={})
+    with pytest.raises(Unreachable, match="no answer"):
+        saver.start({"model/a": torch.ones(3)}, step=7, stream={}, about={})
+    assert steps(store) == [3]
 
 
 def test_a_fenced_start_commits_nothing(tmp_path: Path) -> None:
