@@ -72,12 +72,12 @@ def check_pretrain(config: PretrainConfig, num_workers: int) -> None:
 
 def _check_start(config: PretrainConfig, dataset: Dataset) -> None:
     """Refuse to start from a run of another model, or to go on with one of other classes."""
-    for option, url, step in (
-        ("--init", config.init, config.init_step),
-        ("--branch", config.branch and config.branch.run, config.branch and config.branch.step),
-    ):
-        if url is None or step is None:  # a file tells its model when it is read
-            continue
+    starts: list[tuple[str, str, int]] = []
+    if config.init is not None and config.init_step is not None:  # a file tells its model when it is read
+        starts.append(("--init", config.init, config.init_step))
+    if config.branch:
+        starts.append(("--branch", config.branch.run, config.branch.step))
+    for option, url, step in starts:
         about = chosen(open_store(url), step).about
         if about["model"] != config.model:
             raise ConfigError(
