@@ -24,6 +24,7 @@ from pipeline.store.url import open_store
 from pipeline.work.on_ray import connect, quieten, require_capacity, require_cluster
 from trainer.run.board import Board, BoardState
 from trainer.run.controls import Controls
+from trainer.run.drain import DrainDeadline
 from trainer.run.lives import Watch, least_step_seconds
 from trainer.run.progress import Report, json_line
 from trainer.run.pulse import Pulse, beating
@@ -35,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 # Who is stuck in one is found by the signs of life; this is for loading and testing, which have no steps.
 _COLLECTIVE_TIMEOUT_SECONDS = 1800
-_UNKNOWN_DRAIN_SECONDS = 120.0  # what Ray Train waits where a drain names no deadline
 # For the nodes of a group that grows and shrinks, which asks for what it sees alone: a node that is about to go is seen
 # until it has gone, and Ray Train would wait a minute for it each time.
 _ELASTIC_START = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
@@ -295,7 +295,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
             lease=Lease(store, loop_config["lease_number"]),
             wants_stop=board.wants_stop,
             wants_save=board.wants_save,
-            drain_deadline=_DrainDeadline(),
+            drain_deadline=DrainDeadline(),
             on_phase=pulse.on_phase,
             on_step=pulse.on_step,
         )
@@ -310,26 +310,6 @@ def _worker(loop_config: dict[str, Any]) -> None:
             write_failure(store, launch_id, world.rank, error)
             logger.error("rank %d ended: %s", world.rank, (str(error) or type(error).__name__).splitlines()[0])  # noqa: TRY400
             raise
-
-
-class _DrainDeadline:
-    """Tells when a node of this group will be taken away; every rank must call."""
-
-    def __init__(self) -> None:
-        self._unknown: float | None = None  # of a drain without a deadline, from when it was seen first
-
-    def __call__(self) -> float | None:
-        """Return the time in seconds since 1970; None where none will."""
-        import ray.train  # noqa: PLC0415
-
-        info = ray.train.get_preemption_info()
-        if info is None:
-            self._unknown = None
-        elif info.deadline_ms:
-            return float(info.deadline_ms) / 1000
-        elif self._unknown is None:
-            self._unknown = time.time() + _UNKNOWN_DRAIN_SECONDS
-        return self._unknown
 
 
 def _ray_storage(out: str) -> str:

@@ -65,8 +65,8 @@ def test_pages_ask_nothing_of_the_network_and_no_name_ends_their_script(
     small_dataset: Dataset, evaluated: Path, tmp_path: Path
 ) -> None:
     predictions = from_parquet((evaluated / "predictions.parquet").read_bytes(), "table")
-    names = ["</script><b>" + name for name in predictions["source"].to_pylist()]
-    place = predictions.column_names.index("source")
+    names = [["</script><b>" + name for name in each] for each in predictions["label_names"].to_pylist()]
+    place = predictions.column_names.index("label_names")
     renamed = predictions.set_column(place, predictions.schema.field(place), [names])
     publish_gallery(open_store(str(tmp_path)), renamed, small_dataset, title="<Three>")
     for page in ("index.html", "review.html"):
@@ -75,7 +75,7 @@ def test_pages_ask_nothing_of_the_network_and_no_name_ends_their_script(
         assert "https://" not in body
         assert "</script><b>" not in body
         assert "<Three>" not in body
-        assert shown(tmp_path / page)[0]["name"].startswith("</script><b>")
+        assert shown(tmp_path / page)[0]["labels"][0].startswith("</script><b>")
 
 
 def test_large_pictures_are_made_small(small_dataset: Dataset, evaluated: Path, tmp_path: Path) -> None:

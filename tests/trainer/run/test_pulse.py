@@ -13,7 +13,7 @@ from pipeline.dataset.dataset import Dataset
 from tests.trainer.runs import config
 from trainer.jobs.pretrain import pretrain
 from trainer.run.controls import Controls
-from trainer.run.launch import _DrainDeadline
+from trainer.run.drain import DrainDeadline
 from trainer.run.pulse import Pulse
 from trainer.step.ranks import alone
 
@@ -71,7 +71,7 @@ def test_a_drain_without_a_deadline_has_one_from_when_it_is_seen_first(monkeypat
 
     told: list[SimpleNamespace | None] = [None]
     monkeypatch.setattr(ray.train, "get_preemption_info", lambda: told[0])
-    deadline = _DrainDeadline()
+    deadline = DrainDeadline()
     assert deadline() is None
     told[0] = SimpleNamespace(deadline_ms=None)
     first = deadline()
