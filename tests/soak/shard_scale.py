@@ -62,6 +62,8 @@ class Drive:
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
             times, memory = process.cpu_times(), process.memory_info().rss
+            if not memory:  # it has ended
+                return
             self.seconds.append(time.monotonic() - self.started)
             self.resident_bytes.append(memory)
             self.cpu_seconds.append(times.user + times.system)
@@ -106,23 +108,27 @@ def samples(url: str) -> Iterator[tuple[bytes, int]]:
             yield digest, label
 
 
-def pack_under_fire(stack: Stack, command: list[str], url: str, pauses: list[float], seed: int) -> list[Drive]:
+def pack_under_fire(stack: Stack, command: list[str], url: str, pauses: list[float], outcome: Outcome) -> list[Drive]:
     """Pack while a process is killed after each pause of so many seconds; return what each driver took.
+
+    Args:
+        stack: S3 and Ray.
+        command: That packs.
+        url: Of the dataset.
+        pauses: Of the kills.
+        outcome: Takes the kills, and the services that were started again, which go on.
 
     Raises:
         AssertionError: The dataset was not finished.
     """
-    chance, outcome, drives = random.Random(seed), Outcome(), list[Drive]()
-    try:
-        for _ in range(_MOST_STARTS):
-            drives.append(Drive())
-            if _drive(stack, command, drives[-1], chance, outcome, pauses) == 0:
-                print(f"kills: {dict(outcome.kills)}, {len(drives)} drivers", flush=True)
-                return drives
-            wait_until(lambda: answers(f"{url}/versions"), "the S3 server to be back")
-    finally:
-        for process in outcome.respawned:
-            end(process)
+    chance, drives = random.Random(len(pauses)), list[Drive]()
+    for _ in range(_MOST_STARTS):
+        drives.append(Drive())
+        code = _drive(stack, command, drives[-1], chance, outcome, pauses)
+        wait_until(lambda: answers(f"{url}/versions"), "the S3 server to be back")
+        if code == 0:
+            print(f"kills: {dict(outcome.kills)}, {len(drives)} drivers", flush=True)
+            return drives
     raise AssertionError(f"{url} was not finished in {_MOST_STARTS} starts")
 
 
@@ -170,8 +176,8 @@ def table(drives: list[Drive]) -> str:
     return "\n".join(lines)
 
 
-def soak(stack: Stack, num_images: int, pauses: list[float], seed: int) -> list[Drive]:
-    """Write a source, pack it in calm and under kills, and compare.
+def soak(stack: Stack, num_images: int, pauses: list[float], outcome: Outcome) -> list[Drive]:
+    """Write a source, pack it in calm and under kills, and compare; see pack_under_fire.
 
     Raises:
         AssertionError: The datasets differ, are damaged, or hold other images than the source.
@@ -189,7 +195,7 @@ def soak(stack: Stack, num_images: int, pauses: list[float], seed: int) -> list[
     subprocess.run(command(calm, "--workers", "2"), check=True, stdout=subprocess.DEVNULL)
     print(f"packed in calm in {time.monotonic() - started:.0f} s", flush=True)
     started = time.monotonic()
-    drives = pack_under_fire(stack, command(killed, "--ray"), killed, pauses, seed)
+    drives = pack_under_fire(stack, command(killed, "--ray"), killed, pauses, outcome)
     print(f"packed under kills in {time.monotonic() - started:.0f} s", flush=True)
     one, other = (published_version(open_store(url)) for url in (calm, killed))
     assert one is not None
@@ -212,11 +218,13 @@ def main() -> None:
     chance = random.Random(chosen.seed)
     pauses = [chosen.pause * chance.uniform(0.5, 1.5) for _ in range(chosen.kills)]
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
-        stack = start_stack(Path(folder) / "stack", cpus_per_node=[1, 1], bucket=_BUCKET)
+        stack, outcome = start_stack(Path(folder) / "stack", cpus_per_node=[1, 1], bucket=_BUCKET), Outcome()
         os.environ.update(stack.environment)
         try:
-            drives = soak(stack, chosen.images, pauses, chosen.seed)
+            drives = soak(stack, chosen.images, pauses, outcome)
         finally:
+            for process in outcome.respawned:
+                end(process)
             stop_stack(stack)
     print(table(drives))
     print(f"{chosen.images:,} images: the bytes of the calm run, every checksum right, every image once with its label")
