@@ -88,8 +88,7 @@ class Telemetry:
         self._row, self._second = Laps(stream, num_workers), Laps(stream, num_workers)
         self._log = _LoaderLog(loader_log, rank) if loader_log else None
         self._metrics = _RayMetrics(run, rank) if is_on_ray() else None
-        if self._metrics and rank == 0:
-            self._metrics.publish_run({_SAVED: time.time()})
+        self._of_run = {_SAVED: time.time()}
         self._step, self._loss = 0, 0.0
         self._has_more = False
 
@@ -107,9 +106,11 @@ class Telemetry:
 
     def on_row(self, row: Mapping[str, Any]) -> None:
         """Show the figures of a row of the whole run; called on rank 0."""
+        self._of_run |= {name: row[key] for key, name in _FIGURES.items() if key in row}
+        if "checkpoint_step" in row:
+            self._of_run[_SAVED] = time.time()
         if self._metrics:
-            saved = {_SAVED: time.time()} if "checkpoint_step" in row else {}
-            self._metrics.publish_run({name: row[key] for key, name in _FIGURES.items() if key in row} | saved)
+            self._metrics.publish_run(self._of_run)  # all: what is not set again, Ray shows once and no more
 
     def lap(self) -> Lap:
         """Return what the rank's loader did since the last call."""
