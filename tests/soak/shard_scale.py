@@ -108,20 +108,23 @@ def samples(url: str) -> Iterator[tuple[bytes, int]]:
             yield digest, label
 
 
-def pack_under_fire(stack: Stack, command: list[str], url: str, pauses: list[float], outcome: Outcome) -> list[Drive]:
+def pack_under_fire(
+    stack: Stack, command: list[str], url: str, pauses: list[float], chance: random.Random, outcome: Outcome
+) -> list[Drive]:
     """Pack while a process is killed after each pause of so many seconds; return what each driver took.
 
     Args:
         stack: S3 and Ray.
         command: That packs.
         url: Of the dataset.
-        pauses: Of the kills.
+        pauses: Before each kill, in seconds; taken from the list.
+        chance: Of what is killed.
         outcome: Takes the kills, and the services that were started again, which go on.
 
     Raises:
         AssertionError: The dataset was not finished.
     """
-    chance, drives = random.Random(len(pauses)), list[Drive]()
+    drives = list[Drive]()
     for _ in range(_MOST_STARTS):
         drives.append(Drive())
         code = _drive(stack, command, drives[-1], chance, outcome, pauses)
@@ -154,7 +157,7 @@ def _drive(
 
 
 def table(drives: list[Drive]) -> str:
-    """Return what each driver took, in calm and in between: memory along its way, and CPU time for each shard."""
+    """Return what each driver took that finished a shard: memory along its way, and CPU time for each shard."""
     lines = [
         "| driver | seconds | shards | MB at its first shard, half way, last | peak MB | CPU ms a shard |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -176,7 +179,7 @@ def table(drives: list[Drive]) -> str:
     return "\n".join(lines)
 
 
-def soak(stack: Stack, num_images: int, pauses: list[float], outcome: Outcome) -> list[Drive]:
+def soak(stack: Stack, num_images: int, pauses: list[float], chance: random.Random, outcome: Outcome) -> list[Drive]:
     """Write a source, pack it in calm and under kills, and compare; see pack_under_fire.
 
     Raises:
@@ -195,7 +198,7 @@ def soak(stack: Stack, num_images: int, pauses: list[float], outcome: Outcome) -
     subprocess.run(command(calm, "--workers", "2"), check=True, stdout=subprocess.DEVNULL)
     print(f"packed in calm in {time.monotonic() - started:.0f} s", flush=True)
     started = time.monotonic()
-    drives = pack_under_fire(stack, command(killed, "--ray"), killed, pauses, outcome)
+    drives = pack_under_fire(stack, command(killed, "--ray"), killed, pauses, chance, outcome)
     print(f"packed under kills in {time.monotonic() - started:.0f} s", flush=True)
     one, other = (published_version(open_store(url)) for url in (calm, killed))
     assert one is not None
@@ -221,7 +224,7 @@ def main() -> None:
         stack, outcome = start_stack(Path(folder) / "stack", cpus_per_node=[1, 1], bucket=_BUCKET), Outcome()
         os.environ.update(stack.environment)
         try:
-            drives = soak(stack, chosen.images, pauses, outcome)
+            drives = soak(stack, chosen.images, pauses, chance, outcome)
         finally:
             for process in outcome.respawned:
                 end(process)

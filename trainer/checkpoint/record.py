@@ -63,7 +63,7 @@ def record_key(step: int) -> str:
 
 def is_record_key(key: str) -> bool:
     """Return whether an object of a run, or of a run inside a sweep, is a commit record."""
-    return bool(_RECORD_KEY.search(key))
+    return step_of_record(key) is not None
 
 
 def step_of_record(key: str) -> int | None:

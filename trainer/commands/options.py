@@ -109,18 +109,23 @@ def side_by_side_options(command: Any) -> Any:
     return command
 
 
-def pool_of_runs(workers: int | None, on_ray: bool, use_gpu: bool) -> "Pool":
-    """Return the pool that `side_by_side_options` ask for.
+def require_ray_for_gpu(use_gpu: bool, on_ray: bool) -> None:
+    """Refuse `--gpu` without Ray, before anything is written.
 
     Raises:
         ConfigError: A GPU is asked for without Ray.
     """
     from pipeline.base.errors import ConfigError  # noqa: PLC0415
-    from pipeline.work.on_ray import OnRay  # noqa: PLC0415
-    from pipeline.work.pools import Processes  # noqa: PLC0415
 
     if use_gpu and not on_ray:
         raise ConfigError("--gpu gives each run a GPU of a Ray cluster; add --ray")
+
+
+def pool_of_runs(workers: int | None, on_ray: bool, use_gpu: bool) -> "Pool":
+    """Return the pool that `side_by_side_options` ask for."""
+    from pipeline.work.on_ray import OnRay  # noqa: PLC0415
+    from pipeline.work.pools import Processes  # noqa: PLC0415
+
     return OnRay(workers, use_gpu=use_gpu) if on_ray else Processes(workers or 1)
 
 

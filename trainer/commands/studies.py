@@ -8,7 +8,7 @@ import click
 from pipeline.base.console import echo, examples, say
 from pipeline.base.errors import ConfigError, ServiceError
 from pipeline.base.toml import read_toml
-from trainer.commands.options import pool_of_runs, require_free_folder, side_by_side_options
+from trainer.commands.options import pool_of_runs, require_free_folder, require_ray_for_gpu, side_by_side_options
 
 if TYPE_CHECKING:
     from trainer.studies.engine import Counted
@@ -95,6 +95,7 @@ def _run_and_show(
     from trainer.studies.paper.catalogue import named_studies  # noqa: PLC0415
     from trainer.studies.settle import MARKS, memory_per_run, settled_grid  # noqa: PLC0415
 
+    require_ray_for_gpu(use_gpu, on_ray or group is not None)
     studies = named_studies(names)
     if names == ("all",):
         for each in [each for each in studies if each.missing(scale)]:

@@ -8,7 +8,7 @@ import click
 
 from pipeline.base.console import echo, examples
 from pipeline.base.errors import ServiceError
-from trainer.commands.options import pool_of_runs, require_free_folder, side_by_side_options
+from trainer.commands.options import pool_of_runs, require_free_folder, require_ray_for_gpu, side_by_side_options
 
 
 @click.command(
@@ -40,6 +40,7 @@ def sweep(plan: str, out: str, workers: int | None, on_ray: bool, use_gpu: bool,
     )
     from trainer.scores.summaries import summarise  # noqa: PLC0415
 
+    require_ray_for_gpu(use_gpu, on_ray)
     found = read_plan(Path(plan))
     require_free_folder(out, "sweep", (SWEEP_KEY,))
     store = open_store(absolute_url(out))

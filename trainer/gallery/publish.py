@@ -107,7 +107,8 @@ def publish_gallery(
 
 def _check_origin(predictions: pa.Table, dataset: Dataset) -> None:
     """Refuse predictions of another dataset: they name other pictures at the same places."""
-    for row in {row["shard"]: row for row in predictions.to_pylist()}.values():  # one picture of each shard
+    names = [name for name in ("shard", "row", "key", "source") if name in predictions.column_names]
+    for row in {row["shard"]: row for row in predictions.select(names).to_pylist()}.values():  # one of each shard
         address, found = Address(row["shard"], row["row"]), None
         if address.shard < len(dataset.shards) and address.row < dataset.shards[address.shard]["num_samples"]:
             found = dataset.sample(address)["key"]

@@ -128,16 +128,19 @@ def test_progress_on_ray_counts_what_running_tasks_report(cluster: Stack, tmp_pa
 
 
 _GPUS = """
-import os, ray, time
+import os, ray, sys, time
+from pathlib import Path
 ray.init(num_cpus=4, num_gpus=2)
 from pipeline.work.on_ray import OnRay
 
-def seen():
-    time.sleep(1)  # so that the other one needs the other GPU
+def seen(number, folder):
+    (folder / str(number)).touch()
+    while len(list(folder.iterdir())) < 2:  # so that each needs a GPU of its own
+        time.sleep(0.05)
     return os.environ["CUDA_VISIBLE_DEVICES"]
 
 pool = OnRay(use_gpu=True)
-calls = [pool.submit(seen) for _ in range(2)]
+calls = [pool.submit(seen, number, Path(sys.argv[1])) for number in range(2)]
 print(pool.num_slots, *sorted(call.result() for call in calls))
 pool.close()
 """
@@ -146,7 +149,8 @@ pool.close()
 def test_calls_that_ask_for_a_gpu_see_one_each(tmp_path: Path) -> None:
     names = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS")
     alone = {name: value for name, value in os.environ.items() if name not in names} | {"RAY_ADDRESS": "local"}
-    done = subprocess.run([sys.executable, "-c", _GPUS], capture_output=True, text=True, check=False, env=alone)
+    command = [sys.executable, "-c", _GPUS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
     assert done.stdout.split() == ["2", "0", "1"], done.stderr
 
 

@@ -135,6 +135,14 @@ def test_runs_are_summed_up_by_what_they_share() -> None:
     assert (one["std"], one["low"]) == (None, pytest.approx(0.2366, abs=1e-4))
 
 
+def test_gpus_are_refused_without_a_cluster_before_anything_is_written(plan: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    for command in (("sweep", str(plan), out), ("study", "run", "few-shot", out, "--scale", "tiny")):
+        done = run_cli("trainer", *command, "--gpu")
+        assert (done.returncode, done.stderr) == (2, "error: --gpu gives each run a GPU of a Ray cluster; add --ray\n")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_prints_a_table_and_where_the_page_is(plan: Path, tmp_path: Path) -> None:
     plan.write_text(plan.read_text().replace("[0, 2]", "[2]").replace("subsets = 2", "subsets = 1"))
     done = run_cli("trainer", "sweep", str(plan), str(tmp_path / "out"))

@@ -222,6 +222,10 @@ def test_parquet_of_the_hub(tmp_path: Path) -> None:
 
 def test_splits_of_the_hub_that_a_task_does_not_use_are_left_and_what_cannot_be_packed_is_named(tmp_path: Path) -> None:
     assert set(read(files.hub(tmp_path / "a", train=20, test=20, extra=5), "cifar100").splits) == {"train", "test"}
+    unlabelled = next(files.hub(tmp_path / "d", train=20, test=20, validation=5).rglob("validation-*"))
+    table = pq.read_table(unlabelled)
+    pq.write_table(table.set_column(1, "fine_label", pa.array([-1] * 5)), unlabelled)
+    read(tmp_path / "d", "cifar100")
     with pytest.raises(ConfigError, match=r"has no Parquet file of test: .*, and there are data/extra-00000"):
         read(files.hub(tmp_path / "b", train=20, extra=5), "cifar100")
     shutil.copytree(tmp_path / "a" / "data", tmp_path / "a" / "full")

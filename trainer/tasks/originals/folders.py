@@ -12,7 +12,7 @@ from trainer.tasks.task import Task
 
 _NAMED = 5  # folders in a message; a choice
 _CALTECH_TRAIN = 30  # pictures of each class; the others are for testing
-_CALTECH_FEWER = {"BACKGROUND_Google": 29}  # TFDS, of whose counts VTAB is, draws a file of it that is no picture
+_CALTECH_FEWER = {"BACKGROUND_Google": 29}  # so that there are 3,059 as in VTAB; which class has one less is a choice
 _SUBFOLDERS = {
     "eurosat": ("2750", "EuroSAT", "EuroSAT_RGB"),
     "resisc45": ("NWPU-RESISC45", "RESISC45"),

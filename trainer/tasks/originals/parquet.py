@@ -46,7 +46,8 @@ def read_parquet(root: str, task: Task) -> Original:
     classes = _class_names(schema, label, first) or task.classes
     if not classes:
         raise ConfigError(f"{first} has no names for its labels, and {task.name} brings none")
-    for url in chain.from_iterable(by_split.values()):  # before anything is packed
+    # Before anything is packed. Splits that the task does not use may have none, as the test set of ILSVRC-2012.
+    for url in chain.from_iterable(by_split[split] for split in _used_splits(task)):
         _check_labels(url, label, classes)
     splits = {
         split: PublishedSplit(sum(map(_num_rows, files)), partial(_take, files, image, label, classes))
@@ -63,18 +64,22 @@ def _files_by_split(root: str, task: Task) -> dict[str, list[str]]:
         if split:
             by_split[split].append(join(root, name))
             folders[split].add(name.rpartition("/")[0])
-    missing = sorted({portion.split for portions in task.splits.values() for portion in portions} - set(by_split))
+    missing = sorted(_used_splits(task) - set(by_split))
     if missing:
         raise ConfigError(
             f"{root} has no Parquet file of {', '.join(missing)}: a path should have train, validation or test in it, "
             f"and there are {', '.join(names[:_NAMED])}"
         )
-    several = max(folders.values(), key=len)
+    several = max((folders[split] for split in _used_splits(task)), key=len)
     if len(several) > 1:
         raise ConfigError(
             f"{root} holds the set in several forms, {', '.join(sorted(several))}; give the folder of one of them"
         )
     return by_split
+
+
+def _used_splits(task: Task) -> set[str]:
+    return {portion.split for portions in task.splits.values() for portion in portions}
 
 
 def _check_labels(url: str, label: str, classes: Sequence[str]) -> None:
