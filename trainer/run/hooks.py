@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -20,12 +21,13 @@ from trainer.run.evaluations import best_of, read_evaluations, write_evaluation
 from trainer.run.events import attempts, write_event
 from trainer.run.folder import write_quarantine
 from trainer.run.held_out import measure
+from trainer.run.lives import ALL_PHASES, STEADY_PHASES, collective_seconds, least_step_seconds
 from trainer.run.metrics import MetricsWriter
 from trainer.run.progress import Meter, Report
 from trainer.run.telemetry import Quarantine, Telemetry
 from trainer.run.training import TrainingRun
 from trainer.step.loop import Hook, every
-from trainer.step.ranks import average_buffers, broadcast
+from trainer.step.ranks import average_buffers, broadcast, limit_collectives
 from trainer.step.step import StepResult
 
 logger = logging.getLogger(__name__)
@@ -133,7 +135,7 @@ class Hooks:
     def end(self, done: int) -> None:
         """Keep what is left after the last step."""
         run = self._run
-        self._controls.on_phase("save")
+        self._begin_long("save", done)
         self._saver.wait()
         average_buffers(run.world, run.model)
         if run.world.is_first:
@@ -144,6 +146,15 @@ class Hooks:
                 f"same command again to go on from there"
             )
 
+    def _begin_long(self, phase: str, done: int) -> None:
+        """Show a phase that ranks end at different times, and give the others time to wait for the slowest one."""
+        self._limit_collectives(ALL_PHASES, done)
+        self._controls.on_phase(phase)
+
+    def _limit_collectives(self, phases: Sequence[str], done: int) -> None:
+        seconds = collective_seconds(phases, self._seconds_per_step(done), least_step_seconds())
+        limit_collectives(self._run.world, seconds)
+
     def _seconds_per_step(self, done: int) -> float:
         return (time.monotonic() - self._began) / max(1, done - self._first_step)
 
@@ -152,6 +163,7 @@ class Hooks:
         run, began = self._run, time.monotonic()
         if not run.evaluation:
             return True
+        self._begin_long("evaluation", done)
         average_buffers(run.world, run.model)
         with run.optimizer.averaged():  # what is exported
             figures = measure(
@@ -172,6 +184,7 @@ class Hooks:
     def _log(self, done: int, _: StepResult) -> bool:
         lap = self._start.telemetry.lap()
         figures = self._start.averages.take(self._run.world, lap.wait_fraction)
+        self._limit_collectives(STEADY_PHASES, done)  # every rank is here: none loads, measures or saves any more
         if self._run.world.is_first and "loss" in figures:  # else all of its steps were left out
             rate = self._run.learning_rate(done - 1)
             saves = self._saver.take_figures()
@@ -196,7 +209,7 @@ class Hooks:
 
     def _checkpoint(self, done: int, _: StepResult) -> bool:
         run, world = self._run, self._run.world
-        self._controls.on_phase("save")
+        self._begin_long("save", done)
         if world.is_first:
             self._rows.flush()
         write_quarantine(run.store, done, world.rank, self._start.quarantine.take_rows())

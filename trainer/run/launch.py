@@ -25,7 +25,7 @@ from pipeline.work.on_ray import connect, quieten, require_capacity, require_clu
 from trainer.run.board import Board, BoardState
 from trainer.run.controls import Controls
 from trainer.run.drain import DrainDeadline
-from trainer.run.lives import Watch, least_step_seconds
+from trainer.run.lives import ALL_PHASES, Watch, collective_seconds, least_step_seconds
 from trainer.run.progress import Report, json_line
 from trainer.run.pulse import Pulse, beating
 from trainer.run.signals import stop_requests
@@ -34,8 +34,6 @@ from trainer.step.ranks import World, alone, broadcast
 
 logger = logging.getLogger(__name__)
 
-# Who is stuck in one is found by the signs of life; this is for loading and testing, which have no steps.
-_COLLECTIVE_TIMEOUT_SECONDS = 1800
 # For the nodes of a group that grows and shrinks, which asks for what it sees alone: a node that is about to go is seen
 # until it has gone, and Ray Train would wait a minute for it each time.
 _ELASTIC_START = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
@@ -146,7 +144,7 @@ def _run_on_ray(
         _worker,
         train_loop_config=loop_config,
         torch_config=ray.train.torch.TorchConfig(
-            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS
+            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=int(collective_seconds(ALL_PHASES))
         ),
         scaling_config=_scaling(num_workers, use_gpu=use_gpu),
         run_config=ray.train.RunConfig(

@@ -21,6 +21,8 @@ _LIMIT_SECONDS = {
     "store": OUTAGE_SECONDS + 60.0,  # so do other requests
     "save": 1900.0,  # a save waits for that of the slowest rank for half an hour, and says which one
 }
+ALL_PHASES = ("step", *_LIMIT_SECONDS)
+STEADY_PHASES = ("step", "data", "store")  # of ranks that have taken a step together, until one saves or measures
 
 
 class Life(NamedTuple):
@@ -73,6 +75,21 @@ def limit_seconds(phase: str, step_seconds: float, least_seconds: float = LEAST_
     if phase == "step":
         return max(least_seconds, _STEPS_MISSED * step_seconds)
     return _LIMIT_SECONDS.get(phase, math.inf)
+
+
+def collective_seconds(
+    phases: Sequence[str], step_seconds: float = 0.0, least_seconds: float = LEAST_STEP_SECONDS
+) -> float:
+    """Return for how long a rank may wait in a collective: twice as long as the slowest one may be in its phase.
+
+    So a run that is stuck ends by its signs of life, which say who is to blame, where they work at all.
+
+    Args:
+        phases: Those that other ranks may be in.
+        step_seconds: Time of a step.
+        least_seconds: See `limit_seconds`.
+    """
+    return 2 * max(limit_seconds(phase, step_seconds, least_seconds) for phase in phases)
 
 
 def stuck(lives: Sequence[Life], least_seconds: float = LEAST_STEP_SECONDS) -> str:

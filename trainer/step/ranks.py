@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -91,6 +92,19 @@ def average_buffers(world: World, model: nn.Module) -> None:
             if buffer.is_floating_point():
                 dist.all_reduce(buffer)
                 buffer.div_(world.num_ranks)
+
+
+def limit_collectives(world: World, seconds: float) -> None:
+    """Let collectives that this rank begins from now on fail when they take longer, in all process groups of the run.
+
+    Args:
+        world: This rank.
+        seconds: For a collective, with the wait for the slowest rank.
+    """
+    if world.num_ranks > 1:
+        groups = dist.distributed_c10d._world.pg_map  # those of FSDP's mesh, too
+        for group in groups:
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def cores_per_rank(world: World) -> int:

@@ -2,7 +2,16 @@
 
 from hypothesis import given, strategies as st
 
-from trainer.run.lives import LEAST_STEP_SECONDS, Life, Watch, limit_seconds, stuck
+from trainer.run.lives import (
+    ALL_PHASES,
+    LEAST_STEP_SECONDS,
+    STEADY_PHASES,
+    Life,
+    Watch,
+    collective_seconds,
+    limit_seconds,
+    stuck,
+)
 
 
 def life(rank: int, silent_seconds: float, step: int = 7) -> Life:
@@ -63,3 +72,13 @@ def test_of_ranks_in_a_step_those_that_are_behind_are_named() -> None:
     everyone = stuck([step_of(rank, 70.0) for rank in range(9)])
     assert everyone.count("is stuck") == 4
     assert everyone.endswith("and 5 more")
+
+
+@given(st.sampled_from([ALL_PHASES, STEADY_PHASES]), st.floats(0.0, 3600.0), st.floats(1.0, 3600.0))
+def test_a_stuck_run_is_found_by_signs_of_life_before_a_collective_fails(
+    phases: tuple[str, ...], step_seconds: float, least_seconds: float
+) -> None:
+    assert set(STEADY_PHASES) < set(ALL_PHASES)
+    for phase in phases:
+        limit = limit_seconds(phase, step_seconds, least_seconds)
+        assert limit + 30.0 <= collective_seconds(phases, step_seconds, least_seconds)
