@@ -25,7 +25,7 @@ from pipeline.work.on_ray import connect, quieten, require_capacity, require_clu
 from trainer.run.board import Board, BoardState
 from trainer.run.controls import Controls
 from trainer.run.drain import DrainDeadline
-from trainer.run.lives import ALL_PHASES, Watch, collective_seconds, least_step_seconds
+from trainer.run.lives import ALL_PHASES, SILENT_SECONDS, Watch, collective_seconds, least_step_seconds
 from trainer.run.progress import Report, json_line
 from trainer.run.pulse import Pulse, beating
 from trainer.run.signals import stop_requests
@@ -162,6 +162,8 @@ def _run_on_ray(
     why = final_failure(store, launch_id)
     if why:
         raise type(why)(f"the run stopped on its workers: {why}")
+    if isinstance(error, Interrupted):
+        raise error
     if error:
         gave_up = isinstance(error, ray.train.TrainingFailedError)  # else what decides such things is gone
         raise (ServiceError if gave_up else ClusterLost)(_cause(error)) from error
@@ -199,7 +201,11 @@ def _scaling(num_workers: tuple[int, int], *, use_gpu: bool) -> Any:
 def _fitted(
     trainer: Any, board: Board, wants_stop: Callable[[], bool], missing: Callable[[], str | None]
 ) -> BaseException | None:
-    """Wait for Ray Train in a thread, so that this one can take signals and look after the workers."""
+    """Wait for Ray Train in a thread, so that this one can take signals and look after the workers.
+
+    Returns:
+        What ended the run but its own success; Interrupted where it was asked to stop while no worker ran.
+    """
     import ray  # noqa: PLC0415
     import ray.train  # noqa: PLC0415
 
@@ -214,6 +220,7 @@ def _fitted(
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
     watch, seen = Watch(least_step_seconds()), time.monotonic()
+    said = seen
     while thread.is_alive():
         thread.join(_LOOK_SECONDS)
         if wants_stop():
@@ -223,9 +230,11 @@ def _fitted(
         for line in watch.news(lives, now):
             logger.warning("%s", line)
         if any(not life.is_silent for life in lives):
-            seen = now
-        elif now - seen > _EMPTY_SECONDS:
-            seen = now
+            seen = said = now
+        elif wants_stop() and now - seen > SILENT_SECONDS:
+            return Interrupted("stopped while no worker was running: the same command goes on from the last checkpoint")
+        elif now - said > _EMPTY_SECONDS:
+            said = now
             why = missing()
             logger.warning("no worker is running yet; Ray is to start them%s", f" ({why})" if why else "")
     _print_lines(board)

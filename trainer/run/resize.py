@@ -10,10 +10,9 @@ from ray.train.v2._internal.execution.controller.state import ResizingState, Tra
 from pipeline.base.errors import StorageError
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
-from trainer.checkpoint.record import step_of_record
 from trainer.run.board import Board
 from trainer.run.events import write_event
-from trainer.run.starts import progress_of
+from trainer.run.starts import has_saved_since, progress_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +66,10 @@ class SaveBeforeResize(ControllerCallback):  # type: ignore[misc]  # Ray has no 
         """Ask the group to save, and return whether it has a state after so many steps or more."""
         deadline = time.monotonic() + _MOST_SECONDS
         try:
-            before = set(progress_of(store))
+            before = progress_of(store)
             board.request_save()
             while time.monotonic() < deadline:
-                new = set(progress_of(store)) - before
-                # One of fewer steps was under way; a result is that of a run of a sweep that has ended.
-                if any((found := step_of_record(key)) is None or found >= step for key in new):
+                if has_saved_since(before, progress_of(store), step):
                     return True
                 time.sleep(_LOOK_SECONDS)
         except StorageError as error:

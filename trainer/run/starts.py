@@ -2,12 +2,13 @@
 
 import json
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from pipeline.base.errors import BitError, Fenced, NonFinite, ServiceError, StorageError
 from pipeline.base.parsing import parse_json
 from pipeline.store.base import Store
-from trainer.checkpoint.record import is_record_key
+from trainer.checkpoint.record import is_record_key, step_of_record
 
 if TYPE_CHECKING:
     from trainer.step.ranks import World
@@ -52,6 +53,18 @@ def progress_of(store: Store) -> list[str]:
     """Return the names of all that was finished at a run or sweep: checkpoints and results."""
     found = [entry.key for folder in ("checkpoints/", "models/", "results/") for entry in store.list(folder)]
     return sorted(key for key in found if is_record_key(key) or key.startswith("results/"))
+
+
+def has_saved_since(before: Collection[str], now: Collection[str], step: int) -> bool:
+    """Return whether a group has a state of so many steps or more that it had not before.
+
+    Args:
+        before: As `progress_of` returned it, before the group was asked to save.
+        now: As it returns it now. A checkpoint of fewer steps was under way; a new result is a finished run of a sweep.
+        step: Steps done when the group was asked.
+    """
+    new = set(now).difference(before)
+    return any((found := step_of_record(key)) is None or found >= step for key in new)
 
 
 def final_failure(store: Store, launch_id: str) -> BitError | None:

@@ -142,3 +142,21 @@ def test_a_stopped_rank_is_named_while_the_others_wait_and_the_run_goes_on_when_
     assert process.returncode == 0, printed
     assert "is back" in printed
     assert len(attempts(store)) == 1
+
+
+def test_a_run_that_waits_for_workers_can_be_stopped(
+    cluster: Stack, small_folder: Path, s3_url: Callable[[str], str]
+) -> None:
+    data = s3_url("data")
+    pack(small_folder, data, shard_bytes=150_000, block_bytes=40_000)
+    trainer = str(Path(sys.executable).parent / "trainer")
+    command = [trainer, "pretrain", data, s3_url("out"), "--model", "R14x0.5", "--workers", "5", "--wait"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "no worker is running yet" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    said = process.stderr.read()
+    assert process.wait() == 130
+    assert "stopped while no worker was running" in said

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from pipeline.base.errors import BitError, ConfigError, Fenced, NonFinite, ServiceError, Unreachable
 from pipeline.store.url import open_store
-from trainer.run.starts import begins_in_vain, final_failure, write_failure, write_start
+from trainer.run.starts import begins_in_vain, final_failure, has_saved_since, write_failure, write_start
 from trainer.step.ranks import World
 
 
@@ -74,3 +74,18 @@ def _begin(rank: int, folder: str) -> None:
 
 def test_all_ranks_find_together_that_a_start_is_in_vain(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_begin, (str(tmp_path),), nprocs=2)
+
+
+@pytest.mark.parametrize(
+    ("new", "is_saved"),
+    [
+        ([], False),
+        (["checkpoints/000000039.json"], False),  # was under way when the save was asked for
+        (["checkpoints/000000039.json", "checkpoints/000000040.json"], True),
+        (["models/a/checkpoints/000000041.json"], True),
+        (["results/0003.json"], True),
+    ],
+)
+def test_a_group_is_resized_only_after_a_save_of_the_step_it_has_reached(new: list[str], is_saved: bool) -> None:
+    before = ["checkpoints/000000030.json", "checkpoints/000000050.json"]  # what was there does not count
+    assert has_saved_since(before, [*before, *new], step=40) == is_saved
