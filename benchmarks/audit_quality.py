@@ -32,8 +32,17 @@ from transforms import TRANSFORMS, copy_of
 from cluster.audit.base.tables import ADDRESS_COLUMNS, DEFAULT_RADIUS, Evidence
 from cluster.audit.search.embedding.embedding import ViewVectors, view_candidates
 from cluster.audit.search.embedding.models import load
-from cluster.audit.search.join import VARIANTS_COLUMN, candidates, cap_hubs, index_downstream
+from cluster.audit.search.join import (
+    VARIANTS_COLUMN,
+    WINDOWS_COLUMN,
+    candidates,
+    cap_hubs,
+    closest,
+    index_downstream,
+    index_windows,
+)
 from cluster.audit.search.variants import variant_codes
+from cluster.audit.search.windows import window_codes
 from cluster.audit.verify.best_match import keep_best_matches
 from cluster.audit.verify.evidence import judge, verify_pair
 from cluster.audit.verify.measure import Agreement
@@ -49,6 +58,14 @@ SETS = {"photos-200": ("", 15, 150, 0), "clothing": ("test", 10, 900, 300), "gro
 HALVES = ("tuned", "held-back")
 CHUNK = 60  # pictures per call
 MOST_MATCHES = 20
+PICTURES_PER_INDEX = 512  # whose windows are in memory
+# What an audit searches by: by hash with windows is what it does without an embedding, with one it leaves them out.
+SEARCHES = {
+    "by hash, no windows": {"variants"},
+    "by hash": {"variants", "windows"},
+    "with the embedding": {"variants", "vectors"},
+    "with both": {"variants", "windows", "vectors"},
+}
 Picture = tuple[str, str, bytes]  # kind or "", name of the original file, JPEG
 
 
@@ -97,13 +114,14 @@ def other_pictures(folder: str, side: str) -> list[Picture]:
 
 
 def described(side: str, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
-    """Return code, quality, vectors and, downstream, variant codes of pictures."""
+    """Return code, quality, vectors and, downstream, codes of variants and windows of pictures."""
     embedder, rows = load(), []
     for _, _, data in pictures:
         pixels = decode(data)
         code, quality = fingerprint(pixels)
         variants = variant_codes(pixels) if side == "down" else []
-        rows.append({"code": code, "quality": quality, "variants": variants,
+        windows = window_codes(pixels).tobytes() if side == "down" else b""
+        rows.append({"code": code, "quality": quality, "variants": variants, "windows": windows,
                      "vectors": embedder.embed(pixels).astype(np.float16)})  # fmt: skip
     return rows
 
@@ -114,6 +132,7 @@ def codes_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
         "shard": pa.array(np.zeros(len(rows), np.int32)), "row": pa.array(np.arange(len(rows), dtype=np.int32)),
         "code": pa.array([row["code"] for row in rows], pa.binary(32)),
         VARIANTS_COLUMN: pa.array([row["variants"] for row in rows], pa.list_(pa.binary(32))),
+        WINDOWS_COLUMN: pa.array([row["windows"] for row in rows], pa.binary()),
     })  # fmt: skip
 
 
@@ -169,12 +188,22 @@ class Side:
 
 def joined(up: Side, down: Side) -> tuple[list[dict[str, Any]], int]:
     """Return the candidates that an audit would verify, and the number of all pairs of different files."""
-    by_code = candidates(codes_table(up.rows), index_downstream(codes_table(down.rows), DEFAULT_RADIUS), DEFAULT_RADIUS)
+    codes, tests = codes_table(up.rows), codes_table(down.rows)
+    by_variant = candidates(codes, index_downstream(tests, DEFAULT_RADIUS), DEFAULT_RADIUS)
+    parts = (tests.slice(start, PICTURES_PER_INDEX) for start in range(0, tests.num_rows, PICTURES_PER_INDEX))
+    by_window = (candidates(codes, index_windows(part, DEFAULT_RADIUS), DEFAULT_RADIUS) for part in parts)
     by_vector = view_candidates(vectors_of(up.rows), vectors_of(down.rows), load().nearness)
+    capped = {
+        "vectors": cap_hubs(by_vector, MOST_MATCHES, by="cosine")[0],
+        "windows": cap_hubs(closest([by_variant, *by_window]), MOST_MATCHES)[0],
+        "variants": cap_hubs(by_variant, MOST_MATCHES)[0],
+    }
     found: dict[tuple[int, int], dict[str, Any]] = {}
-    for row in [*cap_hubs(by_vector, MOST_MATCHES, by="cosine")[0].to_pylist(),
-                *cap_hubs(by_code, MOST_MATCHES, by="distance")[0].to_pylist()]:  # fmt: skip
-        found.setdefault((row["up_row"], row["down_row"]), {}).update(row)
+    for search, table in capped.items():
+        for row in table.to_pylist():
+            pair = found.setdefault((row["up_row"], row["down_row"]), {"searches": set()})
+            pair.update(row)
+            pair["searches"].add(search)
     rows = []
     for (one, other), row in sorted(found.items()):
         quality = min(up.rows[one]["quality"], down.rows[other]["quality"])
@@ -232,20 +261,29 @@ def judged(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], bool]]:
     return [(row, Evidence(each).is_copy_upstream) for row, each in zip(rows, evidence, strict=True)]
 
 
+def is_copy(row: dict[str, Any]) -> bool:
+    """Return whether a pair is of one picture."""
+    return bool(row["up"][0]) and row["up"][1] == row["down"][1]
+
+
+def copies(audits: dict[str, list[dict[str, Any]]], search: str) -> list[dict[str, Any]]:
+    """Return the copies that audits find by a search; only what it proposes competes."""
+    proposed = ([row for row in rows if row["searches"] & SEARCHES[search]] for rows in audits.values())
+    return [row for rows in proposed if rows for row, is_found in judged(rows) if is_found and is_copy(row)]
+
+
 def report(part: str, rows: list[dict[str, Any]], kinds: Sequence[str], count: int) -> None:
-    """Print what was found of each kind, by code alone and with the embedding, and all accepted different files."""
+    """Print what was found of each kind by each search, and all accepted different files."""
     audits: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         audits[row["up"][0]].append(row)
     pairs = [pair for own in audits.values() for pair in judged(own)]
-    true = [(row, is_found) for row, is_found in pairs if row["up"][1] == row["down"][1] and row["up"][0]]
-    found: dict[str, Counter[str]] = {
-        "by hash alone": Counter(row["up"][0] for row, is_found in true if is_found and row["distance"] is not None),
-        "with the embedding": Counter(row["up"][0] for row, is_found in true if is_found),
-        "candidates with it": Counter(row["up"][0] for row, _ in true),
-    }
+    found = {search: Counter(row["up"][0] for row in copies(audits, search)) for search in SEARCHES}
+    found["candidates of both"] = Counter(row["up"][0] for row, _ in pairs if is_copy(row))
     if kinds:
-        print(f"\n{part}, {count} pictures of each kind\n\n| kind | {' | '.join(found)} |\n| --- | --- | --- | --- |")
+        print(
+            f"\n{part}, {count} pictures of each kind\n\n| kind | {' | '.join(found)} |\n| ---{' | ---' * len(found)} |"
+        )
     for kind in kinds:
         cells = []
         for counts in found.values():

@@ -14,9 +14,10 @@ from cluster.audit.result.canaries import CANARIES_VERSION, plant
 from cluster.audit.result.states import audit_tables
 from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, ViewVectors, view_candidates
 from cluster.audit.search.features import embedder_of, numbered, vector_rows, vectors_table
-from cluster.audit.search.join import JOIN_VERSION, candidates
-from cluster.audit.search.join_tasks import DownFeatures, codes_index, down_features, down_vectors
+from cluster.audit.search.join import JOIN_VERSION
+from cluster.audit.search.join_tasks import DownFeatures, candidates_by_code, down_features, down_vectors
 from cluster.audit.search.variants import VARIANTS_VERSION
+from cluster.audit.search.windows import WINDOWS_VERSION
 from cluster.audit.verify.evidence import EVIDENCE_VERSION, verify_pair
 from pipeline.dataset.dataset import Address
 from pipeline.image.decode import Pixels, decode
@@ -49,6 +50,7 @@ def run_audit(config: AuditConfig, sides: Sides, job: AuditJob) -> AuditTables:
     job.reporting.say("searching for planted canaries")
     embedder = embedder_of(config.embedding) if config.embedding else None
     key = key_of("canaries", content_digest(sides.downstream), config.radius, config.canaries_each, config.seed,
+                 config.windows and WINDOWS_VERSION,
                  embedder and [embedder.version, embedder.nearness.model_dump()], CANARIES_VERSION, JOIN_VERSION,
                  VARIANTS_VERSION, EVIDENCE_VERSION, EMBEDDING_VERSION, DESCRIPTOR_VERSION,
                  compiled_digest())  # fmt: skip
@@ -64,10 +66,9 @@ def _measure_canaries(sides: Sides, config: AuditConfig, job: AuditJob) -> pa.Ta
     codes = pa.array([code for code, _ in fingerprints], pa.binary(CODE_BYTES))
     samples = numbered(_CANARY_SHARD, pa.table([codes], names=["code"]))
     features = down_features(config, sides, job)
-    index = codes_index(sides.down, config.radius, features)
     hashed = {
         pair["up_row"]: pair["distance"]
-        for pair in candidates(samples, index, config.radius).to_pylist()
+        for pair in candidates_by_code(samples, sides.down, config.radius, features).to_pylist()
         if Address(pair["down_shard"], pair["down_row"]) == planted[pair["up_row"]].origin
     }
     near = {

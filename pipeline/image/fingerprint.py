@@ -18,7 +18,7 @@ from pipeline.image.decode import JpegHeader, decode, decode_luma, is_jpeg, read
 
 DESCRIPTOR_VERSION = "dct256-sign/3"
 CODE_BYTES = 32
-_FREQUENCIES = 16
+FREQUENCIES = 16  # along a side
 _LEAST_SIDE_PX = 2 * SIDE  # at 64 pixels codes move by up to 19 bits (200 photos), at 128 by up to 13
 # Of the cosines: with it sums of 64x64 products stay below 2**53, and so are exact in float64 in any order.
 _COSINE_UNITS = 4096
@@ -32,9 +32,9 @@ DIHEDRAL: tuple[tuple[bool, bool, bool], ...] = tuple(
 
 
 @lru_cache
-def _cosines() -> npt.NDArray[np.float64]:
+def cosines() -> npt.NDArray[np.float64]:
     """Return the first 16 rows of the 64-point DCT-II matrix in whole numbers, shape (16, 64)."""
-    frequency = np.arange(_FREQUENCIES)[:, None]
+    frequency = np.arange(FREQUENCIES)[:, None]
     position = np.arange(SIDE)[None, :] + 0.5
     return np.round(_COSINE_UNITS * np.cos(np.pi * frequency * position / SIDE))
 
@@ -113,8 +113,8 @@ def fingerprint_of_luma(luma: npt.NDArray[np.uint16]) -> tuple[bytes, int]:
         quality 0..255: the mean absolute luma step between neighbours of the 64x64 picture, times 8, capped. Flat
         pictures score near 0 and their codes mean little.
     """
-    cosines = _cosines()
-    signs = (cosines @ luma.astype(np.float64) @ cosines.T) > 0
+    basis = cosines()
+    signs = (basis @ luma.astype(np.float64) @ basis.T) > 0
     signs[0, 0] = False
     values = luma.astype(np.int32)
     steps = int(np.abs(values[1:] - values[:-1]).sum() + np.abs(values[:, 1:] - values[:, :-1]).sum())
@@ -131,8 +131,8 @@ def dihedral_codes(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         Shape (8, pictures, 32), in the order of DIHEDRAL: element g holds the codes of the pictures after g.
     """
     # signs has shape (pictures, vertical frequency, horizontal frequency)
-    signs = np.unpackbits(codes, axis=1).reshape(len(codes), _FREQUENCIES, _FREQUENCIES)
-    odd = (np.arange(_FREQUENCIES) % 2).astype(np.uint8)
+    signs = np.unpackbits(codes, axis=1).reshape(len(codes), FREQUENCIES, FREQUENCIES)
+    odd = (np.arange(FREQUENCIES) % 2).astype(np.uint8)
     variants = []
     for transposed, mirrored, upended in DIHEDRAL:
         variant = signs.transpose(0, 2, 1) if transposed else signs

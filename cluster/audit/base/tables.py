@@ -12,6 +12,9 @@ ShardRow = tuple[int, int]  # as Address, but ordered, and as tables hold it
 # Of two hundred photos no two different ones are closer than 89 bits; crops to 95 % are up to 51 at the 95th percentile
 # (docs/decisions/0003-sign-hash.md).
 DEFAULT_RADIUS = 62
+# Hashes up to so far apart are evidence, if the pictures agree: the closest of different pictures with texture are 46
+# bits apart, trousers on cloth (docs/audit-quality.md).
+CLOSE_BITS = 44
 # Below this gradient score a code is not reliable: a plain sky of CIFAR-10 scores 6, an ellipse on white 18. 2.2 % of
 # CIFAR-10 are below, and 0 to 0.2 % of six other sets of real pictures.
 MIN_QUALITY = 20
@@ -85,6 +88,7 @@ class AuditConfig(Record):
         canaries_each: Planted pictures per transform.
         seed: Key of the canaries and of the choice of pairs for review.
         embedding: Model whose embedding finds further candidates; None for the hash alone.
+        windows: Whether codes of many windows of the downstream pictures find further candidates.
     """
 
     upstream: str
@@ -94,6 +98,7 @@ class AuditConfig(Record):
     canaries_each: int = 5
     seed: int = 0
     embedding: str | None = None
+    windows: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""What is computed from the pixels of a set beyond its fingerprints: variant codes and embeddings, as stored tasks.
+"""What is computed from the pixels of a set beyond its fingerprints: further codes and embeddings, as stored tasks.
 
-Variant codes are computed for the downstream side only. Vectors are stored by the shard's digest and the embedding's
-version, so that nothing upstream is embedded again for a new test set.
+Codes of variants and windows are computed for the downstream side only. Vectors are stored by the shard's digest and
+the embedding's version, so that nothing upstream is embedded again for a new test set.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,15 +24,17 @@ from cluster.audit.base.stored_tasks import (
 from cluster.audit.search.embedding import models
 from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, VIEW_COLUMN
 from cluster.audit.search.embedding.models import DIMENSIONS, Embedder
-from cluster.audit.search.join import VARIANTS_COLUMN
+from cluster.audit.search.join import VARIANTS_COLUMN, WINDOWS_COLUMN
 from cluster.audit.search.variants import VARIANTS_VERSION, variant_codes
+from cluster.audit.search.windows import WINDOWS_VERSION, window_codes
 from pipeline.base.errors import BadImage
 from pipeline.dataset.dataset import Address
 from pipeline.image.decode import Pixels, decode
 from pipeline.image.fingerprint import CODE_BYTES, DESCRIPTOR_VERSION
 from pipeline.store.url import open_store
 
-VARIANTS = "variants"  # the kind of the features that are no embedding
+VARIANTS, WINDOWS = "variants", "windows"  # the kinds of features that are no embedding
+_VERSIONS = {VARIANTS: VARIANTS_VERSION, WINDOWS: WINDOWS_VERSION}
 _CODES_TYPE = pa.list_(pa.binary(CODE_BYTES))
 
 
@@ -41,7 +43,7 @@ class FeatureTask:
     """The features of one shard.
 
     Attributes:
-        kind: VARIANTS, or the embedding's model.
+        kind: VARIANTS, WINDOWS, or the embedding's model.
         work: URL of the work folder.
     """
 
@@ -64,11 +66,11 @@ def embedder_of(model: str) -> Embedder:
 def feature_tasks(side: Pinned, kind: str, job: AuditJob) -> list[FeatureTask]:
     """Return the tasks of all shards of a set, in order."""
     version = (
-        [VARIANTS_VERSION, DESCRIPTOR_VERSION, compiled_digest()]
-        if kind == VARIANTS
+        [_VERSIONS[kind], DESCRIPTOR_VERSION, compiled_digest()]
+        if kind in _VERSIONS
         else [embedder_of(kind).version, EMBEDDING_VERSION]
     )
-    folder = "variants" if kind == VARIANTS else "vectors"
+    folder = kind if kind in _VERSIONS else "vectors"
     return [
         FeatureTask(
             side, row["shard"], kind, job.work.url, key_of(folder, row["blake3"], row["sidecar_sha256"], version)
@@ -104,7 +106,8 @@ def compute_features(
 
 def shard_features(task: FeatureTask) -> pa.Table:
     """Return a row per picture of the shard: its codes or vectors, and in `failed` the error of one that is broken."""
-    describe = _variants if task.kind == VARIANTS else partial(vectors_table, embedder_of(task.kind))
+    codes = {VARIANTS: _variants, WINDOWS: window_table}
+    describe = codes.get(task.kind) or partial(vectors_table, embedder_of(task.kind))
     return load_or_compute(open_store(task.work), task.result_key, partial(_describe_shard, task, describe))
 
 
@@ -126,6 +129,12 @@ def _describe_shard(task: FeatureTask, describe: Callable[[Sequence[Pixels | Non
 def _variants(pictures: Sequence[Pixels | None]) -> pa.Table:
     codes = [[] if pixels is None else variant_codes(pixels) for pixels in pictures]
     return pa.table([pa.array(codes, _CODES_TYPE)], names=[VARIANTS_COLUMN])
+
+
+def window_table(pictures: Sequence[Pixels | None]) -> pa.Table:
+    """Return the codes of the windows of pictures, a row each; a picture that is broken has none."""
+    codes = [b"" if pixels is None else window_codes(pixels).tobytes() for pixels in pictures]
+    return pa.table([pa.array(codes, pa.binary())], names=[WINDOWS_COLUMN])
 
 
 def vectors_table(embedder: Embedder, pictures: Sequence[Pixels | None]) -> pa.Table:

@@ -1,5 +1,6 @@
 """Exact Hamming join of 256-bit codes under all flips and turns, with one best match for each pair of pictures."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,12 +9,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.audit.base.tables import ADDRESS_COLUMNS, CANDIDATE_SCHEMA
+from cluster.audit.base.tables import ADDRESS_COLUMNS, CANDIDATE_SCHEMA, CLOSE_BITS
 from cluster.audit.search.hamming import Codes, HammingIndex, Ints, build_index, distances, parity_words, search
 from pipeline.image.fingerprint import CODE_BYTES, dihedral_codes
 
 JOIN_VERSION = 2  # raised with every change of what candidates, cap_hubs and shard_matches return
 VARIANTS_COLUMN = "variant_codes"
+WINDOWS_COLUMN = "window_codes"
+# One of many windows is near by chance more often than one of few variants. It proposes a pair, and proves nothing.
+_LEAST_WINDOW_BITS = CLOSE_BITS + 1
+_MORE_WINDOW_BITS = 4  # beyond the radius: of 7.5 M pairs of different pictures 1,927 instead of 1,627 are candidates
 _TRANSPOSED = 4  # the element of DIHEDRAL that swaps rows and columns only
 _PAIRS_PER_STEP = 1 << 18
 
@@ -49,13 +54,17 @@ class DownstreamIndex:
         addresses: shard and row of each downstream picture.
         codes: Own and variant codes of all pictures, shape (codes, 32).
         owner: Number of the downstream picture of each code.
-        index: Of the codes and the codes of the transposed pictures, folded.
+        index: Of the codes, and for own and variant codes of those of the transposed pictures, folded.
+        least_bits: What smaller distances count as.
+        most_bits: What larger distances count as: the radius of the join.
     """
 
     addresses: pa.Table
     codes: Codes
     owner: Ints
     index: HammingIndex
+    least_bits: int
+    most_bits: int
 
 
 def index_downstream(downstream: pa.Table, radius: int) -> DownstreamIndex:
@@ -74,7 +83,21 @@ def index_downstream(downstream: pa.Table, radius: int) -> DownstreamIndex:
         codes, owner = np.concatenate([codes, more]), np.concatenate([owner, np.repeat(owner, counts)])
     both = np.concatenate([codes, dihedral_codes(codes)[_TRANSPOSED]])
     index = build_index(parity_words(both), radius, folded=True)
-    return DownstreamIndex(downstream.select(["shard", "row"]), codes, owner, index)
+    return DownstreamIndex(downstream.select(["shard", "row"]), codes, owner, index, 0, radius)
+
+
+def index_windows(downstream: pa.Table, radius: int) -> DownstreamIndex:
+    """Build an index of the windows of downstream pictures, under all flips, but not turned.
+
+    Args:
+        downstream: Has shard, row and `window_codes`: the codes of a picture one after the other.
+        radius: Largest distance, inclusive, in bits.
+    """
+    bodies = downstream[WINDOWS_COLUMN].to_pylist()
+    codes = np.frombuffer(b"".join(bodies), np.uint8).reshape(-1, CODE_BYTES)
+    owner = np.repeat(np.arange(len(bodies)), [len(body) // CODE_BYTES for body in bodies])
+    index = build_index(parity_words(codes), radius + _MORE_WINDOW_BITS, folded=True)
+    return DownstreamIndex(downstream.select(["shard", "row"]), codes, owner, index, _LEAST_WINDOW_BITS, radius)
 
 
 def candidates(upstream: pa.Table, downstream: pa.Table | DownstreamIndex, radius: int) -> pa.Table:
@@ -93,8 +116,8 @@ def candidates(upstream: pa.Table, downstream: pa.Table | DownstreamIndex, radiu
         ValueError: The index was built for another radius.
     """
     side = downstream if isinstance(downstream, DownstreamIndex) else index_downstream(downstream, radius)
-    if side.index.radius != radius:
-        raise ValueError(f"the index was built for radius {side.index.radius}, the join is at {radius}")
+    if side.most_bits != radius:
+        raise ValueError(f"the index was built for radius {side.most_bits}, the join is at {radius}")
     up_codes = codes_of(upstream)
     up, entry = search(side.index, parity_words(up_codes))
     code = entry % len(side.codes)
@@ -102,7 +125,7 @@ def candidates(upstream: pa.Table, downstream: pa.Table | DownstreamIndex, radiu
     for start in range(0, len(up), _PAIRS_PER_STEP):
         step = slice(start, start + _PAIRS_PER_STEP)
         turned = distances(dihedral_codes(side.codes[code[step]]), up_codes[up[step]])
-        best[:, step] = turned.min(axis=0), turned.argmin(axis=0)
+        best[:, step] = turned.min(axis=0).clip(side.least_bits, side.most_bits), turned.argmin(axis=0)
     down, (distance, element) = side.owner[code], best
     order = np.lexsort((element, distance, down, up))
     kept = order[is_first_of_run(up[order], down[order])]
@@ -114,6 +137,13 @@ def candidates(upstream: pa.Table, downstream: pa.Table | DownstreamIndex, radiu
     ]
     table = pa.table([column.combine_chunks() for column in columns], schema=CANDIDATE_SCHEMA)
     return table.sort_by([(name, "ascending") for name in ADDRESS_COLUMNS])
+
+
+def closest(tables: Iterable[pa.Table]) -> pa.Table:
+    """Return one row for each pair of pictures in any of several tables of CANDIDATE_SCHEMA: its smallest distance."""
+    pairs = pa.concat_tables([CANDIDATE_SCHEMA.empty_table(), *tables])
+    ordered = pairs.sort_by([(name, "ascending") for name in CANDIDATE_SCHEMA.names])
+    return ordered.filter(pa.array(is_first_of_run(*(ordered[name].to_numpy() for name in ADDRESS_COLUMNS))))
 
 
 def cap_hubs(

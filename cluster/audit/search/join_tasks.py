@@ -4,7 +4,9 @@ The join of a shard depends on the shard, the downstream fingerprints and the se
 changed shard is joined again, and a new test set costs a join but no decoding.
 """
 
+import itertools
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -31,6 +33,7 @@ from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, ViewVect
 from cluster.audit.search.embedding.models import Nearness
 from cluster.audit.search.features import (
     VARIANTS,
+    WINDOWS,
     FeatureTask,
     compute_features,
     embedder_of,
@@ -41,12 +44,16 @@ from cluster.audit.search.features import (
 from cluster.audit.search.join import (
     JOIN_VERSION,
     VARIANTS_COLUMN,
+    WINDOWS_COLUMN,
     DownstreamIndex,
     candidates,
+    closest,
     codes_of,
     index_downstream,
+    index_windows,
 )
 from cluster.audit.search.matches import DOWN_ADDRESS, MATCH_SCHEMA, shard_matches
+from cluster.audit.search.windows import num_windows
 from pipeline.base.errors import ServiceError
 from pipeline.dataset.schema import PIXELS_COLUMN
 from pipeline.dataset.tables import read_table
@@ -54,6 +61,8 @@ from pipeline.image.fingerprint import DESCRIPTOR_VERSION, dihedral_codes
 from pipeline.store.url import open_store
 
 _VECTOR_SCHEMA = pa.schema([*CANDIDATE_SCHEMA, pa.field("cosine", pa.float32())])
+_WINDOWS_PER_SECOND = 2e9  # compared with one code on one core (`benchmarks/join.py`)
+_PICTURES_PER_INDEX = 1024  # 1.2 M windows, 84 MB; a choice
 _PAIRS_PER_STEP = 1 << 16  # whose eight turned codes are in memory, 16 MiB; a choice
 
 
@@ -64,11 +73,13 @@ class DownFeatures:
     Attributes:
         work: URL of the work folder.
         variants: Keys of the variant codes of each shard; empty within one set.
+        windows: Keys of the codes of windows of each shard; empty where these are not asked for.
         vectors: Keys of the vectors of each shard; empty without an embedding.
     """
 
     work: str
     variants: tuple[str, ...] = ()
+    windows: tuple[str, ...] = ()
     vectors: tuple[str, ...] = ()
 
 
@@ -106,6 +117,15 @@ def codes_index(side: Pinned, radius: int, down: DownFeatures) -> DownstreamInde
     return index_downstream(table, radius)
 
 
+def windows_indexes(down: DownFeatures, radius: int) -> Iterator[DownstreamIndex]:
+    """Build the indexes of the windows of the downstream pictures one after the other: all at once may be gigabytes."""
+    work = open_store(down.work)
+    for shard, key in enumerate(down.windows):
+        table = numbered(shard, read_table(work, key).select([WINDOWS_COLUMN]))
+        for start in range(0, table.num_rows, _PICTURES_PER_INDEX):
+            yield index_windows(table.slice(start, _PICTURES_PER_INDEX), radius)
+
+
 @lru_cache(maxsize=1)
 def down_vectors(down: DownFeatures) -> ViewVectors:
     """Read the vectors of the downstream side, once per process."""
@@ -133,6 +153,8 @@ def join_shards(
         pictures that could not be read for an embedding.
     """
     down, quarantined, own, unreadable = _features(config, sides, job)
+    if down.windows:
+        _tell_cost(sides, job)
     nearness = embedder_of(config.embedding).nearness if config.embedding else None
     tasks, rows = [], []
     for row in sides.upstream.shards:
@@ -143,8 +165,8 @@ def join_shards(
         vectors = own[row["shard"]] if own else None
         place = row["shard"] if sides.is_within else 0  # within a set, only earlier pictures are matches
         key = key_of("joined", row["blake3"], row["sidecar_sha256"], place, content_digest(sides.downstream),
-                     config.radius, config.most_matches, sides.is_within, down.variants, down.vectors, vectors,
-                     nearness and nearness.model_dump(), JOIN_VERSION, EMBEDDING_VERSION, DESCRIPTOR_VERSION,
+                     config.radius, config.most_matches, sides.is_within, down.variants, down.windows, down.vectors,
+                     vectors, nearness and nearness.model_dump(), JOIN_VERSION, EMBEDDING_VERSION, DESCRIPTOR_VERSION,
                      compiled_digest())  # fmt: skip
         tasks.append(JoinTask(sides, row["shard"], config.radius, config.most_matches, down, vectors, nearness, key))
     parts = {}
@@ -166,10 +188,22 @@ def join_shards(
     return pa.concat_tables([empty, *tables]), rows, unreadable
 
 
+def _tell_cost(sides: Sides, job: AuditJob) -> None:
+    """Say what the join by windows takes, if that is long."""
+    num_up, num_down = (side.version.num_samples for side in (sides.upstream, sides.downstream))
+    core_hours = num_up * num_down * num_windows() / _WINDOWS_PER_SECOND / 3600
+    if core_hours > 1:
+        job.reporting.say(
+            f"comparing {num_up:,} pictures with {num_windows():,} windows of each of {num_down:,} takes about "
+            f"{core_hours:,.0f} core hours; --no-windows leaves that out, and misses crops and shifted frames"
+        )
+
+
 def down_features(config: AuditConfig, sides: Sides, job: AuditJob) -> DownFeatures:
     """Return where the features of the downstream side are stored, or will be."""
     kinds: list[list[FeatureTask]] = [
         [] if sides.is_within else feature_tasks(sides.down, VARIANTS, job),
+        feature_tasks(sides.down, WINDOWS, job) if config.windows else [],
         feature_tasks(sides.down, config.embedding, job) if config.embedding else [],
     ]
     return DownFeatures(job.work.url, *(tuple(task.result_key for task in tasks) for tasks in kinds))
@@ -185,6 +219,8 @@ def _features(
         of UNCHECKED_SCHEMA for unreadable pictures.
     """
     wanted = [] if sides.is_within else [("downstream", sides.down, VARIANTS, "computing variants")]
+    if config.windows:
+        wanted.append(("downstream", sides.down, WINDOWS, "computing windows"))
     if config.embedding:
         wanted.append(("downstream", sides.down, config.embedding, "embedding downstream"))
         wanted.append(("upstream", sides.up, config.embedding, "embedding upstream"))
@@ -206,6 +242,12 @@ def _features(
     return down_features(config, sides, job), quarantined["upstream"], own, unreadable
 
 
+def candidates_by_code(samples: pa.Table, side: Pinned, radius: int, down: DownFeatures) -> pa.Table:
+    """Return the candidates by any code of a downstream picture, as `join.candidates`."""
+    indexes = itertools.chain([codes_index(side, radius, down)], windows_indexes(down, radius))
+    return closest(candidates(samples, index, radius) for index in indexes)
+
+
 def join_shard(task: JoinTask) -> pa.Table:
     """Return the closest matches of one upstream shard, a table of MATCH_SCHEMA."""
     return load_or_compute(open_store(task.down.work), task.result_key, partial(_matches, task))
@@ -215,11 +257,8 @@ def _matches(task: JoinTask) -> pa.Table:
     upstream, down_samples = task.sides.upstream, samples_of(task.sides.down)
     check_tar(upstream, task.shard)
     samples = upstream.samples(task.shard)
-    by_code = candidates(
-        numbered(task.shard, samples.select(["code"])),
-        codes_index(task.sides.down, task.radius, task.down),
-        task.radius,
-    )
+    codes = numbered(task.shard, samples.select(["code"]))
+    by_code = candidates_by_code(codes, task.sides.down, task.radius, task.down)
     by_vector = _by_vector(task, samples, down_samples)
     known = _equal_digests(task, samples, down_samples)
     if task.sides.is_within:

@@ -5,7 +5,7 @@ Two pictures are always aligned in the same order, so A and B get the same evide
 
 from dataclasses import dataclass
 
-from cluster.audit.base.tables import MIN_QUALITY, Evidence
+from cluster.audit.base.tables import CLOSE_BITS, MIN_QUALITY, Evidence
 from cluster.audit.verify.align import PLAIN_DETAIL, Alignment, align
 from cluster.audit.verify.measure import Agreement
 from cluster.audit.verify.prepare import Prepared
@@ -17,8 +17,6 @@ EVIDENCE_VERSION = 3  # raised with every change of what verify_pair returns, al
 STRONG_BITS = 31
 _STRONG_SOFT_FROM, _STRONG_CORRELATION_FROM = 0.8, 0.5
 _STRONG_PLAIN_FROM = 0.9  # `local` and correlation
-# The closest hashes of different pictures with texture are 46 bits apart: trousers on cloth (docs/audit-quality.md).
-_CLOSE_BITS = 44
 _CLOSE_LOCAL_FROM, _CLOSE_BENT_LOCAL_FROM = 0.8, 0.96  # two shots of one carton, 39 bits apart and bent, reach 0.93
 # Agreement in detail. A copy is contained in the other picture or contains it; two shots of a market stall overlap in
 # part and reach 0.98. Trousers of which one contains the other reach 0.92.
@@ -140,7 +138,7 @@ def _confirms_hash(agreement: Agreement, distance: int | None) -> bool:
     if _is_strong(distance):
         return agreement.soft >= _STRONG_SOFT_FROM and agreement.correlation >= _STRONG_CORRELATION_FROM
     is_stiff = agreement.bend <= _STIFF_BEND
-    return distance <= _CLOSE_BITS and agreement.local >= (_CLOSE_LOCAL_FROM if is_stiff else _CLOSE_BENT_LOCAL_FROM)
+    return distance <= CLOSE_BITS and agreement.local >= (_CLOSE_LOCAL_FROM if is_stiff else _CLOSE_BENT_LOCAL_FROM)
 
 
 def _agrees(agreement: Agreement) -> bool:

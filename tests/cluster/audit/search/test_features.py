@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow.compute as pc
 from PIL import Image
 
 from cluster.audit.base.tables import AuditConfig
@@ -25,6 +26,28 @@ def test_a_crop_needs_the_embedding_and_a_new_test_set_embeds_nothing_upstream_a
     vectors = set(tmp_path.glob("work/vectors/*"))
     states_of(embedded.model_copy(update={"downstream": str(tmp_path / "other")}), tmp_path / "work")
     assert len(set(tmp_path.glob("work/vectors/*")) - vectors) == 1
+
+
+def test_a_crop_is_found_by_windows_and_these_are_computed_once(tmp_path: Path) -> None:
+    down = class_folders(tmp_path / "down-in", classes=1, each=4, seed=500)
+    up = class_folders(tmp_path / "up-in", classes=1, each=4)
+    whole = Image.fromarray(scene(9, 320, 240))
+    whole.save(down / "class0" / "scene.png")
+    whole.crop((70, 50, 300, 210)).save(up / "class0" / "crop.png")
+    for name in ("up", "down"):
+        pack(tmp_path / f"{name}-in", str(tmp_path / name))
+    plain = AuditConfig(upstream=str(tmp_path / "up"), downstream=str(tmp_path / "down"), canaries_each=3)
+    assert "duplicate" not in states_of(plain, tmp_path / "work")
+    tables = audited(plain.model_copy(update={"windows": True}), tmp_path / "work")
+    assert tables.downstream["state"].to_pylist().count("duplicate") == 1
+    (pair,) = tables.pairs.to_pylist()
+    assert (pair["evidence"], pair["distance"] > 44) == ("near-duplicate", True)
+    crops = pc.equal(tables.canaries["transform"], "another crop of the scene")
+    assert all(tables.canaries.filter(crops)["found"].to_pylist())  # the page says what this search finds
+    codes = set(tmp_path.glob("work/windows/*"))
+    assert len(codes) == 1
+    audited(plain.model_copy(update={"windows": True, "most_matches": 2}), tmp_path / "work")
+    assert set(tmp_path.glob("work/windows/*")) == codes
 
 
 def states_of(config: AuditConfig, work: Path) -> list[str]:
