@@ -119,6 +119,7 @@ def _run_on_ray(
     import ray.train  # noqa: PLC0415
     import ray.train.torch  # noqa: PLC0415
 
+    from trainer.run.reservations import RecordReservation, give_back  # noqa: PLC0415
     from trainer.run.resize import SaveBeforeResize  # noqa: PLC0415
 
     out = config.model_dump()["out"]
@@ -140,6 +141,7 @@ def _run_on_ray(
         "log": "json" if wants_json() else "text",  # as here; nodes have environments of their own
         "lease_number": Lease.take(store).number,
     }
+    give_back(store)
     trainer = ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config=loop_config,
@@ -152,7 +154,7 @@ def _run_on_ray(
             name=f"{job.name}-{launch_id}",
             storage_path=_ray_storage(out),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            callbacks=[SaveBeforeResize(out, launch_id, shown)],
+            callbacks=[RecordReservation(out), SaveBeforeResize(out, launch_id, shown)],
         ),
     )
     with stop_requests() as wants_stop, _default_variable(*_ELASTIC_START, holds=num_workers[0] < num_workers[1]):
