@@ -10,7 +10,7 @@ import click
 from pipeline.base.console import EventLog, echo, examples, progress
 from pipeline.base.errors import ConfigError
 from pipeline.base.quantities import plural
-from pipeline.commands.options import pool_of, pool_options
+from pipeline.commands.options import pool_of, pool_options, running_command
 
 if TYPE_CHECKING:
     from cluster.audit.base.stored_tasks import AuditJob
@@ -53,12 +53,13 @@ def _search_options(command: Command) -> Command:
 
 
 @contextmanager
-def _job(work: str, workers: int | None, on_ray: bool, log_jsonl: str | None) -> Iterator["AuditJob"]:
+def _job(out: str, work: str, workers: int | None, on_ray: bool, log_jsonl: str | None) -> Iterator["AuditJob"]:
     """Open the work folder and the pool of an audit; without --workers and --ray that is this process."""
     from cluster.audit.base.stored_tasks import AuditJob  # noqa: PLC0415
     from pipeline.base.console import Reporting  # noqa: PLC0415
     from pipeline.image.decode import check_pillow  # noqa: PLC0415
     from pipeline.store.url import open_store  # noqa: PLC0415
+    from pipeline.work.job_metrics import with_metrics  # noqa: PLC0415
     from pipeline.work.pools import InProcess  # noqa: PLC0415
 
     check_pillow()
@@ -67,7 +68,7 @@ def _job(work: str, workers: int | None, on_ray: bool, log_jsonl: str | None) ->
         yield AuditJob(open_store(work), InProcess(), reporting)
         return
     with pool_of(workers, on_ray) as pool:
-        yield AuditJob(open_store(work), pool, reporting)
+        yield AuditJob(open_store(work), pool, with_metrics(reporting, running_command(), open_store(out).url))
 
 
 @click.command(
@@ -130,7 +131,7 @@ def audit(upstream: str, downstream: str, out: str, against_many: bool, **option
     pool = {name: options.pop(name) for name in ("workers", "on_ray", "log_jsonl")}
     if not against_many:
         _require_free(out, "report", _REPORT_MARKS)
-        with _job(work, **pool) as job:
+        with _job(out, work, **pool) as job:
             summary = _audit_one(job, open_store(out), upstream, absolute_pattern(downstream), predictions, options)
         echo(f"{_summary_line(summary)}; report {open_store(out).url}/index.html")
         return
@@ -138,7 +139,7 @@ def audit(upstream: str, downstream: str, out: str, against_many: bool, **option
         raise ConfigError("with --against-many, predictions are named in the TOML file, not by --predictions")
     sets, summaries = read_test_sets(absolute_url(downstream)), {}
     _require_free(out, "report", [*_REPORT_MARKS, "overview.csv", *(f"{name}/audit.json" for name in sets)])
-    with _job(work, **pool) as job:
+    with _job(out, work, **pool) as job:
         for name, test in sets.items():
             echo(f"{name}: {test.url}", err=True)
             report, url = open_store(f"{out}/{name}"), absolute_pattern(test.url)
@@ -232,7 +233,7 @@ def audit_within(url: str, out: str, **options: Any) -> None:
     pool = {name: options.pop(name) for name in ("workers", "on_ray", "log_jsonl")}
     config = _config(url, url, options)
     _require_free(out, "report", _REPORT_MARKS)
-    with _job(work, **pool) as job:
+    with _job(out, work, **pool) as job:
         summary = run_audit_within(open_store(out), config, pin_sides(config), job)
     echo(
         f"{summary['num_stars']} of {summary['num_samples']} pictures have copies, {summary['num_left_out']} of them; "
@@ -264,7 +265,7 @@ def audit_review(out: str, verdicts: str, by: str | None, workers: int | None, o
     by, at = by or getpass.getuser(), datetime.now(UTC).isoformat(timespec="seconds")
     said = parse_verdicts(read_file(absolute_url(verdicts)), verdicts)
     given = {pair: Verdict(verdict=verdict, by=by, at=at) for pair, verdict in said.items()}
-    with _job(f"{store.url}/work", workers, on_ray, None) as job:
+    with _job(store.url, f"{store.url}/work", workers, on_ray, None) as job:
         summary = import_verdicts(store, given, job)
     is_one_of_many = renew_overview(store)
     for row in summary["review"]:
@@ -301,7 +302,7 @@ def fingerprint(url: str, out: str, log_jsonl: str | None, workers: int | None, 
         echo(f"{url} was packed with fingerprints {DESCRIPTOR_VERSION}; audit it as it is")
         return
     _require_free(out, "set of fingerprints", _FINGERPRINT_MARKS)
-    with _job(out, workers, on_ray, log_jsonl) as job:
+    with _job(out, out, workers, on_ray, log_jsonl) as job:
         version = fingerprint_set(url, open_store(out), job)
     echo(
         f"published {open_store(out).url} version {version.version}: {version.num_samples:,} pictures of "

@@ -125,6 +125,11 @@ def classes_of(url: str) -> tuple[str, ...]:
     return dataset.classes
 
 
+def running_command() -> str:
+    """Return the name of the command that runs."""
+    return str(click.get_current_context().info_name)
+
+
 @contextmanager
 def pool_of(workers: int | None, on_ray: bool) -> Iterator["Pool"]:
     """Yield the pool that `pool_options` ask for; it is closed in the end."""
@@ -147,6 +152,7 @@ def job_of(
     from pipeline.image.decode import check_pillow  # noqa: PLC0415
     from pipeline.packing.jobs import Job  # noqa: PLC0415
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
+    from pipeline.work.job_metrics import with_metrics  # noqa: PLC0415
 
     check_pillow()
     if "://" not in dest and Path(dest).is_file():
@@ -155,13 +161,9 @@ def job_of(
         raise ConfigError(f"--scratch {scratch} is not a folder; create it or correct the path")
     log = EventLog(log_jsonl)
     with tempfile.TemporaryDirectory(prefix="bit-plan-", dir=scratch) as folder, pool_of(workers, on_ray) as pool:
-        yield Job(
-            open_store(absolute_url(dest)),
-            pool,
-            Path(folder),
-            max_reject_fraction,
-            Reporting(progress, log.write, say),
-        )
+        store = open_store(absolute_url(dest))
+        reporting = with_metrics(Reporting(progress, log.write, say), running_command(), store.url)
+        yield Job(store, pool, Path(folder), max_reject_fraction, reporting)
 
 
 def class_list(path: str | None) -> list[str]:

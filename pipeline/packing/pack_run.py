@@ -116,7 +116,12 @@ def pack_plan(
     """
     packed = _already_packed(store, plan, max_reject_fraction)
     on_images(packed.num_done, sum(about["num_bytes"] for about in packed.shards.values()))
-    on_event("resumed", num_shards=len(packed.shards), num_missing=plan.num_shards - len(packed.shards))
+    on_event(
+        "resumed",
+        num_shards=len(packed.shards),
+        num_missing=plan.num_shards - len(packed.shards),
+        num_rejects=packed.num_rejects,
+    )
     missing = (
         PackTask(store.url, plan.plan_id, number, may_die=pool.may_lose_workers)
         for number in range(plan.num_shards)

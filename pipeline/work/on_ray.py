@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -106,6 +106,16 @@ def is_on_ray() -> bool:
     """Return whether this process is connected to a cluster; one that is not need not import Ray to know, a second."""
     ray = sys.modules.get("ray")
     return bool(ray and ray.is_initialized())
+
+
+def create_gauges(texts: Mapping[str, str], tag_keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return a gauge for each name and its description; the node of this process serves them to Prometheus.
+
+    They are to be set every few seconds: Ray exports what was set since its last export, and forgets the rest.
+    """
+    from ray.util.metrics import Gauge  # noqa: PLC0415 - two seconds that local runs need not pay
+
+    return {name: Gauge(name, text, tag_keys=tag_keys) for name, text in texts.items()}
 
 
 def require_capacity(num_workers: int, *, use_gpu: bool, wait: bool) -> str | None:

@@ -81,7 +81,9 @@ def fingerprint_set(url: str, out: Store, job: AuditJob) -> ManifestVersion:
             if isinstance(record, Quarantined):
                 quarantined.append(f"{task.tar} ({record.reason})")
                 continue
-            packed.add(record.model_copy(update={"plan_shard": number_of[task], "path": task.tar}))
+            named = record.model_copy(update={"plan_shard": number_of[task], "path": task.tar})
+            packed.add(named)
+            job.reporting.event("shard", **named.model_dump(exclude={"blocks"}))
             advance(1, record.num_bytes)
     if quarantined:
         raise ServiceError(

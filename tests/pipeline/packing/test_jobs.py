@@ -123,6 +123,17 @@ def test_the_log_has_every_shard(small_folder: Path, tmp_path: Path) -> None:
     assert sum(e["num_samples"] for e in events if e["event"] == "shard") == 90
 
 
+def test_the_log_of_a_start_begins_with_what_earlier_ones_rejected(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", classes=1, each=5)
+    (source / "class0" / "bad.jpg").write_bytes(b"not a picture")
+    log, options = tmp_path / "log.jsonl", ["--max-reject-fraction", "0.5"]
+    assert run_here("shard", str(source), str(tmp_path / "set"), *options).returncode == 0
+    (tmp_path / "set" / "MANIFEST.json").unlink()  # as if it had been killed before it published
+    assert run_here("shard", str(source), str(tmp_path / "set"), *options, "--log-jsonl", str(log)).returncode == 0
+    resumed = [event for event in map(json.loads, log.read_text().splitlines()) if event["event"] == "resumed"]
+    assert [(event["num_shards"], event["num_missing"], event["num_rejects"]) for event in resumed] == [(1, 0, 1)]
+
+
 def endless(folder: Path) -> Path:
     """Write so many pictures that no run ends before it is stopped, however busy the machine: one, with many names."""
     class_folders(folder, classes=1, each=1)

@@ -1,10 +1,13 @@
 """Fingerprints of third-party tars: audited like a packed set, taken once, found again under another name."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.audit.search.fingerprints import fingerprint_set
+from pipeline.base.console import Reporting
 from pipeline.base.errors import CorruptShard
 from pipeline.dataset.dataset import open_dataset
 from pipeline.store.url import open_store
@@ -33,6 +36,17 @@ def test_only_a_new_tar_is_fingerprinted_and_a_moved_one_is_not_decoded(tars: Pa
     second = fingerprint_set(str(tars), store, local_job(tmp_path / "prints"))
     assert (second.version, second.num_samples) == (2, first.num_samples)
     assert set(tmp_path.glob("prints/fingerprints/*/*.parquet")) == taken
+
+
+def test_the_log_has_every_tar_with_what_it_rejects(tars: Path, tmp_path: Path) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    job = local_job(tmp_path / "prints")
+    heard = replace(job, reporting=Reporting(event=lambda name, **values: events.append((name, values))))
+    version = fingerprint_set(str(tars), open_store(str(tmp_path / "prints")), heard)
+    assert {name for name, _ in events} == {"shard"}
+    assert sorted(values["path"] for _, values in events) == sorted(map(str, tars.glob("*.tar")))
+    assert sum(values["num_samples"] for _, values in events) == version.num_samples
+    assert all(values["num_rejects"] == 0 for _, values in events)
 
 
 def test_a_packed_set_needs_no_fingerprints(sets: tuple[Path, Path], tmp_path: Path) -> None:
