@@ -11,6 +11,7 @@ SILENT_SECONDS = 20.0  # four signs missed: then the rank is stopped, swapped ou
 STALL_SECONDS_VARIABLE = "BIT_STALL_SECONDS"
 LEAST_STEP_SECONDS = 60.0  # without a step, before a run is stuck; a choice: longer than any pause of a healthy one
 _STEPS_MISSED = 20.0  # or this many steps' time
+_SILENCES = 2.0  # times that, without a sign: a process that only works gives signs, in whatever phase
 _NAMED = 4  # ranks in a message
 _AGAIN_SECONDS = 60.0  # between two lines on one rank
 # How long a rank may be in a phase without a further sign. Other ranks wait for it meanwhile.
@@ -95,7 +96,8 @@ def collective_seconds(
 def stuck(lives: Sequence[Life], least_seconds: float = LEAST_STEP_SECONDS) -> str:
     """Return why a run cannot go on, naming the ranks that hold it up; nothing where it goes on or may.
 
-    Ranks step together, so a rank that is busy with anything else holds up all others, and may, up to its limit.
+    Ranks step together, so a rank that is busy with anything else holds up all others, and may, up to its limit. One that
+    is silent may not: it is stopped, swapped out, or cut off. As long as others get on, it may yet come back.
 
     Args:
         lives: The last sign of every rank.
@@ -106,6 +108,9 @@ def stuck(lives: Sequence[Life], least_seconds: float = LEAST_STEP_SECONDS) -> s
     def is_late(life: Life) -> bool:
         return life.seconds_in_phase > limit_seconds(life.phase, step_seconds, least_seconds)
 
+    gone = [life for life in lives if life.silent_seconds > max(SILENT_SECONDS, _SILENCES * least_seconds)]
+    if gone and all(life.is_silent or life.seconds_in_phase > least_seconds for life in lives):
+        return _named(gone)
     if any(life.phase != "step" and not life.is_silent and not is_late(life) for life in lives):
         return ""
     late = [life for life in lives if is_late(life)]
@@ -117,11 +122,15 @@ def stuck(lives: Sequence[Life], least_seconds: float = LEAST_STEP_SECONDS) -> s
         or [life for life in late if life.phase != "step"]
         or [life for life in lives if life.step == behind]
     )
+    return _named(named)
+
+
+def _named(lives: Sequence[Life]) -> str:
     return "; ".join(
         f"rank {life.rank} ({life.place}) is {'silent' if life.is_silent else 'stuck'} in phase {life.phase} for "
         f"{life.seconds_in_phase:.0f} s, since step {max(life.step, 0):,}"
-        for life in named[:_NAMED]
-    ) + (f"; and {len(named) - _NAMED} more" if len(named) > _NAMED else "")
+        for life in lives[:_NAMED]
+    ) + (f"; and {len(lives) - _NAMED} more" if len(lives) > _NAMED else "")
 
 
 class Watch:

@@ -1,5 +1,6 @@
 """Ranks that fall silent are named; a run whose ranks are stuck is ended, and one that is only slow is not."""
 
+import pytest
 from hypothesis import given, strategies as st
 
 from trainer.run.lives import (
@@ -65,6 +66,17 @@ def test_a_stopped_process_is_named_and_not_the_ranks_that_wait_for_it() -> None
     assert stuck([step_of(0, 61.0), stopped, step_of(2, 61.0)]) == (
         "rank 1 (h1) is silent in phase data for 62 s, since step 9"
     )
+
+
+@pytest.mark.parametrize("phase", ["start", "data", "evaluation", "store", "save", ""])
+def test_nobody_waits_longer_for_a_stopped_process_in_whatever_phase_all_are(phase: str) -> None:
+    def lives(silent_seconds: float, others_seconds: float) -> list[Life]:
+        stopped = Life(1, "h1", 0, phase, 3.0, silent_seconds=silent_seconds)
+        return [Life(0, "h0", 0, phase, others_seconds), stopped, Life(2, "h2", 0, phase, others_seconds)]
+
+    assert stuck(lives(121.0, 61.0)) == f"rank 1 (h1) is silent in phase {phase} for 124 s, since step 0"
+    assert not stuck(lives(119.0, 61.0))
+    assert not stuck(lives(121.0, 59.0))  # they get on: it is the signs that do not arrive
 
 
 def test_of_ranks_in_a_step_those_that_are_behind_are_named() -> None:
