@@ -96,8 +96,8 @@ def collective_seconds(
 def stuck(lives: Sequence[Life], least_seconds: float = LEAST_STEP_SECONDS) -> str:
     """Return why a run cannot go on, naming the ranks that hold it up; nothing where it goes on or may.
 
-    Ranks step together, so a rank that is busy with anything else holds up all others, and may, up to its limit. One that
-    is silent may not: it is stopped, swapped out, or cut off. As long as others get on, it may yet come back.
+    Ranks step together, so a rank that is busy with anything else holds up all others, and may, up to its limit. One
+    that is silent may not: it is stopped, swapped out, or cut off. As long as others get on, it may yet come back.
 
     Args:
         lives: The last sign of every rank.
