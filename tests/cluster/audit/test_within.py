@@ -68,8 +68,11 @@ def test_all_copies_but_the_centres_are_excluded_and_similar_pictures_stay(
     assert sorted(sorted({centre, *copies}) for centre, copies in groups.items()) == sorted(
         sorted({original, *copies}) for original, copies in COPIES.items()
     )
-    excluded = names_of(tmp_path / "set", pq.read_table(tmp_path / "out" / "exclude.parquet").to_pylist())
-    assert excluded == set().union(*groups.values())
+    excluded = pq.read_table(tmp_path / "out" / "exclude.parquet").to_pylist()
+    assert names_of(tmp_path / "set", excluded) == set().union(*groups.values())
+    assert {row["source"] for row in excluded} == {f"class0/{name}" for name in set().union(*groups.values())}
+    assert {row["classes"] for row in [*excluded, *members]} == {"class0"}
+    assert {row["centre_classes"] for row in members} == {"class0"}
     counts = {name: summary[name] for name in ("num_stars", "num_left_out", "num_samples", "num_duplicate_pairs")}
     assert counts == {"num_stars": 2, "num_left_out": 4, "num_samples": 12, "num_duplicate_pairs": len(pairs) - 1}
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
