@@ -2,7 +2,9 @@
 
 Digits, products and pages look alike without being copies: one upstream picture then matches many different downstream
 ones. A strong match stands by itself. A weak one, of distant hashes or of an embedding, counts as a duplicate only if
-no competing match of either picture is far better; otherwise it is kept as very similar, for review.
+no competing match of either picture is far better; otherwise it is kept as very similar, for review. Very similar
+pairs compete, rejected ones do not: where the detail of two pictures disagrees their correlation is that of light and
+dark areas, which two skies share, and says nothing about a pair whose detail agrees.
 
 Between two sets, a match that only another upstream picture beats is a further copy: the test picture is a duplicate by
 the closer one anyhow, and this upstream picture is to be left out of training like that one.
@@ -15,7 +17,6 @@ import pyarrow as pa
 from cluster.audit.base.tables import Evidence
 from cluster.audit.verify.evidence import STRONG_BITS
 
-_SIDES = ("up", "down")
 _RESIDUAL_RATIO = 4.0
 
 
@@ -32,23 +33,26 @@ def keep_best_matches(pairs: pa.Table, *, is_within: bool = False) -> pa.Table:
     rows = pairs.to_pylist()
     best: dict[tuple[str, int, int], float] = {}
     for row in rows:
-        for side in _SIDES:
-            key = _picture(row, side)
-            best[key] = max(best.get(key, -1.0), row["correlation"])
+        if row["evidence"] != Evidence.REJECTED:
+            for key in _pictures(row):
+                best[key] = max(best.get(key, -1.0), row["correlation"])
     evidence = [
-        _final_evidence(row, *(best[_picture(row, side)] for side in _SIDES), is_within=is_within) for row in rows
+        _final_evidence(row, *(best[key] for key in _pictures(row)), is_within=is_within)
+        if row["evidence"] in (Evidence.NEAR, Evidence.EMBEDDED)
+        else row["evidence"]
+        for row in rows
     ]
     return pairs.set_column(pairs.schema.get_field_index("evidence"), "evidence", pa.array(evidence, pa.string()))
 
 
-def _picture(row: dict[str, Any], side: str) -> tuple[str, int, int]:
-    """Return a picture of a pair: matches compete for both."""
-    return side, row[f"{side}_shard"], row[f"{side}_row"]
+def _pictures(row: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """Return both pictures of a pair, the upstream one first: matches compete for either."""
+    return [(side, row[f"{side}_shard"], row[f"{side}_row"]) for side in ("up", "down")]
 
 
 def _final_evidence(row: dict[str, Any], best_of_up: float, best_of_down: float, *, is_within: bool) -> str:
     is_strong = row["distance"] is not None and row["distance"] <= STRONG_BITS
-    if is_strong or row["evidence"] not in (Evidence.NEAR, Evidence.EMBEDDED):
+    if is_strong:
         return str(row["evidence"])
     if _is_beaten(row, best_of_up) or (is_within and _is_beaten(row, best_of_down)):
         return str(Evidence.SIMILAR)
