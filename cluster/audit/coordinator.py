@@ -13,9 +13,17 @@ from cluster.audit.find_pairs import find_pairs
 from cluster.audit.result.canaries import CANARIES_VERSION, plant
 from cluster.audit.result.states import audit_tables
 from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, ViewVectors, view_candidates
-from cluster.audit.search.features import embedder_of, numbered, vector_rows, vectors_table
+from cluster.audit.search.features import (
+    DownFeatures,
+    down_features,
+    down_vectors,
+    embedder_of,
+    numbered,
+    vector_rows,
+    vectors_table,
+)
 from cluster.audit.search.join import JOIN_VERSION, candidates
-from cluster.audit.search.join_tasks import DownFeatures, codes_index, down_features, down_vectors
+from cluster.audit.search.join_tasks import codes_index
 from cluster.audit.search.variants import VARIANTS_VERSION
 from cluster.audit.verify.evidence import EVIDENCE_VERSION, verify_pair
 from pipeline.dataset.dataset import Address

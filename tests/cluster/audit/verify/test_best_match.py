@@ -97,3 +97,24 @@ def test_the_evidence_of_pairs_is_the_same_without_those_that_verification_rejec
         alone = keep_best_matches(pa.Table.from_pylist(kept), is_within=is_within).to_pylist()
         assert [row for row in together if row["evidence"] != Evidence.REJECTED] == alone
     assert len(together) - len(kept) == sum(row["evidence"] == Evidence.REJECTED for row in together)
+
+
+@given(verified_pairs(), st.data())
+def test_within_a_set_the_evidence_of_a_pair_does_not_depend_on_which_picture_comes_first(
+    rows: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    rows = [row | {"down_row": row["down_row"] + 2} for row in rows]  # two pictures are on both sides
+    turned = [turned_round(row) if data.draw(st.booleans()) else row for row in rows]
+    one, other = (keep_best_matches(pa.Table.from_pylist(each), is_within=True) for each in (rows, turned))
+    assert one["evidence"].to_pylist() == other["evidence"].to_pylist()
+
+
+def turned_round(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"up_row": row["down_row"], "down_row": row["up_row"]}
+
+
+def test_within_a_set_an_exact_copy_is_the_same_picture_and_does_not_compete() -> None:
+    rows = rivals("up").to_pylist()
+    rows[0] |= {"evidence": str(Evidence.SAME_BYTES), "correlation": 1.0}
+    found = [keep_best_matches(pa.Table.from_pylist(rows), is_within=is_within) for is_within in (True, False)]
+    assert [table["evidence"].to_pylist()[1] for table in found] == [str(Evidence.NEAR), str(Evidence.SIMILAR)]
