@@ -83,7 +83,7 @@ def test_all_copies_but_the_centres_are_excluded_and_similar_pictures_stay(
 
 
 def ordered_folder(source: Path, target: Path, *, is_reversed: bool) -> Path:
-    """Copy pictures under names that put them into an order."""
+    """Copy pictures under other names: packing orders them by a hash of their names."""
     target.mkdir(parents=True)
     for number, path in enumerate(sorted(source.iterdir(), reverse=is_reversed)):
         shutil.copy(path, target / f"{number:02d}-{path.name}")
