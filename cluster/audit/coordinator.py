@@ -8,14 +8,22 @@ import pyarrow as pa
 
 from cluster.audit.base.sets import Sides, content_digest, pin, samples_of
 from cluster.audit.base.stored_tasks import AuditJob, compiled_digest, key_of, load_or_compute
-from cluster.audit.base.tables import AuditConfig, AuditTables
+from cluster.audit.base.tables import CANARY_SCHEMA, AuditConfig, AuditTables
 from cluster.audit.find_pairs import find_pairs
 from cluster.audit.result.canaries import CANARIES_VERSION, plant
 from cluster.audit.result.states import audit_tables
 from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, ViewVectors, view_candidates
-from cluster.audit.search.features import embedder_of, numbered, vector_rows, vectors_table
+from cluster.audit.search.features import (
+    DownFeatures,
+    down_features,
+    down_vectors,
+    embedder_of,
+    numbered,
+    vector_rows,
+    vectors_table,
+)
 from cluster.audit.search.join import JOIN_VERSION
-from cluster.audit.search.join_tasks import DownFeatures, candidates_by_code, down_features, down_vectors
+from cluster.audit.search.join_tasks import candidates_by_code
 from cluster.audit.search.variants import VARIANTS_VERSION
 from cluster.audit.search.windows import WINDOWS_VERSION
 from cluster.audit.verify.evidence import EVIDENCE_VERSION, verify_pair
@@ -24,10 +32,6 @@ from pipeline.image.decode import Pixels, decode
 from pipeline.image.fingerprint import CODE_BYTES, DESCRIPTOR_VERSION, fingerprint_of_image
 
 _CANARY_SHARD = -1
-_CANARY_SCHEMA = pa.schema(
-    [("transform", pa.string()), ("down_shard", pa.int32()), ("down_row", pa.int32()), ("found", pa.bool_()),
-     ("distance", pa.int16()), ("correlation", pa.float32())]
-)  # fmt: skip
 
 
 def pin_sides(config: AuditConfig) -> Sides:
@@ -88,7 +92,7 @@ def _measure_canaries(sides: Sides, config: AuditConfig, job: AuditJob) -> pa.Ta
             )
             row |= {"found": result.evidence.is_duplicate, "correlation": result.correlation}
         rows.append(row)
-    return pa.Table.from_pylist(rows, schema=_CANARY_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=CANARY_SCHEMA)
 
 
 def _near(model: str, pictures: Sequence[Pixels], features: DownFeatures) -> list[dict[str, Any]]:

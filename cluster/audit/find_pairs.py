@@ -29,7 +29,7 @@ def find_pairs(config: AuditConfig, sides: Sides, job: AuditJob) -> Found:
     for shard in range(len(downstream.shards)):
         check_tar(downstream, shard)
     matches, shards, unreadable = join_shards(config, sides, job)
-    kept, hubs, num_candidates = cap_matches(matches, config.most_matches, config.radius)
+    kept, hubs, num_candidates = cap_matches(matches, config.most_matches, config.radius, is_within=sides.is_within)
     pairs, more = verify_matches(kept, config.radius, sides, job)
     order = [(name, "ascending") for name in ADDRESS_COLUMNS]
     unchecked = [*_rejects("downstream", downstream), *_rejects("upstream", upstream), *_quarantined(shards),

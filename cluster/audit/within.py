@@ -19,7 +19,15 @@ from cluster.audit.base.tables import (
 from cluster.audit.find_pairs import find_pairs
 from cluster.audit.report.pair_pages import pair_card, write_pages
 from cluster.audit.report.publish import claim, closest_first, csv_bytes, pick_evenly
-from cluster.audit.result.exclusion_lists import PAIR_LIST_SCHEMA, address_table, pair_list, with_sources
+from cluster.audit.result.exclusion_lists import (
+    PAIR_LIST_SCHEMA,
+    class_names,
+    named_unchecked,
+    pair_list,
+    picture_list,
+    with_names,
+    with_sources,
+)
 from cluster.audit.result.groups import group_copies
 from cluster.audit.result.states import audit_tables
 from pipeline.base.html import render_page
@@ -31,8 +39,9 @@ from pipeline.store.base import Store, put
 _MOST_LISTED = 100  # groups on the page; the table holds all
 _GROUP_SCHEMA = pa.schema(
     [("centre_shard", pa.int32()), ("centre_row", pa.int32()), ("centre_key", pa.string()),
-     ("centre_source", pa.string()), ("shard", pa.int32()), ("row", pa.int32()), ("key", pa.string()),
-     ("source", pa.string()), ("url", pa.string()), ("offset", pa.int64()), ("bytes", pa.int64())]
+     ("centre_source", pa.string()), ("centre_classes", pa.string()), ("shard", pa.int32()), ("row", pa.int32()),
+     ("key", pa.string()), ("source", pa.string()), ("classes", pa.string()), ("url", pa.string()),
+     ("offset", pa.int64()), ("bytes", pa.int64())]
 )  # fmt: skip
 
 
@@ -62,7 +71,7 @@ def run_audit_within(out: Store, config: AuditConfig, sides: Sides, job: AuditJo
     )
     unchecked, num_unchecked = _unchecked(sides, found, groups)
     table = _group_table(sides, groups)
-    excluded = address_table({member for members in groups.values() for member in members})
+    excluded = picture_list(sides.upstream, {member for members in groups.values() for member in members})
     listed = with_sources(sides, closest_first(pair_list(sides, pairs)))
     rows = [row | {"verdict": None} for row in listed]
     parts = {
@@ -70,8 +79,8 @@ def run_audit_within(out: Store, config: AuditConfig, sides: Sides, job: AuditJo
         "stars.parquet": to_parquet(table),
         "stars.csv": csv_bytes(table),
         "exclude.parquet": to_parquet(excluded),
-        "unchecked.parquet": to_parquet(unchecked),
-        "hubs.parquet": to_parquet(found.hubs),
+        "unchecked.parquet": to_parquet(named_unchecked(sides, unchecked)),
+        "hubs.parquet": to_parquet(with_names(sides.upstream, found.hubs)),
         "shards.parquet": to_parquet(found.shards),
     }
     for name, body in parts.items():
@@ -127,22 +136,21 @@ def _unchecked(sides: Sides, found: Found, groups: dict[ShardRow, list[ShardRow]
     return pa.Table.from_pylist(list(rows.values()), schema=UNCHECKED_SCHEMA), len(pictures) + beside
 
 
-def _key(sides: Sides, address: ShardRow) -> str:
-    return str(sides.upstream.sample(Address(*address))["key"])
-
-
 def _group_table(sides: Sides, groups: dict[ShardRow, list[ShardRow]]) -> pa.Table:
     """Return a row for each member of a group, with the location of its picture."""
     rows = []
     for centre, members in groups.items():
-        for member in members:
-            sample = sides.upstream.sample(Address(*member))
-            rows.append(
-                {"centre_shard": centre[0], "centre_row": centre[1], "centre_key": _key(sides, centre),
-                 "centre_source": picture_name(sides.upstream, Address(*centre)),
-                 "shard": member[0], "row": member[1], "key": sample["key"],
-                 "source": picture_name(sides.upstream, Address(*member)),
-                 "url": sides.upstream.shard_url(member[0]), "offset": sample["image_offset"],
-                 "bytes": sample["image_bytes"]}
-            )  # fmt: skip
+        about = _about(sides, centre)
+        of_centre = {f"centre_{name}": about[name] for name in ("shard", "row", "key", "source", "classes")}
+        rows += [of_centre | _about(sides, member) for member in members]
     return pa.Table.from_pylist(rows, schema=_GROUP_SCHEMA)
+
+
+def _about(sides: Sides, address: ShardRow) -> dict[str, Any]:
+    """Return where a picture is and what it shows."""
+    sample = sides.upstream.sample(Address(*address))
+    return {"shard": address[0], "row": address[1], "key": sample["key"],
+            "source": picture_name(sides.upstream, Address(*address)),
+            "classes": class_names(sides.upstream, sample["labels"]),
+            "url": sides.upstream.shard_url(address[0]), "offset": sample["image_offset"],
+            "bytes": sample["image_bytes"]}  # fmt: skip

@@ -29,6 +29,11 @@ DIHEDRAL: tuple[tuple[bool, bool, bool], ...] = tuple(
     for mirrored in (False, True)
     for upended in (False, True)
 )
+# Element -> the one that undoes it: of the two turns by 90 degrees each undoes the other.
+INVERSE = tuple(
+    DIHEDRAL.index((transposed, upended if transposed else mirrored, mirrored if transposed else upended))
+    for transposed, mirrored, upended in DIHEDRAL
+)
 
 
 @lru_cache

@@ -40,6 +40,10 @@ STATE_SCHEMA = pa.schema(
      ("evidence", pa.string())]
 )  # fmt: skip
 HUB_SCHEMA = pa.schema([("shard", pa.int32()), ("row", pa.int32()), ("num_matches", pa.int64())])
+CANARY_SCHEMA = pa.schema(
+    [("transform", pa.string()), ("down_shard", pa.int32()), ("down_row", pa.int32()), ("found", pa.bool_()),
+     ("distance", pa.int16()), ("correlation", pa.float32())]
+)  # fmt: skip
 # Pictures that were not compared: rejects of either side, unreadable pictures, samples of quarantined shards.
 UNCHECKED_SCHEMA = pa.schema(
     [("side", pa.string()), ("shard", pa.int32()), ("row", pa.int32()), ("source", pa.string()),
@@ -129,7 +133,7 @@ class AuditTables:
         pairs: Table of PAIR_SCHEMA: duplicates and very similar pictures.
         rejected: Table of PAIR_SCHEMA: pairs that were compared and are no copies.
         downstream: Table of STATE_SCHEMA: one row per downstream picture.
-        canaries: One row per canary: transform, down_shard, down_row, found, distance, correlation.
+        canaries: Table of CANARY_SCHEMA: one row per canary.
     """
 
     found: Found

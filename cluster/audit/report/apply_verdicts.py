@@ -8,7 +8,14 @@ import pyarrow.compute as pc
 
 from cluster.audit.base.sets import Pinned, Sides, samples_of
 from cluster.audit.base.stored_tasks import AuditJob
-from cluster.audit.base.tables import AuditConfig, Found
+from cluster.audit.base.tables import (
+    CANARY_SCHEMA,
+    HUB_SCHEMA,
+    SHARD_STATE_SCHEMA,
+    UNCHECKED_SCHEMA,
+    AuditConfig,
+    Found,
+)
 from cluster.audit.report.publish import PREDICTIONS, publish_audit, read_summary
 from cluster.audit.report.recorded_verdicts import record_verdicts
 from cluster.audit.result.exclusion_lists import pair_names
@@ -19,6 +26,7 @@ from pipeline.dataset.tables import read_table
 from pipeline.store.base import Store, exists
 
 logger = logging.getLogger(__name__)
+_SCHEMAS = {"hubs": HUB_SCHEMA, "shards": SHARD_STATE_SCHEMA, "unchecked": UNCHECKED_SCHEMA, "canaries": CANARY_SCHEMA}
 
 
 def import_verdicts(out: Store, verdicts: Mapping[str, Verdict], job: AuditJob) -> dict[str, Any]:
@@ -44,7 +52,7 @@ def import_verdicts(out: Store, verdicts: Mapping[str, Verdict], job: AuditJob) 
         )
     config = AuditConfig.model_validate_json(out.read("audit.json"))
     sides = Sides(*(_pinned(summary[side]) for side in ("upstream", "downstream")))
-    tables = {name: read_table(out, f"{name}.parquet") for name in ("hubs", "shards", "unchecked", "canaries")}
+    tables = {name: read_table(out, f"{name}.parquet").select(schema.names) for name, schema in _SCHEMAS.items()}
     canaries = tables.pop("canaries")
     pairs = read_table(out, "found.parquet")
     found = Found(pairs=pairs, num_candidates=summary["num_candidates"], **tables)

@@ -15,7 +15,15 @@ from cluster.audit.base.tables import AuditConfig, AuditTables, Evidence
 from cluster.audit.report.pair_pages import PAIRS_PER_PAGE, page_name, pair_card, shown_pairs, write_pages
 from cluster.audit.report.recorded_verdicts import read_verdicts, write_for_pages
 from cluster.audit.report.unchecked_page import write_unchecked
-from cluster.audit.result.exclusion_lists import PAIR_LIST_SCHEMA, exclusions, pair_list, with_sources
+from cluster.audit.result.exclusion_lists import (
+    PAIR_LIST_SCHEMA,
+    exclusions,
+    named_states,
+    named_unchecked,
+    pair_list,
+    with_names,
+    with_sources,
+)
 from cluster.audit.result.human_review import Verdict, decide, draw_pairs, precision_by_band
 from cluster.audit.result.states import audit_tables
 from cluster.audit.result.summary import states_by_class, summarize
@@ -26,12 +34,13 @@ from pipeline.base.records import json_bytes
 from pipeline.base.text import csv_cell
 from pipeline.dataset.schema import sha256_hex, to_parquet
 from pipeline.store.base import Store, put
-from trainer.scores.predictions import PREDICTION_SCHEMA
+from trainer.scores.predictions import NAMED_PREDICTION_SCHEMA, PREDICTION_SCHEMA
 
 _GALLERY = 12  # pairs on the first page
 _MOST_IN_TABLE = 20_000  # rows of the table of pairs on a page
 _KINDS = ("duplicate", "very similar", "rejected")
 PREDICTIONS = "predictions.parquet"
+_PREDICTION_NAMES = ("key", "source", "label_names", "prediction_name")
 _SUMMARY = "summary.json"
 _DRAWN = "review.json"
 
@@ -76,14 +85,14 @@ def publish_audit(
     key = sha256_hex(config.to_json())[:16]  # of the browser's storage: verdicts survive a rerun
     parts = {
         "found.parquet": to_parquet(by_rule),
-        "hubs.parquet": to_parquet(tables.found.hubs),
+        "hubs.parquet": to_parquet(with_names(sides.downstream, tables.found.hubs)),
         PREDICTIONS: to_parquet(_with_models(predictions)),
-        "downstream.parquet": to_parquet(tables.downstream),
-        "canaries.parquet": to_parquet(tables.canaries),
-        "unchecked.parquet": to_parquet(tables.found.unchecked),
+        "downstream.parquet": to_parquet(named_states(sides.downstream, tables.downstream)),
+        "canaries.parquet": to_parquet(with_names(sides.downstream, tables.canaries, "down_")),
+        "unchecked.parquet": to_parquet(named_unchecked(sides, tables.found.unchecked)),
         "shards.parquet": to_parquet(tables.found.shards),
         "classes.csv": csv_bytes(pa.Table.from_pylist(states_by_class(sides.downstream, tables.downstream))),
-        **{name: to_parquet(table) for name, table in exclusions(tables).items()},
+        **{name: to_parquet(table) for name, table in exclusions(sides, tables).items()},
     }
     for name, body in parts.items():
         put(out, name, body)
@@ -124,13 +133,16 @@ def judged_list(
 
 
 def _with_models(predictions: Mapping[str, pa.Table]) -> pa.Table:
-    """Return the predictions of all models in one table, which later verdicts need."""
-    schema = pa.schema([pa.field("model", pa.string()), *PREDICTION_SCHEMA])
-    parts = [
-        table.select(PREDICTION_SCHEMA.names).add_column(0, "model", pa.array([name] * table.num_rows, pa.string()))
-        for name, table in predictions.items()
-    ]
-    return pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in parts)])
+    """Return the predictions of all models in one table, which later verdicts need; old ones name no pictures."""
+    fields = [*PREDICTION_SCHEMA, *(NAMED_PREDICTION_SCHEMA.field(name) for name in _PREDICTION_NAMES)]
+    schema = pa.schema([pa.field("model", pa.string()), *fields])
+    parts = [schema.empty_table()]
+    for model, table in predictions.items():
+        columns = {field.name: table[field.name] for field in fields if field.name in table.column_names}
+        empty = {field.name: pa.nulls(table.num_rows, field.type) for field in fields if field.name not in columns}
+        models = pa.array([model] * table.num_rows, pa.string())
+        parts.append(pa.table({"model": models} | columns | empty).select(schema.names).cast(schema))
+    return pa.concat_tables(parts)
 
 
 def read_summary(out: Store) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from cluster.audit.base.sets import Sides, picture_name
 from cluster.audit.base.tables import MIN_QUALITY, AuditTables, ShardRow
 from cluster.audit.report.pair_pages import picture_or_grey
+from cluster.audit.result.exclusion_lists import class_names
 from pipeline.base.html import render_page
 from pipeline.dataset.dataset import Address
 from pipeline.image.thumbnail import thumbnail
@@ -24,7 +25,7 @@ def write_unchecked(out: Store, sides: Sides, tables: AuditTables) -> None:
         address = Address(row["shard"], row["row"])
         shown = {
             "name": picture_name(sides.downstream, address),
-            "classes": ", ".join(sides.downstream.class_name(label) for label in row["labels"]),
+            "classes": class_names(sides.downstream, row["labels"]),
             "shown": str(thumbnail(picture_or_grey(sides.downstream, address), "unchecked picture")),
         }
         groups.setdefault(reason_of(row, hub_places), []).append(shown)

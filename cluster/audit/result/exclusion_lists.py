@@ -1,7 +1,7 @@
-"""The lists an audit publishes: all pairs with the locations of their pictures, and what to exclude from each set."""
+"""The lists an audit publishes, with the names of their pictures: all pairs, and what to exclude from each set."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.audit.base.sets import Sides, picture_name
-from cluster.audit.base.tables import AuditTables, Evidence, ShardRow
-from pipeline.dataset.dataset import Address
+from cluster.audit.base.tables import UNCHECKED_SCHEMA, AuditTables, Evidence, ShardRow
+from pipeline.dataset.dataset import Address, Dataset
 from pipeline.image.fingerprint import DIHEDRAL
 
 _ID_DIGITS = 16
@@ -83,7 +83,7 @@ def pair_list(sides: Sides, pairs: pa.Table) -> list[dict[str, Any]]:
                 f"{side}_bytes": sample["image_bytes"],
                 f"{side}_digest": sample["digest"].hex(),
                 f"{side}_labels": " ".join(str(label) for label in sample["labels"]),
-                f"{side}_classes": ", ".join(dataset.class_name(label) for label in sample["labels"]),
+                f"{side}_classes": class_names(dataset, sample["labels"]),
             }
         row |= {
             "pair": _name(digests),
@@ -101,12 +101,59 @@ def with_sources(sides: Sides, rows: Sequence[dict[str, Any]]) -> list[dict[str,
     """Return the rows of pair_list with `source` of both sides: the names of the files, read from the sets."""
     named: dict[str, list[str]] = {}
     for side, dataset in (("down", sides.downstream), ("up", sides.upstream)):
-        addresses = [Address(row[f"{side}_shard"], row[f"{side}_row"]) for row in rows]
-        distinct = list(dict.fromkeys(addresses))
-        with ThreadPoolExecutor(_NUM_READ_THREADS) as threads:
-            names = dict(zip(distinct, threads.map(partial(picture_name, dataset), distinct), strict=True))
-        named[f"{side}_source"] = [names[address] for address in addresses]
+        named[f"{side}_source"] = _sources(dataset, [(row[f"{side}_shard"], row[f"{side}_row"]) for row in rows])
     return [row | {side: named[side][place] for side in named} for place, row in enumerate(rows)]
+
+
+def class_names(dataset: Dataset, labels: Iterable[int]) -> str:
+    """Return the names of a picture's classes in one text."""
+    return ", ".join(dataset.class_name(label) for label in labels)
+
+
+def _sources(dataset: Dataset, pictures: Iterable[ShardRow]) -> list[str]:
+    """Return the name of the file of each picture; each is a small read, so many run at once."""
+    addresses = [Address(shard, row) for shard, row in pictures]
+    distinct = list(dict.fromkeys(addresses))
+    with ThreadPoolExecutor(_NUM_READ_THREADS) as threads:
+        names = dict(zip(distinct, threads.map(partial(picture_name, dataset), distinct), strict=True))
+    return [names[address] for address in addresses]
+
+
+def with_names(dataset: Dataset, table: pa.Table, prefix: str = "") -> pa.Table:
+    """Return a table of pictures with two more columns: the name of the file, and those of the classes.
+
+    Args:
+        dataset: Their set.
+        table: Has `shard` and `row`, both after the prefix.
+        prefix: Of these and of the new columns, `source` and `classes`.
+    """
+    pictures = list(zip(table[f"{prefix}shard"].to_pylist(), table[f"{prefix}row"].to_pylist(), strict=True))
+    classes = [class_names(dataset, dataset.sample(Address(*picture))["labels"]) for picture in pictures]
+    named = table.append_column(f"{prefix}source", pa.array(_sources(dataset, pictures), pa.string()))
+    return named.append_column(f"{prefix}classes", pa.array(classes, pa.string()))
+
+
+def named_states(dataset: Dataset, states: pa.Table) -> pa.Table:
+    """Return a table of STATE_SCHEMA with `classes`, and with the `source` of each picture that is not clean.
+
+    The others have their key: a source is a read of its own, and most pictures of a large test set are clean.
+    """
+    rows = states.select(["shard", "row", "labels", "state"]).to_pylist()
+    wanted = [(row["shard"], row["row"]) for row in rows if row["state"] != "clean"]
+    source_of = dict(zip(wanted, _sources(dataset, wanted), strict=True))
+    sources = [source_of.get((row["shard"], row["row"])) for row in rows]
+    named = states.append_column("source", pa.array(sources, pa.string()))
+    return named.append_column("classes", pa.array([class_names(dataset, row["labels"]) for row in rows], pa.string()))
+
+
+def named_unchecked(sides: Sides, unchecked: pa.Table) -> pa.Table:
+    """Return a table of UNCHECKED_SCHEMA with the `source` of the pictures that are in their set, too."""
+    rows = unchecked.to_pylist()
+    for row in rows:
+        if row["source"] is None and row["row"] is not None:
+            dataset = sides.upstream if row["side"] == "upstream" else sides.downstream
+            row["source"] = picture_name(dataset, Address(row["shard"], row["row"]))
+    return pa.Table.from_pylist(rows, schema=UNCHECKED_SCHEMA)
 
 
 def pair_names(sides: Sides, pairs: pa.Table) -> list[str]:
@@ -125,8 +172,8 @@ def _name(digests: bytes) -> str:
     return hashlib.sha256(digests).hexdigest()[:_ID_DIGITS]
 
 
-def exclusions(tables: AuditTables) -> dict[str, pa.Table]:
-    """Return what to exclude from each side, by file name: `shard` and `row`, as `trainer --exclude` takes them.
+def exclusions(sides: Sides, tables: AuditTables) -> dict[str, pa.Table]:
+    """Return what to exclude from each side, by file name: pictures as `trainer --exclude` takes them, with names.
 
     Upstream: every picture that is a copy of a test picture, those too beside which a closer one exists. Downstream:
     every test picture with a duplicate.
@@ -134,11 +181,13 @@ def exclusions(tables: AuditTables) -> dict[str, pa.Table]:
     pairs = tables.pairs.to_pylist()
     up = {(pair["up_shard"], pair["up_row"]) for pair in pairs if Evidence(pair["evidence"]).is_copy_upstream}
     down = {(pair["down_shard"], pair["down_row"]) for pair in pairs if Evidence(pair["evidence"]).is_duplicate}
-    return {"exclude-upstream.parquet": address_table(up), "exclude-downstream.parquet": address_table(down)}
+    return {
+        "exclude-upstream.parquet": picture_list(sides.upstream, up),
+        "exclude-downstream.parquet": picture_list(sides.downstream, down),
+    }
 
 
-def address_table(addresses: set[ShardRow]) -> pa.Table:
-    """Return addresses as a table of `shard` and `row`, sorted."""
-    return pa.Table.from_pylist(
-        [{"shard": shard, "row": row} for shard, row in sorted(addresses)], schema=_ADDRESS_SCHEMA
-    )
+def picture_list(dataset: Dataset, pictures: Iterable[ShardRow]) -> pa.Table:
+    """Return pictures as a table of `shard`, `row`, `source` and `classes`, sorted."""
+    rows = [{"shard": shard, "row": row} for shard, row in sorted(pictures)]
+    return with_names(dataset, pa.Table.from_pylist(rows, schema=_ADDRESS_SCHEMA))

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.audit.base.sets import Pinned, open_pinned, read_picture
+from cluster.audit.base.sets import Pinned, Sides, open_pinned, read_picture
 from cluster.audit.base.stored_tasks import (
     AuditJob,
     Quarantined,
@@ -21,14 +21,16 @@ from cluster.audit.base.stored_tasks import (
     load_or_compute,
     stored_results,
 )
+from cluster.audit.base.tables import AuditConfig
 from cluster.audit.search.embedding import models
-from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, VIEW_COLUMN
+from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, VIEW_COLUMN, ViewVectors
 from cluster.audit.search.embedding.models import DIMENSIONS, Embedder
 from cluster.audit.search.join import VARIANTS_COLUMN, WINDOWS_COLUMN
 from cluster.audit.search.variants import VARIANTS_VERSION, variant_codes
 from cluster.audit.search.windows import WINDOWS_VERSION, window_codes
 from pipeline.base.errors import BadImage
 from pipeline.dataset.dataset import Address
+from pipeline.dataset.tables import read_table
 from pipeline.image.decode import Pixels, decode
 from pipeline.image.fingerprint import CODE_BYTES, DESCRIPTOR_VERSION
 from pipeline.store.url import open_store
@@ -55,6 +57,41 @@ class FeatureTask:
 
     def __str__(self) -> str:
         return f"{self.kind} of shard {self.shard} of {self.side.url}"
+
+
+@dataclass(frozen=True)
+class DownFeatures:
+    """Where the features of the downstream side are stored.
+
+    Attributes:
+        work: URL of the work folder.
+        variants: Keys of the variant codes of each shard; empty within one set.
+        windows: Keys of the codes of windows of each shard; empty where these are not asked for.
+        vectors: Keys of the vectors of each shard; empty without an embedding.
+    """
+
+    work: str
+    variants: tuple[str, ...] = ()
+    windows: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
+
+
+def down_features(config: AuditConfig, sides: Sides, job: AuditJob) -> DownFeatures:
+    """Return where the features of the downstream side are stored, or will be."""
+    kinds: list[list[FeatureTask]] = [
+        [] if sides.is_within else feature_tasks(sides.down, VARIANTS, job),
+        feature_tasks(sides.down, WINDOWS, job) if config.windows else [],
+        feature_tasks(sides.down, config.embedding, job) if config.embedding else [],
+    ]
+    return DownFeatures(job.work.url, *(tuple(task.result_key for task in tasks) for tasks in kinds))
+
+
+@lru_cache(maxsize=1)
+def down_vectors(down: DownFeatures) -> ViewVectors:
+    """Read the vectors of the downstream side, once per process."""
+    work = open_store(down.work)
+    parts = [vector_rows(shard, read_table(work, key)) for shard, key in enumerate(down.vectors)]
+    return ViewVectors.of(pa.concat_tables(parts))
 
 
 @lru_cache(maxsize=1)

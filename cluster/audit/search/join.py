@@ -13,13 +13,14 @@ from cluster.audit.base.tables import ADDRESS_COLUMNS, CANDIDATE_SCHEMA, CLOSE_B
 from cluster.audit.search.hamming import Codes, HammingIndex, Ints, build_index, distances, parity_words, search
 from pipeline.image.fingerprint import CODE_BYTES, dihedral_codes
 
-JOIN_VERSION = 2  # raised with every change of what candidates, cap_hubs and shard_matches return
+JOIN_VERSION = 3  # raised with every change of what candidates, cap_hubs, shard_matches and proposals return
 VARIANTS_COLUMN = "variant_codes"
 WINDOWS_COLUMN = "window_codes"
 # One of many windows is near by chance more often than one of few variants. It proposes a pair, and proves nothing.
 _LEAST_WINDOW_BITS = CLOSE_BITS + 1
 _MORE_WINDOW_BITS = 4  # beyond the radius: of 7.5 M pairs of different pictures 1,927 instead of 1,627 are candidates
 _TRANSPOSED = 4  # the element of DIHEDRAL that swaps rows and columns only
+TIE_COLUMN = "tie"
 _PAIRS_PER_STEP = 1 << 18
 
 
@@ -44,6 +45,12 @@ def is_first_of_run(*columns: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     first = np.ones(len(columns[0]), bool)
     first[1:] = np.any([np.diff(column) != 0 for column in columns], axis=0)
     return first
+
+
+def is_itself(pairs: pa.Table) -> npt.NDArray[np.bool_]:
+    """Return which pairs, by their addresses, are of a picture with itself."""
+    up_shard, up_row, down_shard, down_row = (pairs[name].to_numpy() for name in ADDRESS_COLUMNS)
+    return np.asarray((up_shard == down_shard) & (up_row == down_row), bool)
 
 
 @dataclass(frozen=True)
@@ -152,18 +159,18 @@ def cap_hubs(
     """Keep the `most` closest upstream matches of each downstream picture.
 
     Args:
-        pairs: Has the addresses and the column `by`.
+        pairs: Has the addresses and the column `by`, and may have `tie`: numbers of the upstream pictures.
         most: Matches of one picture.
-        by: What is close: a small distance, or a large cosine. Ties go by upstream address.
+        by: What is close: a small distance, or a large cosine. Ties go by `tie`, then by upstream address.
 
     Returns:
         The kept pairs, sorted by downstream address and then from the closest on, and the number of matches of each
         picture that has more.
     """
     closest_first = "ascending" if by == "distance" else "descending"
-    order = {"down_shard": "ascending", "down_row": "ascending", by: closest_first, "up_shard": "ascending",
-             "up_row": "ascending"}  # fmt: skip
-    ordered = pairs.sort_by(list(order.items()))
+    order = {"down_shard": "ascending", "down_row": "ascending", by: closest_first, TIE_COLUMN: "ascending",
+             "up_shard": "ascending", "up_row": "ascending"}  # fmt: skip
+    ordered = pairs.sort_by([(name, way) for name, way in order.items() if name in pairs.column_names])
     if not ordered.num_rows:
         return ordered, {}
     shard, row = (ordered[name].to_numpy() for name in ("down_shard", "down_row"))

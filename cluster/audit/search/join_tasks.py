@@ -34,8 +34,10 @@ from cluster.audit.search.embedding.models import Nearness
 from cluster.audit.search.features import (
     VARIANTS,
     WINDOWS,
-    FeatureTask,
+    DownFeatures,
     compute_features,
+    down_features,
+    down_vectors,
     embedder_of,
     feature_tasks,
     numbered,
@@ -51,8 +53,10 @@ from cluster.audit.search.join import (
     codes_of,
     index_downstream,
     index_windows,
+    is_itself,
 )
 from cluster.audit.search.matches import DOWN_ADDRESS, MATCH_SCHEMA, shard_matches
+from cluster.audit.search.proposals import Proposals, compute_proposals, proposed_either_way
 from cluster.audit.search.windows import num_windows
 from pipeline.base.errors import ServiceError
 from pipeline.dataset.schema import PIXELS_COLUMN
@@ -63,24 +67,8 @@ from pipeline.store.url import open_store
 _VECTOR_SCHEMA = pa.schema([*CANDIDATE_SCHEMA, pa.field("cosine", pa.float32())])
 _WINDOWS_PER_SECOND = 2e9  # compared with one code on one core (`benchmarks/join.py`)
 _PICTURES_PER_INDEX = 1024  # 1.2 M windows, 84 MB; a choice
+_TIE_BYTES = 8  # of a digest
 _PAIRS_PER_STEP = 1 << 16  # whose eight turned codes are in memory, 16 MiB; a choice
-
-
-@dataclass(frozen=True)
-class DownFeatures:
-    """Where the features of the downstream side are stored.
-
-    Attributes:
-        work: URL of the work folder.
-        variants: Keys of the variant codes of each shard; empty within one set.
-        windows: Keys of the codes of windows of each shard; empty where these are not asked for.
-        vectors: Keys of the vectors of each shard; empty without an embedding.
-    """
-
-    work: str
-    variants: tuple[str, ...] = ()
-    windows: tuple[str, ...] = ()
-    vectors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +78,7 @@ class JoinTask:
     Attributes:
         vectors: Key of the shard's own vectors; None without an embedding.
         nearness: Which pairs are candidates by vector; None without an embedding.
+        proposals: Where these pairs are stored within one set; None between two sets, and without an embedding.
     """
 
     sides: Sides
@@ -99,6 +88,7 @@ class JoinTask:
     down: DownFeatures
     vectors: str | None
     nearness: Nearness | None
+    proposals: Proposals | None
     result_key: str
 
     def __str__(self) -> str:
@@ -126,14 +116,6 @@ def windows_indexes(down: DownFeatures, radius: int) -> Iterator[DownstreamIndex
             yield index_windows(table.slice(start, _PICTURES_PER_INDEX), radius)
 
 
-@lru_cache(maxsize=1)
-def down_vectors(down: DownFeatures) -> ViewVectors:
-    """Read the vectors of the downstream side, once per process."""
-    work = open_store(down.work)
-    parts = [vector_rows(shard, read_table(work, key)) for shard, key in enumerate(down.vectors)]
-    return ViewVectors.of(pa.concat_tables(parts))
-
-
 @lru_cache(maxsize=2)
 def _places(side: Pinned, column: str) -> dict[bytes, list[int]]:
     """Return the places of each digest among the samples."""
@@ -156,6 +138,10 @@ def join_shards(
     if down.windows:
         _tell_cost(sides, job)
     nearness = embedder_of(config.embedding).nearness if config.embedding else None
+    proposals = None
+    if nearness and sides.is_within:
+        proposals, failed = compute_proposals(sides.up, down, nearness, job)
+        quarantined |= failed
     tasks, rows = [], []
     for row in sides.upstream.shards:
         rows.append({name: row[name] for name in ("shard", "path", "blake3", "num_samples")})
@@ -163,12 +149,14 @@ def join_shards(
             rows[-1] |= {"state": "quarantined", "num_candidates": 0, "detail": quarantined[row["shard"]]}
             continue
         vectors = own[row["shard"]] if own else None
-        place = row["shard"] if sides.is_within else 0  # within a set, only earlier pictures are matches
+        place = row["shard"] if sides.is_within else 0  # within a set, pictures are no matches of themselves
         key = key_of("joined", row["blake3"], row["sidecar_sha256"], place, content_digest(sides.downstream),
                      config.radius, config.most_matches, sides.is_within, down.variants, down.windows, down.vectors,
-                     vectors, nearness and nearness.model_dump(), JOIN_VERSION, EMBEDDING_VERSION, DESCRIPTOR_VERSION,
-                     compiled_digest())  # fmt: skip
-        tasks.append(JoinTask(sides, row["shard"], config.radius, config.most_matches, down, vectors, nearness, key))
+                     vectors, nearness and nearness.model_dump(), proposals and proposals.keys, JOIN_VERSION,
+                     EMBEDDING_VERSION, DESCRIPTOR_VERSION, compiled_digest())  # fmt: skip
+        tasks.append(
+            JoinTask(sides, row["shard"], config.radius, config.most_matches, down, vectors, nearness, proposals, key)
+        )
     parts = {}
     with job.reporting.progress("joining", sides.upstream.version.num_samples, "pictures") as advance:
         results = stored_results(job, join_shard, tasks, lambda task: advance(rows[task.shard]["num_samples"], 0))
@@ -197,16 +185,6 @@ def _tell_cost(sides: Sides, job: AuditJob) -> None:
             f"comparing {num_up:,} pictures with {num_windows():,} windows of each of {num_down:,} takes about "
             f"{core_hours:,.0f} core hours; --no-windows leaves that out, and misses crops and shifted frames"
         )
-
-
-def down_features(config: AuditConfig, sides: Sides, job: AuditJob) -> DownFeatures:
-    """Return where the features of the downstream side are stored, or will be."""
-    kinds: list[list[FeatureTask]] = [
-        [] if sides.is_within else feature_tasks(sides.down, VARIANTS, job),
-        feature_tasks(sides.down, WINDOWS, job) if config.windows else [],
-        feature_tasks(sides.down, config.embedding, job) if config.embedding else [],
-    ]
-    return DownFeatures(job.work.url, *(tuple(task.result_key for task in tasks) for tasks in kinds))
 
 
 def _features(
@@ -262,17 +240,20 @@ def _matches(task: JoinTask) -> pa.Table:
     by_vector = _by_vector(task, samples, down_samples)
     known = _equal_digests(task, samples, down_samples)
     if task.sides.is_within:
-        by_code, by_vector = _earlier(by_code), _earlier(by_vector)
-        known = {address: evidence for address, evidence in known.items() if _is_earlier(task.shard, address)}
-    return shard_matches(by_code, by_vector, known, task.most_matches)
+        by_code = by_code.filter(pa.array(~is_itself(by_code)))
+    ties = [int.from_bytes(digest[:_TIE_BYTES], signed=True) for digest in samples["digest"].to_pylist()]
+    return shard_matches(by_code, by_vector, known, ties, task.most_matches)
 
 
 def _by_vector(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> pa.Table:
     """Return the pairs with close vectors, as shard_matches takes them."""
     if task.vectors is None or task.nearness is None:
         return _VECTOR_SCHEMA.empty_table()
-    own = vector_rows(task.shard, read_table(open_store(task.down.work), task.vectors))
-    pairs = view_candidates(ViewVectors.of(own), down_vectors(task.down), task.nearness, is_within=task.sides.is_within)
+    if task.proposals:
+        pairs = proposed_either_way(task.proposals, task.shard)
+    else:
+        own = vector_rows(task.shard, read_table(open_store(task.down.work), task.vectors))
+        pairs = view_candidates(ViewVectors.of(own), down_vectors(task.down), task.nearness)
     places = {
         address: place
         for place, address in enumerate(
@@ -293,7 +274,7 @@ def _by_vector(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> pa.
 def _equal_digests(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> dict[tuple[int, int, int], str]:
     """Return the pairs of equal bytes or pixels with their evidence; no number of look-alikes may crowd them out.
 
-    Within one set each copy is paired with the first one only.
+    Within one set each copy is paired with the first one only, from either of them.
     """
     found: dict[tuple[int, int, int], str] = {}
     for column, evidence in (("digest", Evidence.SAME_BYTES), (PIXELS_COLUMN, Evidence.SAME_PIXELS)):
@@ -305,21 +286,9 @@ def _equal_digests(task: JoinTask, samples: pa.Table, down_samples: pa.Table) ->
                 (down_samples["shard"][place].as_py(), down_samples["row"][place].as_py())
                 for place in places.get(digest, ())
             ]
-            if task.sides.is_within and copies and copies[0] != (task.shard, up_row):
-                continue
+            if task.sides.is_within and copies:
+                own = (task.shard, up_row)
+                copies = copies[1:] if copies[0] == own else copies[:1]
             for copy in copies:
                 found.setdefault((up_row, *copy), str(evidence))
     return found
-
-
-def _is_earlier(shard: int, address: tuple[int, int, int]) -> bool:
-    return (shard, address[0]) < address[1:]
-
-
-def _earlier(pairs: pa.Table) -> pa.Table:
-    """Keep the pairs within one set whose upstream picture comes first, so that each pair is listed once."""
-    up, down = (
-        (pairs[f"{side}_shard"].to_numpy().astype(np.int64) << 32) | pairs[f"{side}_row"].to_numpy()
-        for side in ("up", "down")
-    )
-    return pairs.filter(pa.array(up < down))

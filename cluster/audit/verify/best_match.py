@@ -2,10 +2,13 @@
 
 Digits, products and pages look alike without being copies: one upstream picture then matches many different downstream
 ones. A strong match stands by itself. A weak one, of distant hashes or of an embedding, counts as a duplicate only if
-no competing match of either picture is far better; otherwise it is kept as very similar, for review.
+no competing match of either picture is far better; otherwise it is kept as very similar, for review. Very similar
+pairs compete, rejected ones do not: where the detail of two pictures disagrees their correlation is that of light and
+dark areas, which two skies share, and says nothing about a pair whose detail agrees.
 
 Between two sets, a match that only another upstream picture beats is a further copy: the test picture is a duplicate by
-the closer one anyhow, and this upstream picture is to be left out of training like that one.
+the closer one anyhow, and this upstream picture is to be left out of training like that one. Within one set an exact
+copy is the picture itself once more, which says nothing about others: it does not compete.
 """
 
 from typing import Any
@@ -15,8 +18,8 @@ import pyarrow as pa
 from cluster.audit.base.tables import Evidence
 from cluster.audit.verify.evidence import STRONG_BITS
 
-_SIDES = ("up", "down")
 _RESIDUAL_RATIO = 4.0
+_PROVEN = (Evidence.SAME_BYTES, Evidence.SAME_PIXELS)
 
 
 def keep_best_matches(pairs: pa.Table, *, is_within: bool = False) -> pa.Table:
@@ -31,24 +34,31 @@ def keep_best_matches(pairs: pa.Table, *, is_within: bool = False) -> pa.Table:
     """
     rows = pairs.to_pylist()
     best: dict[tuple[str, int, int], float] = {}
+    no_rivals = (Evidence.REJECTED, *(_PROVEN if is_within else ()))
     for row in rows:
-        for side in _SIDES:
-            key = _picture(row, side)
-            best[key] = max(best.get(key, -1.0), row["correlation"])
+        if row["evidence"] not in no_rivals:
+            for key in _pictures(row, is_within=is_within):
+                best[key] = max(best.get(key, -1.0), row["correlation"])
     evidence = [
-        _final_evidence(row, *(best[_picture(row, side)] for side in _SIDES), is_within=is_within) for row in rows
+        _final_evidence(row, *(best[key] for key in _pictures(row, is_within=is_within)), is_within=is_within)
+        if row["evidence"] in (Evidence.NEAR, Evidence.EMBEDDED)
+        else row["evidence"]
+        for row in rows
     ]
     return pairs.set_column(pairs.schema.get_field_index("evidence"), "evidence", pa.array(evidence, pa.string()))
 
 
-def _picture(row: dict[str, Any], side: str) -> tuple[str, int, int]:
-    """Return a picture of a pair: matches compete for both."""
-    return side, row[f"{side}_shard"], row[f"{side}_row"]
+def _pictures(row: dict[str, Any], *, is_within: bool) -> list[tuple[str, int, int]]:
+    """Return both pictures of a pair, the upstream one first: matches compete for either.
+
+    Within a set a picture is the same one on either side: which side it is on says only what comes first.
+    """
+    return [("" if is_within else side, row[f"{side}_shard"], row[f"{side}_row"]) for side in ("up", "down")]
 
 
 def _final_evidence(row: dict[str, Any], best_of_up: float, best_of_down: float, *, is_within: bool) -> str:
     is_strong = row["distance"] is not None and row["distance"] <= STRONG_BITS
-    if is_strong or row["evidence"] not in (Evidence.NEAR, Evidence.EMBEDDED):
+    if is_strong:
         return str(row["evidence"])
     if _is_beaten(row, best_of_up) or (is_within and _is_beaten(row, best_of_down)):
         return str(Evidence.SIMILAR)

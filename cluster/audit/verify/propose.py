@@ -18,15 +18,10 @@ from cluster.audit.verify.prepare import (
     turns,
     windows,
 )
-from pipeline.image.fingerprint import DIHEDRAL, apply_dihedral
+from pipeline.image.fingerprint import DIHEDRAL, INVERSE, apply_dihedral
 
 # SIFT matches features under any turn, but not mirrored ones.
 PLAIN, MIRRORED = DIHEDRAL.index((False, False, False)), DIHEDRAL.index((False, True, False))
-# Element of DIHEDRAL -> the one that undoes it: of the two turns by 90 degrees each undoes the other.
-_INVERSE = tuple(
-    DIHEDRAL.index((transposed, upended if transposed else mirror, mirror if transposed else upended))
-    for transposed, mirror, upended in DIHEDRAL
-)
 _CELLS = 32  # along the longer side: matches within one cell count once
 _RATIO = 0.8  # of the two nearest descriptors (Lowe 2004)
 _REPROJECTION_PX = 4.0
@@ -60,7 +55,7 @@ def by_windows(first: Prepared, second: Prepared) -> list[Proposal]:
     """Return the best map of a window of the first, of the second, and of both."""
     inner = windows().inner
     own = first.tiles @ second.tiles[0][turns()].T
-    others = second.tiles @ first.tiles[0][turns()[list(_INVERSE)]].T
+    others = second.tiles @ first.tiles[0][turns()[list(INVERSE)]].T
     turned = second.tiles[inner][:, turns()].swapaxes(0, 1)  # (8, inner, 256)
     both = first.tiles[inner] @ turned.reshape(-1, turned.shape[2]).T
     found = []

@@ -57,7 +57,7 @@ def verify_matches(
     """Compare the pictures of all matches that digests do not prove.
 
     Args:
-        matches: As join_tasks.cap_matches returns them.
+        matches: As matches.cap_matches returns them.
         radius: Of the hash search.
         sides: Both sets.
         job: Where the tasks run.

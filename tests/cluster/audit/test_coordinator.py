@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageDraw
 
 from cluster.audit.base.tables import AuditConfig, AuditTables, Evidence
@@ -16,6 +15,7 @@ from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.store.base import put
 from pipeline.store.url import open_store
 from tests.cluster.audit.audits import LEAKS, audited, contents, leaky_sets
+from tests.cluster.audit.stand_in import pixel_model
 from tests.conftest import BUCKET, class_folders, jpeg, pack, run_cli, running_stack
 from tests.soak.audit_kill import soak
 
@@ -57,17 +57,14 @@ def test_the_result_does_not_depend_on_sharding(found: AuditTables, sets: tuple[
 def test_with_an_embedding_of_crops_and_a_tight_cap_the_result_does_not_depend_on_sharding_either(
     tmp_path: Path,
 ) -> None:
-    pixels = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(10), torch.nn.Flatten())
-    torch.jit.trace(pixels, torch.zeros(1, 3, 224, 224)).save(str(tmp_path / "pixels.pt"))
-    nearness = "[nearness]\ncosine_from = 0.1\nmargin = 0.0\nsure_from = 0.5\n"
-    (tmp_path / "model.toml").write_text(f'model = "pixels.pt"\ncrops = true\n{nearness}')
+    model = pixel_model(tmp_path, "cosine_from = 0.1\nmargin = 0.0\nsure_from = 0.5")
     up = class_folders(tmp_path / "up", classes=1, each=12)
     pack(class_folders(tmp_path / "down", classes=1, each=5, seed=50_000), str(tmp_path / "test"))
     results = []
     for name, shard_bytes in (("many", 8_000), ("one", 10_000_000)):
         pack(up, str(tmp_path / name), shard_bytes=shard_bytes)
         config = AuditConfig(upstream=str(tmp_path / name), downstream=str(tmp_path / "test"), canaries_each=0,
-                             most_matches=1, embedding=str(tmp_path / "model.toml"))  # fmt: skip
+                             most_matches=1, embedding=model)  # fmt: skip
         results.append(audited(config, tmp_path / "work"))
     many, one = results
     assert one.found.shards.num_rows < many.found.shards.num_rows

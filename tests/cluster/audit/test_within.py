@@ -1,6 +1,7 @@
 """Copies within one set are grouped, and all but one of each group are excluded, however the set is cut."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cluster.audit.base.sets import picture_name
 from cluster.audit.base.tables import AuditConfig, is_duplicate
 from cluster.audit.coordinator import pin_sides
+from cluster.audit.find_pairs import find_pairs
 from cluster.audit.within import run_audit_within
 from pipeline.base.errors import Conflict
 from pipeline.dataset.dataset import Address, open_dataset
 from pipeline.store.url import open_store
-from tests.cluster.audit.audits import ellipse, local_job
+from tests.cluster.audit.audits import ellipse, local_job, scene
+from tests.cluster.audit.stand_in import pixel_model
 from tests.conftest import class_folders, pack, run_cli
 
 SIMILAR = ("similar-a.png", "similar-b.png")
@@ -68,11 +72,68 @@ def test_all_copies_but_the_centres_are_excluded_and_similar_pictures_stay(
     assert sorted(sorted({centre, *copies}) for centre, copies in groups.items()) == sorted(
         sorted({original, *copies}) for original, copies in COPIES.items()
     )
-    excluded = names_of(tmp_path / "set", pq.read_table(tmp_path / "out" / "exclude.parquet").to_pylist())
-    assert excluded == set().union(*groups.values())
+    excluded = pq.read_table(tmp_path / "out" / "exclude.parquet").to_pylist()
+    assert names_of(tmp_path / "set", excluded) == set().union(*groups.values())
+    assert {row["source"] for row in excluded} == {f"class0/{name}" for name in set().union(*groups.values())}
+    assert {row["classes"] for row in [*excluded, *members]} == {"class0"}
+    assert {row["centre_classes"] for row in members} == {"class0"}
     counts = {name: summary[name] for name in ("num_stars", "num_left_out", "num_samples", "num_duplicate_pairs")}
     assert counts == {"num_stars": 2, "num_left_out": 4, "num_samples": 12, "num_duplicate_pairs": len(pairs) - 1}
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+
+
+def ordered_folder(source: Path, target: Path, *, is_reversed: bool) -> Path:
+    """Copy pictures under other names: packing orders them by a hash of their names."""
+    target.mkdir(parents=True)
+    for number, path in enumerate(sorted(source.iterdir(), reverse=is_reversed)):
+        shutil.copy(path, target / f"{number:02d}-{path.name}")
+    return target.parent
+
+
+def compared(url: Path, work: Path, **settings: Any) -> dict[frozenset[str], tuple[Any, ...]]:
+    """Return the result of every pair that was compared, by the names of its pictures, and those of hubs."""
+    config = AuditConfig(upstream=str(url), downstream=str(url), canaries_each=0, **settings)
+    sides = pin_sides(config)
+    found = find_pairs(config, sides, local_job(work))
+
+    def name(shard: int, row: int) -> str:
+        return picture_name(sides.upstream, Address(shard, row)).rpartition("/")[2][3:]
+
+    results: dict[frozenset[str], tuple[Any, ...]] = {
+        frozenset({name(row["up_shard"], row["up_row"]), name(row["down_shard"], row["down_row"])}): (
+            row["distance"], row["correlation"], row["evidence"],
+        )
+        for row in found.pairs.to_pylist()
+    }  # fmt: skip
+    hubs = {frozenset({name(row["shard"], row["row"])}): (row["num_matches"],) for row in found.hubs.to_pylist()}
+    return results | hubs | {frozenset(): (found.num_candidates,)}
+
+
+def test_the_pairs_do_not_depend_on_the_order_of_the_pictures_nor_on_shards(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", classes=1, each=10) / "class0"
+    for name, pixels in {f"scene{number}": scene(number) for number in range(3)}.items():
+        Image.fromarray(pixels).save(source / f"{name}.png")
+        Image.fromarray(pixels[20:150, 30:220]).save(source / f"{name}-crop.png")
+    with Image.open(source / "003.jpg") as image:
+        for quality in range(40, 46):  # more than are verified of any one picture, and equally far in bits
+            image.save(source / f"003-{quality}.jpg", quality=quality)
+    nearness = "cosine_from = 0.1\nmargin = 0.02\nsure_from = 0.98"
+    settings = {"embedding": pixel_model(tmp_path, nearness), "most_matches": 3}
+    results = []
+    for is_reversed, shard_bytes in ((False, 10_000_000), (True, 10_000_000), (True, 20_000)):
+        name = f"{is_reversed}-{shard_bytes}"
+        folder = ordered_folder(source, tmp_path / "ordered" / name / "class0", is_reversed=is_reversed)
+        pack(folder, str(tmp_path / name), shard_bytes=shard_bytes)
+        results.append(compared(tmp_path / name, tmp_path / "work" / name, **settings))
+    assert len(list((tmp_path / "work" / name / "joined").iterdir())) > 3
+    assert results[0] == results[1] == results[2]
+    hubs = {picture for key in results[0] if len(key) == 1 for picture in key}
+    assert {f"003-{quality}.jpg" for quality in range(40, 46)} & hubs
+    proposed = pq.read_table(next((tmp_path / "work" / "False-10000000" / "proposed").iterdir()))
+    directed = set(zip(proposed["up_row"].to_pylist(), proposed["down_row"].to_pylist(), strict=True))
+    one_way = {pair for pair in directed if pair[::-1] not in directed}
+    assert {up < down for up, down in one_way} == {True, False}, "earlier and later pictures propose some alone"
+    assert results[0][frozenset()] == (len({frozenset(pair) for pair in directed}),), "a pair is one candidate"
 
 
 def test_another_audit_does_not_overwrite_the_report(folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from cluster.audit.base.tables import ADDRESS_COLUMNS
 from cluster.audit.search.embedding.models import DIMENSIONS, Nearness, Vectors
-from cluster.audit.search.join import is_first_of_run
+from cluster.audit.search.join import is_first_of_run, is_itself
 
 EMBEDDING_VERSION = 2  # raised with every change of which pairs are candidates
 VIEW_COLUMN = "view"  # number of the part of the picture; 0 is the whole
@@ -78,15 +78,14 @@ def view_candidates(
     )
     near = [_pairs(up, down, nearness.cosine_from) for up, down in searches]
     if is_within:
-        near = [pairs.filter(pa.array(~_is_itself(pairs))) for pairs in near]
-    found = pa.concat_tables([_standing_out(pairs, nearness) for pairs in near])
-    ordered = found.sort_by([*((name, "ascending") for name in ADDRESS_COLUMNS), ("cosine", "descending")])
+        near = [pairs.filter(pa.array(~is_itself(pairs))) for pairs in near]
+    return each_once(pa.concat_tables([_standing_out(pairs, nearness) for pairs in near]))
+
+
+def each_once(pairs: pa.Table) -> pa.Table:
+    """Return each pair of addresses of a table of COSINE_SCHEMA once, at its largest cosine, sorted by addresses."""
+    ordered = pairs.sort_by([*((name, "ascending") for name in ADDRESS_COLUMNS), ("cosine", "descending")])
     return ordered.filter(pa.array(is_first_of_run(*(ordered[name].to_numpy() for name in ADDRESS_COLUMNS))))
-
-
-def _is_itself(pairs: pa.Table) -> npt.NDArray[np.bool_]:
-    up_shard, up_row, down_shard, down_row = (pairs[name].to_numpy() for name in ADDRESS_COLUMNS)
-    return np.asarray((up_shard == down_shard) & (up_row == down_row), bool)
 
 
 def _pairs(upstream: ViewVectors, downstream: ViewVectors, cosine_from: float) -> pa.Table:

@@ -13,7 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.audit.base.sets import picture_name, samples_of
-from cluster.audit.base.tables import HUB_SCHEMA, STATE_SCHEMA, AuditConfig, AuditTables, Evidence
+from cluster.audit.base.tables import (
+    HUB_SCHEMA,
+    STATE_SCHEMA,
+    UNCHECKED_SCHEMA,
+    AuditConfig,
+    AuditTables,
+    Evidence,
+    unreadable_row,
+)
 from cluster.audit.coordinator import pin_sides
 from cluster.audit.report.apply_verdicts import import_verdicts
 from cluster.audit.report.publish import publish_audit, read_summary
@@ -22,11 +30,12 @@ from cluster.audit.report.unchecked_page import write_unchecked
 from cluster.audit.result.human_review import Verdict
 from cluster.audit.result.states import audit_tables
 from pipeline.base.errors import ConfigError, Conflict
-from pipeline.dataset.dataset import Address, open_dataset
+from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from pipeline.store.url import open_store
 from pipeline.streaming.choose import listed_rows
 from tests.cluster.audit.audits import contents, local_job, predictions
 from tests.conftest import class_folders, pack, run_cli
+from trainer.scores.predictions import NAMED_PREDICTION_SCHEMA
 
 
 def publish(out: Path, config: AuditConfig, found: AuditTables, models: dict[str, pa.Table]) -> dict[str, Any]:
@@ -180,6 +189,77 @@ def test_an_audit_that_finds_nothing_has_a_report(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "0 of 12 downstream pictures have a duplicate upstream" in done.stdout
     assert "No pair was accepted." in (tmp_path / "report" / "index.html").read_text()
+
+
+def with_a_hub_and_a_broken_picture(found: AuditTables) -> AuditTables:
+    """Return an audit with one clean picture that becomes a hub, and another that could not be read."""
+    hub, broken = [row for row in found.downstream.to_pylist() if row["state"] == "clean"][:2]
+    hubs = pa.Table.from_pylist([{"shard": hub["shard"], "row": hub["row"], "num_matches": 30}], schema=HUB_SCHEMA)
+    rows = [unreadable_row("downstream", broken["shard"], broken["row"], "no picture")]
+    unchecked = pa.Table.from_pylist(rows, schema=UNCHECKED_SCHEMA)
+    return replace(found, found=replace(found.found, hubs=hubs, unchecked=unchecked))
+
+
+def named_predictions(down: Dataset) -> pa.Table:
+    """Return predictions as `trainer` writes them today."""
+    rows = predictions(down, {1, 2}).to_pylist()
+    names = {"key": "k", "label_names": ["class0"], "prediction_name": "class1"}
+    named = [row | names | {"source": picture_name(down, Address(row["shard"], row["row"]))} for row in rows]
+    return pa.Table.from_pylist(named, schema=NAMED_PREDICTION_SCHEMA)
+
+
+def test_every_list_names_its_pictures_and_their_classes(
+    found: AuditTables, config: AuditConfig, sets: tuple[Path, Path], tmp_path: Path
+) -> None:
+    up, down = (open_dataset(str(url)) for url in sets)
+    models = {"named": named_predictions(down), "old": predictions(down, {1})}
+    publish(tmp_path, config, with_a_hub_and_a_broken_picture(found), models)
+    for name, dataset, prefix in (
+        ("exclude-upstream", up, ""), ("exclude-downstream", down, ""), ("hubs", down, ""),
+        ("canaries", down, "down_"),
+    ):  # fmt: skip
+        rows = pq.read_table(tmp_path / f"{name}.parquet").to_pylist()
+        assert rows, name
+        for row in rows:
+            address = Address(row[f"{prefix}shard"], row[f"{prefix}row"])
+            assert row[f"{prefix}source"] == dataset.read_about(address)["source"]
+            assert row[f"{prefix}classes"] == Path(row[f"{prefix}source"]).parent.name, "classes are folders here"
+    states = pq.read_table(tmp_path / "downstream.parquet").to_pylist()
+    sources = [down.read_about(Address(row["shard"], row["row"]))["source"] for row in states]
+    assert [row["classes"] for row in states] == [Path(source).parent.name for source in sources]
+    assert [row["source"] for row in states] == [
+        None if row["state"] == "clean" else source for row, source in zip(states, sources, strict=True)
+    ]
+    broken = pq.read_table(tmp_path / "unchecked.parquet").to_pylist()
+    assert [row["source"] for row in broken] == [
+        down.read_about(Address(row["shard"], row["row"]))["source"] for row in broken
+    ]
+    listed = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    assert {row["source"] for row in listed if row["model"] == "named"} == set(sources)
+    assert {row["source"] for row in listed if row["model"] == "old"} == {None}
+
+
+def test_lists_of_earlier_releases_without_names_exclude_the_same_and_verdicts_change_them_alike(
+    found: AuditTables, config: AuditConfig, sets: tuple[Path, Path], tmp_path: Path
+) -> None:
+    models = {"old": predictions(open_dataset(str(sets[1])), {1})}
+    for folder in ("new", "old"):
+        publish(tmp_path / folder, config, with_a_hub_and_a_broken_picture(found), models)
+    named = {"source", "classes", "down_source", "down_classes", *NAMED_PREDICTION_SCHEMA.names[6:]}
+    for name in ("exclude-upstream", "exclude-downstream", "hubs", "canaries", "predictions", "downstream"):
+        path = tmp_path / "old" / f"{name}.parquet"
+        table = pq.read_table(path)
+        kept = [column for column in table.column_names if column not in named - set(STATE_SCHEMA.names)]
+        assert len(kept) < len(table.column_names)
+        pq.write_table(table.select(kept), path)
+    for name in ("exclude-upstream", "exclude-downstream"):
+        new, old = (listed_rows(str(tmp_path / folder / f"{name}.parquet")) for folder in ("new", "old"))
+        assert {shard: rows.tolist() for shard, rows in new.items()} == {s: rows.tolist() for s, rows in old.items()}
+        assert new
+    verdict = {pq.read_table(tmp_path / "new" / "pairs.parquet")["pair"][0].as_py(): Verdict(verdict="no")}
+    for folder in ("new", "old"):
+        import_verdicts(open_store(str(tmp_path / folder)), verdict, local_job(tmp_path / folder / "work"))
+    assert contents(tmp_path / "new") == contents(tmp_path / "old")
 
 
 def test_an_empty_list_excludes_nothing(tmp_path: Path) -> None:

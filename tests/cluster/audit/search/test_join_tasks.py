@@ -87,7 +87,10 @@ def test_within_a_set_each_pair_is_listed_once_and_a_copy_with_the_first_one_onl
 ) -> None:
     pack(folders[0], str(tmp_path / "up"), shard_bytes=15_000)
     _, matches, _ = joined(str(tmp_path / "up"), str(tmp_path / "up"), tmp_path / "work", 100)
-    rows = matches.to_pylist()
+    kept, hubs, num_candidates = cap_matches(matches, 100, DEFAULT_RADIUS, is_within=True)
+    assert matches.num_rows == 2 * kept.num_rows == 2 * num_candidates
+    assert hubs.num_rows == 0
+    rows = kept.to_pylist()
     assert all((row["up_shard"], row["up_row"]) < (row["down_shard"], row["down_row"]) for row in rows)
     pairs = [(row["up_shard"], row["up_row"], row["down_shard"], row["down_row"]) for row in rows]
     alike = NUM_COPIES + len(QUALITIES)
