@@ -30,19 +30,19 @@ from real_life import KINDS
 from transforms import TRANSFORMS, copy_of
 
 from cluster.audit.base.tables import ADDRESS_COLUMNS, DEFAULT_RADIUS, Evidence
+from cluster.audit.search.crops import crop_codes
 from cluster.audit.search.embedding.embedding import ViewVectors, view_candidates
 from cluster.audit.search.embedding.models import load
 from cluster.audit.search.join import (
+    CROPS_COLUMN,
     VARIANTS_COLUMN,
-    WINDOWS_COLUMN,
     candidates,
     cap_hubs,
     closest,
+    index_crops,
     index_downstream,
-    index_windows,
 )
 from cluster.audit.search.variants import variant_codes
-from cluster.audit.search.windows import window_codes
 from cluster.audit.verify.best_match import keep_best_matches
 from cluster.audit.verify.evidence import judge, verify_pair
 from cluster.audit.verify.measure import Agreement
@@ -58,13 +58,13 @@ SETS = {"photos-200": ("", 15, 150, 0), "clothing": ("test", 10, 900, 300), "gro
 HALVES = ("tuned", "held-back")
 CHUNK = 60  # pictures per call
 MOST_MATCHES = 20
-PICTURES_PER_INDEX = 512  # whose windows are in memory
-# What an audit searches by: by hash with windows is what it does without an embedding, with one it leaves them out.
+PICTURES_PER_INDEX = 512  # whose crops are in memory
+# What an audit searches by: by hash with crops is what it does without an embedding, with one it leaves them out.
 SEARCHES = {
-    "by hash, no windows": {"variants"},
-    "by hash": {"variants", "windows"},
+    "by hash, no crops": {"variants"},
+    "by hash": {"variants", "crops"},
     "with the embedding": {"variants", "vectors"},
-    "with both": {"variants", "windows", "vectors"},
+    "with both": {"variants", "crops", "vectors"},
 }
 Picture = tuple[str, str, bytes]  # kind or "", name of the original file, JPEG
 
@@ -114,14 +114,14 @@ def other_pictures(folder: str, side: str) -> list[Picture]:
 
 
 def described(side: str, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
-    """Return code, quality, vectors and, downstream, codes of variants and windows of pictures."""
+    """Return code, quality, vectors and, downstream, codes of variants and crops of pictures."""
     embedder, rows = load(), []
     for _, _, data in pictures:
         pixels = decode(data)
         code, quality = fingerprint(pixels)
         variants = variant_codes(pixels) if side == "down" else []
-        windows = window_codes(pixels).tobytes() if side == "down" else b""
-        rows.append({"code": code, "quality": quality, "variants": variants, "windows": windows,
+        crops = crop_codes(pixels).tobytes() if side == "down" else b""
+        rows.append({"code": code, "quality": quality, "variants": variants, "crops": crops,
                      "vectors": embedder.embed(pixels).astype(np.float16)})  # fmt: skip
     return rows
 
@@ -132,7 +132,7 @@ def codes_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
         "shard": pa.array(np.zeros(len(rows), np.int32)), "row": pa.array(np.arange(len(rows), dtype=np.int32)),
         "code": pa.array([row["code"] for row in rows], pa.binary(32)),
         VARIANTS_COLUMN: pa.array([row["variants"] for row in rows], pa.list_(pa.binary(32))),
-        WINDOWS_COLUMN: pa.array([row["windows"] for row in rows], pa.binary()),
+        CROPS_COLUMN: pa.array([row["crops"] for row in rows], pa.binary()),
     })  # fmt: skip
 
 
@@ -191,11 +191,11 @@ def joined(up: Side, down: Side) -> tuple[list[dict[str, Any]], int]:
     codes, tests = codes_table(up.rows), codes_table(down.rows)
     by_variant = candidates(codes, index_downstream(tests, DEFAULT_RADIUS), DEFAULT_RADIUS)
     parts = (tests.slice(start, PICTURES_PER_INDEX) for start in range(0, tests.num_rows, PICTURES_PER_INDEX))
-    by_window = (candidates(codes, index_windows(part, DEFAULT_RADIUS), DEFAULT_RADIUS) for part in parts)
+    by_crop = (candidates(codes, index_crops(part, DEFAULT_RADIUS), DEFAULT_RADIUS) for part in parts)
     by_vector = view_candidates(vectors_of(up.rows), vectors_of(down.rows), load().nearness)
     capped = {
         "vectors": cap_hubs(by_vector, MOST_MATCHES, by="cosine")[0],
-        "windows": cap_hubs(closest([by_variant, *by_window]), MOST_MATCHES)[0],
+        "crops": cap_hubs(closest([by_variant, *by_crop]), MOST_MATCHES)[0],
         "variants": cap_hubs(by_variant, MOST_MATCHES)[0],
     }
     found: dict[tuple[int, int], dict[str, Any]] = {}

@@ -110,7 +110,7 @@ def _job(out: str, work: str, workers: int | None, on_ray: bool, log_jsonl: str 
 )
 @click.option("--seed", default=0, show_default=True, help="Key of the canaries and of the pairs for review.")
 @click.option(
-    "--windows/--no-windows",
+    "--crops/--no-crops",
     default=None,
     help="Find crops and shifted frames by hash, in a join that takes 13 times as long; on without --embedding.",
 )
@@ -185,10 +185,10 @@ def _config(upstream: str, downstream: str, options: Mapping[str, Any]) -> "Audi
     from cluster.audit.base.tables import AuditConfig  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
 
-    model, windows = options["embedding"], options.get("windows", False)  # within one set there are none
+    model, crops = options["embedding"], options.get("crops", False)  # within one set there are none
     return AuditConfig(
         embedding=absolute_url(model) if model and Path(model).exists() else model,
-        windows=model is None if windows is None else windows,
+        crops=model is None if crops is None else crops,
         upstream=upstream,
         downstream=downstream,
         radius=options["radius"],

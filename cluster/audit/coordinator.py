@@ -12,6 +12,7 @@ from cluster.audit.base.tables import CANARY_SCHEMA, AuditConfig, AuditTables
 from cluster.audit.find_pairs import find_pairs
 from cluster.audit.result.canaries import CANARIES_VERSION, plant
 from cluster.audit.result.states import audit_tables
+from cluster.audit.search.crops import CROPS_VERSION
 from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, ViewVectors, view_candidates
 from cluster.audit.search.features import (
     DownFeatures,
@@ -25,7 +26,6 @@ from cluster.audit.search.features import (
 from cluster.audit.search.join import JOIN_VERSION
 from cluster.audit.search.join_tasks import candidates_by_code
 from cluster.audit.search.variants import VARIANTS_VERSION
-from cluster.audit.search.windows import WINDOWS_VERSION
 from cluster.audit.verify.evidence import EVIDENCE_VERSION, verify_pair
 from pipeline.dataset.dataset import Address
 from pipeline.image.decode import Pixels, decode
@@ -54,7 +54,7 @@ def run_audit(config: AuditConfig, sides: Sides, job: AuditJob) -> AuditTables:
     job.reporting.say("searching for planted canaries")
     embedder = embedder_of(config.embedding) if config.embedding else None
     key = key_of("canaries", content_digest(sides.downstream), config.radius, config.canaries_each, config.seed,
-                 config.windows and WINDOWS_VERSION,
+                 config.crops and CROPS_VERSION,
                  embedder and [embedder.version, embedder.nearness.model_dump()], CANARIES_VERSION, JOIN_VERSION,
                  VARIANTS_VERSION, EVIDENCE_VERSION, EMBEDDING_VERSION, DESCRIPTOR_VERSION,
                  compiled_digest())  # fmt: skip

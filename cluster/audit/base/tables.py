@@ -92,7 +92,7 @@ class AuditConfig(Record):
         canaries_each: Planted pictures per transform.
         seed: Key of the canaries and of the choice of pairs for review.
         embedding: Model whose embedding finds further candidates; None for the hash alone.
-        windows: Whether codes of many windows of the downstream pictures find further candidates.
+        crops: Whether codes of many crops of the downstream pictures find further candidates.
     """
 
     upstream: str
@@ -102,7 +102,7 @@ class AuditConfig(Record):
     canaries_each: int = 5
     seed: int = 0
     embedding: str | None = None
-    windows: bool = False
+    crops: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What is computed from the pixels of a set beyond its fingerprints: further codes and embeddings, as stored tasks.
 
-Codes of variants and windows are computed for the downstream side only. Vectors are stored by the shard's digest and
+Codes of variants and crops are computed for the downstream side only. Vectors are stored by the shard's digest and
 the embedding's version, so that nothing upstream is embedded again for a new test set.
 """
 
@@ -22,12 +22,12 @@ from cluster.audit.base.stored_tasks import (
     stored_results,
 )
 from cluster.audit.base.tables import AuditConfig
+from cluster.audit.search.crops import CROPS_VERSION, crop_codes
 from cluster.audit.search.embedding import models
 from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, VIEW_COLUMN, ViewVectors
 from cluster.audit.search.embedding.models import DIMENSIONS, Embedder
-from cluster.audit.search.join import VARIANTS_COLUMN, WINDOWS_COLUMN
+from cluster.audit.search.join import CROPS_COLUMN, VARIANTS_COLUMN
 from cluster.audit.search.variants import VARIANTS_VERSION, variant_codes
-from cluster.audit.search.windows import WINDOWS_VERSION, window_codes
 from pipeline.base.errors import BadImage
 from pipeline.dataset.dataset import Address
 from pipeline.dataset.tables import read_table
@@ -35,8 +35,8 @@ from pipeline.image.decode import Pixels, decode
 from pipeline.image.fingerprint import CODE_BYTES, DESCRIPTOR_VERSION
 from pipeline.store.url import open_store
 
-VARIANTS, WINDOWS = "variants", "windows"  # the kinds of features that are no embedding
-_VERSIONS = {VARIANTS: VARIANTS_VERSION, WINDOWS: WINDOWS_VERSION}
+VARIANTS, CROPS = "variants", "crops"  # the kinds of features that are no embedding
+_VERSIONS = {VARIANTS: VARIANTS_VERSION, CROPS: CROPS_VERSION}
 _CODES_TYPE = pa.list_(pa.binary(CODE_BYTES))
 
 
@@ -45,7 +45,7 @@ class FeatureTask:
     """The features of one shard.
 
     Attributes:
-        kind: VARIANTS, WINDOWS, or the embedding's model.
+        kind: VARIANTS, CROPS, or the embedding's model.
         work: URL of the work folder.
     """
 
@@ -66,13 +66,13 @@ class DownFeatures:
     Attributes:
         work: URL of the work folder.
         variants: Keys of the variant codes of each shard; empty within one set.
-        windows: Keys of the codes of windows of each shard; empty where these are not asked for.
+        crops: Keys of the codes of crops of each shard; empty where these are not asked for.
         vectors: Keys of the vectors of each shard; empty without an embedding.
     """
 
     work: str
     variants: tuple[str, ...] = ()
-    windows: tuple[str, ...] = ()
+    crops: tuple[str, ...] = ()
     vectors: tuple[str, ...] = ()
 
 
@@ -80,7 +80,7 @@ def down_features(config: AuditConfig, sides: Sides, job: AuditJob) -> DownFeatu
     """Return where the features of the downstream side are stored, or will be."""
     kinds: list[list[FeatureTask]] = [
         [] if sides.is_within else feature_tasks(sides.down, VARIANTS, job),
-        feature_tasks(sides.down, WINDOWS, job) if config.windows else [],
+        feature_tasks(sides.down, CROPS, job) if config.crops else [],
         feature_tasks(sides.down, config.embedding, job) if config.embedding else [],
     ]
     return DownFeatures(job.work.url, *(tuple(task.result_key for task in tasks) for tasks in kinds))
@@ -143,7 +143,7 @@ def compute_features(
 
 def shard_features(task: FeatureTask) -> pa.Table:
     """Return a row per picture of the shard: its codes or vectors, and in `failed` the error of one that is broken."""
-    codes = {VARIANTS: _variants, WINDOWS: window_table}
+    codes = {VARIANTS: _variants, CROPS: crop_table}
     describe = codes.get(task.kind) or partial(vectors_table, embedder_of(task.kind))
     return load_or_compute(open_store(task.work), task.result_key, partial(_describe_shard, task, describe))
 
@@ -168,10 +168,10 @@ def _variants(pictures: Sequence[Pixels | None]) -> pa.Table:
     return pa.table([pa.array(codes, _CODES_TYPE)], names=[VARIANTS_COLUMN])
 
 
-def window_table(pictures: Sequence[Pixels | None]) -> pa.Table:
-    """Return the codes of the windows of pictures, a row each; a picture that is broken has none."""
-    codes = [b"" if pixels is None else window_codes(pixels).tobytes() for pixels in pictures]
-    return pa.table([pa.array(codes, pa.binary())], names=[WINDOWS_COLUMN])
+def crop_table(pictures: Sequence[Pixels | None]) -> pa.Table:
+    """Return the codes of the crops of pictures, a row each; a picture that is broken has none."""
+    codes = [b"" if pixels is None else crop_codes(pixels).tobytes() for pixels in pictures]
+    return pa.table([pa.array(codes, pa.binary())], names=[CROPS_COLUMN])
 
 
 def vectors_table(embedder: Embedder, pictures: Sequence[Pixels | None]) -> pa.Table:

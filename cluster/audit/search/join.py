@@ -15,10 +15,10 @@ from pipeline.image.fingerprint import CODE_BYTES, dihedral_codes
 
 JOIN_VERSION = 3  # raised with every change of what candidates, cap_hubs, shard_matches and proposals return
 VARIANTS_COLUMN = "variant_codes"
-WINDOWS_COLUMN = "window_codes"
-# One of many windows is near by chance more often than one of few variants. It proposes a pair, and proves nothing.
-_LEAST_WINDOW_BITS = CLOSE_BITS + 1
-_MORE_WINDOW_BITS = 4  # beyond the radius: of 7.5 M pairs of different pictures 1,927 instead of 1,627 are candidates
+CROPS_COLUMN = "crop_codes"
+# One of many crops is near by chance more often than one of few variants. It proposes a pair, and proves nothing.
+_LEAST_CROP_BITS = CLOSE_BITS + 1
+_MORE_CROP_BITS = 4  # beyond the radius: of 7.5 M pairs of different pictures 1,927 instead of 1,627 are candidates
 _TRANSPOSED = 4  # the element of DIHEDRAL that swaps rows and columns only
 TIE_COLUMN = "tie"
 _PAIRS_PER_STEP = 1 << 18
@@ -93,18 +93,18 @@ def index_downstream(downstream: pa.Table, radius: int) -> DownstreamIndex:
     return DownstreamIndex(downstream.select(["shard", "row"]), codes, owner, index, 0, radius)
 
 
-def index_windows(downstream: pa.Table, radius: int) -> DownstreamIndex:
-    """Build an index of the windows of downstream pictures, under all flips, but not turned.
+def index_crops(downstream: pa.Table, radius: int) -> DownstreamIndex:
+    """Build an index of the crops of downstream pictures, under all flips, but not turned.
 
     Args:
-        downstream: Has shard, row and `window_codes`: the codes of a picture one after the other.
+        downstream: Has shard, row and `crop_codes`: the codes of a picture one after the other.
         radius: Largest distance, inclusive, in bits.
     """
-    bodies = downstream[WINDOWS_COLUMN].to_pylist()
+    bodies = downstream[CROPS_COLUMN].to_pylist()
     codes = np.frombuffer(b"".join(bodies), np.uint8).reshape(-1, CODE_BYTES)
     owner = np.repeat(np.arange(len(bodies)), [len(body) // CODE_BYTES for body in bodies])
-    index = build_index(parity_words(codes), radius + _MORE_WINDOW_BITS, folded=True)
-    return DownstreamIndex(downstream.select(["shard", "row"]), codes, owner, index, _LEAST_WINDOW_BITS, radius)
+    index = build_index(parity_words(codes), radius + _MORE_CROP_BITS, folded=True)
+    return DownstreamIndex(downstream.select(["shard", "row"]), codes, owner, index, _LEAST_CROP_BITS, radius)
 
 
 def candidates(upstream: pa.Table, downstream: pa.Table | DownstreamIndex, radius: int) -> pa.Table:

@@ -29,11 +29,12 @@ from cluster.audit.base.tables import (
     Evidence,
     unreadable_row,
 )
+from cluster.audit.search.crops import num_crops
 from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, ViewVectors, view_candidates
 from cluster.audit.search.embedding.models import Nearness
 from cluster.audit.search.features import (
+    CROPS,
     VARIANTS,
-    WINDOWS,
     DownFeatures,
     compute_features,
     down_features,
@@ -44,20 +45,19 @@ from cluster.audit.search.features import (
     vector_rows,
 )
 from cluster.audit.search.join import (
+    CROPS_COLUMN,
     JOIN_VERSION,
     VARIANTS_COLUMN,
-    WINDOWS_COLUMN,
     DownstreamIndex,
     candidates,
     closest,
     codes_of,
+    index_crops,
     index_downstream,
-    index_windows,
     is_itself,
 )
 from cluster.audit.search.matches import DOWN_ADDRESS, MATCH_SCHEMA, shard_matches
 from cluster.audit.search.proposals import Proposals, compute_proposals, proposed_either_way
-from cluster.audit.search.windows import num_windows
 from pipeline.base.errors import ServiceError
 from pipeline.dataset.schema import PIXELS_COLUMN
 from pipeline.dataset.tables import read_table
@@ -65,8 +65,8 @@ from pipeline.image.fingerprint import DESCRIPTOR_VERSION, dihedral_codes
 from pipeline.store.url import open_store
 
 _VECTOR_SCHEMA = pa.schema([*CANDIDATE_SCHEMA, pa.field("cosine", pa.float32())])
-_WINDOWS_PER_SECOND = 2e9  # compared with one code on one core (`benchmarks/join.py`)
-_PICTURES_PER_INDEX = 1024  # 1.2 M windows, 84 MB; a choice
+_CROPS_PER_SECOND = 4e9  # compared with one code on one core (`benchmarks/join.py`)
+_PICTURES_PER_INDEX = 1024  # 1.2 M codes, 84 MB; a choice
 _TIE_BYTES = 8  # of a digest
 _PAIRS_PER_STEP = 1 << 16  # whose eight turned codes are in memory, 16 MiB; a choice
 
@@ -107,13 +107,13 @@ def codes_index(side: Pinned, radius: int, down: DownFeatures) -> DownstreamInde
     return index_downstream(table, radius)
 
 
-def windows_indexes(down: DownFeatures, radius: int) -> Iterator[DownstreamIndex]:
-    """Build the indexes of the windows of the downstream pictures one after the other: all at once may be gigabytes."""
+def crop_indexes(down: DownFeatures, radius: int) -> Iterator[DownstreamIndex]:
+    """Build the indexes of the crops of the downstream pictures one after the other: all at once may be gigabytes."""
     work = open_store(down.work)
-    for shard, key in enumerate(down.windows):
-        table = numbered(shard, read_table(work, key).select([WINDOWS_COLUMN]))
+    for shard, key in enumerate(down.crops):
+        table = numbered(shard, read_table(work, key).select([CROPS_COLUMN]))
         for start in range(0, table.num_rows, _PICTURES_PER_INDEX):
-            yield index_windows(table.slice(start, _PICTURES_PER_INDEX), radius)
+            yield index_crops(table.slice(start, _PICTURES_PER_INDEX), radius)
 
 
 @lru_cache(maxsize=2)
@@ -135,7 +135,7 @@ def join_shards(
         pictures that could not be read for an embedding.
     """
     down, quarantined, own, unreadable = _features(config, sides, job)
-    if down.windows:
+    if down.crops:
         _tell_cost(sides, job)
     nearness = embedder_of(config.embedding).nearness if config.embedding else None
     proposals = None
@@ -151,7 +151,7 @@ def join_shards(
         vectors = own[row["shard"]] if own else None
         place = row["shard"] if sides.is_within else 0  # within a set, pictures are no matches of themselves
         key = key_of("joined", row["blake3"], row["sidecar_sha256"], place, content_digest(sides.downstream),
-                     config.radius, config.most_matches, sides.is_within, down.variants, down.windows, down.vectors,
+                     config.radius, config.most_matches, sides.is_within, down.variants, down.crops, down.vectors,
                      vectors, nearness and nearness.model_dump(), proposals and proposals.keys, JOIN_VERSION,
                      EMBEDDING_VERSION, DESCRIPTOR_VERSION, compiled_digest())  # fmt: skip
         tasks.append(
@@ -177,13 +177,13 @@ def join_shards(
 
 
 def _tell_cost(sides: Sides, job: AuditJob) -> None:
-    """Say what the join by windows takes, if that is long."""
+    """Say what the join by crops takes, if that is long."""
     num_up, num_down = (side.version.num_samples for side in (sides.upstream, sides.downstream))
-    core_hours = num_up * num_down * num_windows() / _WINDOWS_PER_SECOND / 3600
+    core_hours = num_up * num_down * num_crops() / _CROPS_PER_SECOND / 3600
     if core_hours > 1:
         job.reporting.say(
-            f"comparing {num_up:,} pictures with {num_windows():,} windows of each of {num_down:,} takes about "
-            f"{core_hours:,.0f} core hours; --no-windows leaves that out, and misses crops and shifted frames"
+            f"comparing {num_up:,} pictures with {num_crops():,} crops of each of {num_down:,} takes about "
+            f"{core_hours:,.0f} core hours; --no-crops leaves that out, and misses crops and shifted frames"
         )
 
 
@@ -197,8 +197,8 @@ def _features(
         of UNCHECKED_SCHEMA for unreadable pictures.
     """
     wanted = [] if sides.is_within else [("downstream", sides.down, VARIANTS, "computing variants")]
-    if config.windows:
-        wanted.append(("downstream", sides.down, WINDOWS, "computing windows"))
+    if config.crops:
+        wanted.append(("downstream", sides.down, CROPS, "computing crops"))
     if config.embedding:
         wanted.append(("downstream", sides.down, config.embedding, "embedding downstream"))
         wanted.append(("upstream", sides.up, config.embedding, "embedding upstream"))
@@ -222,7 +222,7 @@ def _features(
 
 def candidates_by_code(samples: pa.Table, side: Pinned, radius: int, down: DownFeatures) -> pa.Table:
     """Return the candidates by any code of a downstream picture, as `join.candidates`."""
-    indexes = itertools.chain([codes_index(side, radius, down)], windows_indexes(down, radius))
+    indexes = itertools.chain([codes_index(side, radius, down)], crop_indexes(down, radius))
     return closest(candidates(samples, index, radius) for index in indexes)
 
 

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 
 from cluster.audit.result.canaries import CANARIES_VERSION, plant
+from cluster.audit.search.crops import CROPS_VERSION, crop_codes
 from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, ViewVectors, view_candidates
 from cluster.audit.search.embedding.models import Nearness
 from cluster.audit.search.join import JOIN_VERSION, candidates, cap_hubs
 from cluster.audit.search.matches import shard_matches
 from cluster.audit.search.variants import VARIANTS_VERSION, variant_codes
-from cluster.audit.search.windows import WINDOWS_VERSION, window_codes
 from cluster.audit.verify.evidence import EVIDENCE_VERSION, verify_pair
 from pipeline.dataset.dataset import Dataset
 from pipeline.image.decode import decode
@@ -45,9 +45,9 @@ def varied() -> object:
     return [code.hex() for code in variant_codes(pixels)]
 
 
-def windowed() -> object:
-    """Return the codes of all windows of pictures that are larger and smaller than the lattice."""
-    return [window_codes(scene(3, *size)).tobytes().hex() for size in ((320, 240), (48, 40))]
+def cropped() -> object:
+    """Return the codes of all crops of pictures that are larger and smaller than the lattice."""
+    return [crop_codes(scene(3, *size)).tobytes().hex() for size in ((320, 240), (48, 40))]
 
 
 def embedded() -> object:
@@ -94,7 +94,7 @@ def digest(output: object) -> str:
     [
         (joined, JOIN_VERSION, {1: "8fb4ea2dfd1a63ed", 2: "313d2c52f39a32e5", 3: "591465438f468696"}),
         (varied, VARIANTS_VERSION, {1: "4bcf4b986c91a666", 2: "1c2a5b2081e90a4a"}),
-        (windowed, WINDOWS_VERSION, {1: "d8b56f61e81ecce3"}),
+        (cropped, CROPS_VERSION, {1: "d8b56f61e81ecce3"}),
         (embedded, EMBEDDING_VERSION, {1: "f4b46498aeb9c1fa", 2: "aada75b6e8804af3"}),
         (verified, EVIDENCE_VERSION, {1: "6cc84a42c3aa0be8", 2: "2ec10539049a5eca", 3: "2ec10539049a5eca"}),
     ],

@@ -28,7 +28,7 @@ def test_a_crop_needs_the_embedding_and_a_new_test_set_embeds_nothing_upstream_a
     assert len(set(tmp_path.glob("work/vectors/*")) - vectors) == 1
 
 
-def test_a_crop_is_found_by_windows_and_these_are_computed_once(tmp_path: Path) -> None:
+def test_a_crop_is_found_by_crops_and_these_are_computed_once(tmp_path: Path) -> None:
     down = class_folders(tmp_path / "down-in", classes=1, each=4, seed=500)
     up = class_folders(tmp_path / "up-in", classes=1, each=4)
     whole = Image.fromarray(scene(9, 320, 240))
@@ -38,16 +38,16 @@ def test_a_crop_is_found_by_windows_and_these_are_computed_once(tmp_path: Path) 
         pack(tmp_path / f"{name}-in", str(tmp_path / name))
     plain = AuditConfig(upstream=str(tmp_path / "up"), downstream=str(tmp_path / "down"), canaries_each=3)
     assert "duplicate" not in states_of(plain, tmp_path / "work")
-    tables = audited(plain.model_copy(update={"windows": True}), tmp_path / "work")
+    tables = audited(plain.model_copy(update={"crops": True}), tmp_path / "work")
     assert tables.downstream["state"].to_pylist().count("duplicate") == 1
     (pair,) = tables.pairs.to_pylist()
     assert (pair["evidence"], pair["distance"] > 44) == ("near-duplicate", True)
     crops = pc.equal(tables.canaries["transform"], "another crop of the scene")
     assert all(tables.canaries.filter(crops)["found"].to_pylist())  # the page says what this search finds
-    codes = set(tmp_path.glob("work/windows/*"))
+    codes = set(tmp_path.glob("work/crops/*"))
     assert len(codes) == 1
-    audited(plain.model_copy(update={"windows": True, "most_matches": 2}), tmp_path / "work")
-    assert set(tmp_path.glob("work/windows/*")) == codes
+    audited(plain.model_copy(update={"crops": True, "most_matches": 2}), tmp_path / "work")
+    assert set(tmp_path.glob("work/crops/*")) == codes
 
 
 def states_of(config: AuditConfig, work: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Crops and moved frames are found by the codes of windows, which propose pairs and prove nothing."""
+"""Crops and moved frames are found by codes of crops, which propose pairs and prove nothing."""
 
 import numpy as np
 import pyarrow as pa
@@ -7,8 +7,8 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from cluster.audit.base.tables import CLOSE_BITS
-from cluster.audit.search.join import candidates, closest, index_windows
-from cluster.audit.search.windows import window_codes
+from cluster.audit.search.crops import crop_codes
+from cluster.audit.search.join import candidates, closest, index_crops
 from pipeline.image.fingerprint import fingerprint
 from tests.cluster.audit.audits import scene
 from tests.cluster.audit.search.codes import code_table, flipped, random_codes
@@ -17,9 +17,9 @@ _CELLS, _SIDE_PX = 15, 300  # of the lattice along a side, and of a picture that
 
 
 def bits_apart(upstream: np.ndarray, downstream: np.ndarray) -> int:
-    """Return the distance of an upstream picture's code to the nearest window of a downstream picture."""
+    """Return the distance of an upstream picture's code to the nearest crop of a downstream picture."""
     code = np.frombuffer(fingerprint(upstream)[0], np.uint8)
-    return int(np.bitwise_count(window_codes(downstream) ^ code).sum(axis=1).min())
+    return int(np.bitwise_count(crop_codes(downstream) ^ code).sum(axis=1).min())
 
 
 @settings(max_examples=25)
@@ -52,12 +52,12 @@ def test_most_crops_anywhere_are_near() -> None:
 
 
 @pytest.mark.parametrize(("bits", "counted"), [(0, 45), (44, 45), (50, 50), (62, 62), (66, 62), (67, None)])
-def test_the_distance_of_a_window_is_no_evidence(bits: int, counted: int | None) -> None:
-    windows, up = random_codes(9, 1), random_codes(6, 2)
-    up[4] = flipped(windows[7], bits, 3)
-    bodies = pa.array([windows[:5].tobytes(), b"", windows[5:].tobytes()], pa.binary())  # the second one is broken
-    side = code_table(random_codes(3, 4)).append_column("window_codes", bodies)
-    found = candidates(code_table(up), index_windows(side, 62), 62).to_pylist()
+def test_the_distance_of_a_crop_is_no_evidence(bits: int, counted: int | None) -> None:
+    crops, up = random_codes(9, 1), random_codes(6, 2)
+    up[4] = flipped(crops[7], bits, 3)
+    bodies = pa.array([crops[:5].tobytes(), b"", crops[5:].tobytes()], pa.binary())  # the second one is broken
+    side = code_table(random_codes(3, 4)).append_column("crop_codes", bodies)
+    found = candidates(code_table(up), index_crops(side, 62), 62).to_pylist()
     assert [(row["up_row"], row["down_row"], row["distance"]) for row in found] == (
         [] if counted is None else [(4, 2, counted)]
     )
@@ -67,8 +67,8 @@ def test_of_several_searches_the_smallest_distance_of_a_pair_counts() -> None:
     down, up = random_codes(4, 5), random_codes(4, 6)
     up[1], up[3] = flipped(down[2], 10, 0), flipped(down[0], 60, 1)
     near = candidates(code_table(up), code_table(down), 62)
-    windows = code_table(down).append_column("window_codes", pa.array([code.tobytes() for code in down], pa.binary()))
-    far = candidates(code_table(up), index_windows(windows, 62), 62)
+    crops = code_table(down).append_column("crop_codes", pa.array([code.tobytes() for code in down], pa.binary()))
+    far = candidates(code_table(up), index_crops(crops, 62), 62)
     for tables in ([near, far], [far, near]):
         rows = closest(tables).to_pylist()
         assert [(row["up_row"], row["down_row"], row["distance"]) for row in rows] == [(1, 2, 10), (3, 0, 60)]

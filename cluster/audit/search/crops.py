@@ -1,9 +1,8 @@
-"""Codes of many windows of a downstream picture: crops of it, and frames that are moved beside it.
+"""Codes of many crops of a downstream picture, some of them beyond its edges: to find crops and moved frames of it.
 
-A crop of a test picture that is packed upstream has the code of a window of the test picture. The windows lie on a
-lattice, close enough that one of them is near enough to any crop (docs/audit-quality.md). All are computed at once: a
-code is the signs of products with cosines, and so is that of a window, with the cosines stretched over it. All in whole
-numbers, as in pipeline.image.fingerprint.
+The crops lie on a lattice, close enough that most others are near one of them (docs/audit-quality.md). All codes are
+computed at once: a code is the signs of products with cosines, and that of a crop is so, too, with the cosines
+stretched over it. All in whole numbers, as in pipeline.image.fingerprint.
 """
 
 from functools import cache
@@ -15,24 +14,23 @@ from pipeline.image.average64 import SIDE
 from pipeline.image.decode import Pixels
 from pipeline.image.fingerprint import FREQUENCIES, cosines
 
-WINDOWS_VERSION = 1  # raised with every change of what window_codes returns
-_CELLS = 15  # of the lattice along a side: at 12 of 15 crops 61 % and 82 % are found, by 441 and 784 windows
+CROPS_VERSION = 1  # raised with every change of what crop_codes returns
+_CELLS = 15  # of the lattice along a side; docs/decisions/0022-crops-of-test-images.md compares others
 _CELL_PX = 8
-_LEAST_CELLS = 9  # of a side of a crop
-_LEAST_MOVED_CELLS = 12  # of a side of a frame that is moved, whose sides are alike within a tenth
-_MOST_OUTSIDE_CELLS = 2  # on each edge; what comes in repeats the edge
-_MOST_RATIO = 1.1
+_LEAST_CELLS = 9  # of a side
+_MOST_OUTSIDE_CELLS = 2  # beyond an edge, which is repeated there
+_LEAST_MOVED_CELLS, _MOST_MOVED_RATIO = 12, 1.1  # of the sides of a crop that is in part outside
 _SHIFT_BITS = 14  # which products lose between the two multiplications, so that sums stay below 2**53, and exact
 _SIDE_PX = _CELLS * _CELL_PX
 
 
-def num_windows() -> int:
-    """Return the number of windows of a picture."""
-    return int(_windows()[1].sum())
+def num_crops() -> int:
+    """Return the number of crops of a picture."""
+    return int(_crops()[1].sum())
 
 
-def window_codes(pixels: Pixels) -> npt.NDArray[np.uint8]:
-    """Return the codes of all windows of a picture, shape (windows, 32), as of pipeline.image.fingerprint.
+def crop_codes(pixels: Pixels) -> npt.NDArray[np.uint8]:
+    """Return the codes of all crops of a picture, shape (crops, 32), as of pipeline.image.fingerprint.
 
     Args:
         pixels: RGB of shape (height, width, 3).
@@ -44,12 +42,12 @@ def window_codes(pixels: Pixels) -> npt.NDArray[np.uint8]:
     luma = np.asarray(grey.resize((_SIDE_PX, _SIDE_PX), way), np.float64)
     stretched = _stretched_cosines()
     rows = np.round(stretched @ luma / (1 << _SHIFT_BITS))
-    signs = [_signs(own, stretched[used]) for own, used in zip(rows, _windows()[1], strict=True)]
+    signs = [_signs(own, stretched[used]) for own, used in zip(rows, _crops()[1], strict=True)]
     return np.packbits(np.concatenate(signs).reshape(-1, FREQUENCIES**2), axis=1)
 
 
 def _signs(rows: npt.NDArray[np.float64], stretched: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Return the signs of the windows of one vertical span, shape (windows, 16, 16)."""
+    """Return the signs of the crops of one vertical span, shape (crops, 16, 16)."""
     products = rows @ stretched.reshape(-1, _SIDE_PX).T
     signs = products.reshape(FREQUENCIES, -1, FREQUENCIES).swapaxes(0, 1) > 0
     signs[:, 0, 0] = False
@@ -57,8 +55,8 @@ def _signs(rows: npt.NDArray[np.float64], stretched: npt.NDArray[np.float64]) ->
 
 
 @cache
-def _windows() -> tuple[list[tuple[int, int]], npt.NDArray[np.bool_]]:
-    """Return spans along a side, as first and last cell, and which vertical and horizontal ones make a window."""
+def _crops() -> tuple[list[tuple[int, int]], npt.NDArray[np.bool_]]:
+    """Return spans along a side, as first and last cell, and which vertical and horizontal ones make a crop."""
     outside = _MOST_OUTSIDE_CELLS
     spans = [
         (first, last)
@@ -70,7 +68,7 @@ def _windows() -> tuple[list[tuple[int, int]], npt.NDArray[np.bool_]]:
         if all(first >= 0 and last <= _CELLS for first, last in both):
             return True
         shorter, longer = sorted(last - first for first, last in both)
-        return shorter >= _LEAST_MOVED_CELLS and longer <= _MOST_RATIO * shorter
+        return shorter >= _LEAST_MOVED_CELLS and longer <= _MOST_MOVED_RATIO * shorter
 
     return spans, np.array([[is_used(vertical, horizontal) for horizontal in spans] for vertical in spans])
 
@@ -78,7 +76,7 @@ def _windows() -> tuple[list[tuple[int, int]], npt.NDArray[np.bool_]]:
 @cache
 def _stretched_cosines() -> npt.NDArray[np.float64]:
     """Return the cosines of the 64-point transform over each span, in whole numbers, shape (spans, 16, side)."""
-    return np.stack([cosines() @ _averages(first * _CELL_PX, last * _CELL_PX) for first, last in _windows()[0]])
+    return np.stack([cosines() @ _averages(first * _CELL_PX, last * _CELL_PX) for first, last in _crops()[0]])
 
 
 def _averages(first_px: int, last_px: int) -> npt.NDArray[np.float64]:
