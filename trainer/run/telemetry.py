@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from pipeline.work.on_ray import is_on_ray
 logger = logging.getLogger(__name__)
 
 _LINE_SECONDS = 1.0
+_SHOWN_SECONDS = 5.0  # between two times that a gauge is set: Ray forgets it 20 s later, and a stuck run would vanish
 _PART_SECONDS = 60.0  # a choice: what a lost process may leave unwritten on S3, against the number of objects
 COUNTERS = {
     "bit_images_total": "Pictures this rank has trained on",
@@ -110,7 +112,7 @@ class Telemetry:
         if "checkpoint_step" in row:
             self._of_run[_SAVED] = time.time()
         if self._metrics:
-            self._metrics.publish_run(self._of_run)  # all: what is not set again, Ray shows once and no more
+            self._metrics.publish_run(self._of_run)
 
     def lap(self) -> Lap:
         """Return what the rank's loader did since the last call."""
@@ -122,6 +124,8 @@ class Telemetry:
             self._write_line()
         if self._log:
             self._log.flush()
+        if self._metrics:
+            self._metrics.close()
 
     def _write_line(self) -> None:
         lap, self._has_more = self._second.lap(), False
@@ -132,7 +136,10 @@ class Telemetry:
 
 
 class _RayMetrics:
-    """Metrics that each Ray node serves to Prometheus under these names with `ray_` in front, by run and rank."""
+    """Metrics that each Ray node serves to Prometheus under these names with `ray_` in front, by run and rank.
+
+    A thread sets the gauges again and again, until they are closed: also while the run stands still.
+    """
 
     def __init__(self, run: str, rank: int) -> None:
         from ray.util.metrics import Counter, Gauge  # noqa: PLC0415
@@ -142,11 +149,19 @@ class _RayMetrics:
             return {name: kind(name, text, tag_keys=tuple(tags)).set_default_tags(tags) for name, text in names.items()}
 
         self._counters, self._gauges = create(Counter, COUNTERS), create(Gauge, GAUGES)
-        self._run_gauges = create(Gauge, RUN_GAUGES)
+        self._gauges |= create(Gauge, RUN_GAUGES)
+        self._figures: dict[str, float] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._show_often, name="gauges", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
 
     def publish_run(self, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
-            self._run_gauges[name].set(value)
+        self._figures |= figures
+        self._show()
 
     def publish(self, lap: Lap, loss: float, step: int) -> None:
         counted = (lap.images, lap.counts.bytes_read, lap.bad_samples)
@@ -154,8 +169,16 @@ class _RayMetrics:
             if count:  # Ray refuses to add 0
                 counter.inc(count)
         measured = (lap.images / lap.seconds, lap.wait_fraction, loss, step, time.time())
-        for gauge, value in zip(self._gauges.values(), measured, strict=True):
-            gauge.set(value)
+        self._figures |= zip(GAUGES, measured, strict=True)
+        self._show()
+
+    def _show(self) -> None:
+        for name, value in self._figures.copy().items():
+            self._gauges[name].set(value)
+
+    def _show_often(self) -> None:
+        while not self._ended.wait(_SHOWN_SECONDS):
+            self._show()
 
 
 class _LoaderLog:
