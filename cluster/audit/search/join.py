@@ -18,7 +18,7 @@ VARIANTS_COLUMN = "variant_codes"
 CROPS_COLUMN = "crop_codes"
 # One of many crops is near by chance more often than one of few variants. It proposes a pair, and proves nothing.
 _LEAST_CROP_BITS = CLOSE_BITS + 1
-_MORE_CROP_BITS = 4  # beyond the radius: of 7.5 M pairs of different pictures 1,927 instead of 1,627 are candidates
+_MORE_CROP_BITS = 4  # beyond the radius: of 7.5 M pairs of different pictures 1,927 are candidates, without crops 1,627
 _TRANSPOSED = 4  # the element of DIHEDRAL that swaps rows and columns only
 TIE_COLUMN = "tie"
 _PAIRS_PER_STEP = 1 << 18
