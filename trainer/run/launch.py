@@ -234,6 +234,8 @@ def _fitted(
         if any(not life.is_silent for life in lives):
             seen = said = now
         elif wants_stop() and now - seen > SILENT_SECONDS:
+            ray.shutdown()  # ends what waits for workers: Ray's threads may not outlive Python
+            thread.join()
             return Interrupted("stopped while no worker was running: the same command goes on from the last checkpoint")
         elif now - said > _EMPTY_SECONDS:
             said = now
