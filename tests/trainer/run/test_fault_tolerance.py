@@ -154,7 +154,7 @@ def test_a_run_that_waits_for_workers_can_be_stopped(
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("waiting:"):
+        if "no worker is running yet" in line:
             break
     process.send_signal(signal.SIGTERM)
     said = process.stderr.read()
