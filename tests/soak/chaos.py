@@ -41,8 +41,8 @@ from pipeline.upkeep.gc import garbage
 from tests.cluster.audit.audits import leaky_sets
 from tests.nodes import add_node, kill_node
 from tests.soak import audit_kill, shard_kill
-from tests.soak.pretrain_faults import filled, small_disk
 from tests.soak.shard_kill import Outcome, end, kill_one, ray_workers
+from tests.soak.small_disk import filled, small_disk
 from tests.trainer.runs import assert_equal, final_state
 from tests.waiting import wait_until
 

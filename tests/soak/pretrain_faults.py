@@ -5,9 +5,9 @@
 A real S3 server and a real Ray cluster of three nodes; two ranks train. Nobody helps the run: workers, nodes and the
 driver are killed, processes are stopped, nodes are drained, the store does not answer or has no room, the newest
 checkpoint is damaged. At the end all steps must be there, and every weight and momentum must have the bits of the calm
-run: then each epoch held each sample once, and nothing was lost or made twice. With a group that grows and shrinks,
-sums have another order and the bits differ: then the steps, the place in the data and the learning rates must be those
-of the calm run.
+run: then each epoch held each sample once, and nothing was lost or made twice. With a group that shrinks and grows,
+as nodes go and come, sums have another order and the bits differ: then the steps, the place in the data and the
+learning rates must be those of the calm run.
 
 The store's disk is one of its own, in memory, so that it can be full; that needs the right to mount. Without it this
 fault is left out, with a word.
@@ -16,16 +16,15 @@ fault is left out, with a word.
 import argparse
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -36,6 +35,7 @@ from pipeline.store.base import Store
 from pipeline.store.url import open_store
 from tests.conftest import class_folders, pack
 from tests.nodes import add_node, drain_node, kill_node
+from tests.soak.small_disk import filled, small_disk
 from tests.trainer.runs import assert_equal, final_state
 from tests.waiting import STORE_POLL_SECONDS, wait_until
 from trainer.checkpoint.record import read_record, steps
@@ -47,10 +47,10 @@ from trainer.run.resize import RESIZE_SECONDS_VARIABLE
 _BUCKET = "soak"
 _LAST_SECONDS = 10.0
 _STEPS_PER_SECOND = 8.0  # of two ranks on two cores, disturbed; decides how long the run is
+_NUM_NODES = 3
 _BATCH_SIZE, _NUM_IMAGES = 16, 90
 _LOG_EVERY = 10
 _OUTAGE_SECONDS = (5.0, 60.0)
-_DISK_BYTES = 4_000_000_000  # of the store: SeaweedFS takes a quarter of an hour to free what was deleted
 _STALL_SECONDS = 15
 _RESIZE_SECONDS = 20
 _DRAIN_SECONDS = 20
@@ -67,7 +67,7 @@ class Soak:
     out: str
     chance: random.Random
     nodes: list[int] = field(default_factory=lambda: [1, 2])  # that may go; number 0 is the head
-    num_nodes: int = 3
+    num_nodes: int = _NUM_NODES
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     @property
@@ -94,6 +94,20 @@ class Soak:
         """Lose a node, and get another one."""
         kill_node(self.stack, self._leaving_node())
         self._another_node()
+
+    def resize(self) -> None:
+        """Lose a node, get another one when the group has gone on without it, and see the group grow."""
+        kill_node(self.stack, self._leaving_node())
+
+        def has_gone_on(num_ranks: int) -> bool:
+            newest = attempts(self.store)[-1]
+            return len(newest["ranks"]) == num_ranks and steps(self.store)[-1] > newest["first_step"]
+
+        for num_ranks in (_NUM_NODES - 1, _NUM_NODES):
+            what = f"a checkpoint of {num_ranks} ranks"
+            wait_until(partial(has_gone_on, num_ranks), what, _MOST_SECONDS, STORE_POLL_SECONDS)
+            if num_ranks < _NUM_NODES:
+                self._another_node()
 
     def drain(self) -> None:
         """Have a node taken away with notice, and get another one."""
@@ -156,6 +170,7 @@ FAULTS: dict[str, Callable[[Soak], None]] = {
     "worker": Soak.worker,
     "driver": Soak.driver,
     "node": Soak.node,
+    "resize": Soak.resize,
     "stop": Soak.stop,
     "drain": Soak.drain,
     "outage": Soak.outage,
@@ -302,47 +317,24 @@ def table(seconds: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def filled(folder: Path) -> Iterator[None]:
-    """Take all the room that is left on a folder's disk."""
-    filler = folder / "filler"
-    try:
-        with filler.open("wb") as sink, suppress(OSError):  # while it is filled, others write, too
-            os.posix_fallocate(sink.fileno(), 0, shutil.disk_usage(folder).free)
-        yield
-    finally:
-        filler.unlink()
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[bool]:
-    """Mount a small disk in memory at a folder, if this user may; yield whether it is there."""
-    folder.mkdir()
-    options = ["-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "bit-soak"]
-    is_mounted = not subprocess.run(["mount", *options, str(folder)], check=False, capture_output=True).returncode
-    try:
-        yield is_mounted
-    finally:
-        if is_mounted:
-            subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def main() -> None:
     """Parse the command line, and soak."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--faults", default=",".join(FAULTS), help="with commas")
+    parser.add_argument("--faults", help="with commas; all by default, and `resize` where the group may")
     parser.add_argument("--workers", default="2", help="of the run; MIN:MAX grows and shrinks")
     chosen = parser.parse_args()
-    faults = chosen.faults.split(",")
+    is_elastic = ":" in chosen.workers
+    every = [name for name in FAULTS if is_elastic or name != "resize"]
+    faults = chosen.faults.split(",") if chosen.faults else every
     os.environ[STALL_SECONDS_VARIABLE] = str(_STALL_SECONDS)
     os.environ[RESIZE_SECONDS_VARIABLE] = str(_RESIZE_SECONDS)
     with tempfile.TemporaryDirectory() as folder, small_disk(Path(folder) / "stack") as is_small:
         if not is_small and "full" in faults:
             print("without the right to mount a disk, the store never runs out of room")
             faults.remove("full")
-        stack = start_stack(Path(folder) / "stack", cpus_per_node=[1, 1, 1], bucket=_BUCKET)
+        stack = start_stack(Path(folder) / "stack", cpus_per_node=[1] * _NUM_NODES, bucket=_BUCKET)
         os.environ |= stack.environment
         try:
             found = soak(
@@ -352,7 +344,7 @@ def main() -> None:
             stop_stack(stack)
     print(table(found.seconds))
     print("steps, epochs and learning rates are those of the calm run")
-    if ":" not in chosen.workers:
+    if not is_elastic:
         print("all weights and momenta have its bits")
 
 
