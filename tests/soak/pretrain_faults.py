@@ -47,8 +47,7 @@ from trainer.run.resize import RESIZE_SECONDS_VARIABLE
 _BUCKET = "soak"
 _LAST_SECONDS = 10.0
 _STEPS_PER_SECOND = 8.0  # of two ranks on two cores, disturbed; decides how long the run is
-_NUM_NODES = 3
-_BATCH_SIZE, _NUM_IMAGES = 16, 90
+_NUM_NODES, _BATCH_SIZE, _NUM_IMAGES = 3, 16, 90
 _LOG_EVERY = 10
 _OUTAGE_SECONDS = (5.0, 60.0)
 _STALL_SECONDS = 15
@@ -326,8 +325,7 @@ def main() -> None:
     parser.add_argument("--workers", default="2", help="of the run; MIN:MAX grows and shrinks")
     chosen = parser.parse_args()
     is_elastic = ":" in chosen.workers
-    every = [name for name in FAULTS if is_elastic or name != "resize"]
-    faults = chosen.faults.split(",") if chosen.faults else every
+    faults = chosen.faults.split(",") if chosen.faults else [name for name in FAULTS if is_elastic or name != "resize"]
     os.environ[STALL_SECONDS_VARIABLE] = str(_STALL_SECONDS)
     os.environ[RESIZE_SECONDS_VARIABLE] = str(_RESIZE_SECONDS)
     with tempfile.TemporaryDirectory() as folder, small_disk(Path(folder) / "stack") as is_small:
