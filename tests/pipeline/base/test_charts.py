@@ -3,13 +3,14 @@
 import math
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from pipeline.base.charts import ticks
 
 ENDS = st.floats(-1e6, 1e6).map(lambda value: round(value, 3))
 
 
+@example(low=1.0, span=400_001.0, count=2)
 @given(ENDS, st.floats(1e-3, 1e6), st.integers(2, 10))
 def test_ticks_are_few_round_evenly_spaced_and_within_the_axis(low: float, span: float, count: int) -> None:
     high = low + span
