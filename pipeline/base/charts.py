@@ -51,7 +51,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     span = (high - low) or 1.0
     step = 10 ** math.floor(math.log10(span / count))
     for factor in (1, 2, 5, 10):
-        if span / (step * factor) <= count + 0.5:  # with none to spare the next one, 2.5 times as wide, may have no mark
+        if span / (step * factor) <= count + 0.5:  # with no half to spare, a step 2.5 times as wide may have no mark
             step *= factor
             break
     first = math.ceil(low / step - 1e-9) * step
