@@ -10,14 +10,19 @@ from tests.cluster.audit.audits import audited, scene
 from tests.conftest import class_folders, pack
 
 
-def test_a_crop_needs_the_embedding_and_a_new_test_set_embeds_nothing_upstream_again(tmp_path: Path) -> None:
-    down = class_folders(tmp_path / "down-in", classes=1, each=4, seed=500)
-    up = class_folders(tmp_path / "up-in", classes=1, each=4)
+def pack_crop(folder: Path, box: tuple[int, int, int, int]) -> None:
+    """Pack `up` with a crop of a picture in `down`, each among others."""
+    down = class_folders(folder / "down-in", classes=1, each=4, seed=500)
+    up = class_folders(folder / "up-in", classes=1, each=4)
     whole = Image.fromarray(scene(9, 320, 240))
     whole.save(down / "class0" / "scene.png")
-    whole.crop((70, 50, 250, 190)).save(up / "class0" / "crop.png")
+    whole.crop(box).save(up / "class0" / "crop.png")
     for name in ("up", "down"):
-        pack(tmp_path / f"{name}-in", str(tmp_path / name))
+        pack(folder / f"{name}-in", str(folder / name))
+
+
+def test_a_crop_needs_the_embedding_and_a_new_test_set_embeds_nothing_upstream_again(tmp_path: Path) -> None:
+    pack_crop(tmp_path, (70, 50, 250, 190))
     pack(class_folders(tmp_path / "other-in", classes=1, each=3, seed=900), str(tmp_path / "other"))
     plain = AuditConfig(upstream=str(tmp_path / "up"), downstream=str(tmp_path / "down"), canaries_each=0)
     assert "duplicate" not in states_of(plain, tmp_path / "work")
@@ -29,13 +34,7 @@ def test_a_crop_needs_the_embedding_and_a_new_test_set_embeds_nothing_upstream_a
 
 
 def test_a_crop_is_found_by_crops_and_these_are_computed_once(tmp_path: Path) -> None:
-    down = class_folders(tmp_path / "down-in", classes=1, each=4, seed=500)
-    up = class_folders(tmp_path / "up-in", classes=1, each=4)
-    whole = Image.fromarray(scene(9, 320, 240))
-    whole.save(down / "class0" / "scene.png")
-    whole.crop((70, 50, 300, 210)).save(up / "class0" / "crop.png")
-    for name in ("up", "down"):
-        pack(tmp_path / f"{name}-in", str(tmp_path / name))
+    pack_crop(tmp_path, (70, 50, 300, 210))
     plain = AuditConfig(upstream=str(tmp_path / "up"), downstream=str(tmp_path / "down"), canaries_each=3)
     assert "duplicate" not in states_of(plain, tmp_path / "work")
     tables = audited(plain.model_copy(update={"crops": True}), tmp_path / "work")
