@@ -4,9 +4,7 @@ Decoding and resizing leave Python's lock, so that threads of one process do wha
 """
 
 import itertools
-import os
 import queue
-import sys
 import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +23,6 @@ from pipeline.image.transforms import Transform
 T = TypeVar("T")
 _BATCHES_AHEAD = 3  # one in use by the consumer, one finished, one being drawn
 _LOOK_SECONDS = 0.1  # between two looks whether the consumer has gone
-_NICENESS = 10  # of the threads that draw; a choice
 
 
 class Picture(NamedTuple, Generic[T]):
@@ -78,7 +75,7 @@ def rendered(
     Raises:
         BitError: As the pictures raise when they are read.
     """
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="render", initializer=_give_way) as pool:
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="render") as pool:
         ahead: _Ahead[T] = _Ahead(pool, num_threads, transform, side_px)
         reader = threading.Thread(target=ahead.read, args=(pictures, batch_size), name="render-reader")
         reader.start()
@@ -92,16 +89,6 @@ def rendered(
             ahead.is_over.set()
             reader.join()
             pool.shutdown(cancel_futures=True)
-
-
-def _give_way() -> None:
-    """Let this thread draw in what time the consumer leaves.
-
-    A network on the same cores waits in every layer for the slowest of its threads. When the batches ahead are used up,
-    it waits for the threads that draw, which then have the cores to themselves.
-    """
-    if sys.platform == "linux":  # elsewhere priorities are those of processes
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 class _Ahead(Generic[T]):
