@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.audit.base.tables import DEFAULT_RADIUS
+from cluster.audit.search.crops import crop_codes, num_crops
 from cluster.audit.search.embedding.models import load
 from cluster.audit.search.fingerprints import pixel_digest
-from cluster.audit.search.join import candidates, index_downstream
+from cluster.audit.search.join import CROPS_COLUMN, candidates, index_crops, index_downstream
 from cluster.audit.search.variants import variant_codes
 from cluster.audit.verify.evidence import verify_pair
 from cluster.audit.verify.prepare import Prepared
@@ -27,6 +28,7 @@ from pipeline.image.fingerprint import fingerprint_of_image
 _ROUNDS = 5
 _UPSTREAM, _DOWNSTREAM = 300_000_000, 60_000
 _JOIN_CODES = 100_000
+_CROPPED, _CROP_CODES = 1_000, 2_000  # test pictures, and codes compared with their crops
 _PAIRS = 20
 
 
@@ -58,6 +60,7 @@ def time_parts(images: list[bytes]) -> None:
         "code and quality": (lambda: [fingerprint_of_image(data) for data in images], len(images)),
         "digest of pixels": (lambda: [pixel_digest(data) for data in images], len(images)),
         "variant codes": (lambda: [variant_codes(each) for each in pixels], len(images)),
+        "codes of crops": (lambda: [crop_codes(each) for each in pixels], len(images)),
         "embedding": (lambda: [embedder.embed(each) for each in pixels[:_PAIRS]], _PAIRS),
         # As an audit does it: the test picture is prepared for all its candidates, each of them is decoded once.
         "verification of a pair": (
@@ -88,6 +91,13 @@ def main() -> None:
     middle, low, high = seconds_each(lambda: candidates(upstream, index, DEFAULT_RADIUS), _JOIN_CODES)
     print(f"join at radius {DEFAULT_RADIUS}: {1 / middle:,.0f} codes/s ({1 / high:,.0f} to {1 / low:,.0f}), "
           f"{middle * _UPSTREAM / 3600:.1f} core hours for 300 M x 60,000")  # fmt: skip
+    bodies = [body.tobytes() for body in generator.integers(0, 256, (_CROPPED, num_crops() * 32), dtype=np.uint8)]
+    cropped = codes(generator, _CROPPED).append_column(CROPS_COLUMN, pa.array(bodies, pa.binary()))
+    few, by_crops = codes(generator, _CROP_CODES), index_crops(cropped, DEFAULT_RADIUS)
+    middle, low, high = seconds_each(lambda: candidates(few, by_crops, DEFAULT_RADIUS), _CROP_CODES)
+    rate = _CROPPED * num_crops() / 1e9
+    print(f"join by crops: {rate / middle:.1f} G crops/s ({rate / high:.1f} to {rate / low:.1f}), "
+          f"{middle * _DOWNSTREAM / _CROPPED * _UPSTREAM / 3600:,.0f} core hours for 300 M x 60,000")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -235,7 +235,7 @@ def _fitted(
             seen = said = now
         elif wants_stop() and now - seen > SILENT_SECONDS:
             ray.shutdown()  # ends what waits for workers: Ray's threads may not outlive Python
-            thread.join()
+            thread.join(_EMPTY_SECONDS)
             return Interrupted("stopped while no worker was running: the same command goes on from the last checkpoint")
         elif now - said > _EMPTY_SECONDS:
             said = now

@@ -41,8 +41,8 @@ def give_back(store: Store) -> None:
     keys = [entry.key for entry in store.list(_FOLDER)]
     if not keys:
         return
-    coordinator = get_or_create_autoscaling_coordinator()
     try:
+        coordinator = get_or_create_autoscaling_coordinator()
         ray.get([coordinator.cancel_request.remote(key.removeprefix(_FOLDER)) for key in keys], timeout=_ANSWER_SECONDS)
     except ray.exceptions.RayError as error:
         logger.warning("Ray does not answer, so the workers may be waited for three minutes: %s", error)
