@@ -65,7 +65,7 @@ from pipeline.image.fingerprint import DESCRIPTOR_VERSION, dihedral_codes
 from pipeline.store.url import open_store
 
 _VECTOR_SCHEMA = pa.schema([*CANDIDATE_SCHEMA, pa.field("cosine", pa.float32())])
-_CROPS_PER_SECOND = 3.6e9  # compared with one code on one core (docs/audit.md)
+_CROPS_PER_SECOND = 3.8e9  # compared with one code on one core (`benchmarks/audit_cost.py`)
 _PICTURES_PER_INDEX = 1024  # 1.2 M codes, 84 MB; a choice
 _TIE_BYTES = 8  # of a digest
 _PAIRS_PER_STEP = 1 << 16  # whose eight turned codes are in memory, 16 MiB; a choice
