@@ -45,6 +45,7 @@ class BoardState:
         self._num_saves = 0
         self._stopped = ""
         self._lines: deque[Line] = deque(maxlen=_LINES)
+        self._controller: Any = None
 
     def sign(self, life: Life) -> Wishes:
         """Take a sign of life, and return what the rank is asked for.
@@ -94,6 +95,14 @@ class BoardState:
     def stopped(self) -> str:
         """Return what the run said as it stopped, or nothing."""
         return self._stopped
+
+    def show_controller(self, controller: Any) -> None:
+        """Keep Ray Train's controller, an actor."""
+        self._controller = controller
+
+    def controller(self) -> Any:
+        """Return Ray Train's controller, or None before it has begun."""
+        return self._controller
 
 
 class Board:
@@ -180,6 +189,14 @@ class Board:
     def stopped(self) -> str:
         """Return what the run said as it stopped, or nothing."""
         return str(self._ask("stopped", default=""))
+
+    def show_controller(self, controller: Any) -> None:
+        """Leave Ray Train's controller, an actor."""
+        self._ask("show_controller", controller)
+
+    def controller(self) -> Any:
+        """Return Ray Train's controller, or None before it has begun."""
+        return self._ask("controller")
 
     def _ask(self, name: str, *arguments: Any, default: Any = None) -> Any:
         import ray  # noqa: PLC0415

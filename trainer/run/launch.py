@@ -119,6 +119,7 @@ def _run_on_ray(
     import ray.train  # noqa: PLC0415
     import ray.train.torch  # noqa: PLC0415
 
+    from trainer.run.controller import ShowController  # noqa: PLC0415
     from trainer.run.reservations import RecordReservation, give_back  # noqa: PLC0415
     from trainer.run.resize import SaveBeforeResize  # noqa: PLC0415
 
@@ -154,7 +155,7 @@ def _run_on_ray(
             name=f"{job.name}-{launch_id}",
             storage_path=_ray_storage(out),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            callbacks=[RecordReservation(out), SaveBeforeResize(out, launch_id, shown)],
+            callbacks=[ShowController(launch_id), RecordReservation(out), SaveBeforeResize(out, launch_id, shown)],
         ),
     )
     with stop_requests() as wants_stop, _default_variable(*_ELASTIC_START, holds=num_workers[0] < num_workers[1]):
@@ -211,6 +212,8 @@ def _fitted(
     import ray  # noqa: PLC0415
     import ray.train  # noqa: PLC0415
 
+    from trainer.run.controller import end_controller  # noqa: PLC0415
+
     failed: list[BaseException] = []
 
     def fit() -> None:
@@ -234,8 +237,8 @@ def _fitted(
         if any(not life.is_silent for life in lives):
             seen = said = now
         elif wants_stop() and now - seen > SILENT_SECONDS:
-            ray.shutdown()  # ends what waits for workers: Ray's threads may not outlive Python
-            thread.join(_EMPTY_SECONDS)
+            end_controller(board)
+            thread.join(_EMPTY_SECONDS)  # Ray's threads may not outlive Python
             return Interrupted("stopped while no worker was running: the same command goes on from the last checkpoint")
         elif now - said > _EMPTY_SECONDS:
             said = now
