@@ -30,6 +30,7 @@ from real_life import KINDS
 from transforms import TRANSFORMS, copy_of
 
 from cluster.audit.base.tables import ADDRESS_COLUMNS, DEFAULT_RADIUS, Evidence
+from cluster.audit.result.best_match import keep_best_matches
 from cluster.audit.search.crops import crop_codes
 from cluster.audit.search.embedding.embedding import ViewVectors, view_candidates
 from cluster.audit.search.embedding.models import load
@@ -43,7 +44,6 @@ from cluster.audit.search.join import (
     index_downstream,
 )
 from cluster.audit.search.variants import variant_codes
-from cluster.audit.verify.best_match import keep_best_matches
 from cluster.audit.verify.evidence import judge, verify_pair
 from cluster.audit.verify.measure import Agreement
 from cluster.audit.verify.prepare import Prepared

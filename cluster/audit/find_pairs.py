@@ -8,9 +8,9 @@ import pyarrow as pa
 from cluster.audit.base.sets import Sides, check_comparable, check_tar
 from cluster.audit.base.stored_tasks import AuditJob
 from cluster.audit.base.tables import ADDRESS_COLUMNS, SHARD_STATE_SCHEMA, UNCHECKED_SCHEMA, AuditConfig, Found
+from cluster.audit.result.best_match import keep_best_matches
 from cluster.audit.search.join_tasks import join_shards
 from cluster.audit.search.matches import cap_matches
-from cluster.audit.verify.best_match import keep_best_matches
 from cluster.audit.verify.verify_tasks import verify_matches
 from pipeline.dataset.dataset import Dataset
 
@@ -31,11 +31,11 @@ def find_pairs(config: AuditConfig, sides: Sides, job: AuditJob) -> Found:
     matches, shards, unreadable = join_shards(config, sides, job)
     kept, hubs, num_candidates = cap_matches(matches, config.most_matches, config.radius, is_within=sides.is_within)
     pairs, more = verify_matches(kept, config.radius, sides, job)
-    order = [(name, "ascending") for name in ADDRESS_COLUMNS]
+    pairs = pairs.sort_by([(name, "ascending") for name in ADDRESS_COLUMNS])
     unchecked = [*_rejects("downstream", downstream), *_rejects("upstream", upstream), *_quarantined(shards),
                  *unreadable, *more]  # fmt: skip
     return Found(
-        pairs=keep_best_matches(pairs.sort_by(order), is_within=sides.is_within),
+        pairs=keep_best_matches(pairs, is_within=sides.is_within).append_column("own_evidence", pairs["evidence"]),
         hubs=hubs,
         shards=pa.Table.from_pylist(shards, schema=SHARD_STATE_SCHEMA),
         unchecked=pa.Table.from_pylist(unchecked, schema=UNCHECKED_SCHEMA),

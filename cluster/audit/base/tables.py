@@ -15,6 +15,9 @@ DEFAULT_RADIUS = 62
 # Hashes up to so far apart are evidence, if the pictures agree: the closest of different pictures with texture are 46
 # bits apart, trousers on cloth (docs/audit-quality.md).
 CLOSE_BITS = 44
+# Up to this distance a match of hashes needs little more: of 4.5 M pairs of MNIST with UCI digits, the closest were 76
+# bits apart, and 5 of 3.1 M pairs within MNIST at most 31 (docs/decisions/0003-sign-hash.md).
+STRONG_BITS = 31
 # Below this gradient score a code is not reliable: a plain sky of CIFAR-10 scores 6, an ellipse on white 18. 2.2 % of
 # CIFAR-10 are below, and 0 to 0.2 % of six other sets of real pictures.
 MIN_QUALITY = 20
@@ -110,7 +113,8 @@ class Found:
     """All pairs of two sets whose pictures were compared.
 
     Attributes:
-        pairs: Table of PAIR_SCHEMA, sorted by addresses, including rejected ones.
+        pairs: Table of PAIR_SCHEMA, sorted by addresses, including rejected ones; with `own_evidence`, that of a pair
+            by itself, before competing matches were weighed.
         hubs: Table of HUB_SCHEMA: downstream pictures with candidates that were not verified.
         shards: Table of SHARD_STATE_SCHEMA: every upstream shard, `joined` or `quarantined`.
         unchecked: Table of UNCHECKED_SCHEMA.

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.audit.base.tables import Evidence, is_duplicate
+from cluster.audit.result.best_match import keep_best_matches
 from cluster.audit.result.scores import radii
 from pipeline.base.errors import ConfigError
 from pipeline.base.records import Record
@@ -39,24 +40,32 @@ class Verdict(Record):
 def decide(pairs: pa.Table, names: Sequence[str], verdicts: Mapping[str, Verdict], radius: int) -> pa.Table:
     """Return the pairs with the evidence that people gave where they judged; a verdict outweighs every rule.
 
+    A match that a person rejects competes no longer: what it had demoted counts as it would without it.
+
     Args:
-        pairs: Table of tables.PAIR_SCHEMA.
+        pairs: As of tables.Found; without `own_evidence`, as earlier releases wrote it, demoted pairs stay so.
         names: The `pair` of each, as exclusion_lists.pair_list returns it.
         verdicts: By pair. 0 and 1 make a copy, which keeps the evidence of a duplicate or becomes `judged a copy`; 2
             makes a very similar pair, and `no` a rejected one. Further copies of a downstream picture that loses its
             duplicates so are its duplicates then.
         radius: Of the search by code.
     """
-    rows = pairs.to_pylist()
-    for name, row in zip(names, rows, strict=True):
-        if name in verdicts:
-            row["evidence"] = _decided(row["evidence"], verdicts[name].verdict)
+    index, said = pairs.schema.get_field_index("evidence"), [verdicts.get(name) for name in names]
+    competing = [
+        str(Evidence.REJECTED) if given and given.verdict == "no" else row.get("own_evidence", row["evidence"])
+        for row, given in zip(pairs.to_pylist(), said, strict=True)
+    ]
+    ruled = keep_best_matches(pairs.set_column(index, "evidence", pa.array(competing, pa.string())))
+    rows = ruled.to_pylist()
+    for row, by_rule, given in zip(rows, pairs["evidence"].to_pylist(), said, strict=True):
+        if given:
+            row["evidence"] = _decided(by_rule, given.verdict)
     duplicates = {(row["down_shard"], row["down_row"]) for row in rows if is_duplicate(row["evidence"])}
     for row in rows:
         if row["evidence"] == Evidence.FURTHER and (row["down_shard"], row["down_row"]) not in duplicates:
             row["evidence"] = str(Evidence.NEAR if row["distance"] <= radius else Evidence.EMBEDDED)
     evidence = [row["evidence"] for row in rows]
-    return pairs.set_column(pairs.schema.get_field_index("evidence"), "evidence", pa.array(evidence, pa.string()))
+    return pairs.set_column(index, "evidence", pa.array(evidence, pa.string()))
 
 
 def _decided(evidence: str, verdict: str) -> str:

@@ -5,16 +5,13 @@ Two pictures are always aligned in the same order, so A and B get the same evide
 
 from dataclasses import dataclass
 
-from cluster.audit.base.tables import CLOSE_BITS, MIN_QUALITY, Evidence
+from cluster.audit.base.tables import CLOSE_BITS, MIN_QUALITY, STRONG_BITS, Evidence
 from cluster.audit.verify.align import PLAIN_DETAIL, Alignment, align
 from cluster.audit.verify.measure import Agreement
 from cluster.audit.verify.prepare import Prepared
 from pipeline.image.decode import Pixels
 
 EVIDENCE_VERSION = 3  # raised with every change of what verify_pair returns, also by the alignment
-# Up to this distance a match of hashes needs little more: of 4.5 M pairs of MNIST with UCI digits, the closest were 76
-# bits apart, and 5 of 3.1 M pairs within MNIST at most 31 (docs/decisions/0003-sign-hash.md).
-STRONG_BITS = 31
 _STRONG_SOFT_FROM, _STRONG_CORRELATION_FROM = 0.8, 0.5
 _STRONG_PLAIN_FROM = 0.9  # `local` and correlation
 _CLOSE_LOCAL_FROM, _CLOSE_BENT_LOCAL_FROM = 0.8, 0.96  # two shots of one carton, 39 bits apart and bent, reach 0.93

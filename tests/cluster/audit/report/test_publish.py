@@ -162,6 +162,7 @@ def test_a_pair_that_the_rules_rejected_counts_once_it_is_judged_a_copy(
     pairs = found.found.pairs.set_column(
         found.found.pairs.column_names.index("evidence"), "evidence", pa.array(evidence)
     )
+    pairs = pairs.set_column(pairs.column_names.index("own_evidence"), "own_evidence", pairs["evidence"])
     rejected = audit_tables(replace(found.found, pairs=pairs), samples_of(pin_sides(config).down), found.canaries)
     publish(tmp_path, config, rejected, {})
     assert pq.read_table(tmp_path / "exclude-upstream.parquet").num_rows == 0

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from cluster.audit.base.tables import PAIR_SCHEMA
+from cluster.audit.result.best_match import keep_best_matches
 from cluster.audit.result.human_review import Verdict, decide, draw_pairs, parse_verdicts, precision_by_band
 from pipeline.base.errors import ConfigError
 
@@ -49,6 +50,41 @@ def test_a_further_copy_counts_once_the_closer_match_is_judged_to_be_none() -> N
     ):
         decided = decide(pairs, ["a", "b", "c"], {"a": Verdict(verdict=verdict)}, 62)
         assert decided["evidence"].to_pylist() == expected
+
+
+def competing_pairs(**columns: list[str]) -> pa.Table:
+    """Return two test pictures that match one upstream picture, the second one far worse."""
+    rows = [
+        {"up_shard": 0, "up_row": 0, "down_shard": 0, "down_row": down, "distance": 50, "element": 0, "quality": 90,
+         "correlation": correlation, "evidence": "near-duplicate"}
+        for down, correlation in ((0, 0.999), (1, 0.96))
+    ]  # fmt: skip
+    pairs = pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
+    by_rule = keep_best_matches(pairs)
+    assert by_rule["evidence"].to_pylist() == ["near-duplicate", "very similar"]
+    return by_rule.append_column("own_evidence", pairs["evidence"])
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        ({}, ["near-duplicate", "very similar"]),
+        ({"a": "no"}, ["rejected", "near-duplicate"]),
+        ({"a": "2"}, ["very similar", "very similar"]),
+        ({"a": "no", "b": "2"}, ["rejected", "very similar"]),
+        ({"b": "1"}, ["near-duplicate", "judged a copy"]),
+    ],
+)
+def test_a_match_that_a_person_rejects_demotes_no_other(verdicts: dict[str, str], expected: list[str]) -> None:
+    given = {pair: Verdict(verdict=verdict) for pair, verdict in verdicts.items()}
+    assert decide(competing_pairs(), ["a", "b"], given, 62)["evidence"].to_pylist() == expected
+
+
+def test_pairs_of_earlier_releases_stay_demoted() -> None:
+    pairs = competing_pairs().drop_columns(["own_evidence"])
+    assert decide(pairs, ["a", "b"], {}, 62)["evidence"].to_pylist() == ["near-duplicate", "very similar"]
+    decided = decide(pairs, ["a", "b"], {"a": Verdict(verdict="no")}, 62)
+    assert decided["evidence"].to_pylist() == ["rejected", "very similar"]
 
 
 @pytest.mark.parametrize("body", [b"{}", b"a,b\n1,2\n", b'{"verdicts": {"x": "5"}}', b"\xff\xfe"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from cluster.audit.base.tables import Evidence
-from cluster.audit.verify.best_match import keep_best_matches
+from cluster.audit.result.best_match import keep_best_matches
 
 _fresh = iter(range(1000, 2000))
 

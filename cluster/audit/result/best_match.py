@@ -15,8 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.audit.base.tables import Evidence
-from cluster.audit.verify.evidence import STRONG_BITS
+from cluster.audit.base.tables import STRONG_BITS, Evidence
 
 _RESIDUAL_RATIO = 4.0
 _PROVEN = (Evidence.SAME_BYTES, Evidence.SAME_PIXELS)
