@@ -18,6 +18,7 @@ from cluster.audit.base.tables import DEFAULT_RADIUS
 from cluster.audit.search.crops import crop_codes, num_crops
 from cluster.audit.search.embedding.models import load
 from cluster.audit.search.fingerprints import pixel_digest
+from cluster.audit.search.insets import inset_codes
 from cluster.audit.search.join import CROPS_COLUMN, candidates, index_crops, index_downstream
 from cluster.audit.search.variants import variant_codes
 from cluster.audit.verify.evidence import verify_pair
@@ -60,6 +61,7 @@ def time_parts(images: list[bytes]) -> None:
         "code and quality": (lambda: [fingerprint_of_image(data) for data in images], len(images)),
         "digest of pixels": (lambda: [pixel_digest(data) for data in images], len(images)),
         "variant codes": (lambda: [variant_codes(each) for each in pixels], len(images)),
+        "codes of insets, with decoding": (lambda: [inset_codes(decode(data)) for data in images], len(images)),
         "codes of crops": (lambda: [crop_codes(each) for each in pixels], len(images)),
         "embedding": (lambda: [embedder.embed(each) for each in pixels[:_PAIRS]], _PAIRS),
         # As an audit does it: the test picture is prepared for all its candidates, each of them is decoded once.

@@ -34,14 +34,18 @@ from cluster.audit.result.best_match import keep_best_matches
 from cluster.audit.search.crops import crop_codes
 from cluster.audit.search.embedding.embedding import ViewVectors, view_candidates
 from cluster.audit.search.embedding.models import load
+from cluster.audit.search.features import inset_rows
+from cluster.audit.search.insets import inset_codes
 from cluster.audit.search.join import (
     CROPS_COLUMN,
+    INSETS_COLUMN,
     VARIANTS_COLUMN,
     candidates,
     cap_hubs,
     closest,
     index_crops,
     index_downstream,
+    index_wholes,
 )
 from cluster.audit.search.variants import variant_codes
 from cluster.audit.verify.evidence import judge, verify_pair
@@ -59,12 +63,13 @@ HALVES = ("tuned", "held-back")
 CHUNK = 60  # pictures per call
 MOST_MATCHES = 20
 PICTURES_PER_INDEX = 512  # whose crops are in memory
-# What an audit searches by: by hash with crops is what it does without an embedding, with one it leaves them out.
+# What an audit searches by: "by hash" is what it does without an embedding, and with one it leaves crops out.
 SEARCHES = {
-    "by hash, no crops": {"variants"},
-    "by hash": {"variants", "crops"},
-    "with the embedding": {"variants", "vectors"},
-    "with both": {"variants", "crops", "vectors"},
+    "by hash, whole images": {"wholes"},
+    "by hash, no insets": {"crops"},
+    "by hash": {"crops and insets"},
+    "with the embedding": {"insets", "vectors"},
+    "with both": {"crops and insets", "vectors"},
 }
 Picture = tuple[str, str, bytes]  # kind or "", name of the original file, JPEG
 
@@ -114,14 +119,15 @@ def other_pictures(folder: str, side: str) -> list[Picture]:
 
 
 def described(side: str, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
-    """Return code, quality, vectors and, downstream, codes of variants and crops of pictures."""
+    """Return code, quality, vectors and codes of pictures: upstream of insets, downstream of variants and crops."""
     embedder, rows = load(), []
     for _, _, data in pictures:
         pixels = decode(data)
         code, quality = fingerprint(pixels)
         variants = variant_codes(pixels) if side == "down" else []
         crops = crop_codes(pixels).tobytes() if side == "down" else b""
-        rows.append({"code": code, "quality": quality, "variants": variants, "crops": crops,
+        insets = inset_codes(pixels) if side == "up" else []
+        rows.append({"code": code, "quality": quality, "variants": variants, "crops": crops, "insets": insets,
                      "vectors": embedder.embed(pixels).astype(np.float16)})  # fmt: skip
     return rows
 
@@ -133,6 +139,7 @@ def codes_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
         "code": pa.array([row["code"] for row in rows], pa.binary(32)),
         VARIANTS_COLUMN: pa.array([row["variants"] for row in rows], pa.list_(pa.binary(32))),
         CROPS_COLUMN: pa.array([row["crops"] for row in rows], pa.binary()),
+        INSETS_COLUMN: pa.array([row["insets"] for row in rows], pa.list_(pa.binary(32))),
     })  # fmt: skip
 
 
@@ -191,12 +198,15 @@ def joined(up: Side, down: Side) -> tuple[list[dict[str, Any]], int]:
     codes, tests = codes_table(up.rows), codes_table(down.rows)
     by_variant = candidates(codes, index_downstream(tests, DEFAULT_RADIUS), DEFAULT_RADIUS)
     parts = (tests.slice(start, PICTURES_PER_INDEX) for start in range(0, tests.num_rows, PICTURES_PER_INDEX))
-    by_crop = (candidates(codes, index_crops(part, DEFAULT_RADIUS), DEFAULT_RADIUS) for part in parts)
+    by_crop = closest(candidates(codes, index_crops(part, DEFAULT_RADIUS), DEFAULT_RADIUS) for part in parts)
+    by_inset = candidates(inset_rows(0, codes), index_wholes(tests, DEFAULT_RADIUS), DEFAULT_RADIUS)
     by_vector = view_candidates(vectors_of(up.rows), vectors_of(down.rows), load().nearness)
     capped = {
         "vectors": cap_hubs(by_vector, MOST_MATCHES, by="cosine")[0],
-        "crops": cap_hubs(closest([by_variant, *by_crop]), MOST_MATCHES)[0],
-        "variants": cap_hubs(by_variant, MOST_MATCHES)[0],
+        "crops and insets": cap_hubs(closest([by_variant, by_crop, by_inset]), MOST_MATCHES)[0],
+        "crops": cap_hubs(closest([by_variant, by_crop]), MOST_MATCHES)[0],
+        "insets": cap_hubs(closest([by_variant, by_inset]), MOST_MATCHES)[0],
+        "wholes": cap_hubs(by_variant, MOST_MATCHES)[0],
     }
     found: dict[tuple[int, int], dict[str, Any]] = {}
     for search, table in capped.items():

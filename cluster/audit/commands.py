@@ -114,6 +114,12 @@ def _job(out: str, work: str, workers: int | None, on_ray: bool, log_jsonl: str 
     default=None,
     help="Find crops and shifted frames by hash, in a join that takes 13 times as long; on without --embedding.",
 )
+@click.option(
+    "--insets/--no-insets",
+    default=True,
+    show_default=True,
+    help="Find parts of collages and screenshots by hash, for which all upstream pictures are read once.",
+)
 @_search_options
 def audit(upstream: str, downstream: str, out: str, against_many: bool, **options: Any) -> None:
     """Find near-duplicates of DOWNSTREAM in UPSTREAM; write a report with pictures, lists and accuracies to OUT.
@@ -185,10 +191,12 @@ def _config(upstream: str, downstream: str, options: Mapping[str, Any]) -> "Audi
     from cluster.audit.base.tables import AuditConfig  # noqa: PLC0415
     from pipeline.store.url import absolute_url  # noqa: PLC0415
 
-    model, crops = options["embedding"], options.get("crops", False)  # within one set there are none
+    model = options["embedding"]
+    crops, insets = (options.get(name, False) for name in ("crops", "insets"))  # within one set there are neither
     return AuditConfig(
         embedding=absolute_url(model) if model and Path(model).exists() else model,
         crops=model is None if crops is None else crops,
+        insets=insets,
         upstream=upstream,
         downstream=downstream,
         radius=options["radius"],

@@ -19,10 +19,13 @@ from cluster.audit.search.features import (
     down_features,
     down_vectors,
     embedder_of,
+    inset_rows,
+    inset_table,
     numbered,
     vector_rows,
     vectors_table,
 )
+from cluster.audit.search.insets import INSETS_VERSION
 from cluster.audit.search.join import JOIN_VERSION
 from cluster.audit.search.join_tasks import candidates_by_code
 from cluster.audit.search.variants import VARIANTS_VERSION
@@ -54,7 +57,7 @@ def run_audit(config: AuditConfig, sides: Sides, job: AuditJob) -> AuditTables:
     job.reporting.say("searching for planted canaries")
     embedder = embedder_of(config.embedding) if config.embedding else None
     key = key_of("canaries", content_digest(sides.downstream), config.radius, config.canaries_each, config.seed,
-                 config.crops and CROPS_VERSION,
+                 config.crops and CROPS_VERSION, *([INSETS_VERSION] if config.insets else []),
                  embedder and [embedder.version, embedder.nearness.model_dump()], CANARIES_VERSION, JOIN_VERSION,
                  VARIANTS_VERSION, EVIDENCE_VERSION, EMBEDDING_VERSION, DESCRIPTOR_VERSION,
                  compiled_digest())  # fmt: skip
@@ -69,10 +72,11 @@ def _measure_canaries(sides: Sides, config: AuditConfig, job: AuditJob) -> pa.Ta
     fingerprints = [fingerprint_of_image(canary.image) for canary in planted]
     codes = pa.array([code for code, _ in fingerprints], pa.binary(CODE_BYTES))
     samples = numbered(_CANARY_SHARD, pa.table([codes], names=["code"]))
+    insets = inset_rows(_CANARY_SHARD, inset_table(pictures)) if config.insets else None
     features = down_features(config, sides, job)
     hashed = {
         pair["up_row"]: pair["distance"]
-        for pair in candidates_by_code(samples, sides.down, config.radius, features).to_pylist()
+        for pair in candidates_by_code(samples, insets, sides.down, config.radius, features).to_pylist()
         if Address(pair["down_shard"], pair["down_row"]) == planted[pair["up_row"]].origin
     }
     near = {

@@ -96,6 +96,7 @@ class AuditConfig(Record):
         seed: Key of the canaries and of the choice of pairs for review.
         embedding: Model whose embedding finds further candidates; None for the hash alone.
         crops: Whether codes of many crops of the downstream pictures find further candidates.
+        insets: Whether codes of the pictures within upstream pictures do, such as the parts of a collage.
     """
 
     upstream: str
@@ -106,6 +107,7 @@ class AuditConfig(Record):
     seed: int = 0
     embedding: str | None = None
     crops: bool = False
+    insets: bool = False
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ _MOST_IN_TABLE = 20_000  # rows of the table of pairs on a page
 _KINDS = ("duplicate", "very similar", "rejected")
 PREDICTIONS = "predictions.parquet"
 _PREDICTION_NAMES = ("key", "source", "label_names", "prediction_name")
-_SUMMARY = "summary.json"
+_SUMMARY, _CONFIG = "summary.json", "audit.json"
 _DRAWN = "review.json"
 
 
@@ -82,7 +82,7 @@ def publish_audit(
     drawn = draw_pairs(closest_first(compared), config.radius, review_each, config.seed)
     listed = closest_first(judged_list(compared, decided["evidence"].to_pylist(), verdicts))
     listed = with_sources(sides, listed)
-    key = sha256_hex(config.to_json())[:16]  # of the browser's storage: verdicts survive a rerun
+    key = sha256_hex(out.read(_CONFIG))[:16]  # of the browser's storage: verdicts survive a rerun
     parts = {
         "found.parquet": to_parquet(by_rule),
         "hubs.parquet": to_parquet(with_names(sides.downstream, tables.found.hubs)),
@@ -184,10 +184,17 @@ def _layers(bars: Mapping[str, Mapping[str, int]]) -> list[Layer]:
 
 
 def claim(out: Store, config: AuditConfig) -> None:
-    """Claim a folder for an audit. Raises Conflict if it holds another one."""
-    body = config.to_json()
-    if not out.create("audit.json", body) and out.read("audit.json") != body:
-        raise Conflict(f"{out.url} holds the report of other sets or settings; choose another destination")
+    """Claim a folder for an audit. Raises Conflict if it holds another one, or one of other settings."""
+    if out.create(_CONFIG, config.to_json()):
+        return
+    try:
+        held = AuditConfig.model_validate_json(out.read(_CONFIG))
+    except ValueError as error:
+        raise Conflict(f"{out.url} holds the report of an audit that cannot be read: {error}") from error
+    names = [name for name in AuditConfig.model_fields if getattr(held, name) != getattr(config, name)]
+    if names:
+        told = ", ".join(f"{name} {getattr(held, name)} instead of {getattr(config, name)}" for name in names)
+        raise Conflict(f"{out.url} holds the report of another audit: {told}; choose another destination")
 
 
 def closest_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What is computed from the pixels of a set beyond its fingerprints: further codes and embeddings, as stored tasks.
 
-Codes of variants and crops are computed for the downstream side only. Vectors are stored by the shard's digest and
-the embedding's version, so that nothing upstream is embedded again for a new test set.
+Codes of variants and crops are computed for the downstream side only, those of insets for the upstream side only.
+All are stored by the shard's digest and a version, so that nothing upstream is computed again for a new test set.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,8 @@ from cluster.audit.search.crops import CROPS_VERSION, crop_codes
 from cluster.audit.search.embedding import models
 from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, VIEW_COLUMN, ViewVectors
 from cluster.audit.search.embedding.models import DIMENSIONS, Embedder
-from cluster.audit.search.join import CROPS_COLUMN, VARIANTS_COLUMN
+from cluster.audit.search.insets import INSETS_VERSION, inset_codes
+from cluster.audit.search.join import CROPS_COLUMN, INSETS_COLUMN, VARIANTS_COLUMN
 from cluster.audit.search.variants import VARIANTS_VERSION, variant_codes
 from pipeline.base.errors import BadImage
 from pipeline.dataset.dataset import Address
@@ -35,8 +36,8 @@ from pipeline.image.decode import Pixels, decode
 from pipeline.image.fingerprint import CODE_BYTES, DESCRIPTOR_VERSION
 from pipeline.store.url import open_store
 
-VARIANTS, CROPS = "variants", "crops"  # the kinds of features that are no embedding
-_VERSIONS = {VARIANTS: VARIANTS_VERSION, CROPS: CROPS_VERSION}
+VARIANTS, CROPS, INSETS = "variants", "crops", "insets"  # the kinds of features that are no embedding
+_VERSIONS = {VARIANTS: VARIANTS_VERSION, CROPS: CROPS_VERSION, INSETS: INSETS_VERSION}
 _CODES_TYPE = pa.list_(pa.binary(CODE_BYTES))
 
 
@@ -45,7 +46,7 @@ class FeatureTask:
     """The features of one shard.
 
     Attributes:
-        kind: VARIANTS, CROPS, or the embedding's model.
+        kind: VARIANTS, CROPS, INSETS, or the embedding's model.
         work: URL of the work folder.
     """
 
@@ -143,7 +144,7 @@ def compute_features(
 
 def shard_features(task: FeatureTask) -> pa.Table:
     """Return a row per picture of the shard: its codes or vectors, and in `failed` the error of one that is broken."""
-    codes = {VARIANTS: _variants, CROPS: crop_table}
+    codes = {VARIANTS: _variants, CROPS: crop_table, INSETS: inset_table}
     describe = codes.get(task.kind) or partial(vectors_table, embedder_of(task.kind))
     return load_or_compute(open_store(task.work), task.result_key, partial(_describe_shard, task, describe))
 
@@ -174,6 +175,12 @@ def crop_table(pictures: Sequence[Pixels | None]) -> pa.Table:
     return pa.table([pa.array(codes, pa.binary())], names=[CROPS_COLUMN])
 
 
+def inset_table(pictures: Sequence[Pixels | None]) -> pa.Table:
+    """Return the codes of the pictures within pictures, a row each; a picture that is broken has none."""
+    codes = [[] if pixels is None else inset_codes(pixels) for pixels in pictures]
+    return pa.table([pa.array(codes, _CODES_TYPE)], names=[INSETS_COLUMN])
+
+
 def vectors_table(embedder: Embedder, pictures: Sequence[Pixels | None]) -> pa.Table:
     """Return the vectors of the views of pictures, a row each; a picture that is broken has none."""
     found = [np.zeros((0, DIMENSIONS), np.float16) if pixels is None else embedder.embed(pixels).astype(np.float16)
@@ -182,6 +189,13 @@ def vectors_table(embedder: Embedder, pictures: Sequence[Pixels | None]) -> pa.T
     flat = np.concatenate([np.zeros((0, DIMENSIONS), np.float16), *found]).ravel()
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float16()), DIMENSIONS)
     return pa.table([pa.ListArray.from_arrays(ends, vectors)], names=["vectors"])
+
+
+def inset_rows(shard: int, table: pa.Table) -> pa.Table:
+    """Return a row for each inset of a shard's pictures: shard, row, code."""
+    rows = pc.list_parent_indices(table[INSETS_COLUMN]).cast(pa.int32())
+    shards = pa.array(np.full(len(rows), shard, np.int32))
+    return pa.table({"shard": shards, "row": rows, "code": pc.list_flatten(table[INSETS_COLUMN])})
 
 
 def vector_rows(shard: int, table: pa.Table) -> pa.Table:

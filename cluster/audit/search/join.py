@@ -1,7 +1,7 @@
 """Exact Hamming join of 256-bit codes under all flips and turns, with one best match for each pair of pictures."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +16,9 @@ from pipeline.image.fingerprint import CODE_BYTES, dihedral_codes
 JOIN_VERSION = 3  # raised with every change of what candidates, cap_hubs, shard_matches and proposals return
 VARIANTS_COLUMN = "variant_codes"
 CROPS_COLUMN = "crop_codes"
-# One of many crops is near by chance more often than one of few variants. It proposes a pair, and proves nothing.
-_LEAST_CROP_BITS = CLOSE_BITS + 1
+INSETS_COLUMN = "inset_codes"
+# One of many parts is near by chance more often than one of few variants. It proposes a pair, and proves nothing.
+_LEAST_PART_BITS = CLOSE_BITS + 1
 _MORE_CROP_BITS = 4  # beyond the radius: of 7.5 M pairs of different pictures 1,927 are candidates, without crops 1,627
 _TRANSPOSED = 4  # the element of DIHEDRAL that swaps rows and columns only
 TIE_COLUMN = "tie"
@@ -104,7 +105,17 @@ def index_crops(downstream: pa.Table, radius: int) -> DownstreamIndex:
     codes = np.frombuffer(b"".join(bodies), np.uint8).reshape(-1, CODE_BYTES)
     owner = np.repeat(np.arange(len(bodies)), [len(body) // CODE_BYTES for body in bodies])
     index = build_index(parity_words(codes), radius + _MORE_CROP_BITS, folded=True)
-    return DownstreamIndex(downstream.select(["shard", "row"]), codes, owner, index, _LEAST_CROP_BITS, radius)
+    return DownstreamIndex(downstream.select(["shard", "row"]), codes, owner, index, _LEAST_PART_BITS, radius)
+
+
+def index_wholes(downstream: pa.Table, radius: int) -> DownstreamIndex:
+    """Build an index of the downstream pictures as they are, with which parts of upstream pictures are compared.
+
+    Args:
+        downstream: Has shard, row, code.
+        radius: Largest distance, inclusive, in bits.
+    """
+    return replace(index_downstream(downstream.select(["shard", "row", "code"]), radius), least_bits=_LEAST_PART_BITS)
 
 
 def candidates(upstream: pa.Table, downstream: pa.Table | DownstreamIndex, radius: int) -> pa.Table:

@@ -34,6 +34,7 @@ from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, ViewVect
 from cluster.audit.search.embedding.models import Nearness
 from cluster.audit.search.features import (
     CROPS,
+    INSETS,
     VARIANTS,
     DownFeatures,
     compute_features,
@@ -41,6 +42,7 @@ from cluster.audit.search.features import (
     down_vectors,
     embedder_of,
     feature_tasks,
+    inset_rows,
     numbered,
     vector_rows,
 )
@@ -54,6 +56,7 @@ from cluster.audit.search.join import (
     codes_of,
     index_crops,
     index_downstream,
+    index_wholes,
     is_itself,
 )
 from cluster.audit.search.matches import DOWN_ADDRESS, MATCH_SCHEMA, shard_matches
@@ -65,7 +68,8 @@ from pipeline.image.fingerprint import DESCRIPTOR_VERSION, dihedral_codes
 from pipeline.store.url import open_store
 
 _VECTOR_SCHEMA = pa.schema([*CANDIDATE_SCHEMA, pa.field("cosine", pa.float32())])
-_CROPS_PER_SECOND = 3.8e9  # compared with one code on one core (`benchmarks/audit_cost.py`)
+# On one core (`benchmarks/audit_cost.py`): crops compared with one code, and pictures of 500 px read for their insets.
+_CROPS_PER_SECOND, _INSETS_PER_SECOND = 3.8e9, 100
 _PICTURES_PER_INDEX = 1024  # 1.2 M codes, 84 MB; a choice
 _TIE_BYTES = 8  # of a digest
 _PAIRS_PER_STEP = 1 << 16  # whose eight turned codes are in memory, 16 MiB; a choice
@@ -76,6 +80,7 @@ class JoinTask:
     """One upstream shard against all downstream codes.
 
     Attributes:
+        insets: Key of the codes of the shard's insets; None where these are not asked for.
         vectors: Key of the shard's own vectors; None without an embedding.
         nearness: Which pairs are candidates by vector; None without an embedding.
         proposals: Where these pairs are stored within one set; None between two sets, and without an embedding.
@@ -86,6 +91,7 @@ class JoinTask:
     radius: int
     most_matches: int
     down: DownFeatures
+    insets: str | None
     vectors: str | None
     nearness: Nearness | None
     proposals: Proposals | None
@@ -105,6 +111,12 @@ def codes_index(side: Pinned, radius: int, down: DownFeatures) -> DownstreamInde
         chunks = [chunk for part in parts for chunk in part.chunks]
         table = table.append_column(VARIANTS_COLUMN, pa.chunked_array(chunks))
     return index_downstream(table, radius)
+
+
+@lru_cache(maxsize=1)
+def wholes_index(side: Pinned, radius: int) -> DownstreamIndex:
+    """Build the index of the downstream pictures as they are, once per process."""
+    return index_wholes(samples_of(side), radius)
 
 
 def crop_indexes(down: DownFeatures, radius: int) -> Iterator[DownstreamIndex]:
@@ -134,9 +146,8 @@ def join_shards(
         All matches with `up_shard` in front, the state of every upstream shard, and rows of UNCHECKED_SCHEMA for
         pictures that could not be read for an embedding.
     """
+    _tell_cost(config, sides, job)
     down, quarantined, own, unreadable = _features(config, sides, job)
-    if down.crops:
-        _tell_cost(sides, job)
     nearness = embedder_of(config.embedding).nearness if config.embedding else None
     proposals = None
     if nearness and sides.is_within:
@@ -148,14 +159,17 @@ def join_shards(
         if row["shard"] in quarantined:
             rows[-1] |= {"state": "quarantined", "num_candidates": 0, "detail": quarantined[row["shard"]]}
             continue
-        vectors = own[row["shard"]] if own else None
+        insets, vectors = (own[kind][row["shard"]] if kind in own else None for kind in (INSETS, config.embedding))
         place = row["shard"] if sides.is_within else 0  # within a set, pictures are no matches of themselves
+        more = [insets] if insets else []  # results of audits without insets keep their keys
         key = key_of("joined", row["blake3"], row["sidecar_sha256"], place, content_digest(sides.downstream),
                      config.radius, config.most_matches, sides.is_within, down.variants, down.crops, down.vectors,
                      vectors, nearness and nearness.model_dump(), proposals and proposals.keys, JOIN_VERSION,
-                     EMBEDDING_VERSION, DESCRIPTOR_VERSION, compiled_digest())  # fmt: skip
+                     EMBEDDING_VERSION, DESCRIPTOR_VERSION, compiled_digest(), *more)  # fmt: skip
         tasks.append(
-            JoinTask(sides, row["shard"], config.radius, config.most_matches, down, vectors, nearness, proposals, key)
+            JoinTask(
+                sides, row["shard"], config.radius, config.most_matches, down, insets, vectors, nearness, proposals, key
+            )
         )
     parts = {}
     with job.reporting.progress("joining", sides.upstream.version.num_samples, "pictures") as advance:
@@ -176,41 +190,50 @@ def join_shards(
     return pa.concat_tables([empty, *tables]), rows, unreadable
 
 
-def _tell_cost(sides: Sides, job: AuditJob) -> None:
-    """Say what the join by crops takes, if that is long."""
+def _tell_cost(config: AuditConfig, sides: Sides, job: AuditJob) -> None:
+    """Say what crops and insets take, if that is long."""
     num_up, num_down = (side.version.num_samples for side in (sides.upstream, sides.downstream))
-    core_hours = num_up * num_down * num_crops() / _CROPS_PER_SECOND / 3600
-    if core_hours > 1:
+    crop_hours = num_up * num_down * num_crops() / _CROPS_PER_SECOND / 3600
+    if config.crops and crop_hours > 1:
         job.reporting.say(
             f"comparing {num_up:,} pictures with {num_crops():,} crops of each of {num_down:,} takes about "
-            f"{core_hours:,.0f} core hours; --no-crops leaves that out, and misses crops and shifted frames"
+            f"{crop_hours:,.0f} core hours; --no-crops leaves that out, and misses crops and shifted frames"
+        )
+    inset_hours = num_up / _INSETS_PER_SECOND / 3600
+    if config.insets and inset_hours > 1:
+        job.reporting.say(
+            f"reading {num_up:,} upstream pictures for their insets takes about {inset_hours:,.0f} core hours, once; "
+            f"--no-insets leaves that out, and misses parts of collages and screenshots"
         )
 
 
 def _features(
     config: AuditConfig, sides: Sides, job: AuditJob
-) -> tuple[DownFeatures, dict[int, str], list[str], list[dict[str, Any]]]:
-    """Compute variant codes and vectors.
+) -> tuple[DownFeatures, dict[int, str], dict[str, list[str]], list[dict[str, Any]]]:
+    """Compute the codes and vectors that are missing.
 
     Returns:
-        Keys of the downstream features, reasons of quarantined upstream shards, keys of the upstream vectors, and rows
-        of UNCHECKED_SCHEMA for unreadable pictures.
+        Keys of the downstream features, reasons of quarantined upstream shards, keys of the upstream features by kind,
+        and rows of UNCHECKED_SCHEMA for unreadable pictures.
     """
     wanted = [] if sides.is_within else [("downstream", sides.down, VARIANTS, "computing variants")]
     if config.crops:
         wanted.append(("downstream", sides.down, CROPS, "computing crops"))
+    if config.insets:
+        wanted.append(("upstream", sides.up, INSETS, "computing insets"))
     if config.embedding:
         wanted.append(("downstream", sides.down, config.embedding, "embedding downstream"))
         wanted.append(("upstream", sides.up, config.embedding, "embedding upstream"))
     quarantined: dict[str, dict[int, str]] = {"upstream": {}, "downstream": {}}
-    unreadable, own = [], []
+    unreadable: list[dict[str, Any]] = []
+    own: dict[str, list[str]] = {}
     for name, side, kind, title in wanted:
         tasks = feature_tasks(side, kind, job)
         more, failed = compute_features(tasks, title, job)
         quarantined[name] |= more
         unreadable += [unreadable_row(name, *picture) for picture in failed]
         if name == "upstream":
-            own = [task.result_key for task in tasks]
+            own[kind] = [task.result_key for task in tasks]
     if quarantined["downstream"]:
         shard, reason = min(quarantined["downstream"].items())
         raise ServiceError(
@@ -220,10 +243,22 @@ def _features(
     return down_features(config, sides, job), quarantined["upstream"], own, unreadable
 
 
-def candidates_by_code(samples: pa.Table, side: Pinned, radius: int, down: DownFeatures) -> pa.Table:
-    """Return the candidates by any code of a downstream picture, as `join.candidates`."""
+def candidates_by_code(
+    samples: pa.Table, insets: pa.Table | None, side: Pinned, radius: int, down: DownFeatures
+) -> pa.Table:
+    """Return the candidates by any code of a downstream picture, as `join.candidates`.
+
+    Args:
+        samples: Upstream pictures: shard, row, code.
+        insets: Their insets, of which a picture may have several; None where these are not asked for.
+        side: The downstream pictures.
+        radius: Largest distance, inclusive, in bits.
+        down: Their features.
+    """
     indexes = itertools.chain([codes_index(side, radius, down)], crop_indexes(down, radius))
-    return closest(candidates(samples, index, radius) for index in indexes)
+    found = (candidates(samples, index, radius) for index in indexes)
+    by_inset = [] if insets is None else [candidates(insets, wholes_index(side, radius), radius)]
+    return closest(itertools.chain(found, by_inset))
 
 
 def join_shard(task: JoinTask) -> pa.Table:
@@ -236,7 +271,8 @@ def _matches(task: JoinTask) -> pa.Table:
     check_tar(upstream, task.shard)
     samples = upstream.samples(task.shard)
     codes = numbered(task.shard, samples.select(["code"]))
-    by_code = candidates_by_code(codes, task.sides.down, task.radius, task.down)
+    insets = inset_rows(task.shard, read_table(open_store(task.down.work), task.insets)) if task.insets else None
+    by_code = candidates_by_code(codes, insets, task.sides.down, task.radius, task.down)
     by_vector = _by_vector(task, samples, down_samples)
     known = _equal_digests(task, samples, down_samples)
     if task.sides.is_within:

@@ -16,6 +16,7 @@ from cluster.audit.result.canaries import CANARIES_VERSION, plant
 from cluster.audit.search.crops import CROPS_VERSION, crop_codes
 from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, ViewVectors, view_candidates
 from cluster.audit.search.embedding.models import Nearness
+from cluster.audit.search.insets import INSETS_VERSION, inset_codes
 from cluster.audit.search.join import JOIN_VERSION, candidates, cap_hubs
 from cluster.audit.search.matches import shard_matches
 from cluster.audit.search.variants import VARIANTS_VERSION, variant_codes
@@ -48,6 +49,13 @@ def varied() -> object:
 def cropped() -> object:
     """Return the codes of all crops of pictures that are larger and smaller than the lattice."""
     return [crop_codes(scene(3, *size)).tobytes().hex() for size in ((320, 240), (48, 40))]
+
+
+def parts() -> object:
+    """Return the codes of the insets of a picture in another one."""
+    pixels = scene(3, 320, 240).copy()
+    pixels[40:160, 100:260] = scene(4, 160, 120)
+    return [code.hex() for code in inset_codes(pixels)]
 
 
 def embedded() -> object:
@@ -95,6 +103,7 @@ def digest(output: object) -> str:
         (joined, JOIN_VERSION, {1: "8fb4ea2dfd1a63ed", 2: "313d2c52f39a32e5", 3: "591465438f468696"}),
         (varied, VARIANTS_VERSION, {1: "4bcf4b986c91a666", 2: "1c2a5b2081e90a4a"}),
         (cropped, CROPS_VERSION, {1: "d8b56f61e81ecce3"}),
+        (parts, INSETS_VERSION, {1: "da47f9360f77d53f"}),
         (embedded, EMBEDDING_VERSION, {1: "f4b46498aeb9c1fa", 2: "aada75b6e8804af3"}),
         (verified, EVIDENCE_VERSION, {1: "6cc84a42c3aa0be8", 2: "2ec10539049a5eca", 3: "2ec10539049a5eca"}),
     ],

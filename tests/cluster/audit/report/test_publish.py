@@ -96,8 +96,19 @@ def test_publishing_again_changes_nothing_and_another_audit_is_refused(
     before = contents(tmp_path)
     publish(tmp_path, config, found, {})
     assert before == contents(tmp_path)
-    with pytest.raises(Conflict, match="choose another destination"):
+    with pytest.raises(Conflict, match="another audit: radius 62 instead of 31; choose another destination"):
         publish(tmp_path, config.model_copy(update={"radius": 31}), found, {})
+
+
+def test_a_report_from_before_a_setting_was_there_is_published_again(
+    found: AuditTables, config: AuditConfig, tmp_path: Path
+) -> None:
+    settings = json.loads(config.to_json())
+    del settings["insets"]
+    (tmp_path / "audit.json").write_text(json.dumps(settings))
+    publish(tmp_path, config, found, {})
+    with pytest.raises(Conflict, match="insets False instead of True"):
+        publish(tmp_path, config.model_copy(update={"insets": True}), found, {})
 
 
 def test_verdicts_become_precision_and_outlive_a_rerun(found: AuditTables, config: AuditConfig, tmp_path: Path) -> None:
