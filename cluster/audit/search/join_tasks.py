@@ -69,7 +69,7 @@ from pipeline.store.url import open_store
 
 _VECTOR_SCHEMA = pa.schema([*CANDIDATE_SCHEMA, pa.field("cosine", pa.float32())])
 # On one core (`benchmarks/audit_cost.py`): crops compared with one code, and pictures of 500 px read for their insets.
-_CROPS_PER_SECOND, _INSETS_PER_SECOND = 3.8e9, 100
+_CROPS_PER_SECOND, _INSETS_PER_SECOND = 3.8e9, 130
 _PICTURES_PER_INDEX = 1024  # 1.2 M codes, 84 MB; a choice
 _TIE_BYTES = 8  # of a digest
 _PAIRS_PER_STEP = 1 << 16  # whose eight turned codes are in memory, 16 MiB; a choice
@@ -225,13 +225,14 @@ def _features(
         wanted.append(("downstream", sides.down, config.embedding, "embedding downstream"))
         wanted.append(("upstream", sides.up, config.embedding, "embedding upstream"))
     quarantined: dict[str, dict[int, str]] = {"upstream": {}, "downstream": {}}
-    unreadable: list[dict[str, Any]] = []
+    unreadable: dict[tuple[str, int, int], dict[str, Any]] = {}
     own: dict[str, list[str]] = {}
     for name, side, kind, title in wanted:
         tasks = feature_tasks(side, kind, job)
         more, failed = compute_features(tasks, title, job)
         quarantined[name] |= more
-        unreadable += [unreadable_row(name, *picture) for picture in failed]
+        for shard, row, detail in failed:  # once, for however many features
+            unreadable.setdefault((name, shard, row), unreadable_row(name, shard, row, detail))
         if name == "upstream":
             own[kind] = [task.result_key for task in tasks]
     if quarantined["downstream"]:
@@ -240,7 +241,7 @@ def _features(
             f"shard {shard} of the test set {sides.down.url} cannot be read for the join ({reason}); check it "
             f"with `pipeline verify` and repair it"
         )
-    return down_features(config, sides, job), quarantined["upstream"], own, unreadable
+    return down_features(config, sides, job), quarantined["upstream"], own, list(unreadable.values())
 
 
 def candidates_by_code(

@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pyarrow.compute as pc
+import pytest
 from PIL import Image
 
-from cluster.audit.base.tables import AuditConfig
+from cluster.audit.base.tables import UNREADABLE, AuditConfig
+from cluster.audit.search import features
+from pipeline.base.errors import BadImage
+from pipeline.image.decode import Pixels, decode
 from tests.cluster.audit.audits import audited, scene
 from tests.conftest import class_folders, pack
 
@@ -47,6 +51,24 @@ def test_a_crop_is_found_by_crops_and_these_are_computed_once(tmp_path: Path) ->
     assert len(codes) == 1
     audited(plain.model_copy(update={"crops": True, "most_matches": 2}), tmp_path / "work")
     assert set(tmp_path.glob("work/crops/*")) == codes
+
+
+def test_a_picture_that_cannot_be_read_is_listed_once_however_many_features_want_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_crop(tmp_path, (70, 50, 300, 210))
+
+    def decoded(data: bytes) -> Pixels:
+        pixels = decode(data)
+        if pixels.shape[1] > 200:  # the scene downstream, and its crop upstream
+            raise BadImage("decode", "no picture")
+        return pixels
+
+    monkeypatch.setattr(features, "decode", decoded)
+    config = AuditConfig(upstream=str(tmp_path / "up"), downstream=str(tmp_path / "down"), canaries_each=0, crops=True,
+                         insets=True)  # fmt: skip
+    rows = audited(config, tmp_path / "work").found.unchecked.to_pylist()
+    assert [(row["side"], row["reason"]) for row in rows] == [("downstream", UNREADABLE), ("upstream", UNREADABLE)]
 
 
 def states_of(config: AuditConfig, work: Path) -> list[str]:
