@@ -1,4 +1,4 @@
-"""With an embedding the result depends on the pictures alone: not on shards, their order, workers, or kills."""
+"""With an embedding and insets the result depends on the pictures alone: not on shards, order, workers, or kills."""
 
 import os
 import shutil
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -23,8 +24,8 @@ from tests.conftest import class_folders, pack
 
 NEARNESS = "cosine_from = 0.1\nmargin = 0.02\nsure_from = 0.95"
 NUM_SCENES, MOST_MATCHES = 4, 2
-STAGES = ("vectors", "joined", "verified")  # of the work
-KILLED_AT = ("vectors", "verified")  # after the first result of each
+STAGES = ("insets", "vectors", "joined", "verified")  # of the work
+KILLED_AT = ("insets", "vectors", "verified")  # after the first result of each
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(pixels).save(down / "class0" / f"scene{number}.png")
         for name in ("crop", "darker", "bordered"):
             Image.fromarray(ALTERED[name](pixels)).save(up / f"scene{number}-{name}.png")
+    Image.fromarray(np.concatenate([scene(0), scene(NUM_SCENES)])).save(up / "collage.png")
     with Image.open(down / "class0" / "001.jpg") as image:
         for number in range(5):  # more than are verified, and equally close: their bytes decide
             image.save(up / f"alike{number}.jpg", quality=40, comment=f"{number}".encode())
@@ -52,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_name(up: Path, folder: Path, work: Path) -> dict[str, Any]:
     """Run an audit in this process, and return its result by the names of the pictures, without their places."""
     config = AuditConfig(upstream=str(up), downstream=str(folder / "down"), canaries_each=0, most_matches=MOST_MATCHES,
-                         embedding=str(folder / "model.toml"))  # fmt: skip
+                         insets=True, embedding=str(folder / "model.toml"))  # fmt: skip
     sides = pin_sides(config)
     tables = run_audit(config, sides, local_job(work))
 
@@ -97,6 +99,7 @@ def test_neither_the_number_of_shards_nor_their_order_changes_the_result(folder:
     assert many == other
     evidence = [kind for *_, kind in one["pairs"].values()]
     assert {str(Evidence.NEAR), str(Evidence.EMBEDDED), str(Evidence.REJECTED)} <= set(evidence)
+    assert [pair for pair in one["pairs"] if "collage" in pair[0]], "insets have something to find"
     assert one["hubs"], "the cap has something to decide"
 
 
