@@ -194,7 +194,8 @@ def claim(out: Store, config: AuditConfig) -> None:
     names = [name for name in AuditConfig.model_fields if getattr(held, name) != getattr(config, name)]
     if names:
         told = ", ".join(f"{name} {getattr(held, name)} instead of {getattr(config, name)}" for name in names)
-        raise Conflict(f"{out.url} holds the report of another audit: {told}; choose another destination")
+        said = f"{out.url} holds the report of another audit: {told}"
+        raise Conflict(f"{said}; choose another destination, or the settings that it has")
 
 
 def closest_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def test_a_further_copy_counts_once_the_closer_match_is_judged_to_be_none() -> N
         assert decided["evidence"].to_pylist() == expected
 
 
-def competing_pairs(**columns: list[str]) -> pa.Table:
+def competing_pairs() -> pa.Table:
     """Return two test pictures that match one upstream picture, the second one far worse."""
     rows = [
         {"up_shard": 0, "up_row": 0, "down_shard": 0, "down_row": down, "distance": 50, "element": 0, "quality": 90,
