@@ -269,7 +269,7 @@ def _kept_rows(config: FinetuneConfig, train: Dataset) -> npt.NDArray[np.int64]:
     kept = np.ones(samples.num_rows, bool)
     if config.exclude_train:
         shards, rows = (samples[name].to_numpy() for name in ("shard", "row"))
-        for shard, excluded in listed_rows(config.exclude_train).items():
+        for shard, excluded in listed_rows(config.exclude_train, train).items():
             kept[(shards == shard) & np.isin(rows, excluded)] = False
     if not kept.any():
         raise ConfigError(f"{config.exclude_train} leaves no sample of {config.train}; give another list")

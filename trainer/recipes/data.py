@@ -56,9 +56,10 @@ def selection_without(data: str, version: int, exclude: str | None) -> Selection
 
     Raises:
         NotFound: The dataset or the list is not there.
-        ConfigError: A listed row is not in the dataset, or nothing is left.
+        ConfigError: A listed row is not in the dataset or is another sample, or nothing is left.
     """
-    selection = Selection(open_any(data, version), excluded_by_shard=listed_rows(exclude) if exclude else None)
+    dataset = open_any(data, version)
+    selection = Selection(dataset, excluded_by_shard=listed_rows(exclude, dataset) if exclude else None)
     if not selection.num_samples:
         raise ConfigError(f"{exclude} leaves no sample of {data}; give another list")
     return selection

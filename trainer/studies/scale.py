@@ -13,7 +13,7 @@ from pipeline.packing.foreign_tars.open_any import absolute_pattern
 from pipeline.store.any_url import join
 from trainer.recipes.search import SearchSpace
 
-SCALES = ("tiny", "mini", "full")  # that come with the package
+SCALES = ("tiny", "mini", "mini-duplicates", "full")  # that come with the package
 
 Share = Annotated[float, Field(gt=0, le=1)]
 R = TypeVar("R", bound=Record)

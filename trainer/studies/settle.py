@@ -190,7 +190,8 @@ def _write_test_lists(store: Store, grid: Grid) -> None:
         for upstream, url in given.duplicates.items():
             key = test_list_url("", task, upstream).lstrip("/")
             if not exists(store, key):
-                put(store, key, _list(listed_rows(url)))
+                test = grid.task_fields(task)["test"]
+                put(store, key, _list(listed_rows(url, open_any(test, grid.datasets[test].version))))
 
 
 def _write_lists(store: Store, grid: Grid, name: str, data: UpstreamData) -> None:
@@ -202,8 +203,9 @@ def _write_lists(store: Store, grid: Grid, name: str, data: UpstreamData) -> Non
         out = held_out_rows(sizes, facts.num_samples - grid.num_upstream(name), seed)
         put(store, list_url("", name, deduplicated=False).lstrip("/"), _list(out))
     if data.duplicates:
+        dataset = open_any(data.train, facts.version)
         for url in data.duplicates:
-            out = _union(out, listed_rows(url))
+            out = _union(out, listed_rows(url, dataset))
         put(store, list_url("", name, deduplicated=True).lstrip("/"), _list(out))
 
 

@@ -15,7 +15,7 @@ from pipeline.image.fingerprint import DIHEDRAL
 
 _ID_DIGITS = 16
 _NUM_READ_THREADS = 16  # small reads, as in stored_tasks
-_ADDRESS_SCHEMA = pa.schema([("shard", pa.int32()), ("row", pa.int32())])
+_PICTURE_SCHEMA = pa.schema([("shard", pa.int32()), ("row", pa.int32()), ("digest", pa.string())])
 _SIDE_FIELDS = (
     ("shard", pa.int32()),
     ("row", pa.int32()),
@@ -188,6 +188,12 @@ def exclusions(sides: Sides, tables: AuditTables) -> dict[str, pa.Table]:
 
 
 def picture_list(dataset: Dataset, pictures: Iterable[ShardRow]) -> pa.Table:
-    """Return pictures as a table of `shard`, `row`, `source` and `classes`, sorted."""
-    rows = [{"shard": shard, "row": row} for shard, row in sorted(pictures)]
-    return with_names(dataset, pa.Table.from_pylist(rows, schema=_ADDRESS_SCHEMA))
+    """Return pictures as a table of `shard`, `row`, `digest`, `source` and `classes`, sorted.
+
+    By the digests a reader sees that the list is of the dataset at hand.
+    """
+    places = [Address(shard, row) for shard, row in sorted(pictures)]
+    rows = [
+        {"shard": place.shard, "row": place.row, "digest": dataset.sample(place)["digest"].hex()} for place in places
+    ]
+    return with_names(dataset, pa.Table.from_pylist(rows, schema=_PICTURE_SCHEMA))

@@ -55,6 +55,22 @@ def test_a_list_is_read_back_by_shard_in_any_order(
     assert all(len(of_shard) for of_shard in found.values())
 
 
+def test_a_list_that_was_made_for_another_dataset_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    own = dataset.all_samples(["digest"])
+    digests = [digest.hex() for digest in own["digest"].to_pylist()]
+    for listed in ([], [0], range(own.num_rows)):
+        pq.write_table(own.set_column(2, "digest", pa.array(digests)).take(pa.array(listed, pa.int64())), path)
+        assert sum(map(len, listed_rows(str(path), dataset).values())) == len(listed)
+    pq.write_table(own.set_column(2, "digest", pa.array(digests[1:] + digests[:1])), path)
+    with pytest.raises(ConfigError, match=r"another dataset than .*: row 0 of shard 0 is another"):
+        listed_rows(str(path), dataset)
+    for shard, row in ((len(dataset.shards), 0), (0, 1000), (-1, 0)):
+        pq.write_table(pa.table({"shard": [shard], "row": [row], "digest": digests[:1]}), path)
+        with pytest.raises(ConfigError, match=rf"row {row} of shard {shard} is not there"):
+            listed_rows(str(path), dataset)
+
+
 @pytest.mark.parametrize(
     "columns",
     [

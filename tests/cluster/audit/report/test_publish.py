@@ -257,7 +257,7 @@ def test_lists_of_earlier_releases_without_names_exclude_the_same_and_verdicts_c
     models = {"old": predictions(open_dataset(str(sets[1])), {1})}
     for folder in ("new", "old"):
         publish(tmp_path / folder, config, with_a_hub_and_a_broken_picture(found), models)
-    named = {"source", "classes", "down_source", "down_classes", *NAMED_PREDICTION_SCHEMA.names[6:]}
+    named = {"source", "classes", "digest", "down_source", "down_classes", *NAMED_PREDICTION_SCHEMA.names[6:]}
     for name in ("exclude-upstream", "exclude-downstream", "hubs", "canaries", "predictions", "downstream"):
         path = tmp_path / "old" / f"{name}.parquet"
         table = pq.read_table(path)
@@ -295,6 +295,9 @@ def test_both_experiments_clean_upstream_and_clean_test_set(sets: tuple[Path, Pa
     for command in commands:
         done = run_cli(*command, cwd=tmp_path)
         assert done.returncode == 0, f"{command}: {done.stderr}"
+    swapped = run_cli(*[part.replace("exclude-down", "exclude-up") for part in commands[-1]], cwd=tmp_path)
+    assert swapped.returncode == 2
+    assert "lists samples of another dataset than" in swapped.stderr
     states = pq.read_table(tmp_path / "report" / "downstream.parquet").to_pylist()
     copies = {(row["shard"], row["row"]) for row in states if row["state"] == "duplicate"}
     tested = [pq.read_table(tmp_path / name / "predictions.parquet") for name in ("full", "clean")]
