@@ -37,7 +37,12 @@ _GOOD_CORRELATION = 0.97  # from which no better map is searched for
 # Correlation of small versions from which a map is measured: of the whole pictures, and after it was roughly improved.
 _PLAIN_FROM, _ROUGH_FROM = 0.5, 0.5
 _NUM_LIKELY = 2  # maps that are roughly improved
+_ROUGH_STEPS = 15  # of that, at SMALL_SIDE_PX
+# Pairs of tiny pictures are many (CIFAR), and windows find their maps: of 106 altered copies of 32 px (the tuned half of
+# benchmarks/audit_quality.py) all have a window with a correlation of at least 0.72, after three steps the score of
+# fifteen, and no need of features below a `local` of 0.65.
 _TINY_SIDE_PX = 48  # longer side
+_TINY_LIKELY_FROM, _TINY_ROUGH_STEPS, _TINY_FEATURES_FROM = 0.6, 3, 0.5
 _WORTH_FROM, _WORTH_LOCAL_FROM = 0.3, 0.2  # correlation and `local` from which a map is worth improving
 _BENT_FROM, _BENT_UP_TO = 0.45, 0.97  # `local` of maps that are worth bending
 
@@ -110,16 +115,23 @@ def _is_good(found: Agreement, whole: float) -> bool:
 
 def _fits(first: Prepared, second: Prepared) -> Iterator[_Fit]:
     """Yield measured maps: of the whole pictures, with its own `local` as `whole`; of windows; of features."""
-    plain = whole_on_whole(first, second)
+    is_tiny = max(*first.shape[:2], *second.shape[:2]) <= _TINY_SIDE_PX
+    plain, local = whole_on_whole(first, second), -1.0
+    likely = sorted((plain, *by_windows(first, second)), key=lambda each: -each.score)[:_NUM_LIKELY]
+    if is_tiny and likely[0].score < _TINY_LIKELY_FROM:
+        return
     if plain.score >= _PLAIN_FROM:
         fit = _measured(first, second, plain)
-        yield replace(fit, agreement=replace(fit.agreement, whole=fit.agreement.local))
-    likely = sorted((plain, *by_windows(first, second)), key=lambda each: -each.score)[:_NUM_LIKELY]
-    rough = max((roughly_improved(first, second, each) for each in likely), key=lambda each: each.score)
+        local = fit.agreement.local
+        yield replace(fit, agreement=replace(fit.agreement, whole=local))
+    num_steps = _TINY_ROUGH_STEPS if is_tiny else _ROUGH_STEPS
+    rough = max((roughly_improved(first, second, each, num_steps) for each in likely), key=lambda each: each.score)
     if rough.score >= _ROUGH_FROM:
-        yield _improved(first, second, _measured(first, second, rough))
-    elif max(first.shape[:2]) <= _TINY_SIDE_PX and max(second.shape[:2]) <= _TINY_SIDE_PX:
-        return  # features find nothing there that windows do not
+        fit = _improved(first, second, _measured(first, second, rough))
+        local = max(local, fit.agreement.local)
+        yield fit
+    if is_tiny and (rough.score < _ROUGH_FROM or local < _TINY_FEATURES_FROM):
+        return
     for element in (PLAIN, MIRRORED):
         found, inliers = by_features(first, second, element)
         if found is not None:

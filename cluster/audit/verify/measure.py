@@ -37,6 +37,8 @@ class Agreement:
         inliers: Feature matches that the map explains; 0 if the map was found without features.
         side_px: Shortest side of the two original pictures.
         bend: Largest shift by which the map was bent beyond an affine one, as a share of the overlap's longer side.
+        planar: `local` under the best map between planes; -1 where none was found, or none was searched for.
+        planar_overlap: `overlap` under it: share that is covered of the picture that is covered more.
     """
 
     local: float
@@ -49,6 +51,8 @@ class Agreement:
     inliers: int
     side_px: int
     bend: float
+    planar: float = -1.0
+    planar_overlap: float = 0.0
 
 
 NO_AGREEMENT = Agreement(-1.0, -1.0, -1.0, -1.0, 0.0, 0.0, -1.0, 0, 0, 0.0)
@@ -104,7 +108,7 @@ def overlay(first: Grey, turned: Grey, affine: Affine) -> Overlay | None:
     smaller = min(first.size, turned.size * abs(float(np.linalg.det(back[:, :2]))))
     overlap = min(1.0, inside / factor**2 / smaller)
     detail = max(_detail(grey, mask) for grey in warped)
-    one, other = (_standardize(grey, mask) for grey in warped)
+    one, other = (standardized(grey, mask) for grey in warped)
     return Overlay(one, other, mask, float(overlap), detail)
 
 
@@ -112,7 +116,7 @@ def agreement(pair: Overlay | None, inliers: int = 0) -> Agreement:
     """Measure how well two pictures agree on a canvas; `soft`, `whole` and `side_px` are not known here."""
     if pair is None:
         return NO_AGREEMENT
-    local, core = _local(pair.one, pair.other, pair.mask)
+    local, core = local_agreement(pair.one, pair.other, pair.mask)
     correlation = float((pair.one * pair.other)[pair.mask].mean())
     return Agreement(local, correlation, core, -1.0, pair.overlap, pair.detail, -1.0, inliers, 0, pair.bend)
 
@@ -122,7 +126,7 @@ def softly(pair: Overlay) -> float:
     cv2 = opencv()
     weight = np.maximum(cv2.GaussianBlur(pair.mask.astype(np.float32), (0, 0), _SOFT_PX), 1e-3)
     one, other = (cv2.GaussianBlur(each, (0, 0), _SOFT_PX) / weight for each in (pair.one, pair.other))
-    return _local(_standardize(one, pair.mask), _standardize(other, pair.mask), pair.mask)[0]
+    return local_agreement(standardized(one, pair.mask), standardized(other, pair.mask), pair.mask)[0]
 
 
 def bent(pair: Overlay) -> Overlay | None:
@@ -162,7 +166,7 @@ def bent(pair: Overlay) -> Overlay | None:
         if np.count_nonzero(mask) < _LEAST_PX:
             return None
     bend = float(np.linalg.norm(moved[pair.mask], axis=1).max()) / max(rows, columns)
-    return replace(pair, one=_standardize(pair.one, mask), other=_standardize(other, mask), mask=mask, bend=bend)
+    return replace(pair, one=standardized(pair.one, mask), other=standardized(other, mask), mask=mask, bend=bend)
 
 
 def _detail(grey: Grey, mask: Mask) -> float:
@@ -175,7 +179,8 @@ def _detail(grey: Grey, mask: Mask) -> float:
     return float((smaller[mask] > edge).mean())
 
 
-def _local(one: Grey, other: Grey, mask: Mask) -> tuple[float, float]:
+def local_agreement(one: Grey, other: Grey, mask: Mask) -> tuple[float, float]:
+    """Return `local` and `core` of two pictures, shape (height, width), that are 0 outside the mask."""
     cv2 = opencv()
     weight = cv2.boxFilter(mask.astype(np.float32), -1, (_WINDOW_PX, _WINDOW_PX), borderType=cv2.BORDER_CONSTANT)
     inner = mask & (weight > 0.5)
@@ -196,7 +201,8 @@ def _local(one: Grey, other: Grey, mask: Mask) -> tuple[float, float]:
     return float(2 * shared.sum() / total.sum()), float(np.median(windows))
 
 
-def _standardize(grey: Grey, mask: Mask) -> Grey:
+def standardized(grey: Grey, mask: Mask) -> Grey:
+    """Return a picture with zero mean and unit deviation within the mask, and 0 outside."""
     values = grey[mask]
     deviation = float(values.std())
     return np.where(mask, (grey - values.mean()) / max(deviation, 1e-3), 0).astype(np.float32)

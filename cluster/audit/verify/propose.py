@@ -24,9 +24,9 @@ from pipeline.image.fingerprint import DIHEDRAL, INVERSE, apply_dihedral
 PLAIN, MIRRORED = DIHEDRAL.index((False, False, False)), DIHEDRAL.index((False, True, False))
 _CELLS = 32  # along the longer side: matches within one cell count once
 _RATIO = 0.8  # of the two nearest descriptors (Lowe 2004)
-_REPROJECTION_PX = 4.0
+REPROJECTION_PX = 4.0
 _MIN_INLIERS = 8
-_ROUGH_STEPS, _ROUGH_PRECISION = 15, 1e-3  # of the first improvement of a map, at SMALL_SIDE_PX
+_ROUGH_PRECISION = 1e-3  # of the first improvement of a map, at SMALL_SIDE_PX
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,13 @@ def in_pixels(unit: Affine, shape: tuple[int, ...], other_shape: tuple[int, ...]
     return np.column_stack([scaled, shift]).astype(np.float32)
 
 
-def roughly_improved(first: Prepared, second: Prepared, proposal: Proposal) -> Proposal:
+def roughly_improved(first: Prepared, second: Prepared, proposal: Proposal, num_steps: int) -> Proposal:
     """Improve a map at a small scale, by maximizing the correlation; return it as it was if that does not converge."""
     cv2 = opencv()
     small = (SMALL_SIDE_PX, SMALL_SIDE_PX)
     turned = np.ascontiguousarray(apply_dihedral(second.small, proposal.element))
     start = in_pixels(proposal.unit, small, small)
-    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ROUGH_STEPS, _ROUGH_PRECISION)
+    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, num_steps, _ROUGH_PRECISION)
     try:
         score, found = cv2.findTransformECC(first.small, turned, start, cv2.MOTION_AFFINE, stop, None, 3)
     except cv2.error:
@@ -124,19 +124,27 @@ def by_features(first: Prepared, second: Prepared, element: int) -> tuple[Affine
     Returns:
         The map between their grey pixels, None if too few features agree, and the number of features that do.
     """
-    others = second.features if element == PLAIN else mirrored(second.features, second.grey.shape[1])
-    source, target = _matches(first.features, others)
+    source, target = matched_features(first, second, element)
     if len(source) < _MIN_INLIERS:
         return None, 0
     cv2 = opencv()
     cv2.setRNGSeed(0)
-    affine, inside = cv2.estimateAffine2D(source, target, ransacReprojThreshold=_REPROJECTION_PX, maxIters=1000)
+    affine, inside = cv2.estimateAffine2D(source, target, ransacReprojThreshold=REPROJECTION_PX, maxIters=1000)
     if affine is None or not 0.01 < abs(np.linalg.det(affine[:, :2])) < 100:
         return None, 0
-    # Points that lie close together, such as those of a watermark, count once.
-    cells = np.floor(source[inside.ravel() > 0] * (_CELLS / max(first.grey.shape))).astype(int)
-    num_inliers = len(np.unique(cells, axis=0))
+    num_inliers = num_cells(source[inside.ravel() > 0], first.grey.shape)
     return (affine.astype(np.float32), num_inliers) if num_inliers >= _MIN_INLIERS else (None, 0)
+
+
+def matched_features(first: Prepared, second: Prepared, element: int) -> tuple[Grey, Grey]:
+    """Return the points (x, y) of matched features in both grey pictures, the second one turned by the element."""
+    others = second.features if element == PLAIN else mirrored(second.features, second.grey.shape[1])
+    return _matches(first.features, others)
+
+
+def num_cells(points: Grey, shape: tuple[int, ...]) -> int:
+    """Return in how many cells of a picture points lie: those close together, as of a watermark, count once."""
+    return len(np.unique(np.floor(points * (_CELLS / max(shape))).astype(int), axis=0))
 
 
 def _matches(own: Features, others: Features) -> tuple[Grey, Grey]:
