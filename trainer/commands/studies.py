@@ -40,7 +40,9 @@ def list_studies() -> None:
 )
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.argument("out")
-@click.option("--scale", required=True, metavar="tiny|mini|mini-duplicates|full|FILE", help="Models, datasets, lengths and seeds.")
+@click.option(
+    "--scale", required=True, metavar="tiny|mini|mini-duplicates|full|FILE", help="Models, datasets, lengths and seeds."
+)
 @click.option("--data", default=".", show_default=True, help="Folder from which the scale's datasets are seen.")
 @side_by_side_options
 @click.option("--group", type=click.IntRange(1), help="Run on Ray one after another, each on so many workers.")

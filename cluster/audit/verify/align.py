@@ -38,9 +38,9 @@ _GOOD_CORRELATION = 0.97  # from which no better map is searched for
 _PLAIN_FROM, _ROUGH_FROM = 0.5, 0.5
 _NUM_LIKELY = 2  # maps that are roughly improved
 _ROUGH_STEPS = 15  # of that, at SMALL_SIDE_PX
-# Pairs of tiny pictures are many (CIFAR), and windows find their maps: of 106 altered copies of 32 px (the tuned half of
-# benchmarks/audit_quality.py) all have a window with a correlation of at least 0.72, after three steps the score of
-# fifteen, and no need of features below a `local` of 0.65.
+# Pairs of tiny pictures are many (CIFAR), and windows find their maps. The 106 accepted copies of 32 px in the tuned
+# half of benchmarks/audit_quality.py all have a window with a correlation of 0.72 or more, and after three steps the
+# score of fifteen; features were of use from a `local` of 0.65 on.
 _TINY_SIDE_PX = 48  # longer side
 _TINY_LIKELY_FROM, _TINY_ROUGH_STEPS, _TINY_FEATURES_FROM = 0.6, 3, 0.5
 _WORTH_FROM, _WORTH_LOCAL_FROM = 0.3, 0.2  # correlation and `local` from which a map is worth improving

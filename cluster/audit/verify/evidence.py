@@ -27,8 +27,8 @@ _INLIERS_FROM = 12
 _FRAMED_FROM, _CORE_FROM = 0.9, 0.97
 _FEATURED_LOCAL_FROM = 0.88
 _BENT_LOCAL_FROM = 0.983  # two shots of one crate, bent onto each other, reach 0.98
-# Under a map between planes, as of prints that were photographed. Two shots of cartons reach 0.983 where 0.947 of one is
-# covered.
+# Under a map between planes, as of prints that were photographed. Two shots of cartons reach 0.983 where 0.947 of one
+# is covered.
 _PLANAR_FROM, _PLANAR_OVERLAP_FROM = 0.95, 0.95
 _PLANAR_WORTH_FROM = 0.5  # `local` from which such a map is searched for
 # Plain pictures count if they agree as they are, or, unless very plain, nearly perfectly after alignment. Different
