@@ -78,7 +78,7 @@ def main() -> None:
         if not (given.scratch / side).exists():
             cut(given.tar, split, count, given.scratch / f"{side}-pictures")
             pack(given.scratch / f"{side}-pictures", given.scratch / side)
-    memory = Peak()
+    memory = Peak(every_seconds=2.0)  # a look takes 15 ms of a core
     stages = audit(
         given.scratch / "up", given.scratch / "down", given.scratch / "audit",
         ["--embedding", given.embedding, "--workers", str(given.workers), "--log-jsonl", str(given.scratch / "log")],

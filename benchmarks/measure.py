@@ -35,10 +35,11 @@ def proportional_bytes() -> int:
 
 
 class Peak(threading.Thread):
-    """The highest growth of the memory of all processes from now on, looked at 20 times a second."""
+    """The highest growth of the memory of all processes from now on, looked at every so often."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_seconds: float = 0.05) -> None:
         super().__init__(daemon=True)
+        self._every_seconds = every_seconds
         self._before = proportional_bytes()
         self.growth = 0
         self.start()
@@ -47,4 +48,4 @@ class Peak(threading.Thread):
         """Look."""
         while True:
             self.growth = max(self.growth, proportional_bytes() - self._before)
-            time.sleep(0.05)
+            time.sleep(self._every_seconds)

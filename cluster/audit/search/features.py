@@ -4,8 +4,9 @@ Codes of variants and crops are computed for the downstream side only, those of 
 All are stored by the shard's digest and a version, so that nothing upstream is computed again for a new test set.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -34,20 +35,25 @@ from pipeline.dataset.dataset import Address
 from pipeline.dataset.tables import read_table
 from pipeline.image.decode import Pixels, decode
 from pipeline.image.fingerprint import CODE_BYTES, DESCRIPTOR_VERSION
+from pipeline.store.base import exists
 from pipeline.store.url import open_store
 
 VARIANTS, CROPS, INSETS = "variants", "crops", "insets"  # the kinds of features that are no embedding
 _VERSIONS = {VARIANTS: VARIANTS_VERSION, CROPS: CROPS_VERSION, INSETS: INSETS_VERSION}
 _CODES_TYPE = pa.list_(pa.binary(CODE_BYTES))
+# Sets of few shards would leave cores idle, so their shards are described in parts, which are stored, too.
+_FEW_SHARDS, _PICTURES_PER_PART = 64, 1024  # choices
 
 
 @dataclass(frozen=True)
 class FeatureTask:
-    """The features of one shard.
+    """The features of one shard, or of a part of it.
 
     Attributes:
         kind: VARIANTS, CROPS, INSETS, or the embedding's model.
         work: URL of the work folder.
+        rows: Pictures of the shard that are described.
+        parts: Tasks whose tables, in a row, are that of the shard; none where it is described at once.
     """
 
     side: Pinned
@@ -55,9 +61,11 @@ class FeatureTask:
     kind: str
     work: str
     result_key: str
+    rows: range
+    parts: tuple["FeatureTask", ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.kind} of shard {self.shard} of {self.side.url}"
+        return f"{self.kind} of pictures {self.rows.start} to {self.rows.stop} of shard {self.shard} of {self.side.url}"
 
 
 @dataclass(frozen=True)
@@ -108,13 +116,18 @@ def feature_tasks(side: Pinned, kind: str, job: AuditJob) -> list[FeatureTask]:
         if kind in _VERSIONS
         else [embedder_of(kind).version, EMBEDDING_VERSION]
     )
-    folder = kind if kind in _VERSIONS else "vectors"
-    return [
-        FeatureTask(
-            side, row["shard"], kind, job.work.url, key_of(folder, row["blake3"], row["sidecar_sha256"], version)
-        )
-        for row in open_pinned(side).shards
-    ]
+    folder, shards = kind if kind in _VERSIONS else "vectors", open_pinned(side).shards
+    tasks = []
+    for row in shards:
+        shared, rows = (row["blake3"], row["sidecar_sha256"], version), range(row["num_samples"])
+        whole = FeatureTask(side, row["shard"], kind, job.work.url, key_of(folder, *shared), rows)
+        if len(shards) < _FEW_SHARDS and len(rows) > _PICTURES_PER_PART:
+            pieces = [rows[start : start + _PICTURES_PER_PART] for start in rows[::_PICTURES_PER_PART]]
+            keys = [key_of(folder, *shared, piece.start, piece.stop) for piece in pieces]
+            parts = (replace(whole, rows=piece, result_key=key) for piece, key in zip(pieces, keys, strict=True))
+            whole = replace(whole, parts=tuple(parts))
+        tasks.append(whole)
+    return tasks
 
 
 def compute_features(
@@ -131,9 +144,16 @@ def compute_features(
         The reason of each quarantined shard, and (shard, row, reason) of each unreadable picture.
     """
     quarantined, failed = {}, []
-    sizes = open_pinned(tasks[0].side).shards.table["num_samples"].to_pylist() if tasks else []
-    with job.reporting.progress(title, sum(sizes), "pictures") as advance:
-        for task, result in stored_results(job, shard_features, tasks, lambda task: advance(sizes[task.shard], 0)):
+    divided = {task.shard: task.parts for task in tasks if task.parts and not exists(job.work, task.result_key)}
+    parts = [part for shard in divided.values() for part in shard]
+    with job.reporting.progress(title, sum(len(task.rows) for task in tasks), "pictures") as advance:
+
+        def count(task: FeatureTask) -> None:
+            advance(0 if task.parts and task.shard in divided else len(task.rows), 0)
+
+        # A part that nobody can describe is met again with its shard, whose outcome counts.
+        deque(stored_results(job, shard_features, parts, count), maxlen=0)
+        for task, result in stored_results(job, shard_features, tasks, count):
             if isinstance(result, Quarantined):
                 quarantined[task.shard] = result.reason
                 continue
@@ -143,17 +163,22 @@ def compute_features(
 
 
 def shard_features(task: FeatureTask) -> pa.Table:
-    """Return a row per picture of the shard: its codes or vectors, and in `failed` the error of one that is broken."""
+    """Return a row per picture of the task: its codes or vectors, and in `failed` the error of one that is broken."""
+    return load_or_compute(open_store(task.work), task.result_key, partial(_features, task))
+
+
+def _features(task: FeatureTask) -> pa.Table:
+    if task.parts:
+        return pa.concat_tables([shard_features(part) for part in task.parts])
     codes = {VARIANTS: _variants, CROPS: crop_table, INSETS: inset_table}
-    describe = codes.get(task.kind) or partial(vectors_table, embedder_of(task.kind))
-    return load_or_compute(open_store(task.work), task.result_key, partial(_describe_shard, task, describe))
+    return _described(task, codes.get(task.kind) or partial(vectors_table, embedder_of(task.kind)))
 
 
-def _describe_shard(task: FeatureTask, describe: Callable[[Sequence[Pixels | None]], pa.Table]) -> pa.Table:
+def _described(task: FeatureTask, describe: Callable[[Sequence[Pixels | None]], pa.Table]) -> pa.Table:
     dataset = open_pinned(task.side)
     tables = [describe([])]
     failed: list[str | None] = []
-    for row in range(dataset.samples(task.shard).num_rows):
+    for row in task.rows:
         data = read_picture(dataset, Address(task.shard, row))
         try:
             tables.append(describe([decode(data)]))

@@ -2,15 +2,20 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cluster.audit.base.sets import Pinned
 from cluster.audit.base.tables import UNREADABLE, AuditConfig
 from cluster.audit.search import features
+from cluster.audit.search.features import compute_features, feature_tasks
 from pipeline.base.errors import BadImage
+from pipeline.dataset.tables import read_table
 from pipeline.image.decode import Pixels, decode
-from tests.cluster.audit.audits import audited, scene
+from tests.cluster.audit.audits import audited, local_job, scene
 from tests.conftest import class_folders, pack
 
 
@@ -23,6 +28,13 @@ def pack_crop(folder: Path, box: tuple[int, int, int, int]) -> None:
     whole.crop(box).save(up / "class0" / "crop.png")
     for name in ("up", "down"):
         pack(folder / f"{name}-in", str(folder / name))
+
+
+def refuse_wide(pixels: Pixels) -> Pixels:
+    """Fail on the scene and its crop, as a broken picture does."""
+    if pixels.shape[1] > 200:
+        raise BadImage("decode", "no picture")
+    return pixels
 
 
 def test_a_crop_needs_the_embedding_and_a_new_test_set_embeds_nothing_upstream_again(tmp_path: Path) -> None:
@@ -58,13 +70,7 @@ def test_a_picture_that_cannot_be_read_is_listed_once_however_many_features_want
 ) -> None:
     pack_crop(tmp_path, (70, 50, 300, 210))
 
-    def decoded(data: bytes) -> Pixels:
-        pixels = decode(data)
-        if pixels.shape[1] > 200:  # the scene downstream, and its crop upstream
-            raise BadImage("decode", "no picture")
-        return pixels
-
-    monkeypatch.setattr(features, "decode", decoded)
+    monkeypatch.setattr(features, "decode", lambda data: refuse_wide(decode(data)))
     config = AuditConfig(upstream=str(tmp_path / "up"), downstream=str(tmp_path / "down"), canaries_each=0, crops=True,
                          insets=True)  # fmt: skip
     rows = audited(config, tmp_path / "work").found.unchecked.to_pylist()
@@ -74,3 +80,33 @@ def test_a_picture_that_cannot_be_read_is_listed_once_however_many_features_want
 def states_of(config: AuditConfig, work: Path) -> list[str]:
     states: list[str] = audited(config, work).downstream["state"].to_pylist()
     return states
+
+
+@pytest.mark.parametrize("kind", [features.VARIANTS, features.INSETS])
+def test_parts_of_a_shard_make_up_what_the_whole_shard_has_and_go_on_where_they_were_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    pack_crop(tmp_path, (70, 50, 300, 210))
+    side = Pinned(str(tmp_path / "down"), 1)
+
+    def described(work: str, pictures_per_part: int) -> tuple[pa.Table, list[tuple[int, int, str]]]:
+        monkeypatch.setattr(features, "_PICTURES_PER_PART", pictures_per_part)
+        job = local_job(tmp_path / work)
+        (task,) = feature_tasks(side, kind, job)
+        assert len(task.parts) == (0 if pictures_per_part >= 5 else -(-5 // pictures_per_part))
+        quarantined, failed = compute_features([task], "describing", job)
+        assert not quarantined
+        return read_table(job.work, task.result_key), failed
+
+    monkeypatch.setattr(features, "decode", lambda data: refuse_wide(decode(data)))
+    whole, failed = described("whole", 5)
+    assert [(shard, reason) for shard, _, reason in failed] == [(0, "no picture")]
+    for size in (1, 2, 3):
+        assert described(f"parts-{size}", size) == (whole, failed)
+    stored = sorted((tmp_path / "parts-2" / kind).iterdir())
+    assert len(stored) == 4  # three parts and the shard
+    for path in stored:  # what is stored of each is not computed again, but for the shard's own table
+        if pq.read_metadata(path).num_rows == 5:
+            path.unlink()
+    monkeypatch.setattr(features, "decode", None)
+    assert described("parts-2", 2) == (whole, failed)
