@@ -29,7 +29,7 @@ from trainer.run.lives import ALL_PHASES, SILENT_SECONDS, Watch, collective_seco
 from trainer.run.progress import Report, json_line
 from trainer.run.pulse import Pulse, beating
 from trainer.run.signals import stop_requests
-from trainer.run.starts import begins_in_vain, final_failure, num_starts, write_failure
+from trainer.run.starts import begins_in_vain, failure_text, final_failure, num_starts, write_failure
 from trainer.step.ranks import World, alone, broadcast
 
 logger = logging.getLogger(__name__)
@@ -322,7 +322,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
                 board.report_stop(str(stop))
         except BaseException as error:
             write_failure(store, launch_id, world.rank, error)
-            logger.error("rank %d ended: %s", world.rank, (str(error) or type(error).__name__).splitlines()[0])  # noqa: TRY400
+            logger.error("rank %d ended: %s", world.rank, failure_text(error).splitlines()[0])  # noqa: TRY400
             raise
 
 

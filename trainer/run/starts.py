@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 WHEEL_VARIABLE = "BIT_WHEEL_SHA256"  # digest of the code that came with a job
 STARTS_WITHOUT_PROGRESS = 5  # then it is no accident
+# What gloo and NCCL say of a rank that is gone.
+_LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 
 
 def begins_in_vain(world: "World", store: Store, launch_id: str) -> bool:
@@ -44,9 +46,19 @@ def write_failure(store: Store, launch_id: str, rank: int, error: BaseException)
         "rank": rank,
         "final": is_final,
         "diverged": isinstance(error, NonFinite),
-        "message": f"{error}" if isinstance(error, BitError) else f"{type(error).__name__}: {error}",
+        "message": failure_text(error),
     }
     store.create(f"failures/{launch_id}/{time.time_ns()}-{rank}.json", json.dumps(failure).encode())
+
+
+def failure_text(error: BaseException) -> str:
+    """Return what a rank ended with: a line for people first, and a library's own words after it."""
+    if isinstance(error, BitError):
+        return f"{error}"
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, RuntimeError) and any(words in text for words in _LOST_RANK):
+        return f"lost the connection to another rank: it was killed, or its node is gone\n{text}"
+    return text
 
 
 def progress_of(store: Store) -> list[str]:

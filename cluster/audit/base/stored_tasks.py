@@ -8,13 +8,14 @@ raised by hand when one returns something else; tests/cluster/audit/base/test_al
 import hashlib
 import json
 import multiprocessing
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import pyarrow as pa
 
@@ -30,6 +31,8 @@ from pipeline.work.schedule import Attempt, run_calls
 _ISOLATE_FROM_LOSSES = 2  # workers lost over one task
 _NUM_TRIES = 2  # of a task that raises anything but a BitError, and of an isolated one
 _KEY_DIGITS = 32
+# Sets of few shards would leave cores idle, so tasks on their shards are divided. Choices.
+_FEW_SHARDS, _PICTURES_PER_PART = 64, 1024
 _NUM_READ_THREADS = 16  # for stored results; boto3 reaches about 400 small reads a second in one process
 
 
@@ -39,6 +42,18 @@ class Task(Hashable, Protocol):
     @property
     def result_key(self) -> str:
         """Key of its result in the work folder."""
+
+
+class ShardTask(Task, Protocol):
+    """A task on a shard, which may be divided."""
+
+    @property
+    def rows(self) -> range:
+        """Pictures of the shard that it is about."""
+
+    @property
+    def parts(self) -> Sequence["ShardTask"]:
+        """Tasks from whose results its own is made; none where it is done at once."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,7 @@ class AuditJob:
 
 
 T = TypeVar("T", bound=Task)
+S = TypeVar("S", bound=ShardTask)
 C = TypeVar("C", bound=Hashable)
 R = TypeVar("R")
 OnEvent = Callable[..., None]
@@ -83,6 +99,14 @@ def compiled_digest() -> str:
     """Return a digest of the C code on which results of an audit depend."""
     sources = [*sorted(Path(__file__).parents[1].rglob("*.c")), Path(average64.__file__).with_name("average64.c")]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:_KEY_DIGITS]
+
+
+def parts_of(shard_samples: int, num_shards: int) -> list[range]:
+    """Return the rows of the parts that the task on a shard is divided into; none where it is not."""
+    if num_shards >= _FEW_SHARDS or shard_samples <= _PICTURES_PER_PART:
+        return []
+    rows = range(shard_samples)
+    return [rows[start : start + _PICTURES_PER_PART] for start in rows[::_PICTURES_PER_PART]]
 
 
 def load_or_compute(store: Store, key: str, compute: Callable[[], pa.Table]) -> pa.Table:
@@ -120,6 +144,26 @@ def stored_results(
     for task, result in results_of(job.pool, function, missing, on_event):
         on_result(task)
         yield task, result
+
+
+def shard_results(
+    job: AuditJob, function: Callable[[S], pa.Table], tasks: Sequence[S], advance: Callable[[int, int], None]
+) -> Iterator[tuple[S, pa.Table | Quarantined]]:
+    """Do as `stored_results`, where tasks may be divided: missing ones have their parts computed first, side by side.
+
+    Args:
+        job: See stored_results.
+        function: See stored_results; that of a divided task takes what is stored of its parts.
+        tasks: See stored_results.
+        advance: Called with the number of pictures that were done.
+    """
+    divided = {task.result_key for task in tasks if task.parts and not exists(job.work, task.result_key)}
+    parts = [cast(S, part) for task in tasks if task.result_key in divided for part in task.parts]
+    # A part that fails wherever it runs is met again with its shard, whose outcome counts.
+    deque(stored_results(job, function, parts, lambda part: advance(len(part.rows), 0)), maxlen=0)
+    yield from stored_results(
+        job, function, tasks, lambda task: advance(0 if task.result_key in divided else len(task.rows), 0)
+    )
 
 
 def results_of(

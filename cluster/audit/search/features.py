@@ -4,7 +4,6 @@ Codes of variants and crops are computed for the downstream side only, those of 
 All are stored by the shard's digest and a version, so that nothing upstream is computed again for a new test set.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -20,7 +19,8 @@ from cluster.audit.base.stored_tasks import (
     compiled_digest,
     key_of,
     load_or_compute,
-    stored_results,
+    parts_of,
+    shard_results,
 )
 from cluster.audit.base.tables import AuditConfig
 from cluster.audit.search.crops import CROPS_VERSION, crop_codes
@@ -35,14 +35,11 @@ from pipeline.dataset.dataset import Address
 from pipeline.dataset.tables import read_table
 from pipeline.image.decode import Pixels, decode
 from pipeline.image.fingerprint import CODE_BYTES, DESCRIPTOR_VERSION
-from pipeline.store.base import exists
 from pipeline.store.url import open_store
 
 VARIANTS, CROPS, INSETS = "variants", "crops", "insets"  # the kinds of features that are no embedding
 _VERSIONS = {VARIANTS: VARIANTS_VERSION, CROPS: CROPS_VERSION, INSETS: INSETS_VERSION}
 _CODES_TYPE = pa.list_(pa.binary(CODE_BYTES))
-# Sets of few shards would leave cores idle, so their shards are described in parts, which are stored, too.
-_FEW_SHARDS, _PICTURES_PER_PART = 64, 1024  # choices
 
 
 @dataclass(frozen=True)
@@ -119,14 +116,17 @@ def feature_tasks(side: Pinned, kind: str, job: AuditJob) -> list[FeatureTask]:
     folder, shards = kind if kind in _VERSIONS else "vectors", open_pinned(side).shards
     tasks = []
     for row in shards:
-        shared, rows = (row["blake3"], row["sidecar_sha256"], version), range(row["num_samples"])
-        whole = FeatureTask(side, row["shard"], kind, job.work.url, key_of(folder, *shared), rows)
-        if len(shards) < _FEW_SHARDS and len(rows) > _PICTURES_PER_PART:
-            pieces = [rows[start : start + _PICTURES_PER_PART] for start in rows[::_PICTURES_PER_PART]]
-            keys = [key_of(folder, *shared, piece.start, piece.stop) for piece in pieces]
-            parts = (replace(whole, rows=piece, result_key=key) for piece, key in zip(pieces, keys, strict=True))
-            whole = replace(whole, parts=tuple(parts))
-        tasks.append(whole)
+        shared = (folder, row["blake3"], row["sidecar_sha256"], version)
+        whole = FeatureTask(side, row["shard"], kind, job.work.url, key_of(*shared), range(row["num_samples"]))
+        parts = parts_of(row["num_samples"], len(shards))
+        tasks.append(
+            replace(
+                whole,
+                parts=tuple(
+                    replace(whole, rows=rows, result_key=key_of(*shared, rows.start, rows.stop)) for rows in parts
+                ),
+            )
+        )
     return tasks
 
 
@@ -144,16 +144,8 @@ def compute_features(
         The reason of each quarantined shard, and (shard, row, reason) of each unreadable picture.
     """
     quarantined, failed = {}, []
-    divided = {task.shard: task.parts for task in tasks if task.parts and not exists(job.work, task.result_key)}
-    parts = [part for shard in divided.values() for part in shard]
     with job.reporting.progress(title, sum(len(task.rows) for task in tasks), "pictures") as advance:
-
-        def count(task: FeatureTask) -> None:
-            advance(0 if task.parts and task.shard in divided else len(task.rows), 0)
-
-        # A part that nobody can describe is met again with its shard, whose outcome counts.
-        deque(stored_results(job, shard_features, parts, count), maxlen=0)
-        for task, result in stored_results(job, shard_features, tasks, count):
+        for task, result in shard_results(job, shard_features, tasks, advance):
             if isinstance(result, Quarantined):
                 quarantined[task.shard] = result.reason
                 continue
@@ -216,24 +208,24 @@ def vectors_table(embedder: Embedder, pictures: Sequence[Pixels | None]) -> pa.T
     return pa.table([pa.ListArray.from_arrays(ends, vectors)], names=["vectors"])
 
 
-def inset_rows(shard: int, table: pa.Table) -> pa.Table:
-    """Return a row for each inset of a shard's pictures: shard, row, code."""
-    rows = pc.list_parent_indices(table[INSETS_COLUMN]).cast(pa.int32())
+def inset_rows(shard: int, table: pa.Table, first_row: int = 0) -> pa.Table:
+    """Return a row for each inset of pictures of a shard, from a row of it on: shard, row, code."""
+    rows = pc.add(pc.list_parent_indices(table[INSETS_COLUMN].combine_chunks()), first_row).cast(pa.int32())
     shards = pa.array(np.full(len(rows), shard, np.int32))
     return pa.table({"shard": shards, "row": rows, "code": pc.list_flatten(table[INSETS_COLUMN])})
 
 
-def vector_rows(shard: int, table: pa.Table) -> pa.Table:
-    """Return a row for each vector of a shard's pictures: shard, row, view, vector."""
+def vector_rows(shard: int, table: pa.Table, first_row: int = 0) -> pa.Table:
+    """Return a row for each vector of pictures of a shard, from a row of it on: shard, row, view, vector."""
     lists = table["vectors"].combine_chunks()
     counts = pc.list_value_length(lists).to_numpy()
-    rows = np.repeat(np.arange(table.num_rows, dtype=np.int32), counts)
+    rows = np.repeat(np.arange(first_row, first_row + table.num_rows, dtype=np.int32), counts)
     view = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     return pa.table({"shard": pa.array(np.full(len(rows), shard, np.int32)), "row": rows,
                      VIEW_COLUMN: view.astype(np.int8), "vector": pc.list_flatten(lists)})  # fmt: skip
 
 
-def numbered(shard: int, table: pa.Table) -> pa.Table:
-    """Add `shard` and `row` in front of the columns of a shard's table."""
-    rows = pa.array(np.arange(table.num_rows, dtype=np.int32))
+def numbered(shard: int, table: pa.Table, first_row: int = 0) -> pa.Table:
+    """Add `shard` and `row` in front of the columns of a table of a shard, which begins at a row of it."""
+    rows = pa.array(np.arange(first_row, first_row + table.num_rows, dtype=np.int32))
     return table.add_column(0, "row", rows).add_column(0, "shard", pa.array(np.full(table.num_rows, shard, np.int32)))

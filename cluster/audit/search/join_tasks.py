@@ -7,7 +7,7 @@ changed shard is joined again, and a new test set costs a join but no decoding.
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -21,7 +21,8 @@ from cluster.audit.base.stored_tasks import (
     compiled_digest,
     key_of,
     load_or_compute,
-    stored_results,
+    parts_of,
+    shard_results,
 )
 from cluster.audit.base.tables import (
     CANDIDATE_SCHEMA,
@@ -59,7 +60,7 @@ from cluster.audit.search.join import (
     index_wholes,
     is_itself,
 )
-from cluster.audit.search.matches import DOWN_ADDRESS, MATCH_SCHEMA, shard_matches
+from cluster.audit.search.matches import DOWN_ADDRESS, MATCH_SCHEMA, merged_matches, shard_matches
 from cluster.audit.search.proposals import Proposals, compute_proposals, proposed_either_way
 from pipeline.base.errors import ServiceError
 from pipeline.dataset.schema import PIXELS_COLUMN
@@ -77,13 +78,15 @@ _PAIRS_PER_STEP = 1 << 16  # whose eight turned codes are in memory, 16 MiB; a c
 
 @dataclass(frozen=True)
 class JoinTask:
-    """One upstream shard against all downstream codes.
+    """One upstream shard, or a part of it, against all downstream codes.
 
     Attributes:
         insets: Key of the codes of the shard's insets; None where these are not asked for.
         vectors: Key of the shard's own vectors; None without an embedding.
         nearness: Which pairs are candidates by vector; None without an embedding.
         proposals: Where these pairs are stored within one set; None between two sets, and without an embedding.
+        rows: Pictures of the shard that are compared.
+        parts: Tasks whose matches make up those of the shard; none where it is joined at once.
     """
 
     sides: Sides
@@ -96,9 +99,11 @@ class JoinTask:
     nearness: Nearness | None
     proposals: Proposals | None
     result_key: str
+    rows: range
+    parts: tuple["JoinTask", ...] = ()
 
     def __str__(self) -> str:
-        return f"join of shard {self.shard} of {self.sides.up.url}"
+        return f"join of pictures {self.rows.start} to {self.rows.stop} of shard {self.shard} of {self.sides.up.url}"
 
 
 @lru_cache(maxsize=1)
@@ -162,29 +167,30 @@ def join_shards(
         insets, vectors = (own[kind][row["shard"]] if kind in own else None for kind in (INSETS, config.embedding))
         place = row["shard"] if sides.is_within else 0  # within a set, pictures are no matches of themselves
         more = [insets] if insets else []  # results of audits without insets keep their keys
-        key = key_of("joined", row["blake3"], row["sidecar_sha256"], place, content_digest(sides.downstream),
-                     config.radius, config.most_matches, sides.is_within, down.variants, down.crops, down.vectors,
-                     vectors, nearness and nearness.model_dump(), proposals and proposals.keys, JOIN_VERSION,
-                     EMBEDDING_VERSION, DESCRIPTOR_VERSION, compiled_digest(), *more)  # fmt: skip
-        tasks.append(
-            JoinTask(
-                sides, row["shard"], config.radius, config.most_matches, down, insets, vectors, nearness, proposals, key
-            )
-        )
-    parts = {}
-    with job.reporting.progress("joining", sides.upstream.version.num_samples, "pictures") as advance:
-        results = stored_results(job, join_shard, tasks, lambda task: advance(rows[task.shard]["num_samples"], 0))
-        for task, result in results:
+        shared = ("joined", row["blake3"], row["sidecar_sha256"], place, content_digest(sides.downstream),
+                  config.radius, config.most_matches, sides.is_within, down.variants, down.crops, down.vectors,
+                  vectors, nearness and nearness.model_dump(), proposals and proposals.keys, JOIN_VERSION,
+                  EMBEDDING_VERSION, DESCRIPTOR_VERSION, compiled_digest(), *more)  # fmt: skip
+        whole = JoinTask(
+            sides, row["shard"], config.radius, config.most_matches, down, insets, vectors, nearness, proposals,
+            key_of(*shared), range(row["num_samples"]),
+        )  # fmt: skip
+        parts = parts_of(row["num_samples"], len(sides.upstream.shards))
+        joins = (replace(whole, rows=part, result_key=key_of(*shared, part.start, part.stop)) for part in parts)
+        tasks.append(replace(whole, parts=tuple(joins)))
+    matches = {}
+    with job.reporting.progress("joining", sum(len(task.rows) for task in tasks), "pictures") as advance:
+        for task, result in shard_results(job, join_shard, tasks, advance):
             if isinstance(result, Quarantined):
                 rows[task.shard] |= {"state": "quarantined", "num_candidates": 0, "detail": result.reason}
                 continue
-            parts[task.shard] = result
+            matches[task.shard] = result
             firsts = result.group_by(list(DOWN_ADDRESS)).aggregate([("num_matches", "max")])
             num_candidates = pa.compute.sum(firsts["num_matches_max"], min_count=0).as_py()
             rows[task.shard] |= {"state": "joined", "num_candidates": num_candidates, "detail": ""}
     tables = [
-        parts[shard].add_column(0, "up_shard", pa.array(np.full(parts[shard].num_rows, shard, np.int32)))
-        for shard in sorted(parts)
+        matches[shard].add_column(0, "up_shard", pa.array(np.full(matches[shard].num_rows, shard, np.int32)))
+        for shard in sorted(matches)
     ]
     empty = pa.schema([CANDIDATE_SCHEMA.field("up_shard"), *MATCH_SCHEMA]).empty_table()
     return pa.concat_tables([empty, *tables]), rows, unreadable
@@ -263,16 +269,18 @@ def candidates_by_code(
 
 
 def join_shard(task: JoinTask) -> pa.Table:
-    """Return the closest matches of one upstream shard, a table of MATCH_SCHEMA."""
+    """Return the closest matches of the pictures of a task, a table of MATCH_SCHEMA."""
     return load_or_compute(open_store(task.down.work), task.result_key, partial(_matches, task))
 
 
 def _matches(task: JoinTask) -> pa.Table:
+    if task.parts:
+        return merged_matches([join_shard(part) for part in task.parts], task.most_matches, task.radius)
     upstream, down_samples = task.sides.upstream, samples_of(task.sides.down)
     check_tar(upstream, task.shard)
     samples = upstream.samples(task.shard)
-    codes = numbered(task.shard, samples.select(["code"]))
-    insets = inset_rows(task.shard, read_table(open_store(task.down.work), task.insets)) if task.insets else None
+    codes = numbered(task.shard, _own(task, samples).select(["code"]), task.rows.start)
+    insets = inset_rows(task.shard, _stored(task, task.insets), task.rows.start) if task.insets else None
     by_code = candidates_by_code(codes, insets, task.sides.down, task.radius, task.down)
     by_vector = _by_vector(task, samples, down_samples)
     known = _equal_digests(task, samples, down_samples)
@@ -282,14 +290,25 @@ def _matches(task: JoinTask) -> pa.Table:
     return shard_matches(by_code, by_vector, known, ties, task.most_matches)
 
 
+def _own(task: JoinTask, table: pa.Table) -> pa.Table:
+    """Return the rows of the task of a table of its shard."""
+    return table.slice(task.rows.start, len(task.rows))
+
+
+def _stored(task: JoinTask, key: str) -> pa.Table:
+    return _own(task, read_table(open_store(task.down.work), key))
+
+
 def _by_vector(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> pa.Table:
     """Return the pairs with close vectors, as shard_matches takes them."""
     if task.vectors is None or task.nearness is None:
         return _VECTOR_SCHEMA.empty_table()
     if task.proposals:
         pairs = proposed_either_way(task.proposals, task.shard)
+        rows = pairs["up_row"].to_numpy()
+        pairs = pairs.filter(pa.array((task.rows.start <= rows) & (rows < task.rows.stop)))
     else:
-        own = vector_rows(task.shard, read_table(open_store(task.down.work), task.vectors))
+        own = vector_rows(task.shard, _stored(task, task.vectors), task.rows.start)
         pairs = view_candidates(ViewVectors.of(own), down_vectors(task.down), task.nearness)
     places = {
         address: place
@@ -297,15 +316,15 @@ def _by_vector(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> pa.
             zip(down_samples["shard"].to_pylist(), down_samples["row"].to_pylist(), strict=True)
         )
     }
-    rows = pairs.to_pylist()
+    found = pairs.to_pylist()
     up_codes, down_codes = codes_of(samples), codes_of(down_samples)
-    for start in range(0, len(rows), _PAIRS_PER_STEP):
-        step = rows[start : start + _PAIRS_PER_STEP]
+    for start in range(0, len(found), _PAIRS_PER_STEP):
+        step = found[start : start + _PAIRS_PER_STEP]
         turned = dihedral_codes(down_codes[[places[row["down_shard"], row["down_row"]] for row in step]])
         bits = np.bitwise_count(turned ^ up_codes[[row["up_row"] for row in step]]).sum(axis=2, dtype=np.int64)
         for row, distances in zip(step, bits.T, strict=True):
             row |= {"distance": int(distances.min()), "element": int(distances.argmin())}
-    return pa.Table.from_pylist(rows, schema=_VECTOR_SCHEMA)
+    return pa.Table.from_pylist(found, schema=_VECTOR_SCHEMA)
 
 
 def _equal_digests(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> dict[tuple[int, int, int], str]:
@@ -318,7 +337,7 @@ def _equal_digests(task: JoinTask, samples: pa.Table, down_samples: pa.Table) ->
         if column not in samples.column_names or column not in down_samples.column_names:
             continue
         places = _places(task.sides.down, column)
-        for up_row, digest in enumerate(samples[column].to_pylist()):
+        for up_row, digest in enumerate(_own(task, samples)[column].to_pylist(), task.rows.start):
             copies = [
                 (down_samples["shard"][place].as_py(), down_samples["row"][place].as_py())
                 for place in places.get(digest, ())

@@ -72,6 +72,34 @@ def shard_matches(
     return pa.Table.from_pylist(numbered, schema=MATCH_SCHEMA)
 
 
+def merged_matches(parts: Sequence[pa.Table], most: int, radius: int) -> pa.Table:
+    """Return the matches of one upstream shard from those of its parts, as `shard_matches` returns them for the whole.
+
+    Args:
+        parts: Matches of parts that have no picture in common.
+        most: As of each part.
+        radius: Pairs up to this distance are of the search by code.
+    """
+    whole = pa.concat_tables(parts)
+    totals: Counter[tuple[int, int]] = Counter()
+    for part in parts:
+        counts = part.group_by(list(DOWN_ADDRESS)).aggregate([("num_matches", "max")])
+        totals.update({(row["down_shard"], row["down_row"]): row["num_matches_max"] for row in counts.to_pylist()})
+    rows = list({_address(row): row for row in _closest(whole, most, radius).to_pylist()}.values())
+    rows.sort(key=_address)
+    counted = [row | {"num_matches": totals[row["down_shard"], row["down_row"]]} for row in rows]
+    return pa.Table.from_pylist(counted, schema=MATCH_SCHEMA)
+
+
+def _closest(matches: pa.Table, most: int, radius: int) -> pa.Table:
+    """Return the matches that digests prove, and the closest others of each downstream picture, by code and vector."""
+    known = matches.filter(pc.is_valid(matches["known"]))
+    unproven = matches.filter(pc.is_null(matches["known"]))
+    near = cap_hubs(unproven.filter(pc.less_equal(unproven["distance"], radius)), most, by="distance")[0]
+    embedded = cap_hubs(unproven.filter(pc.is_valid(unproven["cosine"])), most, by="cosine")[0]
+    return pa.concat_tables([known, near, embedded])
+
+
 def cap_matches(
     matches: pa.Table, most: int, radius: int, *, is_within: bool = False
 ) -> tuple[pa.Table, pa.Table, int]:
@@ -87,11 +115,7 @@ def cap_matches(
         The kept matches (within one set each pair once, the earlier picture upstream), a table of HUB_SCHEMA of the
         pictures with candidates that are not verified, and the number of all candidates.
     """
-    known = matches.filter(pc.is_valid(matches["known"]))
-    unproven = matches.filter(pc.is_null(matches["known"]))
-    near = cap_hubs(unproven.filter(pc.less_equal(unproven["distance"], radius)), most, by="distance")[0]
-    embedded = cap_hubs(unproven.filter(pc.is_valid(unproven["cosine"])), most, by="cosine")[0]
-    rows = _distinct(pa.concat_tables([known, near, embedded]).to_pylist(), is_within=is_within)
+    rows = _distinct(_closest(matches, most, radius).to_pylist(), is_within=is_within)
     kept = pa.Table.from_pylist(rows, schema=matches.schema)
     totals = _num_candidates(matches)
     num_kept = Counter((row["down_shard"], row["down_row"]) for row in rows)

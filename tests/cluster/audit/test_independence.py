@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster.audit.base import stored_tasks
 from cluster.audit.base.sets import picture_name
 from cluster.audit.base.tables import ADDRESS_COLUMNS, DEFAULT_RADIUS, AuditConfig, Evidence
 from cluster.audit.coordinator import pin_sides, run_audit
+from cluster.audit.search.embedding import embedding
 from pipeline.dataset.dataset import Address, Dataset, open_dataset
 from tests.cluster.audit.audits import ALTERED, contents, local_job, scene
 from tests.cluster.audit.stand_in import pixel_model
@@ -85,7 +87,9 @@ def alike_in_order(dataset: Dataset) -> list[str]:
     return [source[source.index("alike") :] for source in sources if "alike" in source]
 
 
-def test_neither_the_number_of_shards_nor_their_order_changes_the_result(folder: Path, tmp_path: Path) -> None:
+def test_neither_the_number_of_shards_nor_their_order_nor_their_parts_change_the_result(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "renamed" / "class0").mkdir(parents=True)
     for path in (folder / "up-in" / "class0").iterdir():
         shutil.copy(path, tmp_path / "renamed" / "class0" / f"other_{path.name}")
@@ -97,6 +101,12 @@ def test_neither_the_number_of_shards_nor_their_order_changes_the_result(folder:
     )
     assert many == one
     assert many == other
+    monkeypatch.setattr(stored_tasks, "_PICTURES_PER_PART", 4)
+    monkeypatch.setattr(embedding, "_PICTURES_PER_STEP", 2)
+    assert by_name(folder / "one", folder, tmp_path / "work" / "parts") == one
+    assert all(
+        len(list((tmp_path / "work" / "parts" / stage).iterdir())) > 3 for stage in ("insets", "vectors", "joined")
+    )
     evidence = {row["evidence"] for row in one["pairs"].values()}
     assert {str(Evidence.NEAR), str(Evidence.EMBEDDED), str(Evidence.REJECTED)} <= evidence
     by_inset = [

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cluster.audit.base import stored_tasks
 from cluster.audit.base.sets import picture_name
 from cluster.audit.base.tables import AuditConfig, is_duplicate
 from cluster.audit.coordinator import pin_sides
@@ -109,7 +110,9 @@ def compared(url: Path, work: Path, **settings: Any) -> dict[frozenset[str], tup
     return results | hubs | {frozenset(): (found.num_candidates,)}
 
 
-def test_the_pairs_do_not_depend_on_the_order_of_the_pictures_nor_on_shards(tmp_path: Path) -> None:
+def test_the_pairs_do_not_depend_on_the_order_of_the_pictures_nor_on_shards_nor_on_parts_of_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = class_folders(tmp_path / "in", classes=1, each=10) / "class0"
     for name, pixels in {f"scene{number}": scene(number) for number in range(3)}.items():
         Image.fromarray(pixels).save(source / f"{name}.png")
@@ -127,6 +130,9 @@ def test_the_pairs_do_not_depend_on_the_order_of_the_pictures_nor_on_shards(tmp_
         results.append(compared(tmp_path / name, tmp_path / "work" / name, **settings))
     assert len(list((tmp_path / "work" / name / "joined").iterdir())) > 3
     assert results[0] == results[1] == results[2]
+    monkeypatch.setattr(stored_tasks, "_PICTURES_PER_PART", 5)
+    assert compared(tmp_path / "True-10000000", tmp_path / "work" / "parts", **settings) == results[0]
+    assert len(list((tmp_path / "work" / "parts" / "joined").iterdir())) > 3
     hubs = {picture for key in results[0] if len(key) == 1 for picture in key}
     assert {f"003-{quality}.jpg" for quality in range(40, 46)} & hubs
     proposed = pq.read_table(next((tmp_path / "work" / "False-10000000" / "proposed").iterdir()))

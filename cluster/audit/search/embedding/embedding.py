@@ -8,6 +8,7 @@ there the others are a set of their own, here they are the rest of the downstrea
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ _NUM_OTHERS = 10  # nearest other pictures, whose mean cosine is the background 
 _MOST_OF_UPSTREAM = 5  # downstream pictures that may be candidates of one upstream picture, unless they are sure
 _ROUNDING = 1e-3  # by which a product of matrices may differ from the cosine
 _VECTORS_PER_STEP = 512  # of the upstream side; with 100,000 of the other their products take 200 MB
+_PICTURES_PER_STEP = 512  # of the upstream side; a choice
 _PAIRS_PER_STEP = 65_536  # whose vectors are copied: 134 MB
 COSINE_SCHEMA = pa.schema([*((name, pa.int32()) for name in ADDRESS_COLUMNS), ("cosine", pa.float32())])
 
@@ -52,9 +54,9 @@ class ViewVectors:
         shard, row, view = (table[name].to_numpy() for name in ("shard", "row", VIEW_COLUMN))
         return cls(shard, row, view, vectors)
 
-    def taken(self, mask: npt.NDArray[np.bool_]) -> "ViewVectors":
-        """Return the rows where the mask is true."""
-        return ViewVectors(self.shard[mask], self.row[mask], self.view[mask], self.vectors[mask])
+    def taken(self, rows: npt.NDArray[np.bool_] | slice) -> "ViewVectors":
+        """Return some rows: a slice, or those where a mask is true."""
+        return ViewVectors(self.shard[rows], self.row[rows], self.view[rows], self.vectors[rows])
 
 
 def view_candidates(
@@ -72,14 +74,16 @@ def view_candidates(
         Table of COSINE_SCHEMA, each pair of addresses once, at its largest cosine, sorted by addresses. The pairs of an
         upstream picture depend on it and on the downstream side alone.
     """
-    searches = (
-        (upstream.taken(upstream.view == 0), downstream),
-        (upstream.taken(upstream.view != 0), downstream.taken(downstream.view == 0)),
-    )
-    near = [_pairs(up, down, nearness.cosine_from) for up, down in searches]
-    if is_within:
-        near = [pairs.filter(pa.array(~is_itself(pairs))) for pairs in near]
-    return each_once(pa.concat_tables([_standing_out(pairs, nearness) for pairs in near]))
+    wholes = downstream.taken(downstream.view == 0)
+    begins = np.flatnonzero(is_first_of_run(upstream.shard, upstream.row))[::_PICTURES_PER_STEP]
+    found = [COSINE_SCHEMA.empty_table()]
+    # Pairs that are near and do not stand out are very many: those of some pictures at a time are in memory.
+    for begin, end in pairwise([*begins, len(upstream.row)]):
+        some = upstream.taken(slice(begin, end))
+        for up, down in ((some.taken(some.view == 0), downstream), (some.taken(some.view != 0), wholes)):
+            near = _pairs(up, down, nearness.cosine_from)
+            found.append(_standing_out(near.filter(pa.array(~is_itself(near))) if is_within else near, nearness))
+    return each_once(pa.concat_tables(found))
 
 
 def each_once(pairs: pa.Table) -> pa.Table:

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cluster.audit.base.sets import Pinned
+from cluster.audit.base import stored_tasks
+from cluster.audit.base.sets import pin
 from cluster.audit.base.tables import UNREADABLE, AuditConfig
 from cluster.audit.search import features
 from cluster.audit.search.features import compute_features, feature_tasks
@@ -87,10 +88,10 @@ def test_parts_of_a_shard_make_up_what_the_whole_shard_has_and_go_on_where_they_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     pack_crop(tmp_path, (70, 50, 300, 210))
-    side = Pinned(str(tmp_path / "down"), 1)
+    side = pin(str(tmp_path / "down"))
 
     def described(work: str, pictures_per_part: int) -> tuple[pa.Table, list[tuple[int, int, str]]]:
-        monkeypatch.setattr(features, "_PICTURES_PER_PART", pictures_per_part)
+        monkeypatch.setattr(stored_tasks, "_PICTURES_PER_PART", pictures_per_part)
         job = local_job(tmp_path / work)
         (task,) = feature_tasks(side, kind, job)
         assert len(task.parts) == (0 if pictures_per_part >= 5 else -(-5 // pictures_per_part))
@@ -100,7 +101,7 @@ def test_parts_of_a_shard_make_up_what_the_whole_shard_has_and_go_on_where_they_
 
     monkeypatch.setattr(features, "decode", lambda data: refuse_wide(decode(data)))
     whole, failed = described("whole", 5)
-    assert [(shard, reason) for shard, _, reason in failed] == [(0, "no picture")]
+    assert [(shard, reason) for shard, _, reason in failed] == [(0, "decode: no picture")]
     for size in (1, 2, 3):
         assert described(f"parts-{size}", size) == (whole, failed)
     stored = sorted((tmp_path / "parts-2" / kind).iterdir())

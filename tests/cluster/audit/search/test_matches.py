@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from cluster.audit.base.tables import CANDIDATE_SCHEMA
 from cluster.audit.result.exclusion_lists import element_name
-from cluster.audit.search.matches import MATCH_SCHEMA, cap_matches, shard_matches
+from cluster.audit.search.matches import MATCH_SCHEMA, cap_matches, merged_matches, shard_matches
 
 RADIUS = 62
 VECTOR_SCHEMA = pa.schema([*CANDIDATE_SCHEMA, pa.field("cosine", pa.float32())])
@@ -97,6 +98,29 @@ def test_what_is_verified_does_not_depend_on_the_number_of_shards_nor_on_their_o
     assert verified(pairs, 50, most) == one
     assert verified(pairs, 2, most, is_reversed=True) == one
     assert verified(pairs, 50, most, is_reversed=True) == one
+
+
+@settings(max_examples=100)
+@given(pairs_of(), st.integers(1, 5), st.lists(st.integers(0, 50), max_size=3))
+def test_the_parts_of_a_shard_have_the_matches_of_the_whole(pairs: list[Pair], most: int, cuts: list[int]) -> None:
+    def matches_of(rows: range) -> pa.Table:
+        own = [pair for pair in pairs if pair.up in rows]
+        listed = [
+            {"up_shard": 0, "up_row": pair.up, "down_shard": 0, "down_row": pair.down, "distance": pair.bits,
+             "element": 0, "cosine": pair.cosine}
+            for pair in own
+        ]  # fmt: skip
+        return shard_matches(
+            pa.Table.from_pylist([row for row in listed if row["distance"] <= RADIUS], schema=CANDIDATE_SCHEMA),
+            pa.Table.from_pylist([row for row in listed if row["cosine"] is not None], schema=VECTOR_SCHEMA),
+            {(pair.up, 0, pair.down): pair.known for pair in own if pair.known},
+            [tie(up) for up in range(50)],
+            most,
+        )
+
+    edges = [0, *sorted(cuts), 50]
+    parts = [matches_of(range(begin, end)) for begin, end in pairwise(edges)]
+    assert merged_matches(parts, most, RADIUS).equals(matches_of(range(50)))
 
 
 @settings(max_examples=100)
