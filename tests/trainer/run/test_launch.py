@@ -1,5 +1,6 @@
 """When Ray may start a run again, and when the run says why it cannot succeed."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,14 @@ import torch.distributed as dist
 
 from pipeline.base.errors import BitError, ConfigError, Fenced, NonFinite, ServiceError, Unreachable
 from pipeline.store.url import open_store
-from trainer.run.starts import begins_in_vain, final_failure, has_saved_since, write_failure, write_start
+from trainer.run.starts import (
+    begins_in_vain,
+    failure_text,
+    final_failure,
+    has_saved_since,
+    write_failure,
+    write_start,
+)
 from trainer.step.ranks import World
 
 
@@ -74,6 +82,28 @@ def _begin(rank: int, folder: str) -> None:
 
 def test_all_ranks_find_together_that_a_start_is_in_vain(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_begin, (str(tmp_path),), nprocs=2)
+
+
+def _lose_a_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/ranks", rank=rank, world_size=2)
+    dist.barrier()
+    if rank:
+        os._exit(0)  # the point: it says nothing to the other one
+    try:
+        for _ in range(100):
+            dist.all_reduce(torch.zeros(1))
+    except RuntimeError as error:
+        Path(folder, "text").write_text(failure_text(error))
+    os._exit(0)
+
+
+def test_a_rank_that_lost_another_one_says_so_in_words(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_lose_a_rank, (str(tmp_path),), nprocs=2)
+    first, *rest = (tmp_path / "text").read_text().splitlines()
+    assert first == "lost the connection to another rank: it was killed, or its node is gone"
+    assert rest[0].startswith("RuntimeError: ")  # the library's own words, for whoever asks further
+    assert failure_text(RuntimeError("out of memory")) == "RuntimeError: out of memory"
+    assert failure_text(Unreachable("Connection reset by peer")) == "Connection reset by peer"
 
 
 @pytest.mark.parametrize(

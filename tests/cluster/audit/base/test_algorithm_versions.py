@@ -105,7 +105,7 @@ def digest(output: object) -> str:
         (cropped, CROPS_VERSION, {1: "d8b56f61e81ecce3"}),
         (parts, INSETS_VERSION, {1: "da47f9360f77d53f"}),
         (embedded, EMBEDDING_VERSION, {1: "f4b46498aeb9c1fa", 2: "aada75b6e8804af3"}),
-        (verified, EVIDENCE_VERSION, {1: "6cc84a42c3aa0be8", 2: "2ec10539049a5eca", 3: "2ec10539049a5eca", 4: "2ec10539049a5eca"}),
+        (verified, EVIDENCE_VERSION, {1: "6cc84a42c3aa0be8"} | dict.fromkeys((2, 3, 4), "2ec10539049a5eca")),
     ],
 )
 def test_the_output_of_a_version_stays(compute: Callable[[], object], version: int, golden: dict[int, str]) -> None:
