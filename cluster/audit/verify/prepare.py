@@ -84,13 +84,11 @@ class Prepared:
     @cached_property
     def tiles(self) -> Tiles:
         """The picture's windows, in the order of `windows`; the first is the whole picture."""
-        summed = np.zeros((SMALL_SIDE_PX + 1,) * 2, np.float32)
-        summed[1:, 1:] = self.small.cumsum(axis=0).cumsum(axis=1)
         parts = []
         for height, width in _SIDES:
-            bands = _means(summed, height)  # (places, 16, pixels + 1)
-            cells = _means(np.moveaxis(bands, 2, 0), width)  # (places, 16, places, 16) with the columns first
-            parts.append(cells.transpose(2, 0, 3, 1).reshape(-1, TILE_SIDE_PX**2))
+            down, across = _averages(height), _averages(width)
+            cells = (down @ self.small @ across.T).reshape(-1, TILE_SIDE_PX, len(across) // TILE_SIDE_PX, TILE_SIDE_PX)
+            parts.append(cells.swapaxes(1, 2).reshape(-1, TILE_SIDE_PX**2))
         return _unit(np.concatenate(parts))
 
     @cached_property
@@ -135,25 +133,14 @@ def _places(side: float) -> list[float]:
 
 
 @cache
-def _cuts(side: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return the borders of the cells of all windows of a side: whole pixels, and the rest; shape (places, 17)."""
+def _averages(side: float) -> npt.NDArray[np.float32]:
+    """Return the share of each pixel of an axis in the cells of the windows of a side, shape (places * 16, pixels)."""
     cells = side * np.arange(TILE_SIDE_PX + 1) / TILE_SIDE_PX
-    cut = (np.array(_places(side))[:, None] + cells) * SMALL_SIDE_PX
-    whole = np.minimum(np.floor(cut + 1e-9).astype(np.int64), SMALL_SIDE_PX - 1)
-    return whole, (cut - whole).astype(np.float32)
-
-
-def _means(summed: npt.NDArray[np.float32], side: float) -> npt.NDArray[np.float32]:
-    """Return the means of the cells of windows along the first axis, given its sums up to each pixel.
-
-    Returns:
-        Shape (places, 16, ...): per pixel, so that the other axis may be summed before or after.
-    """
-    whole, shares = _cuts(side)
-    rest = shares.reshape(shares.shape + (1,) * (summed.ndim - 1))
-    until = np.asarray(summed[whole] * (1 - rest) + summed[whole + 1] * rest, np.float32)
-    cell_px = np.float32(side * SMALL_SIDE_PX / TILE_SIDE_PX)
-    return np.asarray(np.diff(until, axis=1) / cell_px, np.float32)
+    cuts = (np.array(_places(side))[:, None] + cells) * SMALL_SIDE_PX
+    begins, ends = cuts[:, :-1].reshape(-1, 1), cuts[:, 1:].reshape(-1, 1)
+    pixels = np.arange(SMALL_SIDE_PX)
+    covered = np.clip(np.minimum(ends, pixels + 1) - np.maximum(begins, pixels), 0, None)
+    return np.asarray(covered / (ends - begins), np.float32)
 
 
 def _grey(pixels: Pixels) -> Grey:

@@ -81,7 +81,7 @@ def view_candidates(
     for begin, end in pairwise([*begins, len(upstream.row)]):
         some = upstream.taken(slice(begin, end))
         for up, down in ((some.taken(some.view == 0), downstream), (some.taken(some.view != 0), wholes)):
-            near = _pairs(up, down, nearness.cosine_from)
+            near = _pairs(up, down, nearness)
             found.append(_standing_out(near.filter(pa.array(~is_itself(near))) if is_within else near, nearness))
     return each_once(pa.concat_tables(found))
 
@@ -92,9 +92,14 @@ def each_once(pairs: pa.Table) -> pa.Table:
     return ordered.filter(pa.array(is_first_of_run(*(ordered[name].to_numpy() for name in ADDRESS_COLUMNS))))
 
 
-def _pairs(upstream: ViewVectors, downstream: ViewVectors, cosine_from: float) -> pa.Table:
-    """Return all pairs of at least the cosine, each pair of pictures once, at its largest; of COSINE_SCHEMA."""
-    steps = list(_near_rows(upstream.vectors, downstream.vectors, cosine_from))
+def _pairs(upstream: ViewVectors, downstream: ViewVectors, nearness: Nearness) -> pa.Table:
+    """Return the nearest pictures of each upstream one, and all sure ones, each once, at its largest cosine.
+
+    Returns:
+        Table of COSINE_SCHEMA, with all that `_standing_out` looks at. An upstream picture itself may be among them.
+    """
+    views = 1 + int(downstream.view.max(initial=0))
+    steps = list(_near_rows(upstream.vectors, downstream.vectors, nearness, (_NUM_OTHERS + 2) * views))
     up, down = (np.concatenate([np.zeros(0, np.int64), *(step[side] for step in steps)]) for side in (0, 1))
     cosines = np.concatenate([np.zeros(0, np.float32), *(step[2] for step in steps)])
     columns = [upstream.shard[up], upstream.row[up], downstream.shard[down], downstream.row[down]]
@@ -105,17 +110,35 @@ def _pairs(upstream: ViewVectors, downstream: ViewVectors, cosine_from: float) -
 
 
 def _near_rows(
-    up: Vectors, down: Vectors, cosine_from: float
+    up: Vectors, down: Vectors, nearness: Nearness, most: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Vectors]]:
-    """Yield rows of both sides with at least the cosine, and the cosine, some pairs at a time."""
+    """Yield rows of both sides and their cosines: at least the `most` nearest of each upstream row, and all sure ones.
+
+    They come some pairs at a time, and have at least the least cosine that is near.
+    """
     for start in range(0, len(up), _VECTORS_PER_STEP):
-        rows, others = np.nonzero(up[start : start + _VECTORS_PER_STEP] @ down.T >= cosine_from - _ROUNDING)
+        products = up[start : start + _VECTORS_PER_STEP] @ down.T
+        rows, others = np.nonzero(products >= nearness.cosine_from - _ROUNDING)
+        values = products[rows, others]
+        nearest = values >= np.minimum(_least_of_most(rows, values, most), nearness.sure_from) - 2 * _ROUNDING
+        rows, others = rows[nearest], others[nearest]
         for first in range(0, len(rows), _PAIRS_PER_STEP):
             some, their = rows[first : first + _PAIRS_PER_STEP] + start, others[first : first + _PAIRS_PER_STEP]
             # One by one: how a product of matrices rounds a number depends on their shapes.
             cosines = np.einsum("ij,ij->i", up[some], down[their])
-            near = cosines >= cosine_from
+            near = cosines >= nearness.cosine_from
             yield some[near], their[near], cosines[near]
+
+
+def _least_of_most(rows: npt.NDArray[np.int64], values: Vectors, most: int) -> Vectors:
+    """Return for each value the least of the `most` largest ones in its row, -1 where it has no more; rows ascend."""
+    begins = np.flatnonzero(is_first_of_run(rows))
+    ends = np.append(begins[1:], len(rows))[: len(begins)]
+    least = np.full(len(begins), -1, np.float32)
+    for number in np.flatnonzero(ends - begins > most):
+        own = values[begins[number] : ends[number]]
+        least[number] = np.partition(own, len(own) - most)[len(own) - most]
+    return np.repeat(least, ends - begins)
 
 
 def _standing_out(pairs: pa.Table, nearness: Nearness) -> pa.Table:

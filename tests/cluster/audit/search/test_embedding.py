@@ -10,8 +10,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from cluster.audit.search.embedding import lite0
-from cluster.audit.search.embedding.embedding import ViewVectors, view_candidates
+from cluster.audit.search.embedding import embedding, lite0
+from cluster.audit.search.embedding.embedding import ViewVectors, _least_of_most, view_candidates
 from cluster.audit.search.embedding.models import DIMENSIONS, Embedder, Nearness, Session, load, model_input
 from cluster.audit.search.embedding.views import VIEWS, cut, pooled
 from pipeline.base.errors import ConfigError
@@ -240,3 +240,24 @@ def test_candidates_of_an_upstream_picture_do_not_depend_on_its_shard(size: int)
     order = generator.permutation(len(down.row))
     shuffled = ViewVectors(down.shard[order], down.row[order], down.view[order], down.vectors[order])
     assert view_candidates(up, shuffled, Nearness(margin=0)).to_pylist() == whole
+
+
+@pytest.mark.parametrize("is_within", [False, True])
+@pytest.mark.parametrize("sure_from", [0.5, 0.8, 1.0])
+def test_near_pictures_beyond_the_nearest_ones_are_left_out_early_and_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, sure_from: float, *, is_within: bool
+) -> None:
+    generator = np.random.default_rng(4)
+    up, down = several_views(generator, 60, 5), several_views(generator, 200, 5)
+    nearness = Nearness(margin=0.01, sure_from=sure_from)
+    few = view_candidates(up, down, nearness, is_within=is_within)
+    measured: list[int] = []
+
+    def all_of_them(rows: np.ndarray, values: np.ndarray, most: int) -> np.ndarray:
+        measured.append(len(rows) - int((values >= _least_of_most(rows, values, most)).sum()))
+        return np.full(len(rows), -1, np.float32)
+
+    monkeypatch.setattr(embedding, "_least_of_most", all_of_them)
+    assert view_candidates(up, down, nearness, is_within=is_within).equals(few)
+    assert few.num_rows > 100
+    assert min(measured) > 1000  # there is something to leave out
