@@ -158,6 +158,8 @@ class _Worker:
     """One process, in an executor of its own."""
 
     def __init__(self) -> None:
+        # Inherited, as Ray does it for its workers: threads of several of them would wait for each other's cores.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         # spawn: forking a process that has threads or an S3 client is not safe.
         context = multiprocessing.get_context("spawn")
         self.counter = context.RawValue("q", 0)

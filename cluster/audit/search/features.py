@@ -100,6 +100,16 @@ def down_vectors(down: DownFeatures) -> ViewVectors:
     return ViewVectors.of(pa.concat_tables(parts))
 
 
+def stored_features(work: str, key: str, rows: range) -> pa.Table:
+    """Read what is stored of some pictures of a shard; its table is read once for parts of it that follow."""
+    return _stored_table(work, key).slice(rows.start, len(rows))
+
+
+@lru_cache(maxsize=2)
+def _stored_table(work: str, key: str) -> pa.Table:
+    return read_table(open_store(work), key)
+
+
 @lru_cache(maxsize=1)
 def embedder_of(model: str) -> Embedder:
     """Load an embedding, once per process. Raises ConfigError as models.load."""

@@ -45,6 +45,7 @@ from cluster.audit.search.features import (
     feature_tasks,
     inset_rows,
     numbered,
+    stored_features,
     vector_rows,
 )
 from cluster.audit.search.join import (
@@ -280,7 +281,9 @@ def _matches(task: JoinTask) -> pa.Table:
     check_tar(upstream, task.shard)
     samples = upstream.samples(task.shard)
     codes = numbered(task.shard, _own(task, samples).select(["code"]), task.rows.start)
-    insets = inset_rows(task.shard, _stored(task, task.insets), task.rows.start) if task.insets else None
+    insets = None
+    if task.insets:
+        insets = inset_rows(task.shard, stored_features(task.down.work, task.insets, task.rows), task.rows.start)
     by_code = candidates_by_code(codes, insets, task.sides.down, task.radius, task.down)
     by_vector = _by_vector(task, samples, down_samples)
     known = _equal_digests(task, samples, down_samples)
@@ -295,10 +298,6 @@ def _own(task: JoinTask, table: pa.Table) -> pa.Table:
     return table.slice(task.rows.start, len(task.rows))
 
 
-def _stored(task: JoinTask, key: str) -> pa.Table:
-    return _own(task, read_table(open_store(task.down.work), key))
-
-
 def _by_vector(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> pa.Table:
     """Return the pairs with close vectors, as shard_matches takes them."""
     if task.vectors is None or task.nearness is None:
@@ -308,7 +307,7 @@ def _by_vector(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> pa.
         rows = pairs["up_row"].to_numpy()
         pairs = pairs.filter(pa.array((task.rows.start <= rows) & (rows < task.rows.stop)))
     else:
-        own = vector_rows(task.shard, _stored(task, task.vectors), task.rows.start)
+        own = vector_rows(task.shard, stored_features(task.down.work, task.vectors, task.rows), task.rows.start)
         pairs = view_candidates(ViewVectors.of(own), down_vectors(task.down), task.nearness)
     places = {
         address: place
