@@ -41,6 +41,7 @@ _SMALL_SIDE_PX = 40
 _SMALL_OVERLAP_FROM = 0.6
 _SMALL_LOCAL_FROM, _SMALL_PLAIN_LOCAL_FROM = 0.88, 0.93
 _SMALL_COVERED_LOCAL_FROM, _SMALL_CORE_FROM = 0.78, 0.9
+_SMALL_INLIERS_FROM = 15  # corners of two cases of 32 px have 13
 _PERFECT_FROM = 0.98
 _PLAIN_INLIERS_FROM = 8
 _VERY_PLAIN_DETAIL = 0.42
@@ -183,7 +184,7 @@ def _small_agree(agreement: Agreement) -> bool:
         return False
     if agreement.local >= _SMALL_PLAIN_LOCAL_FROM:
         return True
-    has_features = agreement.inliers >= _INLIERS_FROM
+    has_features = agreement.inliers >= _SMALL_INLIERS_FROM
     is_certain = has_features or (agreement.detail >= PLAIN_DETAIL and agreement.overlap >= _FRAMED_FROM)
     is_core = agreement.local >= _SMALL_COVERED_LOCAL_FROM and agreement.core >= _SMALL_CORE_FROM
     return is_certain and (is_core or (agreement.detail >= PLAIN_DETAIL and agreement.local >= _SMALL_LOCAL_FROM))
