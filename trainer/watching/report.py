@@ -159,7 +159,7 @@ def _probes(runs: Sequence[Shown]) -> Iterator[tuple[str, Markup]]:
             for shots in found[-1]["few_shot"][name] if found else ():
                 points = [(each["step"], 100 * each["few_shot"][name][shots]["mean"]) for each in found]
                 prefix = f"{run.name}: " if len(runs) > 1 else ""
-                lines.append(Series(f"{prefix}{shots} shots", points, has_dots=True))
+                lines.append(Series(f"{prefix}{quantity(int(shots), 'shot')}", points, has_dots=True))
         yield _together(f"Linear probe on {name}", "accuracy in %", *lines)
 
 
