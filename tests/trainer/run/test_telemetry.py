@@ -194,6 +194,7 @@ def test_a_run_on_ray_shows_its_metrics_also_when_it_stands_still(
     assert values["ray_bit_bad_samples_total"] == 2
     assert values["ray_bit_read_bytes_total"] > 0
     assert 0 <= values["ray_bit_data_wait_fraction"] <= 1
-    assert values["ray_bit_step"] == values["ray_bit_last_checkpoint_step"] + 2 == 8
+    assert values["ray_bit_step"] == 8
+    assert values["ray_bit_last_checkpoint_step"] in (3, 6)  # the second is committed beside the last two steps
     assert 0 < values["ray_bit_goodput_ratio"] <= 1
     assert values["ray_bit_restarts_total"] == 0
