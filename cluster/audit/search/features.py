@@ -4,9 +4,11 @@ Codes of variants and crops are computed for the downstream side only, those of 
 All are stored by the shard's digest and a version, so that nothing upstream is computed again for a new test set.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +22,9 @@ from cluster.audit.base.stored_tasks import (
     key_of,
     load_or_compute,
     parts_of,
-    shard_results,
+    stored_results,
 )
-from cluster.audit.base.tables import AuditConfig
+from cluster.audit.base.tables import AuditConfig, unreadable_row
 from cluster.audit.search.crops import CROPS_VERSION, crop_codes
 from cluster.audit.search.embedding import models
 from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, VIEW_COLUMN, ViewVectors
@@ -30,7 +32,7 @@ from cluster.audit.search.embedding.models import DIMENSIONS, Embedder
 from cluster.audit.search.insets import INSETS_VERSION, inset_codes
 from cluster.audit.search.join import CROPS_COLUMN, INSETS_COLUMN, VARIANTS_COLUMN
 from cluster.audit.search.variants import VARIANTS_VERSION, variant_codes
-from pipeline.base.errors import BadImage
+from pipeline.base.errors import BadImage, ServiceError
 from pipeline.dataset.dataset import Address
 from pipeline.dataset.tables import read_table
 from pipeline.image.decode import Pixels, decode
@@ -42,44 +44,73 @@ _VERSIONS = {VARIANTS: VARIANTS_VERSION, CROPS: CROPS_VERSION, INSETS: INSETS_VE
 _CODES_TYPE = pa.list_(pa.binary(CODE_BYTES))
 
 
+_UNREADABLE_SCHEMA = pa.schema([("row", pa.int32()), ("reason", pa.string())])
+
+
+class FeatureTable(NamedTuple):
+    """Where the features of a shard are stored, or of a part of it: a row per picture.
+
+    Attributes:
+        first_row: Of the shard, to which the table's first row belongs.
+        key: In the work folder.
+    """
+
+    shard: int
+    first_row: int
+    num_rows: int
+    key: str
+
+
 @dataclass(frozen=True)
 class FeatureTask:
     """The features of one shard, or of a part of it.
+
+    Their table is stored beside the result, a row of _UNREADABLE_SCHEMA for each picture that is broken: vectors of
+    300 M pictures are a terabyte, which the process that collects the results must not read.
 
     Attributes:
         kind: VARIANTS, CROPS, INSETS, or the embedding's model.
         work: URL of the work folder.
         rows: Pictures of the shard that are described.
-        parts: Tasks whose tables, in a row, are that of the shard; none where it is described at once.
+        features_key: Key of their table.
     """
 
     side: Pinned
     shard: int
     kind: str
     work: str
-    result_key: str
     rows: range
-    parts: tuple["FeatureTask", ...] = ()
+    features_key: str
 
     def __str__(self) -> str:
         return f"{self.kind} of pictures {self.rows.start} to {self.rows.stop} of shard {self.shard} of {self.side.url}"
 
+    @property
+    def result_key(self) -> str:
+        """Key of its result in the work folder."""
+        return key_of("unreadable", self.features_key)
+
+    @property
+    def table(self) -> FeatureTable:
+        """Where the features are."""
+        return FeatureTable(self.shard, self.rows.start, len(self.rows), self.features_key)
+
 
 @dataclass(frozen=True)
 class DownFeatures:
-    """Where the features of the downstream side are stored.
+    """Where the features of the downstream side are stored, in the order of its pictures.
 
     Attributes:
         work: URL of the work folder.
-        variants: Keys of the variant codes of each shard; empty within one set.
-        crops: Keys of the codes of crops of each shard; empty where these are not asked for.
-        vectors: Keys of the vectors of each shard; empty without an embedding.
+        variants: Codes of variants; empty within one set.
+        crops: Codes of crops; empty where these are not asked for.
+        vectors: Vectors; empty without an embedding.
     """
 
     work: str
-    variants: tuple[str, ...] = ()
-    crops: tuple[str, ...] = ()
-    vectors: tuple[str, ...] = ()
+    variants: tuple[FeatureTable, ...] = ()
+    crops: tuple[FeatureTable, ...] = ()
+    vectors: tuple[FeatureTable, ...] = ()
 
 
 def down_features(config: AuditConfig, sides: Sides, job: AuditJob) -> DownFeatures:
@@ -89,25 +120,23 @@ def down_features(config: AuditConfig, sides: Sides, job: AuditJob) -> DownFeatu
         feature_tasks(sides.down, CROPS, job) if config.crops else [],
         feature_tasks(sides.down, config.embedding, job) if config.embedding else [],
     ]
-    return DownFeatures(job.work.url, *(tuple(task.result_key for task in tasks) for tasks in kinds))
+    return DownFeatures(job.work.url, *(tuple(task.table for task in tasks) for tasks in kinds))
 
 
 @lru_cache(maxsize=1)
 def down_vectors(down: DownFeatures) -> ViewVectors:
     """Read the vectors of the downstream side, once per process."""
-    work = open_store(down.work)
-    parts = [vector_rows(shard, read_table(work, key)) for shard, key in enumerate(down.vectors)]
-    return ViewVectors.of(pa.concat_tables(parts))
+    return ViewVectors.of(pa.concat_tables([stored_vectors(down.work, table) for table in down.vectors]))
 
 
-def stored_features(work: str, key: str, rows: range) -> pa.Table:
-    """Read what is stored of some pictures of a shard; its table is read once for parts of it that follow."""
-    return _stored_table(work, key).slice(rows.start, len(rows))
+def stored_insets(work: str, table: FeatureTable) -> pa.Table:
+    """Read the codes of the insets of some pictures: see `inset_rows`."""
+    return inset_rows(table.shard, read_table(open_store(work), table.key), table.first_row)
 
 
-@lru_cache(maxsize=2)
-def _stored_table(work: str, key: str) -> pa.Table:
-    return read_table(open_store(work), key)
+def stored_vectors(work: str, table: FeatureTable) -> pa.Table:
+    """Read the vectors of some pictures: see `vector_rows`."""
+    return vector_rows(table.shard, read_table(open_store(work), table.key), table.first_row)
 
 
 @lru_cache(maxsize=1)
@@ -117,7 +146,7 @@ def embedder_of(model: str) -> Embedder:
 
 
 def feature_tasks(side: Pinned, kind: str, job: AuditJob) -> list[FeatureTask]:
-    """Return the tasks of all shards of a set, in order."""
+    """Return the tasks of all pictures of a set, in order."""
     version = (
         [_VERSIONS[kind], DESCRIPTOR_VERSION, compiled_digest()]
         if kind in _VERSIONS
@@ -126,24 +155,60 @@ def feature_tasks(side: Pinned, kind: str, job: AuditJob) -> list[FeatureTask]:
     folder, shards = kind if kind in _VERSIONS else "vectors", open_pinned(side).shards
     tasks = []
     for row in shards:
-        shared = (folder, row["blake3"], row["sidecar_sha256"], version)
-        whole = FeatureTask(side, row["shard"], kind, job.work.url, key_of(*shared), range(row["num_samples"]))
-        parts = parts_of(row["num_samples"], len(shards))
-        tasks.append(
-            replace(
-                whole,
-                parts=tuple(
-                    replace(whole, rows=rows, result_key=key_of(*shared, rows.start, rows.stop)) for rows in parts
-                ),
-            )
-        )
+        shared, num_samples = (folder, row["blake3"], row["sidecar_sha256"], version), row["num_samples"]
+        parts = [(rows, key_of(*shared, rows.start, rows.stop)) for rows in parts_of(num_samples, len(shards))]
+        tasks += [
+            FeatureTask(side, row["shard"], kind, job.work.url, rows, key)
+            for rows, key in parts or [(range(num_samples), key_of(*shared))]
+        ]
     return tasks
+
+
+def describe_sides(
+    config: AuditConfig, sides: Sides, job: AuditJob
+) -> tuple[DownFeatures, dict[int, str], dict[tuple[str | None, int], list[FeatureTable]], list[dict[str, Any]]]:
+    """Compute the features that are missing.
+
+    Returns:
+        Where the downstream features are, reasons of quarantined upstream shards, where the upstream features are by
+        kind and shard, and rows of UNCHECKED_SCHEMA for unreadable pictures.
+
+    Raises:
+        ServiceError: A downstream shard cannot be read.
+    """
+    wanted = [] if sides.is_within else [("downstream", sides.down, VARIANTS, "computing variants")]
+    if config.crops:
+        wanted.append(("downstream", sides.down, CROPS, "computing crops"))
+    if config.insets:
+        wanted.append(("upstream", sides.up, INSETS, "computing insets"))
+    if config.embedding:
+        wanted.append(("downstream", sides.down, config.embedding, "embedding downstream"))
+        wanted.append(("upstream", sides.up, config.embedding, "embedding upstream"))
+    quarantined: dict[str, dict[int, str]] = {"upstream": {}, "downstream": {}}
+    unreadable: dict[tuple[str, int, int], dict[str, Any]] = {}
+    own: dict[tuple[str | None, int], list[FeatureTable]] = defaultdict(list)
+    for name, side, kind, title in wanted:
+        tasks = feature_tasks(side, kind, job)
+        more, failed = compute_features(tasks, title, job)
+        quarantined[name] |= more
+        for shard, row, detail in failed:  # once, for however many features
+            unreadable.setdefault((name, shard, row), unreadable_row(name, shard, row, detail))
+        if name == "upstream":
+            for task in tasks:
+                own[kind, task.shard].append(task.table)
+    if quarantined["downstream"]:
+        shard, reason = min(quarantined["downstream"].items())
+        raise ServiceError(
+            f"shard {shard} of the test set {sides.down.url} cannot be read for the join ({reason}); check it "
+            f"with `pipeline verify` and repair it"
+        )
+    return down_features(config, sides, job), quarantined["upstream"], own, list(unreadable.values())
 
 
 def compute_features(
     tasks: Sequence[FeatureTask], title: str, job: AuditJob
 ) -> tuple[dict[int, str], list[tuple[int, int, str]]]:
-    """Compute the features that are missing; their tables are stored under the keys of the tasks.
+    """Compute the features that are missing; their tables are stored where the tasks say.
 
     Args:
         tasks: Of one set.
@@ -155,38 +220,40 @@ def compute_features(
     """
     quarantined, failed = {}, []
     with job.reporting.progress(title, sum(len(task.rows) for task in tasks), "pictures") as advance:
-        for task, result in shard_results(job, shard_features, tasks, advance):
+        for task, result in stored_results(job, describe, tasks, lambda task: advance(len(task.rows), 0)):
             if isinstance(result, Quarantined):
                 quarantined[task.shard] = result.reason
                 continue
-            reasons = enumerate(result["failed"].to_pylist())
-            failed += [(task.shard, row, reason) for row, reason in reasons if reason]
+            failed += [(task.shard, row["row"], row["reason"]) for row in result.to_pylist()]
     return quarantined, sorted(failed)
 
 
-def shard_features(task: FeatureTask) -> pa.Table:
-    """Return a row per picture of the task: its codes or vectors, and in `failed` the error of one that is broken."""
-    return load_or_compute(open_store(task.work), task.result_key, partial(_features, task))
+def describe(task: FeatureTask) -> pa.Table:
+    """Store the features of the pictures of a task; return its result."""
+    return load_or_compute(open_store(task.work), task.result_key, partial(_unreadable, task))
 
 
-def _features(task: FeatureTask) -> pa.Table:
-    if task.parts:
-        return pa.concat_tables([shard_features(part) for part in task.parts])
+def _unreadable(task: FeatureTask) -> pa.Table:
     codes = {VARIANTS: _variants, CROPS: crop_table, INSETS: inset_table}
-    return _described(task, codes.get(task.kind) or partial(vectors_table, embedder_of(task.kind)))
+    describing = codes.get(task.kind) or partial(vectors_table, embedder_of(task.kind))
+    table = load_or_compute(open_store(task.work), task.features_key, partial(_described, task, describing))
+    reasons = enumerate(table["failed"].to_pylist(), task.rows.start)
+    rows = [{"row": row, "reason": reason} for row, reason in reasons if reason]
+    return pa.Table.from_pylist(rows, schema=_UNREADABLE_SCHEMA)
 
 
-def _described(task: FeatureTask, describe: Callable[[Sequence[Pixels | None]], pa.Table]) -> pa.Table:
+def _described(task: FeatureTask, describing: Callable[[Sequence[Pixels | None]], pa.Table]) -> pa.Table:
+    """Return a row per picture of the task: its codes or vectors, and in `failed` the error of one that is broken."""
     dataset = open_pinned(task.side)
-    tables = [describe([])]
+    tables = [describing([])]
     failed: list[str | None] = []
     for row in task.rows:
         data = read_picture(dataset, Address(task.shard, row))
         try:
-            tables.append(describe([decode(data)]))
+            tables.append(describing([decode(data)]))
             failed.append(None)
         except BadImage as error:
-            tables.append(describe([None]))
+            tables.append(describing([None]))
             failed.append(str(error))
     return pa.concat_tables(tables).append_column("failed", pa.array(failed, pa.string()))
 

@@ -28,25 +28,20 @@ from cluster.audit.base.tables import (
     CANDIDATE_SCHEMA,
     AuditConfig,
     Evidence,
-    unreadable_row,
 )
 from cluster.audit.search.crops import num_crops
 from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, ViewVectors, view_candidates
 from cluster.audit.search.embedding.models import Nearness
 from cluster.audit.search.features import (
-    CROPS,
     INSETS,
-    VARIANTS,
     DownFeatures,
-    compute_features,
-    down_features,
+    FeatureTable,
+    describe_sides,
     down_vectors,
     embedder_of,
-    feature_tasks,
-    inset_rows,
     numbered,
-    stored_features,
-    vector_rows,
+    stored_insets,
+    stored_vectors,
 )
 from cluster.audit.search.join import (
     CROPS_COLUMN,
@@ -63,7 +58,6 @@ from cluster.audit.search.join import (
 )
 from cluster.audit.search.matches import DOWN_ADDRESS, MATCH_SCHEMA, merged_matches, shard_matches
 from cluster.audit.search.proposals import Proposals, compute_proposals, proposed_either_way
-from pipeline.base.errors import ServiceError
 from pipeline.dataset.schema import PIXELS_COLUMN
 from pipeline.dataset.tables import read_table
 from pipeline.image.fingerprint import DESCRIPTOR_VERSION, dihedral_codes
@@ -82,8 +76,8 @@ class JoinTask:
     """One upstream shard, or a part of it, against all downstream codes.
 
     Attributes:
-        insets: Key of the codes of the shard's insets; None where these are not asked for.
-        vectors: Key of the shard's own vectors; None without an embedding.
+        insets: Codes of the insets of its pictures; empty where these are not asked for.
+        vectors: Their own vectors; empty without an embedding.
         nearness: Which pairs are candidates by vector; None without an embedding.
         proposals: Where these pairs are stored within one set; None between two sets, and without an embedding.
         rows: Pictures of the shard that are compared.
@@ -95,8 +89,8 @@ class JoinTask:
     radius: int
     most_matches: int
     down: DownFeatures
-    insets: str | None
-    vectors: str | None
+    insets: tuple[FeatureTable, ...]
+    vectors: tuple[FeatureTable, ...]
     nearness: Nearness | None
     proposals: Proposals | None
     result_key: str
@@ -113,7 +107,7 @@ def codes_index(side: Pinned, radius: int, down: DownFeatures) -> DownstreamInde
     table = samples_of(side).select(["shard", "row", "code"])
     if down.variants:
         work = open_store(down.work)
-        parts = [read_table(work, key)[VARIANTS_COLUMN] for key in down.variants]
+        parts = [read_table(work, each.key)[VARIANTS_COLUMN] for each in down.variants]
         chunks = [chunk for part in parts for chunk in part.chunks]
         table = table.append_column(VARIANTS_COLUMN, pa.chunked_array(chunks))
     return index_downstream(table, radius)
@@ -128,8 +122,8 @@ def wholes_index(side: Pinned, radius: int) -> DownstreamIndex:
 def crop_indexes(down: DownFeatures, radius: int) -> Iterator[DownstreamIndex]:
     """Build the indexes of the crops of the downstream pictures one after the other: all at once may be gigabytes."""
     work = open_store(down.work)
-    for shard, key in enumerate(down.crops):
-        table = numbered(shard, read_table(work, key).select([CROPS_COLUMN]))
+    for each in down.crops:
+        table = numbered(each.shard, read_table(work, each.key).select([CROPS_COLUMN]), each.first_row)
         for start in range(0, table.num_rows, _PICTURES_PER_INDEX):
             yield index_crops(table.slice(start, _PICTURES_PER_INDEX), radius)
 
@@ -153,7 +147,7 @@ def join_shards(
         pictures that could not be read for an embedding.
     """
     _tell_cost(config, sides, job)
-    down, quarantined, own, unreadable = _features(config, sides, job)
+    down, quarantined, own, unreadable = describe_sides(config, sides, job)
     nearness = embedder_of(config.embedding).nearness if config.embedding else None
     proposals = None
     if nearness and sides.is_within:
@@ -165,20 +159,19 @@ def join_shards(
         if row["shard"] in quarantined:
             rows[-1] |= {"state": "quarantined", "num_candidates": 0, "detail": quarantined[row["shard"]]}
             continue
-        insets, vectors = (own[kind][row["shard"]] if kind in own else None for kind in (INSETS, config.embedding))
+        insets, vectors = (tuple(own[kind, row["shard"]]) for kind in (INSETS, config.embedding))
         place = row["shard"] if sides.is_within else 0  # within a set, pictures are no matches of themselves
-        more = [insets] if insets else []  # results of audits without insets keep their keys
         shared = ("joined", row["blake3"], row["sidecar_sha256"], place, content_digest(sides.downstream),
                   config.radius, config.most_matches, sides.is_within, down.variants, down.crops, down.vectors,
-                  vectors, nearness and nearness.model_dump(), proposals and proposals.keys, JOIN_VERSION,
-                  EMBEDDING_VERSION, DESCRIPTOR_VERSION, compiled_digest(), *more)  # fmt: skip
+                  [each.key for each in (*vectors, *insets)], nearness and nearness.model_dump(),
+                  proposals and proposals.keys, JOIN_VERSION, EMBEDDING_VERSION, DESCRIPTOR_VERSION,
+                  compiled_digest())  # fmt: skip
         whole = JoinTask(
             sides, row["shard"], config.radius, config.most_matches, down, insets, vectors, nearness, proposals,
             key_of(*shared), range(row["num_samples"]),
         )  # fmt: skip
         parts = parts_of(row["num_samples"], len(sides.upstream.shards))
-        joins = (replace(whole, rows=part, result_key=key_of(*shared, part.start, part.stop)) for part in parts)
-        tasks.append(replace(whole, parts=tuple(joins)))
+        tasks.append(replace(whole, parts=tuple(_part(whole, rows, shared) for rows in parts)))
     matches = {}
     with job.reporting.progress("joining", sum(len(task.rows) for task in tasks), "pictures") as advance:
         for task, result in shard_results(job, join_shard, tasks, advance):
@@ -197,6 +190,14 @@ def join_shards(
     return pa.concat_tables([empty, *tables]), rows, unreadable
 
 
+def _part(whole: JoinTask, rows: range, shared: tuple[Any, ...]) -> JoinTask:
+    """Return the task on some pictures of a shard; the key of its result is made of these parts and the rows."""
+    insets, vectors = (
+        tuple(each for each in tables if each.first_row in rows) for tables in (whole.insets, whole.vectors)
+    )
+    return replace(whole, rows=rows, insets=insets, vectors=vectors, result_key=key_of(*shared, rows.start, rows.stop))
+
+
 def _tell_cost(config: AuditConfig, sides: Sides, job: AuditJob) -> None:
     """Say what crops and insets take, if that is long."""
     num_up, num_down = (side.version.num_samples for side in (sides.upstream, sides.downstream))
@@ -212,43 +213,6 @@ def _tell_cost(config: AuditConfig, sides: Sides, job: AuditJob) -> None:
             f"reading {num_up:,} upstream pictures for their insets takes about {inset_hours:,.0f} core hours, once; "
             f"--no-insets leaves that out, and misses parts of collages and screenshots"
         )
-
-
-def _features(
-    config: AuditConfig, sides: Sides, job: AuditJob
-) -> tuple[DownFeatures, dict[int, str], dict[str, list[str]], list[dict[str, Any]]]:
-    """Compute the codes and vectors that are missing.
-
-    Returns:
-        Keys of the downstream features, reasons of quarantined upstream shards, keys of the upstream features by kind,
-        and rows of UNCHECKED_SCHEMA for unreadable pictures.
-    """
-    wanted = [] if sides.is_within else [("downstream", sides.down, VARIANTS, "computing variants")]
-    if config.crops:
-        wanted.append(("downstream", sides.down, CROPS, "computing crops"))
-    if config.insets:
-        wanted.append(("upstream", sides.up, INSETS, "computing insets"))
-    if config.embedding:
-        wanted.append(("downstream", sides.down, config.embedding, "embedding downstream"))
-        wanted.append(("upstream", sides.up, config.embedding, "embedding upstream"))
-    quarantined: dict[str, dict[int, str]] = {"upstream": {}, "downstream": {}}
-    unreadable: dict[tuple[str, int, int], dict[str, Any]] = {}
-    own: dict[str, list[str]] = {}
-    for name, side, kind, title in wanted:
-        tasks = feature_tasks(side, kind, job)
-        more, failed = compute_features(tasks, title, job)
-        quarantined[name] |= more
-        for shard, row, detail in failed:  # once, for however many features
-            unreadable.setdefault((name, shard, row), unreadable_row(name, shard, row, detail))
-        if name == "upstream":
-            own[kind] = [task.result_key for task in tasks]
-    if quarantined["downstream"]:
-        shard, reason = min(quarantined["downstream"].items())
-        raise ServiceError(
-            f"shard {shard} of the test set {sides.down.url} cannot be read for the join ({reason}); check it "
-            f"with `pipeline verify` and repair it"
-        )
-    return down_features(config, sides, job), quarantined["upstream"], own, list(unreadable.values())
 
 
 def candidates_by_code(
@@ -283,7 +247,7 @@ def _matches(task: JoinTask) -> pa.Table:
     codes = numbered(task.shard, _own(task, samples).select(["code"]), task.rows.start)
     insets = None
     if task.insets:
-        insets = inset_rows(task.shard, stored_features(task.down.work, task.insets, task.rows), task.rows.start)
+        insets = pa.concat_tables([stored_insets(task.down.work, each) for each in task.insets])
     by_code = candidates_by_code(codes, insets, task.sides.down, task.radius, task.down)
     by_vector = _by_vector(task, samples, down_samples)
     known = _equal_digests(task, samples, down_samples)
@@ -300,14 +264,14 @@ def _own(task: JoinTask, table: pa.Table) -> pa.Table:
 
 def _by_vector(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> pa.Table:
     """Return the pairs with close vectors, as shard_matches takes them."""
-    if task.vectors is None or task.nearness is None:
+    if task.nearness is None:
         return _VECTOR_SCHEMA.empty_table()
     if task.proposals:
         pairs = proposed_either_way(task.proposals, task.shard)
         rows = pairs["up_row"].to_numpy()
         pairs = pairs.filter(pa.array((task.rows.start <= rows) & (rows < task.rows.stop)))
     else:
-        own = vector_rows(task.shard, stored_features(task.down.work, task.vectors, task.rows), task.rows.start)
+        own = pa.concat_tables([stored_vectors(task.down.work, each) for each in task.vectors])
         pairs = view_candidates(ViewVectors.of(own), down_vectors(task.down), task.nearness)
     places = {
         address: place

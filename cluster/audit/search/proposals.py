@@ -22,7 +22,7 @@ from cluster.audit.search.embedding.embedding import (
     view_candidates,
 )
 from cluster.audit.search.embedding.models import Nearness
-from cluster.audit.search.features import DownFeatures, down_vectors, vector_rows
+from cluster.audit.search.features import DownFeatures, FeatureTable, down_vectors, stored_vectors
 from cluster.audit.search.join import JOIN_VERSION
 from pipeline.dataset.tables import read_table
 from pipeline.store.url import open_store
@@ -32,11 +32,11 @@ _TURNED = (*ADDRESS_COLUMNS[2:], *ADDRESS_COLUMNS[:2])
 
 @dataclass(frozen=True)
 class Proposals:
-    """Where the proposals of all shards are stored.
+    """Where all proposals are stored.
 
     Attributes:
         work: URL of the work folder.
-        keys: Of each shard's proposals.
+        keys: Of the proposals.
     """
 
     work: str
@@ -45,20 +45,21 @@ class Proposals:
 
 @dataclass(frozen=True)
 class ProposalTask:
-    """What the pictures of one shard propose.
+    """What the pictures of one shard propose, or those of a part of it.
 
     Attributes:
+        own: Their vectors.
         down: Of the whole set.
     """
 
     side: Pinned
-    shard: int
+    own: FeatureTable
     down: DownFeatures
     nearness: Nearness
     result_key: str
 
     def __str__(self) -> str:
-        return f"proposals of shard {self.shard} of {self.side.url}"
+        return f"proposals of pictures {self.own.first_row} and on of shard {self.own.shard} of {self.side.url}"
 
 
 def compute_proposals(
@@ -66,28 +67,25 @@ def compute_proposals(
 ) -> tuple[Proposals, dict[int, str]]:
     """Compute the proposals that are missing; return where they are, and the reason of each quarantined shard."""
     dataset = open_pinned(side)
-    sizes = dataset.shards.table["num_samples"].to_pylist()
     shared = (content_digest(dataset), down.vectors, nearness.model_dump(), EMBEDDING_VERSION, JOIN_VERSION)
-    tasks = [
-        ProposalTask(side, shard, down, nearness, key_of("proposed", shard, *shared)) for shard in range(len(sizes))
-    ]
+    tasks = [ProposalTask(side, own, down, nearness, key_of("proposed", own, *shared)) for own in down.vectors]
     quarantined = {}
-    with job.reporting.progress("comparing vectors", sum(sizes), "pictures") as advance:
-        for task, result in stored_results(job, propose, tasks, lambda task: advance(sizes[task.shard], 0)):
+    with job.reporting.progress("comparing vectors", dataset.version.num_samples, "pictures") as advance:
+        for task, result in stored_results(job, propose, tasks, lambda task: advance(task.own.num_rows, 0)):
             if isinstance(result, Quarantined):
-                quarantined[task.shard] = result.reason
-    keys = tuple(task.result_key for task in tasks if task.shard not in quarantined)
+                quarantined[task.own.shard] = result.reason
+    keys = tuple(task.result_key for task in tasks if task.own.shard not in quarantined)
     return Proposals(job.work.url, keys), quarantined
 
 
 def propose(task: ProposalTask) -> pa.Table:
-    """Return the pairs that the pictures of a shard propose, a table of COSINE_SCHEMA with them upstream."""
+    """Return the pairs that the pictures of a task propose, a table of COSINE_SCHEMA with them upstream."""
     return load_or_compute(open_store(task.down.work), task.result_key, partial(_near, task))
 
 
 def _near(task: ProposalTask) -> pa.Table:
-    own = vector_rows(task.shard, read_table(open_store(task.down.work), task.down.vectors[task.shard]))
-    return view_candidates(ViewVectors.of(own), down_vectors(task.down), task.nearness, is_within=True)
+    own = ViewVectors.of(stored_vectors(task.down.work, task.own))
+    return view_candidates(own, down_vectors(task.down), task.nearness, is_within=True)
 
 
 def proposed_either_way(proposals: Proposals, shard: int) -> pa.Table:
