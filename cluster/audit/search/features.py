@@ -126,7 +126,7 @@ def down_features(config: AuditConfig, sides: Sides, job: AuditJob) -> DownFeatu
 @lru_cache(maxsize=1)
 def down_vectors(down: DownFeatures) -> ViewVectors:
     """Read the vectors of the downstream side, once per process."""
-    return ViewVectors.of(pa.concat_tables([stored_vectors(down.work, table) for table in down.vectors]))
+    return ViewVectors.joined([ViewVectors.of(stored_vectors(down.work, table)) for table in down.vectors])
 
 
 def stored_insets(work: str, table: FeatureTable) -> pa.Table:

@@ -271,8 +271,8 @@ def _by_vector(task: JoinTask, samples: pa.Table, down_samples: pa.Table) -> pa.
         rows = pairs["up_row"].to_numpy()
         pairs = pairs.filter(pa.array((task.rows.start <= rows) & (rows < task.rows.stop)))
     else:
-        own = pa.concat_tables([stored_vectors(task.down.work, each) for each in task.vectors])
-        pairs = view_candidates(ViewVectors.of(own), down_vectors(task.down), task.nearness)
+        own = ViewVectors.joined([ViewVectors.of(stored_vectors(task.down.work, each)) for each in task.vectors])
+        pairs = view_candidates(own, down_vectors(task.down), task.nearness)
     places = {
         address: place
         for place, address in enumerate(

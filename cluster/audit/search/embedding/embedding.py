@@ -6,7 +6,7 @@ counts is how far a cosine stands above those of the nearest others, as in the d
 there the others are a set of their own, here they are the rest of the downstream side), and the pair's rank.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,9 +24,9 @@ VIEW_COLUMN = "view"  # number of the part of the picture; 0 is the whole
 _NUM_OTHERS = 10  # nearest other pictures, whose mean cosine is the background of a pair
 _MOST_OF_UPSTREAM = 5  # downstream pictures that may be candidates of one upstream picture, unless they are sure
 _ROUNDING = 1e-3  # by which a product of matrices may differ from the cosine
-_VECTORS_PER_STEP = 256  # of the upstream side; with 100,000 of the other their products take 100 MB
+_VECTORS_PER_STEP = 64  # of the upstream side; with 100,000 of the other their products take 26 MB
 _PICTURES_PER_STEP = 512  # of the upstream side; a choice
-_PAIRS_PER_STEP = 65_536  # whose vectors are copied: 134 MB
+_PAIRS_PER_STEP = 8192  # whose vectors are copied: 17 MB
 COSINE_SCHEMA = pa.schema([*((name, pa.int32()) for name in ADDRESS_COLUMNS), ("cosine", pa.float32())])
 
 
@@ -53,6 +53,12 @@ class ViewVectors:
         vectors = np.asarray(flat, np.float32).reshape(-1, DIMENSIONS)
         shard, row, view = (table[name].to_numpy() for name in ("shard", "row", VIEW_COLUMN))
         return cls(shard, row, view, vectors)
+
+    @classmethod
+    def joined(cls, parts: Sequence["ViewVectors"]) -> "ViewVectors":
+        """Return the rows of all parts, of which there is one at least."""
+        columns = ([getattr(part, name) for part in parts] for name in ("shard", "row", "view", "vectors"))
+        return cls(*map(np.concatenate, columns))
 
     def taken(self, rows: npt.NDArray[np.bool_] | slice) -> "ViewVectors":
         """Return some rows: a slice, or those where a mask is true."""

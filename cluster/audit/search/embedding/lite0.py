@@ -47,6 +47,11 @@ def read_weights(path: Path) -> Weights:
     return {name: value.numpy() for name, value in state.items()}
 
 
+def onnx_model_of(path: Path) -> bytes:
+    """Build the model with the weights of a .pth file; see `onnx_model`."""
+    return onnx_model(read_weights(path))
+
+
 def onnx_model(weights: Weights) -> bytes:
     """Build the model: from `pictures`, float32 (1, 3, height, width), to `features` of their parts.
 

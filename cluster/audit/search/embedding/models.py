@@ -4,8 +4,10 @@ Pictures go through a network one by one on one thread: a vector depends on its 
 """
 
 import hashlib
+import multiprocessing
 import zipfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -124,7 +126,9 @@ class _Lite0:
 
     def __init__(self) -> None:
         path = lite0.weights_path()
-        self._session = Session(lite0.onnx_model(lite0.read_weights(path)))
+        # Torch and onnx take 180 MB, which each worker would keep for weights that it reads once.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+            self._session = Session(executor.submit(lite0.onnx_model_of, path).result())
         self._centre, self._projection = _whitening(PROJECTION_PATH)
         self.version = f"{DEFAULT_MODEL}-{SIDE_PX}/{_digest(path)}-{_digest(PROJECTION_PATH)}"
 
