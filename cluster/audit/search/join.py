@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.audit.base.tables import ADDRESS_COLUMNS, CANDIDATE_SCHEMA, CLOSE_BITS
-from cluster.audit.search.hamming import Codes, HammingIndex, Ints, build_index, distances, parity_words, search
+from cluster.audit.search.hamming import Codes, HammingIndex, Ints, Words, build_index, distances, parity_words, search
 from pipeline.image.fingerprint import CODE_BYTES, dihedral_codes
 
 JOIN_VERSION = 3  # raised with every change of what candidates, cap_hubs, shard_matches and proposals return
@@ -23,6 +23,7 @@ _MORE_CROP_BITS = 4  # beyond the radius: of 7.5 M pairs of different pictures 1
 _TRANSPOSED = 4  # the element of DIHEDRAL that swaps rows and columns only
 TIE_COLUMN = "tie"
 _PAIRS_PER_STEP = 1 << 18
+_CODES_PER_STEP = 1 << 14  # whose eight turned ones are in memory, 4 MiB; a choice
 
 
 def codes_of(samples: pa.Table, name: str = "code") -> Codes:
@@ -85,12 +86,11 @@ def index_downstream(downstream: pa.Table, radius: int) -> DownstreamIndex:
     """
     codes, owner = codes_of(downstream), np.arange(downstream.num_rows)
     if VARIANTS_COLUMN in downstream.column_names:
-        lists = downstream[VARIANTS_COLUMN].to_pylist()
-        counts = [len(own) for own in lists]
-        more = np.frombuffer(b"".join(code for own in lists for code in own), np.uint8).reshape(-1, CODE_BYTES)
+        counts = pc.list_value_length(downstream[VARIANTS_COLUMN]).to_numpy()
+        more = codes_of(pa.table({"code": pc.list_flatten(downstream[VARIANTS_COLUMN])}))
         codes, owner = np.concatenate([codes, more]), np.concatenate([owner, np.repeat(owner, counts)])
-    both = np.concatenate([codes, dihedral_codes(codes)[_TRANSPOSED]])
-    index = build_index(parity_words(both), radius, folded=True)
+    words = [_words(codes), _words(codes, _TRANSPOSED)]
+    index = build_index(np.concatenate(words), radius, folded=True)
     return DownstreamIndex(downstream.select(["shard", "row"]), codes, owner, index, 0, radius)
 
 
@@ -104,8 +104,17 @@ def index_crops(downstream: pa.Table, radius: int) -> DownstreamIndex:
     bodies = downstream[CROPS_COLUMN].to_pylist()
     codes = np.frombuffer(b"".join(bodies), np.uint8).reshape(-1, CODE_BYTES)
     owner = np.repeat(np.arange(len(bodies)), [len(body) // CODE_BYTES for body in bodies])
-    index = build_index(parity_words(codes), radius + _MORE_CROP_BITS, folded=True)
+    index = build_index(_words(codes), radius + _MORE_CROP_BITS, folded=True)
     return DownstreamIndex(downstream.select(["shard", "row"]), codes, owner, index, _LEAST_PART_BITS, radius)
+
+
+def _words(codes: Codes, element: int = 0) -> Words:
+    """Return the words of pictures under an element of DIHEDRAL: see parity_words."""
+    words = np.empty((len(codes), CODE_BYTES // 8), np.uint64)
+    for start in range(0, len(codes), _CODES_PER_STEP):
+        step = slice(start, start + _CODES_PER_STEP)
+        words[step] = parity_words(dihedral_codes(codes[step])[element] if element else codes[step])
+    return words
 
 
 def index_wholes(downstream: pa.Table, radius: int) -> DownstreamIndex:
