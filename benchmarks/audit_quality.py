@@ -17,6 +17,7 @@ import tarfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -171,8 +172,8 @@ def in_parts(scratch: Path, name: str, work: Callable[[Any], list[Any]], items: 
     """Do the work on chunks of the items in two processes, unless the scratch folder has the results."""
     chunks = {scratch / f"{name}-{start}.pkl": items[start : start + CHUNK] for start in range(0, len(items), CHUNK)}
     missing = [path for path in chunks if not path.exists()]
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for path, rows in zip(missing, pool.imap(work, [chunks[path] for path in missing]), strict=True):
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        for path, rows in zip(missing, pool.map(work, [chunks[path] for path in missing]), strict=True):
             path.write_bytes(pickle.dumps(rows))
             print(path.name, flush=True)
     return [row for path in chunks for row in pickle.loads(path.read_bytes())]

@@ -1,40 +1,11 @@
 """The audit from two datasets to its tables: all pairs, the states of the pictures, canaries."""
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
-
-import pyarrow as pa
-
-from cluster.audit.base.sets import Sides, content_digest, pin, samples_of
-from cluster.audit.base.stored_tasks import AuditJob, compiled_digest, key_of, load_or_compute
-from cluster.audit.base.tables import CANARY_SCHEMA, AuditConfig, AuditTables
+from cluster.audit.base.sets import Sides, pin, samples_of
+from cluster.audit.base.stored_tasks import AuditJob
+from cluster.audit.base.tables import AuditConfig, AuditTables
+from cluster.audit.canary_task import measure_canaries
 from cluster.audit.find_pairs import find_pairs
-from cluster.audit.result.canaries import CANARIES_VERSION, plant
 from cluster.audit.result.states import audit_tables
-from cluster.audit.search.crops import CROPS_VERSION
-from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, ViewVectors, view_candidates
-from cluster.audit.search.features import (
-    DownFeatures,
-    down_features,
-    down_vectors,
-    embedder_of,
-    inset_rows,
-    inset_table,
-    numbered,
-    vector_rows,
-    vectors_table,
-)
-from cluster.audit.search.insets import INSETS_VERSION
-from cluster.audit.search.join import JOIN_VERSION
-from cluster.audit.search.join_tasks import candidates_by_code
-from cluster.audit.search.variants import VARIANTS_VERSION
-from cluster.audit.verify.evidence import EVIDENCE_VERSION, verify_pair
-from pipeline.dataset.dataset import Address
-from pipeline.image.decode import Pixels, decode
-from pipeline.image.fingerprint import CODE_BYTES, DESCRIPTOR_VERSION, fingerprint_of_image
-
-_CANARY_SHARD = -1
 
 
 def pin_sides(config: AuditConfig) -> Sides:
@@ -55,54 +26,4 @@ def run_audit(config: AuditConfig, sides: Sides, job: AuditJob) -> AuditTables:
     """
     found = find_pairs(config, sides, job)
     job.reporting.say("searching for planted canaries")
-    embedder = embedder_of(config.embedding) if config.embedding else None
-    key = key_of("canaries", content_digest(sides.downstream), config.radius, config.canaries_each, config.seed,
-                 config.crops and CROPS_VERSION, *([INSETS_VERSION] if config.insets else []),
-                 embedder and [embedder.version, embedder.nearness.model_dump()], CANARIES_VERSION, JOIN_VERSION,
-                 VARIANTS_VERSION, EVIDENCE_VERSION, EMBEDDING_VERSION, DESCRIPTOR_VERSION,
-                 compiled_digest())  # fmt: skip
-    canaries = load_or_compute(job.work, key, partial(_measure_canaries, sides, config, job))
-    return audit_tables(found, samples_of(sides.down), canaries)
-
-
-def _measure_canaries(sides: Sides, config: AuditConfig, job: AuditJob) -> pa.Table:
-    """Search and verify the canaries as any upstream picture, each against its original; no other match competes."""
-    planted = plant(sides.downstream, config.canaries_each, config.seed)
-    pictures = [decode(canary.image) for canary in planted]
-    fingerprints = [fingerprint_of_image(canary.image) for canary in planted]
-    codes = pa.array([code for code, _ in fingerprints], pa.binary(CODE_BYTES))
-    samples = numbered(_CANARY_SHARD, pa.table([codes], names=["code"]))
-    insets = inset_rows(_CANARY_SHARD, inset_table(pictures)) if config.insets else None
-    features = down_features(config, sides, job)
-    hashed = {
-        pair["up_row"]: pair["distance"]
-        for pair in candidates_by_code(samples, insets, sides.down, config.radius, features).to_pylist()
-        if Address(pair["down_shard"], pair["down_row"]) == planted[pair["up_row"]].origin
-    }
-    near = {
-        pair["up_row"]
-        for pair in (_near(config.embedding, pictures, features) if config.embedding else [])
-        if Address(pair["down_shard"], pair["down_row"]) == planted[pair["up_row"]].origin
-    }
-    rows = []
-    for number, canary in enumerate(planted):
-        original = sides.downstream.read_image(canary.origin)
-        row = {"transform": canary.transform, "down_shard": canary.origin.shard, "down_row": canary.origin.row,
-               "found": False, "distance": hashed.get(number), "correlation": None}  # fmt: skip
-        if number in hashed or number in near:
-            quality = min(fingerprints[number][1], sides.downstream.sample(canary.origin)["quality"])
-            result = verify_pair(
-                canary.image, original, pictures[number], decode(original), quality, distance=hashed.get(number)
-            )
-            row |= {"found": result.evidence.is_duplicate, "correlation": result.correlation}
-        rows.append(row)
-    return pa.Table.from_pylist(rows, schema=CANARY_SCHEMA)
-
-
-def _near(model: str, pictures: Sequence[Pixels], features: DownFeatures) -> list[dict[str, Any]]:
-    """Return the candidates of the canaries by vector."""
-    embedder = embedder_of(model)
-    own = vector_rows(_CANARY_SHARD, vectors_table(embedder, pictures))
-    near = view_candidates(ViewVectors.of(own), down_vectors(features), embedder.nearness)
-    rows: list[dict[str, Any]] = near.to_pylist()
-    return rows
+    return audit_tables(found, samples_of(sides.down), measure_canaries(config, sides, job))
