@@ -176,6 +176,11 @@ def _begin(counter: Any) -> None:
     """Make a worker end when the run is killed, and leave Ctrl-C, which reaches the whole group, to the run."""
     count_into(counter)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Make this process, which multiprocessing started, end when the one that started it does, be it by SIGKILL."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

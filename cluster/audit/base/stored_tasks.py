@@ -25,7 +25,7 @@ from pipeline.dataset.schema import to_parquet
 from pipeline.dataset.tables import from_parquet, read_table
 from pipeline.image import average64
 from pipeline.store.base import Store, commit, exists
-from pipeline.work.pools import Pool
+from pipeline.work.pools import Pool, end_with_parent
 from pipeline.work.schedule import Attempt, run_calls
 
 _ISOLATE_FROM_LOSSES = 2  # workers lost over one task
@@ -188,7 +188,7 @@ def _run_isolated_after_losses(function: Callable[[C], R], attempt: Attempt[C]) 
     if attempt.num_losses < _ISOLATE_FROM_LOSSES:
         return _run_with_retry(function, attempt.call)
     for _ in range(_NUM_TRIES):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent) as executor:
             try:
                 return executor.submit(_run_with_retry, function, attempt.call).result()
             except BrokenProcessPool:

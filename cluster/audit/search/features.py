@@ -42,8 +42,6 @@ from pipeline.store.url import open_store
 VARIANTS, CROPS, INSETS = "variants", "crops", "insets"  # the kinds of features that are no embedding
 _VERSIONS = {VARIANTS: VARIANTS_VERSION, CROPS: CROPS_VERSION, INSETS: INSETS_VERSION}
 _CODES_TYPE = pa.list_(pa.binary(CODE_BYTES))
-
-
 _UNREADABLE_SCHEMA = pa.schema([("row", pa.int32()), ("reason", pa.string())])
 
 

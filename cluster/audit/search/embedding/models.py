@@ -22,6 +22,7 @@ from pipeline.base.errors import ConfigError
 from pipeline.base.records import Record
 from pipeline.base.toml import read_toml
 from pipeline.image.decode import Pixels
+from pipeline.work.pools import end_with_parent
 
 DIMENSIONS = 256
 DEFAULT_MODEL = "efficientnet-lite0"
@@ -127,7 +128,7 @@ class _Lite0:
     def __init__(self) -> None:
         path = lite0.weights_path()
         # Torch and onnx take 180 MB, which each worker would keep for weights that it reads once.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent) as executor:
             self._session = Session(executor.submit(lite0.onnx_model_of, path).result())
         self._centre, self._projection = _whitening(PROJECTION_PATH)
         self.version = f"{DEFAULT_MODEL}-{SIDE_PX}/{_digest(path)}-{_digest(PROJECTION_PATH)}"
