@@ -27,7 +27,7 @@ from cluster.audit.base.stored_tasks import (
 from cluster.audit.base.tables import AuditConfig, unreadable_row
 from cluster.audit.search.crops import CROPS_VERSION, crop_codes
 from cluster.audit.search.embedding import models
-from cluster.audit.search.embedding.embedding import EMBEDDING_VERSION, VIEW_COLUMN, ViewVectors
+from cluster.audit.search.embedding.embedding import VIEW_COLUMN, ViewVectors
 from cluster.audit.search.embedding.models import DIMENSIONS, Embedder
 from cluster.audit.search.insets import INSETS_VERSION, inset_codes
 from cluster.audit.search.join import CROPS_COLUMN, INSETS_COLUMN, VARIANTS_COLUMN
@@ -41,6 +41,7 @@ from pipeline.store.url import open_store
 
 VARIANTS, CROPS, INSETS = "variants", "crops", "insets"  # the kinds of features that are no embedding
 _VERSIONS = {VARIANTS: VARIANTS_VERSION, CROPS: CROPS_VERSION, INSETS: INSETS_VERSION}
+_VECTORS_VERSION = 2  # raised with every change of what vectors_table returns for a model
 _CODES_TYPE = pa.list_(pa.binary(CODE_BYTES))
 _UNREADABLE_SCHEMA = pa.schema([("row", pa.int32()), ("reason", pa.string())])
 
@@ -148,7 +149,7 @@ def feature_tasks(side: Pinned, kind: str, job: AuditJob) -> list[FeatureTask]:
     version = (
         [_VERSIONS[kind], DESCRIPTOR_VERSION, compiled_digest()]
         if kind in _VERSIONS
-        else [embedder_of(kind).version, EMBEDDING_VERSION]
+        else [embedder_of(kind).version, _VECTORS_VERSION]
     )
     folder, shards = kind if kind in _VERSIONS else "vectors", open_pinned(side).shards
     tasks = []

@@ -19,10 +19,10 @@ from cluster.audit.base.tables import ADDRESS_COLUMNS
 from cluster.audit.search.embedding.models import DIMENSIONS, Nearness, Vectors
 from cluster.audit.search.join import is_first_of_run, is_itself
 
-EMBEDDING_VERSION = 2  # raised with every change of which pairs are candidates
+EMBEDDING_VERSION = 3  # raised with every change of which pairs are candidates
 VIEW_COLUMN = "view"  # number of the part of the picture; 0 is the whole
 _NUM_OTHERS = 10  # nearest other pictures, whose mean cosine is the background of a pair
-_MOST_OF_UPSTREAM = 5  # downstream pictures that may be candidates of one upstream picture, unless they are sure
+_MOST_OF_UPSTREAM = 5  # downstream pictures that may be candidates of one upstream picture, unless sure or equal
 _ROUNDING = 1e-3  # by which a product of matrices may differ from the cosine
 _VECTORS_PER_STEP = 64  # of the upstream side; with 100,000 of the other their products take 26 MB
 _PICTURES_PER_STEP = 512  # of the upstream side; a choice
@@ -158,10 +158,12 @@ def _standing_out(pairs: pa.Table, nearness: Nearness) -> pa.Table:
     begins = np.flatnonzero(is_first_of_run(*(ordered[name].to_numpy() for name in up)))
     counts = np.diff(np.append(begins, len(cosines)))
     picture = np.repeat(np.arange(len(begins)), counts)
-    rank = np.arange(len(cosines)) - begins[picture]
+    place = np.arange(len(cosines)) - begins[picture]
     nearest = np.full((len(begins), _NUM_OTHERS + 1), nearness.cosine_from)
-    first = rank <= _NUM_OTHERS
-    nearest[picture[first], rank[first]] = cosines[first]
+    first = place <= _NUM_OTHERS
+    nearest[picture[first], place[first]] = cosines[first]
+    ties = np.flatnonzero(is_first_of_run(picture, cosines))
+    rank = np.repeat(place[ties], np.diff(np.append(ties, len(place))))  # equal ones have the rank of their first
     background = (nearest.sum(axis=1)[picture] - cosines) / _NUM_OTHERS
     stands_out = (rank < _MOST_OF_UPSTREAM) & (cosines - background >= nearness.margin)
     return ordered.filter(pa.array(stands_out | (cosines >= nearness.sure_from)))

@@ -119,6 +119,16 @@ def test_a_copy_stands_out_from_the_nearest_others_of_its_upstream_picture() -> 
     assert len(found_pairs(up, side(down, np.arange(30)), margin=0.0)) <= 5
 
 
+def test_all_of_several_equal_copies_are_candidates_wherever_they_are() -> None:
+    generator = np.random.default_rng(2)
+    base = unit(generator.standard_normal((1, DIMENSIONS)))
+    noise = unit(generator.standard_normal((30, DIMENSIONS)))
+    down = unit(base + np.where(np.arange(30) < 8, 1.5, 2.5)[:, None] * noise[np.arange(30).clip(7)])
+    for order in (np.arange(30), np.arange(30)[::-1], generator.permutation(30)):
+        found = found_pairs(side(base, np.arange(1)), side(down[order], np.arange(30)), margin=0.01)
+        assert {int(order[row]) for _, row in found} == set(range(8))
+
+
 def test_a_part_of_the_upstream_picture_meets_the_whole_other_one_and_parts_do_not_meet_parts() -> None:
     base = unit(np.random.default_rng(1).standard_normal((4, DIMENSIONS)))
     rows, views = np.array([7, 7]), np.array([0, 3])
