@@ -65,7 +65,7 @@ class FeatureTask:
     """The features of one shard, or of a part of it.
 
     Their table is stored beside the result, a row of _UNREADABLE_SCHEMA for each picture that is broken: vectors of
-    300 M pictures are a terabyte, which the process that collects the results must not read.
+    300 M pictures are 1.5 TB, which the process that collects the results must not read.
 
     Attributes:
         kind: VARIANTS, CROPS, INSETS, or the embedding's model.

@@ -106,3 +106,17 @@ def test_parts_of_a_shard_make_up_what_the_whole_shard_has_and_are_described_onc
     next((tmp_path / "parts-2" / "unreadable").iterdir()).unlink()  # as if its process had been killed before
     monkeypatch.setattr(features, "decode", None)
     assert described("parts-2", 2) == (whole, failed)
+
+
+def test_whoever_collects_what_could_not_be_read_reads_no_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_crop(tmp_path, (70, 50, 300, 210))
+    monkeypatch.setattr(features, "decode", lambda data: refuse_wide(decode(data)))
+    job = local_job(tmp_path / "work")
+    tasks = feature_tasks(pin(str(tmp_path / "down")), features.VARIANTS, job)
+    described = compute_features(tasks, "describing", job)
+    assert len(described[1]) == 1
+    for path in (tmp_path / "work" / features.VARIANTS).iterdir():
+        path.write_bytes(b"")
+    assert compute_features(tasks, "describing", job) == described
