@@ -1,25 +1,23 @@
 """What a run tells of its data: metric rows, a line a second, Ray's metrics, and every sample it had to replace."""
 
 import json
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.stack.services import Stack
 from pipeline.base.errors import CorruptShard
 from pipeline.dataset.dataset import Dataset
 from pipeline.store.url import open_store
 from pipeline.streaming.stream import LoaderConfig
-from tests.conftest import pack, run_cli
+from tests.conftest import pack
 from tests.trainer.runs import config, damage_a_picture
 from trainer.jobs.pretrain import pretrain
 from trainer.run.folder import write_quarantine
 from trainer.run.metrics import read_metrics
 from trainer.run.progress import metrics_line
-from trainer.run.telemetry import COUNTERS, GAUGES, RUN_GAUGES, _LoaderLog
+from trainer.run.telemetry import _LoaderLog
 from trainer.step.ranks import alone
 
 
@@ -128,73 +126,3 @@ def test_a_repeated_stretch_adds_to_the_quarantine_only_what_is_new(tmp_path: Pa
     assert names[1] == "000000003-rank0.jsonl"
     assert (tmp_path / "quarantine" / names[1]).read_text() == '{"row": 1}\n'
     assert (tmp_path / "quarantine" / names[0]).read_text() == '{"row": 1}\n{"row": 2}\n'
-
-
-ON_RAY = """
-import sys, time, urllib.request
-import ray
-from pathlib import Path
-from trainer.step.ranks import alone
-from trainer.jobs.config import PretrainConfig
-from trainer.jobs.pretrain import pretrain
-from trainer.run import telemetry
-
-telemetry._LINE_SECONDS = 0.0  # eight steps take less than the second between two lines
-
-def stand_still(row):
-    if row["step"] < 8:
-        return
-    # A process exports its metrics a few at a time, and not all are there at one time: the newest line of each counts.
-    began, found = time.monotonic(), {}
-    while (passed := time.monotonic() - began) < 150:
-        if passed < 35:  # Ray forgets gauges that were set so long ago; what was counted by then is known
-            found = {key: line for key, line in found.items() if key[4:].partition("{")[0] in telemetry.COUNTERS}
-        for node in ray.nodes():
-            url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-            lines = urllib.request.urlopen(url, timeout=10).read().decode().splitlines()
-            found |= {line.rpartition(" ")[0]: line for line in lines if line.startswith("ray_bit_")}
-        names = {series.partition("{")[0] for series in found}
-        totals = [line for series, line in found.items() if series.startswith("ray_bit_images_total")]
-        if passed > 35 and len(names) == int(sys.argv[2]) and any(line.endswith(" 192.0") for line in totals):
-            break
-        time.sleep(1)
-    print("\\n".join(found.values()))
-
-
-ray.init()
-pretrain(PretrainConfig.model_validate_json(Path(sys.argv[1]).read_text()), alone(), stand_still)
-"""
-
-
-def test_a_run_on_ray_shows_its_metrics_also_when_it_stands_still(
-    cluster: Stack, small_folder: Path, tmp_path: Path
-) -> None:
-    dataset = pack(small_folder, str(tmp_path / "set"), shard_bytes=150_000, block_bytes=40_000)
-    damage_a_picture(dataset)
-    (tmp_path / "config.json").write_bytes(config(dataset, tmp_path / "run").to_json())
-    (tmp_path / "on_ray.py").write_text(ON_RAY)
-    shown = {*COUNTERS, *GAUGES, *RUN_GAUGES} - {"bit_mfu_ratio"}  # for which there must be a GPU
-    done = run_cli(
-        "cluster",
-        "submit",
-        "--",
-        sys.executable,
-        str(tmp_path / "on_ray.py"),
-        str(tmp_path / "config.json"),
-        str(len(shown)),
-    )
-    assert done.returncode == 0, done.stderr
-    values = {
-        line.partition("{")[0]: float(line.rpartition(" ")[2])
-        for line in done.stdout.splitlines()
-        if line.startswith("ray_bit_") and 'rank="0"' in line
-    }
-    assert values.keys() == {f"ray_{name}" for name in shown}
-    assert values["ray_bit_images_total"] == 8 * 24
-    assert values["ray_bit_bad_samples_total"] == 2
-    assert values["ray_bit_read_bytes_total"] > 0
-    assert 0 <= values["ray_bit_data_wait_fraction"] <= 1
-    assert values["ray_bit_step"] == 8
-    assert values["ray_bit_last_checkpoint_step"] in (3, 6)  # the second is committed beside the last two steps
-    assert 0 < values["ray_bit_goodput_ratio"] <= 1
-    assert values["ray_bit_restarts_total"] == 0
