@@ -1,11 +1,13 @@
 """What the service costs: images/s of a run on Ray Train against a bare loop of the same steps with data in memory.
 
-    python benchmarks/service.py DATASET SCRATCH [--model R26x1] [--px 64] [--batch 48] [--steps 150] [--rounds 3]
+    python benchmarks/service.py DATASET SCRATCH [--model R26x1] [--px 64] [--batch 48] [--steps 150]
+        [--loader-workers 1] [--rounds 3]
 
 Contenders, each in processes of their own with one thread for the network, in turn:
 - `bare`: the steps of trainer.step on one decoded batch that stays in memory; nothing else.
 - `service`: `trainer pretrain --workers 1`: the dataset streamed and augmented, metrics, a held-out measurement of 1 %
-  of the set in the middle and at the end, checkpoints in the background at the interval that the run chooses.
+  of the set in the middle and at the end, checkpoints in the background at the interval that the run chooses. Its loader
+  has a process of its own, as on GPUs; with `--loader-workers 0` it is a thread of the training process, as on CPUs.
 Counted is the time from the first row of metrics to the last: start-up is left out, measurements and saves are in.
 Physical limit: 1.0.
 """
@@ -48,6 +50,7 @@ def service(args: argparse.Namespace) -> tuple[int, float]:
         "recipe.lr_per_256": 0.001,
         "microbatch_size": args.batch,
         "log_every_steps": _ROW_STEPS,
+        "loader.num_workers": args.loader_workers,
     }
     options = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     command = [
@@ -100,6 +103,7 @@ def main() -> None:
     parser.add_argument("--px", type=int, default=64)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--loader-workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bare", action="store_true")
     args = parser.parse_args()

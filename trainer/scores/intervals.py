@@ -18,8 +18,8 @@ _T95 = (
 _NUM_RESAMPLES = 2000
 
 
-def wilson_interval(num_correct: int, num_samples: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a proportion; (0, 1) without samples."""
+def wilson_interval(num_correct: float, num_samples: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of a proportion, of counts or their mean; (0, 1) without samples."""
     if num_samples == 0:
         return 0.0, 1.0
     share = num_correct / num_samples

@@ -50,24 +50,27 @@ def estimate(replicates: Replicates, results: Results) -> Estimate | None:
     return Estimate(means[0], means[0] - below, means[0] + above, 1)
 
 
-def effect_of_leaving_out(whole: Mapping[str, Any], kept: Mapping[str, Any]) -> Estimate:
-    """Return by how much an accuracy changes when test pictures are left out.
+def effect_of_leaving_out(wholes: Sequence[Mapping[str, Any]], rests: Sequence[Mapping[str, Any]]) -> Estimate:
+    """Return by how much an accuracy changes when test pictures are left out, as a mean over replicates.
 
     Kept and left-out pictures are apart, so their accuracies are independent; the change is their difference times the
-    share that was left out. Without any left out it is exactly 0.
+    share that was left out. Without any left out it is exactly 0. All replicates are tested on the same pictures, so
+    the interval is as wide as that of a single one with the mean of their counts.
 
     Args:
-        whole: Counts `num_correct` and `num_test` of all pictures.
-        kept: Counts of those that remain.
+        wholes: Counts `num_correct` and `num_test` of all pictures, a row for each replicate.
+        rests: Counts of the pictures that remain, in the same order.
     """
-    num_out = whole["num_test"] - kept["num_test"]
-    correct_out = whole["num_correct"] - kept["num_correct"]
+    num_test, num_kept = wholes[0]["num_test"], rests[0]["num_test"]
+    num_out = num_test - num_kept
     if not num_out:
-        return Estimate(0.0, 0.0, 0.0, 1)
-    share, one, other = num_out / whole["num_test"], kept["num_correct"] / kept["num_test"], correct_out / num_out
-    one_low, one_high = wilson_interval(kept["num_correct"], kept["num_test"])
+        return Estimate(0.0, 0.0, 0.0, len(wholes))
+    correct_kept = fmean(row["num_correct"] for row in rests)
+    correct_out = fmean(row["num_correct"] for row in wholes) - correct_kept
+    share, one, other = num_out / num_test, correct_kept / num_kept, correct_out / num_out
+    one_low, one_high = wilson_interval(correct_kept, num_kept)
     other_low, other_high = wilson_interval(correct_out, num_out)
     value = one - other
     low = value - math.hypot(one - one_low, other_high - other)
     high = value + math.hypot(one_high - one, other - other_low)
-    return Estimate(share * value, share * low, share * high, 1)
+    return Estimate(share * value, share * low, share * high, len(wholes))

@@ -1,5 +1,7 @@
 """Verdicts follow from intervals alone, and never from points."""
 
+from statistics import fmean
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -86,12 +88,19 @@ def test_intervals_come_from_replicates_or_from_the_pictures_of_a_single_one() -
     assert estimate([("missing",)], results) is None
 
 
-@given(st.integers(1, 500), st.data())
-def test_the_effect_of_leaving_out_is_the_change_of_the_accuracy(num_test: int, data: st.DataObject) -> None:
+@given(st.integers(1, 500), st.integers(1, 4), st.data())
+def test_the_effect_of_leaving_out_is_the_mean_change_of_the_accuracy(
+    num_test: int, num_replicates: int, data: st.DataObject
+) -> None:
     num_kept = data.draw(st.integers(1, num_test))
-    correct_kept = data.draw(st.integers(0, num_kept))
-    correct_out = data.draw(st.integers(0, num_test - num_kept))
-    found = effect_of_leaving_out(row(correct_kept + correct_out, num_test), row(correct_kept, num_kept))
-    assert found.value == pytest.approx(correct_kept / num_kept - (correct_kept + correct_out) / num_test)
+    rests, wholes = [], []
+    for _ in range(num_replicates):
+        correct_kept = data.draw(st.integers(0, num_kept))
+        rests.append(row(correct_kept, num_kept))
+        wholes.append(row(correct_kept + data.draw(st.integers(0, num_test - num_kept)), num_test))
+    found = effect_of_leaving_out(wholes, rests)
+    changes = [rest["accuracy"] - whole["accuracy"] for whole, rest in zip(wholes, rests, strict=True)]
+    assert found.value == pytest.approx(fmean(changes), abs=1e-12)
     assert found.low <= found.value <= found.high
     assert (found.low == found.high == 0) == (num_kept == num_test)
+    assert found.num_replicates == num_replicates

@@ -57,12 +57,12 @@ def _cells(grid: Grid, results: Results) -> dict[Cell, Estimate]:
     cells: dict[Cell, Estimate | None] = {}
     for task, upstream in _audited(grid.scale):
         row, full = _row(task, upstream), _full(grid, task, upstream)
-        kept = [_without(grid, run, task, upstream).name for run in full]
-        cells[row, _FULL] = estimate([(run.name,) for run in full], results)
-        cells[row, _CLEAN_TEST] = estimate([(name,) for name in kept], results)
-        first = full[0].name, kept[0]
-        if all(name in results for name in first):
-            cells[row, _EFFECT] = effect_of_leaving_out(*(results[name] for name in first))
+        tests = [(run.name, _without(grid, run, task, upstream).name) for run in full]
+        cells[row, _FULL] = estimate([(whole,) for whole, _ in tests], results)
+        cells[row, _CLEAN_TEST] = estimate([(kept,) for _, kept in tests], results)
+        done = [(results[whole], results[kept]) for whole, kept in tests if whole in results and kept in results]
+        if done:
+            cells[row, _EFFECT] = effect_of_leaving_out([whole for whole, _ in done], [kept for _, kept in done])
         cells[row, _CLEAN_UPSTREAM] = estimate([(run.name,) for run in _clean_upstream(grid, task, upstream)], results)
     return measured(cells)
 
