@@ -36,8 +36,19 @@ def compare(title: str, contenders: dict[str, Contender], unit: str, rounds: int
             seconds = time.perf_counter() - started
             count, seconds = done if isinstance(done, tuple) else (done, seconds)
             rates[name].append(count / seconds)
+    show(title, rates, unit)
+
+
+def show(title: str, rates: dict[str, list[float]], unit: str) -> None:
+    """Print the median rate of each contender, and its ratio to the first within each round.
+
+    Args:
+        title: What was compared.
+        rates: Units a second by contender, one a round.
+        unit: What was counted.
+    """
     reference = next(iter(rates))
-    print(f"\n{title} ({rounds} rounds)")
+    print(f"\n{title} ({len(rates[reference])} rounds)")
     print(f"| contender | {unit}/s, median | ratio to {reference}: median (lowest to highest) |\n| --- | --- | --- |")
     for name, found in rates.items():
         ratios = [one / other for one, other in zip(found, rates[reference], strict=True)]
