@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.stack.processes import commands_first
 from cluster.stack.ray_nodes import QUIET, metrics_at, start_node
 from cluster.stack.services import Stack
 
@@ -45,7 +46,7 @@ def add_node(stack: Stack, number: int, num_cpus: int = 1) -> None:
         **os.environ,
         **stack.environment,
         "BIT_STACK": stack.mark,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": commands_first(),
         "RAY_memory_monitor_refresh_ms": "0",
         **metrics_at(address_of(number)),
     }

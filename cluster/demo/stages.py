@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ import click
 import psutil
 
 from cluster.stack.jobs import ACTOR_PREFIX
+from cluster.stack.processes import commands_first
 from pipeline.base.console import echo
 from pipeline.base.errors import ServiceError
 
@@ -48,8 +48,7 @@ def run_stage(name: str, command: Sequence[str], log: Path) -> Stage:
     click.secho(f"\n{name}", bold=True)
     click.secho(f"$ {shlex.join(command)}", dim=True)
     log.parent.mkdir(parents=True, exist_ok=True)
-    # The commands are installed beside this Python, whether or not its environment is activated.
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": commands_first()}
     started = time.monotonic()
     last = ""
     with (

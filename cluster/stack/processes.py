@@ -141,6 +141,11 @@ def beside_python(name: str) -> str:
     return str(path)
 
 
+def commands_first() -> str:
+    """Return a PATH that has the commands of this environment first, activated or not; cron and units may have none."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
 def carries(name: str, value: str) -> Callable[[psutil.Process], bool]:
     """Return a predicate: whether another process has inherited an environment variable with that value."""
 

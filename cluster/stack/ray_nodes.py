@@ -3,7 +3,6 @@
 import os
 import secrets
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from cluster.stack.jobs import STOP_WAIT
 from cluster.stack.ports import free_ports
-from cluster.stack.processes import beside_python, carries, identities, launch, stop_all, unstoppable
+from cluster.stack.processes import beside_python, carries, commands_first, identities, launch, stop_all, unstoppable
 from pipeline.base.errors import ServiceError
 
 _READY_SECONDS = 60.0
@@ -42,7 +41,7 @@ def start_ray(
     settings = {
         **os.environ,
         **environment,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # job entry points run from it
+        "PATH": commands_first(),  # job entry points run from it
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray's monitor looks at the whole machine: it would kill our workers for the memory of other processes.
         "RAY_memory_monitor_refresh_ms": "0",

@@ -17,7 +17,10 @@ from pipeline.base.console import echo, examples
 @click.argument("data")
 @click.argument("out")
 @click.option("--title", help="Of the pages; by default that of the dataset.")
-@click.option("--review", "num_for_review", default=200, show_default=True, help="Random mistakes on the review sheet.")
+@click.option(
+    "--review", "num_for_review", type=click.IntRange(0), default=200, show_default=True,
+    help="Random mistakes on the review sheet.",
+)  # fmt: skip
 def gallery(predictions: str, data: str, out: str, title: str | None, num_for_review: int) -> None:
     """Show every mistake among PREDICTIONS on DATA, with picture, label and guesses, in pages at OUT that open offline.
 

@@ -88,19 +88,27 @@ def _launch(
     as_json: bool,
 ) -> None:
     from pipeline.packing.foreign_tars.open_any import open_any  # noqa: PLC0415
-    from pipeline.store.url import absolute_url  # noqa: PLC0415
+    from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
     from trainer.jobs.config import InferenceConfig  # noqa: PLC0415
-    from trainer.jobs.pictures import absolute_sources, is_dataset  # noqa: PLC0415
+    from trainer.jobs.pictures import absolute_sources, begun_request, is_dataset  # noqa: PLC0415
     from trainer.run.evaluations import run_and_step  # noqa: PLC0415
 
     values = parsed(InferenceConfig, "--set", settings)
+    is_best = run_url.endswith("@best")
     (run_url, step), out, given = run_and_step(run_url), absolute_url(out), absolute_sources(sources)
+    begun = begun_request(open_store(out))
+    if is_best and begun.get("run") == run_url:  # the best at the first start
+        step = begun["step"]
     model_of(run_url, step)
+    if begun.get("sources") == list(given):
+        data_version = begun["data_version"]
+    else:
+        data_version = open_any(given[0]).version.version if is_dataset(given) else None
     fields |= {
         "run": run_url,
         "step": step,
         "sources": given,
-        "data_version": open_any(given[0]).version.version if is_dataset(given) else None,
+        "data_version": data_version,
         "image_column": image_column,
         "out": out,
         "output": output,

@@ -93,12 +93,15 @@ def _run_and_show(
 
     from pipeline.store.url import absolute_url, open_store  # noqa: PLC0415
     from pipeline.work.pools import InProcess  # noqa: PLC0415
-    from trainer.studies.engine import execute_in_group, planned, read_results, run_studies  # noqa: PLC0415
-    from trainer.studies.paper.catalogue import named_studies  # noqa: PLC0415
+    from trainer.studies.engine import execute, execute_in_group, planned, read_results, run_studies  # noqa: PLC0415
+    from trainer.studies.paper.catalogue import STUDIES, named_studies  # noqa: PLC0415
     from trainer.studies.settle import MARKS, memory_per_run, settled_grid  # noqa: PLC0415
 
     require_ray_for_gpu(use_gpu, on_ray or group is not None)
     studies = named_studies(names)
+    unknown = sorted(set(scale.tasks_of) - set(STUDIES))
+    if unknown:
+        raise ConfigError(f"tasks_of of the scale: {unknown[0]!r} is no study; it is one of {', '.join(STUDIES)}")
     if names == ("all",):
         for each in [each for each in studies if each.missing(scale)]:
             say(f"left out: {each.name}: {each.missing(scale)}", err=True)
@@ -114,7 +117,7 @@ def _run_and_show(
             echo(f"{'done' if name in results else 'to do':7}{name}")
         return
     pool = InProcess() if group else pool_of_runs(workers, on_ray, use_gpu)
-    work = partial(execute_in_group, group, use_gpu) if group else None
+    work = partial(execute_in_group, group, use_gpu) if group else partial(execute, use_gpu=use_gpu)
     try:
         _, failures = run_studies(store, studies, grid, pool, _Progress(pool.num_slots), work)
     finally:

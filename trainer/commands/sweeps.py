@@ -59,7 +59,7 @@ def sweep(plan: str, out: str, workers: int | None, on_ray: bool, use_gpu: bool,
 
     pool = pool_of_runs(workers, on_ray, use_gpu)
     try:
-        results, failures = run_sweep(store, runs, pool, show)
+        results, failures = run_sweep(store, runs, pool, show, use_gpu=use_gpu)
     finally:
         pool.close()
     if not as_json:

@@ -58,7 +58,8 @@ def show(name: str) -> None:
         echo(f"  {split}: {found.num_pictures(split):,} pictures, {parts}")
     recipe = hyperrule(num_train=found.num_pictures("train"), height_px=found.height_px, width_px=found.width_px)
     echo(
-        f"  HyperRule: {recipe.steps:,} steps at {recipe.crop_px} px, flip {'on' if found.flip else 'off'}, "
+        f"  HyperRule: {recipe.steps:,} steps, at {recipe.crop_px} px where the medians of height and width are "
+        f"{found.height_px} and {found.width_px} px, flip {'on' if found.flip else 'off'}, "
         f"crop {'on' if found.crop else 'off'}"
     )
     for form in forms_of(found):

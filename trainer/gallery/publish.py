@@ -1,5 +1,6 @@
 """The gallery: pictures, a page that filters all mistakes, a sheet for verdicts, and what the verdicts make of it."""
 
+import hashlib
 import io
 import json
 from collections import Counter
@@ -12,6 +13,7 @@ import pyarrow as pa
 from pipeline.base.errors import BadImage, ConfigError, CorruptShard, NotFound
 from pipeline.base.html import render_page
 from pipeline.base.records import json_bytes
+from pipeline.base.text import printable
 from pipeline.dataset.dataset import Address, Dataset
 from pipeline.dataset.tables import read_table
 from pipeline.image.decode import Pixels, decode
@@ -25,28 +27,34 @@ _MOST_PX = 256  # of a picture's longer side: what a phone shows sharply, at abo
 _QUALITY = 85
 _PER_PAGE = 60
 FACTS_KEY = "gallery.json"
+_NEWER = ("source", "guess_names")  # columns that predictions of earlier releases lack
+_DATA = ('id="data">', "</script>")  # around the mistakes, in a page
 
 
-def mistakes_of(predictions: pa.Table, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return every wrong picture with what pages show of it, the most confident first.
+def mistakes_of(predictions: pa.Table) -> list[dict[str, Any]]:
+    """Return every wrong picture with what pages show of it, the most confident first; hidden characters written out.
 
     Args:
-        predictions: Table of NAMED_PREDICTION_SCHEMA.
-        classes: Names by label of the model, as far as they are known; others are numbers.
+        predictions: Table of NAMED_PREDICTION_SCHEMA. Where it is older than the names of guesses, classes that are
+            nowhere a label or the first guess are shown by number.
     """
     has_label = pa.compute.greater(pa.compute.list_value_length(predictions["labels"]), 0)
     wrong = predictions.filter(pa.compute.and_(has_label, pa.compute.invert(predictions["correct"])))
-    names = dict(enumerate(classes)) | _names(predictions)
+    names = _names(predictions)
     rows = [
         {
-            "name": row.get("source") or row["key"],
+            "name": printable(row.get("source") or row["key"]),
             "shard": row["shard"],
             "row": row["row"],
             "picture": f"pictures/{row['shard']:05d}-{row['row']:06d}.jpg",
-            "labels": row["label_names"],
+            "labels": [printable(name) for name in row["label_names"]],
             "guesses": [
-                [names.get(guess, str(guess)), round(chance, 4)]
-                for guess, chance in zip(row["guesses"], row["guess_probabilities"], strict=True)
+                [printable(name), round(chance, 4)]
+                for name, chance in zip(
+                    row.get("guess_names") or [names.get(guess, str(guess)) for guess in row["guesses"]],
+                    row["guess_probabilities"],
+                    strict=True,
+                )
             ],
         }
         for row in wrong.to_pylist()
@@ -72,7 +80,6 @@ def publish_gallery(
     dataset: Dataset,
     *,
     title: str,
-    classes: Sequence[str] = (),
     num_for_review: int = 200,
     on_picture: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
@@ -83,18 +90,17 @@ def publish_gallery(
         predictions: Table of NAMED_PREDICTION_SCHEMA of the dataset's pictures.
         dataset: The pictures.
         title: Of the pages.
-        classes: Names by label of the model.
         num_for_review: Random mistakes on the sheet.
         on_picture: Called with the number of pictures written since the last call.
 
     Raises:
         ConfigError: The predictions lack names, or are those of another dataset.
     """
-    missing = [name for name in NAMED_PREDICTION_SCHEMA.names if name not in (*predictions.column_names, "source")]
+    missing = [name for name in NAMED_PREDICTION_SCHEMA.names if name not in (*predictions.column_names, *_NEWER)]
     if missing:
         raise ConfigError(f"the predictions have no {', '.join(missing)}; evaluate the run again with this release")
     _check_origin(predictions, dataset)
-    mistakes = mistakes_of(predictions, classes)
+    mistakes = mistakes_of(predictions)
     _write_pictures(out, dataset, mistakes, on_picture)
     facts = {"title": title, "data": dataset.store.url, "data_version": dataset.version.version, **summary(predictions)}
     drawn = drawn_for_review([row["name"] for row in mistakes], num_for_review)
@@ -135,7 +141,7 @@ def _page(title: str, facts: Mapping[str, Any], mistakes: Sequence[Mapping[str, 
         is_review=review,
         verdicts=VERDICTS,
         per_page=_PER_PAGE,
-        key=f"{facts['data']}-{facts['data_version']}-{title}",
+        key=_digest(data),
     )
 
 
@@ -191,12 +197,21 @@ def add_verdicts(out: Store, body: bytes, name: str) -> dict[str, Any]:
         facts = json.loads(out.read(FACTS_KEY))
     except NotFound as error:
         raise NotFound(f"{out.url} holds no gallery; give the OUT of `trainer gallery`") from error
-    verdicts = parse_verdicts(body, name)
-    page = out.read("review.html").decode()
-    drawn = {row["name"] for row in json.loads(page.partition('id="data">')[2].partition("</script>")[0])}
-    unknown = sorted(set(verdicts) - drawn)
+    verdicts, sheet = parse_verdicts(body, name)
+    data = out.read("review.html").decode().partition(_DATA[0])[2].partition(_DATA[1])[0]
+    unknown = sorted(set(verdicts) - {row["name"] for row in json.loads(data)})
     if unknown:
         raise ConfigError(f"{name}: {unknown[0]} is not on the review sheet of {out.url}; give its own verdicts")
+    if sheet not in (None, _digest(data)):
+        raise ConfigError(
+            f"{name} holds verdicts on another model's mistakes, or on another test of it; give those that were saved "
+            f"by {out.url}/review.html"
+        )
     result = corrected_accuracy(facts["num_correct"], facts["num_test"], list(verdicts.values()))
-    put(out, "verdicts.json", json_bytes({"verdicts": verdicts, "result": result}))
+    put(out, "verdicts.json", json_bytes({"sheet": _digest(data), "verdicts": verdicts, "result": result}))
     return result
+
+
+def _digest(data: str) -> str:
+    """Return what tells a page from others: a digest of its mistakes and what the model took them for."""
+    return hashlib.sha256(data.encode()).hexdigest()[:16]

@@ -141,6 +141,13 @@ class FinetuneConfig(RunSettings):
     decay_to_start: NonNegativeFloat = 0.0
 
 
+# Fields of a fine-tuning that sweeps and studies set for each of their runs.
+OF_EACH_RUN = (
+    "init", "init_step", "model", "train", "train_version", "test", "test_version", "out", "shots", "num_subsets",
+    "only_subset", "seed",
+)  # fmt: skip
+
+
 class EvaluateConfig(Record):
     """An evaluation.
 

@@ -102,7 +102,8 @@ def predict(
                 break
             logits = model(images_to_device(batch, world.device)).float()
             scores = logits.sigmoid() if probabilities == "sigmoid" else logits.softmax(1)
-            best, guesses = scores.topk(min(NUM_GUESSES, logits.shape[1]), dim=1)
+            guesses = logits.topk(min(NUM_GUESSES, logits.shape[1]), dim=1).indices  # high ones have equal sigmoids
+            best = scores.gather(1, guesses)
             kept = scores.cpu().numpy() if is_multi_label else [None] * len(batch.labels)
             for address, source, given, chances, guessed, of_classes in zip(
                 batch.addresses, batch.sources, batch.labels, best.tolist(), guesses.tolist(), kept, strict=True
@@ -123,6 +124,7 @@ def predict(
                         "label_names": [test.classes[label] for label in labels],
                         "prediction_name": test.classes[guessed[0]],
                         "guesses": guessed,
+                        "guess_names": [test.classes[guess] for guess in guessed],
                         "guess_probabilities": chances,
                         "scores": of_classes,
                     }

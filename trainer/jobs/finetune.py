@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.base.errors import CorruptShard, Interrupted, NonFinite
+from pipeline.base.errors import CorruptShard, Interrupted, NonFinite, ResumeMismatch
 from pipeline.base.records import json_bytes
 from pipeline.base.seeds import rng
 from pipeline.dataset.dataset import Dataset
@@ -36,6 +36,7 @@ from trainer.jobs.evaluate import TestSet, details, predict
 from trainer.model.build import new_model
 from trainer.model.network import ResNetV2
 from trainer.recipes.classes import match_classes
+from trainer.recipes.data import selection_without
 from trainer.recipes.hyperrule import TransferRecipe, finetune_learning_rate
 from trainer.run.classes import write_classes
 from trainer.run.controls import Controls
@@ -81,6 +82,7 @@ class _Sweep:
     store: Store
     train: Dataset
     test: TestSet
+    lists: dict[str, str]
     attempt: str
     report: Report
     controls: Controls
@@ -98,7 +100,8 @@ def finetune(config: FinetuneConfig, world: World, report: Report, controls: Con
     Raises:
         NotFound: The pretraining run has no checkpoint, or a dataset is missing.
         ConfigError: A class has too few pictures for the shots.
-        ResumeMismatch: The results folder belongs to another configuration.
+        ResumeMismatch: The results folder belongs to another configuration, or a list of pictures to leave out is
+            another one by now.
         NonFinite: The loss diverged; names the run, the step and the samples.
         Interrupted: The sweep was asked to stop; the state of the run is saved.
     """
@@ -112,13 +115,20 @@ def finetune(config: FinetuneConfig, world: World, report: Report, controls: Con
     if controls.lease is None and world.is_first:
         controls = replace(controls, lease=Lease.take(store))
     attempt = begin_attempt(store, world, 0)
-    whole = _Sweep(config, world, store, train, TestSet(test, train.classes, labels), attempt, report, controls)
+    tests, lists = TestSet(test, train.classes, labels), _lists(config, test)
+    whole = _Sweep(config, world, store, train, tests, lists, attempt, report, controls)
     for run in sweep(config):
         found = (exists(store, f"results/{run.name}.json"), controls.wants_stop()) if world.is_first else None
         is_done, wants_stop = broadcast(world, found)
         if is_done:
+            result = json.loads(store.read(f"results/{run.name}.json"))
+            if any(result.get(name, identity) != identity for name, identity in lists.items()):
+                raise ResumeMismatch(
+                    f"{config.out}: since {run.name} was done, the lists of pictures to leave out have changed "
+                    f"({', '.join(filter(None, (config.exclude_train, config.exclude_test)))}); choose another OUT"
+                )
             if world.is_first:
-                report(json.loads(store.read(f"results/{run.name}.json")))
+                report(result)
             continue
         if wants_stop:
             raise Interrupted(f"stopped before {run.name}; run the same command again to go on from there")
@@ -129,6 +139,17 @@ def finetune(config: FinetuneConfig, world: World, report: Report, controls: Con
     if world.is_first:
         for row in means(read_results(store)):
             report(row)
+
+
+def _lists(config: FinetuneConfig, test: Selection) -> dict[str, str]:
+    """Return what tells the lists of pictures to leave out from others: their content decides, not their name."""
+    found = {}
+    if config.exclude_test:
+        found["test_selection"] = test.identity
+    if config.exclude_train:
+        train = selection_without(config.train, config.train_version, config.exclude_train)
+        found["train_selection"] = train.identity
+    return found
 
 
 def means(results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -179,7 +200,7 @@ def _run_one(whole: _Sweep, run: SweepRun) -> None:
     predictions = predict(model, whole.test, world, view, config.microbatch_size, probabilities=config.loss)
     figures = summary(predictions) | details(predictions, whole.train.classes)[0]
     result = {"name": run.name, "init": config.init, "init_step": init_step, "shots": run.shots, "subset": run.subset}
-    result |= {"num_train": selection.num_samples} | figures | {"recipe": recipe.model_dump()}
+    result |= {"num_train": selection.num_samples} | figures | whole.lists | {"recipe": recipe.model_dump()}
     if earlier is not None:
         result = earlier | figures
     else:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.base.parsing import parse_record
+from pipeline.base.parsing import parse_json, parse_record
 from pipeline.base.records import Record
 from pipeline.dataset.schema import PLAN_SCHEMA, to_parquet
 from pipeline.dataset.tables import read_table
@@ -22,16 +22,16 @@ from pipeline.image.policy import ImagePolicy
 from pipeline.packing.fetch import fetch
 from pipeline.packing.foreign_tars.open_any import is_published, open_any
 from pipeline.packing.sources.folder import is_image_name
-from pipeline.packing.sources.open import open_sources
+from pipeline.packing.sources.open import named_source, open_sources
 from pipeline.packing.sources.rows import FILE, Source, batch_of
 from pipeline.packing.sources.table import Columns
-from pipeline.store.base import Store, put
-from pipeline.store.url import absolute_url
+from pipeline.store.base import Store, exists, put
 from pipeline.streaming.one_pass import encoded_samples, pictures_of
 from pipeline.streaming.order import Piece
 from pipeline.streaming.rendered import Picture
 from pipeline.streaming.selection import Selection
 
+REQUEST_KEY = "request.json"  # what was asked for
 _LIST_KEY = "inputs.json"
 # As a plan's rows, without labels and with runs by name.
 LISTED_SCHEMA = pa.schema(
@@ -86,6 +86,18 @@ def open_inputs(
     if data_version is not None:
         return DatasetInputs(Selection(open_any(sources[0], data_version)), part_size)
     return ListedInputs(store, _listed(store) or _list_sources(store, sources, image_column, part_size))
+
+
+def is_begun(store: Store) -> bool:
+    """Return whether results were begun at a store: what they are of can no longer be changed."""
+    return any(True for prefix in (_LIST_KEY, "predictions/", "embeddings/") for _ in store.list(prefix))
+
+
+def begun_request(store: Store) -> dict[str, Any]:
+    """Return what was asked for when the results at a store were begun; nothing where none were."""
+    if not (is_begun(store) and exists(store, REQUEST_KEY)):
+        return {}
+    return dict(parse_json(store.read(REQUEST_KEY), f"{store.url}/{REQUEST_KEY}", dict))
 
 
 def is_dataset(sources: Sequence[str]) -> bool:
@@ -236,8 +248,4 @@ def _begins_run(runs: pa.Array) -> npt.NDArray[np.bool_]:
 
 def absolute_sources(sources: Sequence[str]) -> tuple[str, ...]:
     """Return sources that mean the same in every process; `NAME=URL` keeps its name."""
-    return tuple(
-        f"{name}={absolute_url(url)}" if sign and "/" not in name and "://" not in name else absolute_url(source)
-        for source in sources
-        for name, sign, url in [source.partition("=")]
-    )
+    return tuple(f"{name}={url}" if is_named else url for name, url, is_named in map(named_source, sources))

@@ -21,13 +21,13 @@ from pipeline.base.records import json_bytes
 from pipeline.dataset.schema import table_of, to_parquet
 from pipeline.image.transforms import EvaluationView
 from pipeline.store.any_url import open_file
-from pipeline.store.base import Store
+from pipeline.store.base import Store, put
 from pipeline.store.url import open_store
 from pipeline.streaming.rendered import Picture, rendered
 from trainer.checkpoint.record import chosen
 from trainer.checkpoint.weights import load_chosen_model
 from trainer.jobs.config import EMBEDDINGS, InferenceConfig
-from trainer.jobs.pictures import Inputs, Origin, open_inputs
+from trainer.jobs.pictures import REQUEST_KEY, Inputs, Origin, is_begun, open_inputs
 from trainer.model.network import ResNetV2
 from trainer.run.classes import classes_of
 from trainer.run.controls import Controls
@@ -106,13 +106,14 @@ def infer(config: InferenceConfig, world: World, report: Report, controls: Contr
 
 def _begin(config: InferenceConfig, source: Store, out: Store) -> dict[str, Any] | Conflict:
     """Return what is asked for, with the step that the first start found, or the error if OUT holds something else."""
-    found = _json(out, "request.json")
-    step = found["step"] if found and config.step is None else chosen(source, config.step).step
+    found = _json(out, REQUEST_KEY)
+    is_same_run = found is not None and found["run"] == config.run
+    step = found["step"] if found and is_same_run and config.step is None else chosen(source, config.step).step
     resolution_px = config.resolution_px or chosen(source, step).about["resolution_px"]
     asked = config.model_dump(mode="json", exclude={"out", "batch_size"})
     asked |= {"step": step, "resolution_px": resolution_px}
-    if found is None:
-        out.create("request.json", json_bytes(asked))
+    if found is None or not is_begun(out):  # the sources of an earlier start could not be read
+        put(out, REQUEST_KEY, json_bytes(asked))
         return asked
     changes = [
         f"{name} was {found.get(name)!r}, is {value!r}" for name, value in asked.items() if found.get(name) != value
@@ -141,7 +142,8 @@ def _outcome(
     def rows_of(images: Tensor) -> list[Row]:
         logits = model(images).float()
         probabilities = logits.sigmoid() if config.probabilities == "sigmoid" else logits.softmax(1)
-        chances, guesses = probabilities.topk(min(config.top, len(names)), dim=1)
+        guesses = logits.topk(min(config.top, len(names)), dim=1).indices  # high ones have equal sigmoids
+        chances = probabilities.gather(1, guesses)
         return [
             {
                 "prediction": guessed[0],

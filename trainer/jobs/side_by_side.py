@@ -1,5 +1,6 @@
 """Jobs side by side in a pool, each in one process: resumed when its process dies, tried again when it fails."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -8,6 +9,8 @@ from typing import Any, TypeVar
 from pipeline.base.errors import BitError
 from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt, run_calls
+
+logger = logging.getLogger(__name__)
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -45,7 +48,7 @@ def _failure(_: Any, why: str) -> Row:
     return {ERROR: why}
 
 
-def run_job(name: str, config: str) -> Row:
+def run_job(name: str, config: str, *, use_gpu: bool = False) -> Row:
     """Run one of `trainer.jobs.table` in this process, on one core; return its last row, or what went wrong.
 
     The row says how long it took, too: `seconds`, and `cpu_seconds`.
@@ -53,20 +56,25 @@ def run_job(name: str, config: str) -> Row:
     Args:
         name: Of the job.
         config: In JSON.
+        use_gpu: Whether this process has a GPU of its own. Those of the machine are left alone otherwise: Ray and
+            processes show them to all.
     """
     import torch  # noqa: PLC0415 - only workers need it
 
     from trainer.jobs.table import JOBS  # noqa: PLC0415
     from trainer.run.controls import Controls  # noqa: PLC0415
-    from trainer.step.ranks import alone  # noqa: PLC0415
+    from trainer.step.ranks import World, alone  # noqa: PLC0415
 
     job = JOBS[name]
     torch.set_num_threads(1)  # those side by side share the cores
     rows: list[Row] = []
     began = time.monotonic(), time.process_time()
     try:
-        job.run(job.config_type.model_validate_json(config), alone(), rows.append, Controls())
-    except (BitError, RuntimeError) as error:  # RuntimeError: torch's, such as out of memory
+        world = alone(use_gpu=True) if use_gpu else World(0, 1, torch.device("cpu"))
+        job.run(job.config_type.model_validate_json(config), world, rows.append, Controls())
+    except Exception as error:  # whatever one run ends with, the others go on, and it is told
+        if not isinstance(error, BitError):
+            logger.exception("%s failed", name)
         return {ERROR: f"{type(error).__name__}: {error}"}
     took = {"seconds": time.monotonic() - began[0], "cpu_seconds": time.process_time() - began[1]}
     return (rows[-1] if rows else {}) | took

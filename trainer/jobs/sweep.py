@@ -10,10 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator
 
 from pipeline.base.errors import ConfigError, Conflict, NotFound
 from pipeline.base.html import render_page
@@ -27,7 +28,7 @@ from pipeline.work.pools import Pool
 from pipeline.work.schedule import Attempt
 from trainer.checkpoint.record import chosen
 from trainer.jobs.checks import check_finetune, is_multi_label
-from trainer.jobs.config import SCRATCH, FinetuneConfig
+from trainer.jobs.config import OF_EACH_RUN, SCRATCH, FinetuneConfig
 from trainer.jobs.side_by_side import ERROR, run_job, run_side_by_side
 from trainer.run.evaluations import run_and_step
 from trainer.scores.summaries import summarise
@@ -36,6 +37,16 @@ from trainer.tasks.prepare import augmentation_of
 GROUPED_BY = ("init", "task", "shots")
 SWEEP_KEY = "sweep.json"
 _UNSAFE = re.compile(r"[^\w.-]+")
+I = TypeVar("I", bound=int)  # noqa: E741
+
+
+def _without_repeats(values: tuple[I, ...]) -> tuple[I, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("a number is given twice")
+    return values
+
+
+_Different = Annotated[tuple[I, ...], Field(min_length=1), AfterValidator(_without_repeats)]
 
 
 class TaskData(Record):
@@ -60,16 +71,26 @@ class SweepPlan(Record):
         shots: Pictures a class; 0 means the whole training set.
         subsets: Few-shot subsets for each number of shots.
         seeds: Each trains all runs once more.
-        settings: Further fields of FinetuneConfig, for all runs.
+        settings: Further fields of FinetuneConfig, for all runs; none of those that differ from run to run.
     """
 
-    inits: dict[str, str]
-    tasks: dict[str, TaskData]
+    inits: Annotated[dict[str, str], Field(min_length=1)]
+    tasks: Annotated[dict[str, TaskData], Field(min_length=1)]
     model: str | None = None
-    shots: tuple[NonNegativeInt, ...] = (0,)
+    shots: _Different[NonNegativeInt] = (0,)
     subsets: PositiveInt = 5
-    seeds: tuple[int, ...] = (0,)
+    seeds: _Different[int] = (0,)
     settings: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("settings")
+    @classmethod
+    def _leaves_runs_apart(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for name in settings:
+            if name in (*cls.model_fields, *OF_EACH_RUN):
+                raise ValueError(
+                    f"{name} differs from run to run: inits, tasks, shots, subsets and seeds, above, decide it"
+                )
+        return settings
 
 
 @dataclass(frozen=True)
@@ -190,6 +211,8 @@ def run_sweep(
     runs: Sequence[PlannedRun],
     pool: Pool,
     on_result: Callable[[dict[str, Any]], None] = lambda row: None,
+    *,
+    use_gpu: bool = False,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Run what is not done yet, write the summary and its page, and return results and failures.
 
@@ -200,6 +223,7 @@ def run_sweep(
         runs: As `settled_runs` returns them.
         pool: Where they run; each takes one place.
         on_result: Called with each result or failure as it comes.
+        use_gpu: Whether the pool gives each run a GPU.
 
     Raises:
         ServiceError: Workers kept dying over one run.
@@ -210,7 +234,7 @@ def run_sweep(
         found[run] = {**row, "init": run.init, "task": run.task}
         on_result(found[run])
 
-    run_side_by_side(pool, _fine_tune, runs, take)
+    run_side_by_side(pool, partial(_fine_tune, use_gpu=use_gpu), runs, take)
     results = [found[run] for run in runs if "error" not in found[run]]
     failures = [found[run] for run in runs if "error" in found[run]]
     rows = summarise(results, GROUPED_BY)
@@ -229,12 +253,12 @@ def summary_page(rows: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[s
     )
 
 
-def _fine_tune(attempt: Attempt[PlannedRun]) -> dict[str, Any]:
+def _fine_tune(attempt: Attempt[PlannedRun], use_gpu: bool) -> dict[str, Any]:
     """Fine-tune one run in this process; return its result, or what went wrong."""
     from trainer.jobs.finetune import read_results  # noqa: PLC0415 - torch
 
     config = FinetuneConfig.model_validate_json(attempt.call.config)
-    row = run_job("finetune", attempt.call.config)
+    row = run_job("finetune", attempt.call.config, use_gpu=use_gpu)
     if ERROR in row:
         return {"name": config.out, ERROR: row[ERROR]}
     (result,) = read_results(open_store(config.out))

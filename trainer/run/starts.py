@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 WHEEL_VARIABLE = "BIT_WHEEL_SHA256"  # digest of the code that came with a job
 STARTS_WITHOUT_PROGRESS = 5  # then it is no accident
+# What a job finishes piece by piece: checkpoints, finished runs of a sweep, parts of what is said of pictures.
+_RECORDS = ("checkpoints/", "models/")
+_RESULTS = ("results/", "predictions/part-", "embeddings/part-")
 # What gloo and NCCL say of a rank that is gone.
 _LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 
@@ -62,9 +65,9 @@ def failure_text(error: BaseException) -> str:
 
 
 def progress_of(store: Store) -> list[str]:
-    """Return the names of all that was finished at a run or sweep: checkpoints and results."""
-    found = [entry.key for folder in ("checkpoints/", "models/", "results/") for entry in store.list(folder)]
-    return sorted(key for key in found if is_record_key(key) or key.startswith("results/"))
+    """Return the names of all that was finished at a run or sweep: checkpoints, results and parts of them."""
+    found = [entry.key for prefix in (*_RECORDS, *_RESULTS) for entry in store.list(prefix)]
+    return sorted(key for key in found if is_record_key(key) or key.startswith(_RESULTS))
 
 
 def has_saved_since(before: Collection[str], now: Collection[str], step: int) -> bool:
@@ -72,7 +75,8 @@ def has_saved_since(before: Collection[str], now: Collection[str], step: int) ->
 
     Args:
         before: As `progress_of` returned it, before the group was asked to save.
-        now: As it returns it now. A checkpoint of fewer steps was under way; a new result is a finished run of a sweep.
+        now: As it returns it now. A checkpoint of fewer steps was under way; a new result is a finished run of a sweep,
+            or part of what is said of pictures.
         step: Steps done when the group was asked.
     """
     new = set(now).difference(before)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pipeline.base.seeds import rng
 
 _Z95 = 1.959963984540054  # two-sided 95 %
-# Student's t at 97.5 % for 1, 2, ... degrees of freedom [any table of it]; beyond them the normal's is within 2 %.
+# Student's t at 97.5 % for 1, 2, ... degrees of freedom [any table of it]; beyond them the normal's is 3 % less.
 _T95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
     2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042, 2.040, 2.037,

@@ -28,6 +28,7 @@ NAMED_PREDICTION_SCHEMA = pa.schema(
         ("label_names", pa.list_(pa.string())),
         ("prediction_name", pa.string()),
         ("guesses", pa.list_(pa.int32())),
+        ("guess_names", pa.list_(pa.string())),
         ("guess_probabilities", pa.list_(pa.float32())),
     ]
 )
@@ -39,7 +40,7 @@ SCORES_FIELD = pa.field("scores", pa.list_(pa.float32()))  # probability of each
 def summary(predictions: pa.Table) -> dict[str, Any]:
     """Return accuracy, its 95 % Wilson interval and the counts behind it; pictures without a label are not counted.
 
-    Of models with more classes than guesses also the share of pictures that have a label among their guesses (top-5).
+    Of models with as many classes as guesses, or more, also the share of pictures with a label among them (top-5).
     """
     has_label = pa.compute.list_value_length(predictions["labels"]).to_numpy() > 0
     num_test = int(np.sum(has_label))

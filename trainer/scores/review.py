@@ -22,20 +22,21 @@ def drawn_for_review(names: Sequence[str], count: int, seed: int = 0) -> list[st
     return [sorted(names)[place] for place in order[:count]]
 
 
-def parse_verdicts(body: bytes, name: str) -> dict[str, str]:
-    """Return the verdicts that a review sheet saved, by picture.
+def parse_verdicts(body: bytes, name: str) -> tuple[dict[str, str], str | None]:
+    """Return the verdicts that a review sheet saved, by picture, and which sheet it was; None where that is not told.
 
     Raises:
         ConfigError: It is no such file, or a verdict is none of VERDICTS.
     """
     try:
-        verdicts = {str(picture): str(verdict) for picture, verdict in json.loads(body)["verdicts"].items()}
+        saved = json.loads(body)
+        verdicts = {str(picture): str(verdict) for picture, verdict in saved["verdicts"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{name} holds no verdicts ({error!r}); give the file that review.html saves") from error
     for picture, verdict in verdicts.items():
         if verdict not in VERDICTS:
             raise ConfigError(f"{name}: {picture} has the verdict {verdict!r}; it must be one of {', '.join(VERDICTS)}")
-    return verdicts
+    return verdicts, saved.get("sheet")
 
 
 def corrected_accuracy(num_correct: int, num_test: int, verdicts: Sequence[str], seed: int = 0) -> dict[str, Any]:
@@ -52,12 +53,14 @@ def corrected_accuracy(num_correct: int, num_test: int, verdicts: Sequence[str],
         seed: Key of the draws.
 
     Raises:
-        ConfigError: There is no verdict, or there are more than mistakes.
+        ConfigError: There is no verdict, there are more than mistakes, or no picture is left to be right on.
     """
     num_wrong = num_test - num_correct
     if not 0 < len(verdicts) <= num_wrong:
         raise ConfigError(f"{len(verdicts)} verdicts on {num_wrong:,} mistakes: judge one or more of them")
     counts = Counter(verdicts)
+    if counts["label wrong"] == num_test:
+        raise ConfigError("by these verdicts the labels of all pictures are wrong: none is left to be right on")
     found = np.array([counts[verdict] for verdict in VERDICTS])
     shares = found / len(verdicts)
     draws = rng(seed, "shares of verdicts").dirichlet(found + _PRIOR, _NUM_DRAWS)

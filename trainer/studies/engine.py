@@ -113,8 +113,8 @@ class _Ready:
         raise StopIteration
 
 
-def execute(url: str, attempt: Attempt[Run]) -> Row:
-    """Run one run in this process and store its result; return it, or what went wrong.
+def execute(url: str, attempt: Attempt[Run], *, use_gpu: bool = False) -> Row:
+    """Run one run in this process, on its GPU if it is given one, and store its result; return it, or what went wrong.
 
     A fine-tuning that diverges has a result, too: the same run would do so again, and whoever used it had a model that
     is never right. So have the tests of that model.
@@ -122,7 +122,7 @@ def execute(url: str, attempt: Attempt[Run]) -> Row:
     run = attempt.call
     if run.needs and _result(url, run.needs).get(DIVERGED):
         return _stored(url, run, _never_right(run))
-    row = run_job(run.job, run.config)
+    row = run_job(run.job, run.config, use_gpu=use_gpu)
     if ERROR not in row:
         return _stored(url, run, _result_of(run) | {name: row[name] for name in _COSTS})
     if run.job == "finetune" and row[ERROR].startswith(NonFinite.__name__):

@@ -30,8 +30,9 @@ class Estimate(NamedTuple):
 def estimate(replicates: Replicates, results: Results) -> Estimate | None:
     """Return the mean accuracy over replicates, each of which is the mean over its runs; None where none is complete.
 
-    The interval is Student's t over replicates. Of a single one it comes from the Wilson intervals of its runs, whose
-    distances from the accuracies add up as those of independent figures do (Zou and Donner 2008, doi:10.1002/sim.3095).
+    The interval is the wider, at each end, of two: Student's t over replicates, and that of the test pictures, which
+    all replicates share. The latter comes from the Wilson intervals of mean counts, whose distances from the accuracies
+    add up over runs as those of independent figures do (Zou and Donner 2008, doi:10.1002/sim.3095).
 
     Args:
         replicates: Those of which a run has no result do not count.
@@ -41,13 +42,20 @@ def estimate(replicates: Replicates, results: Results) -> Estimate | None:
     if not complete:
         return None
     means = [fmean(row["accuracy"] for row in rows) for rows in complete]
+    value = fmean(means)
+    below, above = zip(*(_distances_to_ends(rows) for rows in zip(*complete, strict=True)), strict=True)
+    low, high = value - math.hypot(*below) / len(below), value + math.hypot(*above) / len(above)
     if len(means) > 1:
-        return Estimate(fmean(means), *mean_interval(means), len(means))
-    rows = complete[0]
-    intervals = [wilson_interval(row["num_correct"], row["num_test"]) for row in rows]
-    below = math.hypot(*(row["accuracy"] - low for row, (low, _) in zip(rows, intervals, strict=True))) / len(rows)
-    above = math.hypot(*(high - row["accuracy"] for row, (_, high) in zip(rows, intervals, strict=True))) / len(rows)
-    return Estimate(means[0], means[0] - below, means[0] + above, 1)
+        low_of_runs, high_of_runs = mean_interval(means)
+        low, high = min(low, low_of_runs), max(high, high_of_runs)
+    return Estimate(value, low, high, len(means))
+
+
+def _distances_to_ends(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Return how far the ends of the Wilson interval are from the mean accuracy of runs tested on the same pictures."""
+    accuracy = fmean(row["accuracy"] for row in rows)
+    low, high = wilson_interval(fmean(row["num_correct"] for row in rows), rows[0]["num_test"])
+    return accuracy - low, high - accuracy
 
 
 def effect_of_leaving_out(wholes: Sequence[Mapping[str, Any]], rests: Sequence[Mapping[str, Any]]) -> Estimate:

@@ -9,12 +9,13 @@ from pydantic import Field, ValidationError
 from pipeline.base.errors import ConfigError
 from pipeline.base.records import Record
 from trainer.jobs.config import SCRATCH, EvaluateConfig, FinetuneConfig, PretrainConfig
-from trainer.recipes.pretrain import PretrainRecipe, named_recipe, with_epochs
+from trainer.recipes.pretrain import PretrainRecipe, named_recipe, total_steps, with_epochs
 from trainer.studies.scale import Scale
 
 R = TypeVar("R", bound=Record)
 SPLITS_OF_SEARCH = ("train800", "val200")  # of tasks of VTAB
 SearchPart = Literal["train", "validation", "both"]
+_OF_TASKS = ("loss", "flip", "crop")
 
 
 class DatasetFacts(Record):
@@ -94,7 +95,7 @@ class Grid:
         recipe: Mapping[str, Any] | None = None,
         **fields: Any,
     ) -> Run:
-        """Return a pretraining.
+        """Return a pretraining; where its arguments change nothing it is the plain one, which other studies have, too.
 
         Args:
             upstream: Name of the set.
@@ -107,7 +108,42 @@ class Grid:
         Raises:
             ConfigError: A field of `pretrain` is wrong.
         """
-        data, model = self.scale.upstream[upstream], model or self.scale.model
+        model = model or self.scale.model
+        plain_fields = {}
+        if not deduplicated and (upstream, model) == self._looked_at_halfway():
+            plain_fields = {"keep_every_steps": self.halfway_step()}
+        plain = self._pretraining(upstream, model, "", {}, plain_fields, deduplicated=deduplicated)
+        if not variant:
+            return plain
+        varied = self._pretraining(upstream, model, variant, recipe or {}, fields, deduplicated=deduplicated)
+        return plain if _computed_alike(plain) == _computed_alike(varied) else varied
+
+    def _looked_at_halfway(self) -> tuple[str, str] | None:
+        schedule = self.scale.schedule
+        return (self.scale.largest, schedule.model or self.scale.model) if schedule and self.scale.upstream else None
+
+    def halfway_step(self) -> int:
+        """Return the step at which the study of schedules looks at pretrainings on the largest set on their way.
+
+        Raises:
+            ConfigError: The scale has no `schedule`.
+        """
+        if self.scale.schedule is None:
+            raise ConfigError("the scale has no [schedule]")
+        steps = total_steps(self.recipe(self.scale.largest), self.num_upstream(self.scale.largest))
+        return max(1, round(self.scale.schedule.halfway * steps))
+
+    def _pretraining(
+        self,
+        upstream: str,
+        model: str,
+        variant: str,
+        recipe: Mapping[str, Any],
+        fields: Mapping[str, Any],
+        *,
+        deduplicated: bool,
+    ) -> Run:
+        data = self.scale.upstream[upstream]
         name = "-".join(part for part in (upstream, "deduplicated" if deduplicated else "", model, variant) if part)
         given = {
             "seed": self.scale.seeds[0],
@@ -119,7 +155,7 @@ class Grid:
             if deduplicated or data.fraction < 1
             else None,
             "model": model,
-            "recipe": self.recipe(upstream, **(recipe or {})),
+            "recipe": self.recipe(upstream, **recipe),
             "out": self._folder(f"pretrain/{name}"),
         }
         return Run(f"pretrain/{name}", "pretrain", _validated(PretrainConfig, given, "pretrain").model_dump_json())
@@ -191,7 +227,7 @@ class Grid:
         return self.fine_tuning(name, given, start.name if start else None)
 
     def task_fields(self, task: str) -> dict[str, Any]:
-        """Return the fields of FinetuneConfig that a task decides."""
+        """Return the fields of FinetuneConfig that a task decides, but for what the scale says otherwise."""
         train, test = (f"{self.scale.tasks[task].data}/{split}" for split in ("train", "test"))
         facts = self.datasets[train]
         return {
@@ -201,6 +237,7 @@ class Grid:
             "test_version": self.datasets[test].version,
             "loss": "sigmoid" if facts.is_multi_label else "softmax",
             **facts.augmentation,
+            **{name: self.scale.finetune[name] for name in _OF_TASKS if name in self.scale.finetune},
         }
 
     def has_splits_of_search(self, task: str) -> bool:
@@ -239,6 +276,11 @@ class Grid:
 
     def _folder(self, name: str) -> str:
         return f"{self.out}/runs/{name}"
+
+
+def _computed_alike(run: Run) -> PretrainConfig:
+    """Return all that decides what a pretraining computes, without where it lies and which checkpoints stay."""
+    return PretrainConfig.model_validate_json(run.config).model_copy(update={"out": "", "keep_every_steps": None})
 
 
 def all_runs(by_task: Mapping[str, Sequence[Run]]) -> list[Run]:

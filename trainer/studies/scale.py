@@ -68,6 +68,7 @@ class Schedule(Record):
 
     Attributes:
         budgets: Lengths of pretraining, as multiples of that of the smallest set; ascending.
+        model: Of all but the budgets, which take that of the scale, as these do by default.
         larger: Set that is compared with the smallest one at these budgets; the largest one by default.
         early: Share of the schedule at which the learning rate is decayed early.
         decays: Weight decays: the lower, then that of the paper.
@@ -75,7 +76,8 @@ class Schedule(Record):
         adam_lr_per_256: Learning rate of a pretraining with Adam beside the recipe's; None for no such run.
     """
 
-    budgets: tuple[PositiveFloat, ...] = (1, 3, 10)
+    budgets: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1, 3, 10)
+    model: str | None = None
     larger: str | None = None
     early: Share = 0.5
     decays: tuple[PositiveFloat, PositiveFloat] = (1e-5, 1e-4)

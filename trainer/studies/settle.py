@@ -16,12 +16,14 @@ from pipeline.dataset.schema import table_of, to_parquet
 from pipeline.packing.foreign_tars.open_any import open_any
 from pipeline.store.base import Store, commit, exists, put
 from pipeline.streaming.choose import Rows, listed_rows
-from trainer.jobs.checks import check_finetune, check_pretrain, is_multi_label
-from trainer.jobs.config import EvaluateConfig, FinetuneConfig, PretrainConfig
+from trainer.jobs.checks import check_finetune, check_pretrain, is_multi_label, recipe_for
+from trainer.jobs.config import OF_EACH_RUN, EvaluateConfig, FinetuneConfig, PretrainConfig
 from trainer.model.architecture import parse_architecture
 from trainer.model.cost import layers, step_memory
 from trainer.recipes.classes import match_classes
+from trainer.recipes.data import selection_without
 from trainer.recipes.held_out import held_out_rows
+from trainer.run.settings import RunSettings
 from trainer.studies.grid import (
     SPLITS_OF_SEARCH,
     DatasetFacts,
@@ -106,9 +108,7 @@ def settled_grid(
         if grid.scale != as_begun(scale, grid.scale):
             raise Conflict(f"{store.url} holds studies of another scale; choose another OUT")
     else:
-        grid = Grid(scale, _facts(scale), out)
-        for name, data in scale.upstream.items():
-            _write_lists(store, grid, name, data)
+        grid = _new_grid(store, scale, out)
     if scale.search and SEARCH in [study.name for study in studies]:
         for task in scale.tasks_for(SEARCH):
             _write_search_lists(store, grid, scale.search, task)
@@ -118,6 +118,16 @@ def settled_grid(
     _check(runs.values(), num_workers, memory_per_run)
     if begins and not exists(store, STUDIES_KEY):
         commit(store, STUDIES_KEY, json_bytes(Settled(scale=scale, datasets=grid.datasets).model_dump(mode="json")))
+    return grid
+
+
+def _new_grid(store: Store, scale: Scale, out: str) -> Grid:
+    decided = sorted(set(OF_EACH_RUN) & set(scale.finetune))
+    if decided:
+        raise ConfigError(f"studies set {decided[0]} for each fine-tuning themselves; leave it out of the settings")
+    grid = Grid(scale, _facts(scale), out)
+    for name, data in scale.upstream.items():
+        _write_lists(store, grid, name, data)
     return grid
 
 
@@ -185,13 +195,20 @@ def _write_search_lists(store: Store, grid: Grid, search: Search, task: str) -> 
 
 
 def _write_test_lists(store: Store, grid: Grid) -> None:
-    """Keep the lists of test pictures that audits have made, as they are at the first start."""
+    """Keep the lists of test pictures that audits have made, as they are at the first start.
+
+    Raises:
+        ConfigError: A list names other pictures than there are, or all of them.
+    """
+    is_begun = exists(store, STUDIES_KEY)
     for task, given in grid.scale.tasks.items():
         for upstream, url in given.duplicates.items():
             key = test_list_url("", task, upstream).lstrip("/")
-            if not exists(store, key):
+            if not (is_begun and exists(store, key)):
                 test = grid.task_fields(task)["test"]
-                put(store, key, _list(listed_rows(url, open_any(test, grid.datasets[test].version))))
+                dataset = open_any(test, grid.datasets[test].version)
+                selection_without(test, dataset.version.version, url)
+                put(store, key, _list(listed_rows(url, dataset)))
 
 
 def _write_lists(store: Store, grid: Grid, name: str, data: UpstreamData) -> None:
@@ -229,12 +246,18 @@ def _check(runs: Iterable[Run], num_workers: int, memory: int | None) -> None:
             config = PretrainConfig.model_validate_json(run.config)
             trained_on[run.name] = config.data
             check_pretrain(config, num_workers)
-            _check_memory(config, memory)
+            num_classes = open_any(config.data, config.data_version).version.num_classes
+            batch, px = config.recipe.batch_size, config.recipe.resolution_px
+            _check_memory(config, config.model, batch, px, num_classes, config.num_moments, memory)
         elif run.job == "finetune":
             tuning = FinetuneConfig.model_validate_json(run.config)
             alike = tuning.model_copy(update={"init": "", "out": "", "only_subset": None, "seed": 0}).model_dump_json()
             if alike not in seen:
                 check_finetune(tuning, num_workers)
+                train = open_any(tuning.train, tuning.train_version)
+                recipe = recipe_for(tuning, train.version.num_samples, _nominal_px(train))
+                batch, num_classes = recipe.batch_size, train.version.num_classes
+                _check_memory(tuning, tuning.model, batch, recipe.crop_px, num_classes, 1, memory)
             seen.add(alike)
         elif run.needs in trained_on:
             url, test = trained_on[run.needs], EvaluateConfig.model_validate_json(run.config).data
@@ -243,20 +266,20 @@ def _check(runs: Iterable[Run], num_workers: int, memory: int | None) -> None:
             matched.add((url, test))
 
 
-def _check_memory(config: PretrainConfig, memory: int | None) -> None:
-    num_classes = open_any(config.data, config.data_version).version.num_classes
-    found = layers(parse_architecture(config.model), num_classes, config.recipe.resolution_px)
-    batch_size = min(config.recipe.batch_size, config.microbatch_size)
+def _check_memory(
+    settings: RunSettings, model: str, batch_size: int, px: int, num_classes: int, num_moments: int, memory: int | None
+) -> None:
+    pictures = min(batch_size, settings.microbatch_size)
     needed = step_memory(
-        found,
-        batch_size,
-        half=config.precision == "bfloat16",
-        recomputes=config.recomputes,
-        num_moments=config.num_moments,
+        layers(parse_architecture(model), num_classes, px),
+        pictures,
+        half=settings.precision == "bfloat16",
+        recomputes=settings.recomputes,
+        num_moments=num_moments,
     ).total  # of the step alone: a lower bound
     if memory is not None and needed > memory:
         raise ConfigError(
-            f"{config.model} does not fit: a step of {batch_size} pictures of {config.recipe.resolution_px} px takes "
-            f"{human_bytes(needed)}, and a run may have {human_bytes(memory)}; choose a smaller model or "
-            f"microbatch_size in the scale, fewer --workers, or larger machines"
+            f"{model} does not fit: a step of {pictures} pictures of {px} px takes {human_bytes(needed)}, and a run "
+            f"may have {human_bytes(memory)}; choose a smaller model or microbatch_size in the scale, fewer "
+            f"--workers, or larger machines"
         )

@@ -83,7 +83,7 @@ def augmentation_of(train: str) -> dict[str, bool]:
         found = json.loads(read_file(join(parent(train.rstrip("/")), TASK_KEY)))
     except NotFound:
         return {}
-    return {name: found[name] for name in ("flip", "crop")}
+    return {name: found[name] for name in ("flip", "crop") if name in found}
 
 
 def _check(task: Task, original: Original) -> None:

@@ -28,7 +28,7 @@ def open_sources(arguments: Sequence[str], columns: Columns) -> list[tuple[str, 
         ConfigError: Two sources have the same name, or one cannot be read.
         NotFound: A source does not exist.
     """
-    named = [_named(argument) for argument in arguments]
+    named = [named_source(argument) for argument in arguments]
     names = [name for name, _, _ in named]
     for name in names:
         if len(names) > 1 and names.count(name) > 1:
@@ -37,8 +37,8 @@ def open_sources(arguments: Sequence[str], columns: Columns) -> list[tuple[str, 
     return [(f"{name}/" if is_prefixed else "", open_source(url, columns)) for name, url, _ in named]
 
 
-def _named(argument: str) -> tuple[str, str, bool]:
-    """Return name, URL, and whether the argument has a name."""
+def named_source(argument: str) -> tuple[str, str, bool]:
+    """Return name and absolute URL of a source, and whether the argument names it: NAME=URL, where that is no file."""
     name, sign, url = argument.partition("=")
     if sign and name and not any(c in name for c in "/:.*?{") and not os.path.lexists(argument):
         return name, absolute_url(url), True

@@ -48,7 +48,9 @@ def test_a_node_that_does_not_register_is_stopped_whole_and_started_again(tmp_pa
 
 
 def test_up_starts_on_the_loopback_interface_only_and_down_stops_everything(tmp_path: Path) -> None:
-    up = run_cli("cluster", "up", "stack", "--node-cpus", "1", cwd=tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PATH")  # as units of systemd may have it
+        up = run_cli("cluster", "up", "stack", "--node-cpus", "1", cwd=tmp_path)
     assert up.returncode == 0, up.stderr
     stack = read_stack(tmp_path / "stack")
     exports = exported(up.stdout)

@@ -29,6 +29,7 @@ def evaluated(small_dataset: Dataset, pretrained: Path, tmp_path_factory: pytest
         other = next(guess for guess in row["guesses"] if guess not in row["labels"])
         row |= {"prediction": other, "prediction_name": f"class{other}", "correct": False}
         row["guesses"] = [other, *(guess for guess in row["guesses"] if guess != other)]
+        row["guess_names"] = [f"class{guess}" for guess in row["guesses"]]
     (out / "predictions.parquet").write_bytes(to_parquet(table_of(rows, NAMED_PREDICTION_SCHEMA)))
     return out
 
@@ -91,8 +92,56 @@ def test_pictures_that_are_named_alike_are_told_apart(evaluated: Path) -> None:
     predictions = from_parquet((evaluated / "predictions.parquet").read_bytes(), "table")
     place = predictions.column_names.index("source")
     alike = predictions.set_column(place, predictions.schema.field(place), [["same.jpg"] * predictions.num_rows])
-    names = [row["name"] for row in mistakes_of(alike, ())]
+    names = [row["name"] for row in mistakes_of(alike)]
     assert len(names) == len(set(names)) > 1
+
+
+def test_guesses_are_named_and_old_predictions_name_what_they_can(evaluated: Path) -> None:
+    predictions = from_parquet((evaluated / "predictions.parquet").read_bytes(), "table")
+    rows = predictions.to_pylist()
+    for row in rows:
+        row["guesses"] = [guess + 100 * (place > 0) for place, guess in enumerate(row["guesses"])]
+    table = table_of(rows, NAMED_PREDICTION_SCHEMA)
+    for row in mistakes_of(table):
+        assert all(name.startswith("class") for name, _ in row["guesses"])
+    for row in mistakes_of(table.drop_columns(["guess_names"])):
+        assert [name[:2] for name, _ in row["guesses"]] == ["cl", "10", "10"]
+
+
+def test_hidden_characters_of_names_are_written_out_and_the_pages_still_open(
+    small_dataset: Dataset, evaluated: Path, tmp_path: Path
+) -> None:
+    predictions = from_parquet((evaluated / "predictions.parquet").read_bytes(), "table")
+    names = [[f"soft\xad{name}\u202e\x7f" for name in each] for each in predictions["label_names"].to_pylist()]
+    place = predictions.column_names.index("label_names")
+    renamed = predictions.set_column(place, predictions.schema.field(place), [names])
+    out = open_store(str(tmp_path))
+    publish_gallery(out, renamed, small_dataset, title="Three")
+    assert shown(tmp_path / "index.html")[0]["labels"][0].startswith(r"soft\xadclass")
+    verdicts = {row["name"]: "ambiguous" for row in shown(tmp_path / "review.html")}
+    assert add_verdicts(out, json.dumps({"verdicts": verdicts}).encode(), "file")["num_judged"] == len(verdicts)
+
+
+def test_verdicts_on_another_models_mistakes_are_refused(
+    small_dataset: Dataset, evaluated: Path, tmp_path: Path
+) -> None:
+    predictions = from_parquet((evaluated / "predictions.parquet").read_bytes(), "table")
+    rows = predictions.to_pylist()
+    for row in rows:
+        row["guess_probabilities"] = [chance / 2 for chance in row["guess_probabilities"]]
+    sheets = {}
+    for name, table in (("one", predictions), ("other", table_of(rows, NAMED_PREDICTION_SCHEMA))):
+        publish_gallery(open_store(str(tmp_path / name)), table, small_dataset, title="Three")
+        page = (tmp_path / name / "review.html").read_text()
+        found = re.search(r'sheet: "(\w+)"', page)
+        assert found
+        assert f'"bit-review-" + "{found[1]}"' in page  # what a browser keeps them by
+        sheets[name] = found[1]
+    verdicts = {row["name"]: "ambiguous" for row in shown(tmp_path / "one" / "review.html")}
+    body = json.dumps({"sheet": sheets["one"], "verdicts": verdicts}).encode()
+    add_verdicts(open_store(str(tmp_path / "one")), body, "verdicts.json")
+    with pytest.raises(ConfigError, match="holds verdicts on another model's mistakes"):
+        add_verdicts(open_store(str(tmp_path / "other")), body, "verdicts.json")
 
 
 def test_verdicts_of_the_sheet_give_the_corrected_accuracy(

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.base.errors import ConfigError, Fenced, Interrupted, NonFinite
+from pipeline.base.errors import ConfigError, Fenced, Interrupted, NonFinite, ResumeMismatch
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.tables import from_parquet
 from pipeline.store.lease import Lease
 from pipeline.store.url import open_store
 from tests.conftest import pack, run_cli
 from tests.trainer.checkpoint.test_fallback import flip_a_byte
+from tests.trainer.jobs.test_evaluate import exclusions
 from tests.trainer.runs import Stopped, assert_equal, batch_of, damage_a_picture, final_state
 from trainer.checkpoint.record import committed, latest, require_latest
 from trainer.checkpoint.weights import load_model
@@ -91,6 +92,19 @@ def test_finetuning_writes_results_predictions_subsets_and_weights(
         assert latest(open_store(str(tmp_path / "models" / result["name"]))).about["num_classes"] == 3
     subset = from_parquet((tmp_path / "subsets" / "0002-shots-1.parquet").read_bytes(), "table")
     assert subset.num_rows == 6
+
+
+@pytest.mark.parametrize("field", ["exclude_test", "exclude_train"])
+def test_a_list_that_has_changed_since_the_first_result_is_refused(
+    small_dataset: Dataset, pretrained: Path, tmp_path: Path, field: str
+) -> None:
+    url = exclusions(tmp_path / "list.parquet", [0, 1])
+    settings = transfer_config(small_dataset, str(pretrained), tmp_path / "out", shots=(2,), **{field: url})
+    finetune(settings, alone(), lambda row: None)
+    finetune(settings, alone(), lambda row: None)  # the same list is none that has changed
+    exclusions(tmp_path / "list.parquet", [0, 1, 2])
+    with pytest.raises(ResumeMismatch, match=r"since 0002-shots-0 was done, the lists .*list\.parquet.* have changed"):
+        finetune(settings, alone(), lambda row: None)
 
 
 def stop_at(run: str, step: int) -> Callable[[dict[str, object]], None]:

@@ -24,13 +24,13 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.tables import from_parquet
 from pipeline.store.base import Store
 from pipeline.store.url import open_store
-from tests.conftest import jpeg, pack, picture, run_cli
+from tests.conftest import class_folders, jpeg, pack, picture, run_cli
 from tests.trainer.jobs.test_evaluate import result_of, table
 from tests.waiting import wait_until
 from trainer.checkpoint.record import require_latest
 from trainer.checkpoint.weights import load_model
 from trainer.jobs.config import InferenceConfig
-from trainer.jobs.pictures import LISTED_SCHEMA, block_parts, cut
+from trainer.jobs.pictures import LISTED_SCHEMA, absolute_sources, block_parts, cut
 from trainer.jobs.predict import infer
 from trainer.run.controls import Controls
 from trainer.step.ranks import World, alone
@@ -174,6 +174,52 @@ def test_a_folder_of_other_results_is_refused(pictures: Path, pretrained: Path, 
     results(pretrained, [pictures], tmp_path / "out")
     with pytest.raises(Conflict, match=r"holds other results \(resolution_px was 32, is 40\)"):
         results(pretrained, [pictures], tmp_path / "out", resolution_px=40)
+
+
+def predicted(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return run_cli("trainer", "predict", *map(str, arguments), "--workers", "0")
+
+
+def test_a_start_whose_sources_could_not_be_read_binds_nothing(
+    pictures: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    names = [str(path) for path in sorted(pictures.rglob("*.jpg"))[:3]]
+    pq.write_table(pa.table({"url": names}), tmp_path / "table.parquet")
+    command = (pretrained, tmp_path / "table.parquet", tmp_path / "out")
+    first = predicted(*command)
+    assert first.returncode == 2
+    assert "try --image-column 'url'" in first.stderr
+    second = predicted(*command, "--image-column", "url")
+    assert second.returncode == 0, second.stderr
+    assert len(rows_of(tmp_path / "out")) == 3
+
+
+def test_a_job_goes_on_with_the_version_that_it_was_begun_with(pretrained: Path, tmp_path: Path) -> None:
+    photos, data, out = tmp_path / "photos", tmp_path / "data", tmp_path / "out"
+    pack(class_folders(photos, each=5), str(data))
+    seen = iter(range(1000))
+    asked = settings(pretrained, [data], out, data_version=1, part_size=5, top=5)
+    with pytest.raises(Interrupted):
+        infer(asked, alone(), lambda row: None, Controls(wants_stop=lambda: next(seen) > 10))
+    (photos / "class0" / "new.jpg").write_bytes(jpeg(picture(999)))
+    assert run_cli("pipeline", "append", str(photos), str(data)).returncode == 0
+    done = predicted(pretrained, data, out, "--set", "part_size=5")
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of(out)) == 15
+    fresh = predicted(pretrained, data, tmp_path / "fresh")
+    assert fresh.stdout.startswith("16 pictures\n")
+
+
+def test_a_picture_whose_name_has_an_equals_sign_is_read(
+    pictures: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(next(pictures.rglob("*.jpg")), tmp_path / "score=0.9.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert absolute_sources(["score=0.9.jpg", "name=photos"]) == (
+        str(tmp_path / "score=0.9.jpg"), f"name={tmp_path}/photos",
+    )  # fmt: skip
+    found = results(pretrained, absolute_sources(["score=0.9.jpg"]), tmp_path / "out")
+    assert [row["error"] for row in found] == [None]
 
 
 def _infer(rank: int, asked: InferenceConfig, folder: str) -> None:

@@ -1,6 +1,7 @@
 """Many fine-tunings of one plan: each runs once, side by side, resumed and retried, and they are summed up."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from pipeline.work.pools import InProcess, Processes
 from tests.conftest import run_cli
 from trainer.jobs.config import FinetuneConfig
 from trainer.jobs.sweep import SweepPlan, read_plan, run_sweep, settled_runs
+from trainer.jobs.table import JOBS
 from trainer.scores.summaries import summarise
+from trainer.step.ranks import World
 
 PLAN = """
 model = "R14x0.5"
@@ -89,6 +92,19 @@ def test_a_run_that_fails_is_tried_again_and_named_without_harm_to_the_others(pl
     assert not failures
 
 
+def test_whatever_a_run_ends_with_the_others_go_on(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(config: FinetuneConfig, world: World, *_: Any) -> None:
+        assert world.device.type == "cpu"  # whatever the machine has
+        raise MemoryError("of this machine" if config.init == "scratch" else "of another")
+
+    monkeypatch.setitem(JOBS, "finetune", replace(JOBS["finetune"], run=fails))
+    store = open_store(str(tmp_path / "out"))
+    runs = settled_runs(store, read_plan(plan).model_copy(update={"shots": (2,), "subsets": 1}))
+    results, failures = run_sweep(store, runs, InProcess())
+    assert results == []
+    assert {row["error"] for row in failures} == {"MemoryError: of this machine", "MemoryError: of another"}
+
+
 def test_another_plan_is_refused_and_versions_stay_as_they_were(plan: Path, tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "out"))
     found = read_plan(plan)
@@ -105,6 +121,10 @@ def test_another_plan_is_refused_and_versions_stay_as_they_were(plan: Path, tmp_
         (('model = "R14x0.5"', ""), "fine-tuning from scratch needs `model`"),
         (("num_lanes = 12", "num_lane = 12"), "settings.num_lane: Extra inputs"),
         (("shots = [0, 2]", "shots = [31]"), "3 classes have fewer training pictures than 31 shots"),
+        (("shots = [0, 2]", "shots = []"), "shots: Tuple should have at least 1 item"),
+        (("shots = [0, 2]", "shots = [2, 2]"), "shots: Value error, a number is given twice"),
+        (("num_lanes = 12", "seed = 12"), "settings: Value error, seed differs from run to run"),
+        (("num_lanes = 12", "shots = [2]"), "settings: Value error, shots differs from run to run"),
         (('scratch = "scratch"', '"pre trained" = "scratch"\n"pre/trained" = "scratch"'), "two runs would write to"),
     ],
 )

@@ -61,8 +61,10 @@ def test_five_starts_without_progress_are_enough_whatever_ended_them(
 
 
 @pytest.mark.parametrize(
-    "finished", ["checkpoints/{:09d}.json", "results/{:04d}.json", "models/a/checkpoints/{:09d}.json"]
-)
+    "finished",
+    ["checkpoints/{:09d}.json", "results/{:04d}.json", "models/a/checkpoints/{:09d}.json",
+     "predictions/part-{:06d}.parquet", "embeddings/part-{:06d}.parquet"],
+)  # fmt: skip
 def test_starts_that_each_finish_something_never_end_a_launch(tmp_path: Path, finished: str) -> None:
     store = open_store(str(tmp_path))
     for start in range(12):
@@ -114,6 +116,7 @@ def test_a_rank_that_lost_another_one_says_so_in_words(tmp_path: Path) -> None:
         (["checkpoints/000000039.json", "checkpoints/000000040.json"], True),
         (["models/a/checkpoints/000000041.json"], True),
         (["results/0003.json"], True),
+        (["predictions/part-000003.parquet"], True),
     ],
 )
 def test_a_group_is_resized_only_after_a_save_of_the_step_it_has_reached(new: list[str], is_saved: bool) -> None:

@@ -64,6 +64,11 @@ def test_a_file_without_verdicts_is_refused(body: bytes, message: str) -> None:
         parse_verdicts(body, "verdicts.json")
 
 
+def test_labels_that_are_all_wrong_leave_nothing_to_be_right_on() -> None:
+    with pytest.raises(ConfigError, match="the labels of all pictures are wrong"):
+        corrected_accuracy(0, 3, ["label wrong"] * 3)
+
+
 def test_no_verdict_and_too_many_are_refused() -> None:
     with pytest.raises(ConfigError, match="0 verdicts on 2 mistakes"):
         corrected_accuracy(8, 10, [])

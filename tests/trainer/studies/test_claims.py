@@ -88,6 +88,15 @@ def test_intervals_come_from_replicates_or_from_the_pictures_of_a_single_one() -
     assert estimate([("missing",)], results) is None
 
 
+def test_replicates_that_agree_are_no_surer_than_their_test_pictures_allow() -> None:
+    results = {"a0": row(12, 24), "a1": row(12, 24), "b0": row(13, 24), "b1": row(13, 24)}
+    found = {name: estimate([(f"{name}0",), (f"{name}1",)], results) for name in "ab"}
+    for name, num_correct in (("a", 12), ("b", 13)):
+        assert found[name] == pytest.approx((num_correct / 24, *wilson_interval(num_correct, 24), 2))
+    cells = {("task", name): each for name, each in found.items() if each}
+    assert better(("task", "b"), ("task", "a")).judge(cells) is Verdict.OPEN
+
+
 @given(st.integers(1, 500), st.integers(1, 4), st.data())
 def test_the_effect_of_leaving_out_is_the_mean_change_of_the_accuracy(
     num_test: int, num_replicates: int, data: st.DataObject

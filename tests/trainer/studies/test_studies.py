@@ -16,38 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import trainer.studies
 from cluster.stack.services import Stack
-from pipeline.base.errors import ConfigError, Conflict, NotFound
+from pipeline.base.errors import Conflict
 from pipeline.store.url import open_store
 from pipeline.work.pools import InProcess
 from pipeline.work.schedule import Attempt
-from tests.conftest import class_folders, pack, run_cli
+from tests.conftest import run_cli
+from tests.trainer.studies.tiny import settled, tiny
 from trainer.studies.engine import execute, execute_in_group, planned, read_results, run_studies
 from trainer.studies.grid import DatasetFacts, Grid
 from trainer.studies.page import findings, study_page
 from trainer.studies.paper.catalogue import STUDIES, named_studies
-from trainer.studies.scale import SCALES, Scale, read_scale
-from trainer.studies.settle import STUDIES_KEY, settled_grid
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sets of the tiny scale."""
-    folder = tmp_path_factory.mktemp("data")
-    for number, name in enumerate(("upstream", "task")):
-        for split, each in (("train", 16), ("test", 6)):
-            pictures = class_folders(folder / "pictures" / name / split, each=each, seed=7000 * number + 100 * each)
-            pack(pictures, str(folder / name / split))
-    return folder
-
-
-def tiny(data: Path, **changes: Any) -> Scale:
-    return read_scale("tiny", str(data)).model_copy(update=changes)
-
-
-def settled(out: Path, scale: Scale, *names: str) -> Grid:
-    return settled_grid(open_store(str(out)), scale, named_studies(names))
+from trainer.studies.scale import SCALES, read_scale
 
 
 def test_studies_share_runs_whose_plan_does_not_depend_on_the_start(data: Path, tmp_path: Path) -> None:
@@ -60,19 +40,6 @@ def test_studies_share_runs_whose_plan_does_not_depend_on_the_start(data: Path, 
     assert all(run.needs is None or run.needs in together for run in together.values())
     with pytest.raises(Conflict, match="holds studies of another scale"):
         settled(tmp_path / "out", tiny(data, subsets=3), "few-shot")
-
-
-def test_studies_that_an_earlier_release_began_go_on_without_what_it_did_not_know(data: Path, tmp_path: Path) -> None:
-    grid = settled(tmp_path, tiny(data), "schedule")
-    stored = json.loads((tmp_path / STUDIES_KEY).read_text())
-    del stored["scale"]["schedule"]["adam_lr_per_256"]
-    (tmp_path / STUDIES_KEY).write_text(json.dumps(stored))
-    older = settled(tmp_path, tiny(data), "schedule")
-    assert {run.name for run in STUDIES["schedule"].runs(grid, {})} - {
-        run.name for run in STUDIES["schedule"].runs(older, {})
-    } == {"pretrain/L-R14x0.5-adam", "upstream/L-R14x0.5-adam"}
-    with pytest.raises(Conflict, match="holds studies of another scale"):
-        settled(tmp_path, tiny(data, subsets=3), "schedule")
 
 
 @pytest.mark.parametrize("name", SCALES)
@@ -105,24 +72,6 @@ def test_a_further_test_leaves_out_what_the_fine_tuning_does() -> None:
     tests = [run for run in STUDIES["random-search"].runs(grid, {}) if run.job == "evaluate"]
     assert tests
     assert all(json.loads(run.config)["ignore_unknown_classes"] for run in tests)
-
-
-def test_a_larger_set_that_is_none_is_named(tmp_path: Path) -> None:
-    text = (Path(trainer.studies.__file__).parent / "scales" / "tiny.toml").read_text()
-    (tmp_path / "own.toml").write_text(text.replace("[schedule]", '[schedule]\nlarger = "M"'))
-    with pytest.raises(ConfigError, match=r"schedule.larger 'M' is none of L"):
-        read_scale(str(tmp_path / "own.toml"), "/data")
-
-
-@pytest.mark.parametrize("enough", ["pretrain", "finetune"])
-def test_a_group_that_cannot_share_the_lanes_is_refused_before_anything_is_begun(
-    data: Path, tmp_path: Path, enough: str
-) -> None:
-    store, studies = open_store(str(tmp_path)), named_studies(["few-shot"])
-    scale = tiny(data, **{enough: {**getattr(tiny(data), enough), "num_lanes": 24}})
-    with pytest.raises(ConfigError, match="20 workers cannot share 12 lanes"):
-        settled_grid(store, scale, studies, num_workers=20)
-    assert not (tmp_path / STUDIES_KEY).exists()
 
 
 def test_another_budget_keeps_the_places_of_the_decays_that_the_scale_sets() -> None:
@@ -192,7 +141,7 @@ def test_a_run_that_fails_is_named_and_what_needs_it_is_left_out(data: Path, tmp
     assert tried.count("pretrain/L-R14x0.5-microbatch-12") == 2
     assert not [name for name in tried if "L-R14x0.5-microbatch-12/" in name]
     study = STUDIES["norms"]
-    columns = [column for row, column in study.cells(grid, results) if row == "upstream, micro-batch 12"]
+    columns = [column for row, column in study.cells(grid, results) if row == "upstream, pretrained at micro-batch 12"]
     assert columns == ["BN", "BN + WS", "GN"]
     assert {claim["verdict"] for claim in findings(study, grid, results)["claims"]} == {"cannot be told at this scale"}
     assert "it was cold" in study_page(study, grid, results, failures).decode()
@@ -260,25 +209,6 @@ def test_what_is_ready_does_not_wait_for_the_longest_pretraining(data: Path, tmp
     store = open_store(str(tmp_path / "out"))
     results, failures = run_studies(store, named_studies(["upstream-size"]), grid, Threads(), work=work)
     assert (len(results), failures) == (4, {})
-
-
-def test_a_study_that_cannot_run_is_refused_before_anything_is_written(data: Path, tmp_path: Path) -> None:
-    scale, out = tiny(data), tmp_path / "out"
-    with pytest.raises(ConfigError, match="norms: the study of norms needs"):
-        settled(out, scale.model_copy(update={"norms": None}), "norms")
-    with pytest.raises(ConfigError, match="fewer training pictures than 99 shots"):
-        settled(out, scale.model_copy(update={"shots": (99,)}), "few-shot")
-    with pytest.raises(ConfigError, match=r"model 'R15x1' is unknown"):
-        settled(out, scale.model_copy(update={"model": "R15x1"}), "few-shot")
-    with pytest.raises(ConfigError, match=r"finetune\.step of the scale"):
-        settled(out, scale.model_copy(update={"finetune": {"step": 3}}), "few-shot")
-    with pytest.raises(ConfigError, match=r"R14x0\.5 does not fit: a step of 24 pictures of 32 px takes .* may have"):
-        settled_grid(open_store(str(out)), scale, named_studies(["few-shot"]), 10_000_000)
-    with pytest.raises(NotFound, match=r"no dataset at .*absent/upstream/train, .*absent/task/test"):
-        settled(out, read_scale("tiny", str(tmp_path / "absent")), "few-shot")
-    with pytest.raises(ConfigError, match="there is no study few-shots; there are upstream-size, few-shot"):
-        named_studies(["few-shots"])
-    assert not (out / "studies.json").exists()
 
 
 def test_the_command_shows_what_would_run_and_reports_what_has(data: Path, tmp_path: Path) -> None:

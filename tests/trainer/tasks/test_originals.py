@@ -109,6 +109,9 @@ def test_svhn_calls_its_class_ten_the_digit_zero(tmp_path: Path) -> None:
     original = read(tmp_path, "vtab/svhn")
     assert labels(original, "train") == ["1", "0", "9", "2"]
     assert np.array_equal(pixels(rows(original, "test")[2]), images[..., 2])
+    scipy_io.savemat(tmp_path / "train_32x32.mat", {"X": images, "y": np.array([[1], [10], [27], [2]])})
+    with pytest.raises(ConfigError, match=r"train_32x32.mat: label 27 is outside of the 10 classes"):
+        read(tmp_path, "vtab/svhn")
 
 
 def test_patch_camelyon(tmp_path: Path) -> None:
@@ -121,6 +124,10 @@ def test_patch_camelyon(tmp_path: Path) -> None:
     original = read(tmp_path, "vtab/patch-camelyon")
     assert labels(original, "validation") == ["no tumour", "tumour", "no tumour"]
     assert np.array_equal(pixels(next(original.splits["test"].take([2]))), images[2])
+    with h5py.File(tmp_path / "camelyonpatch_level_2_split_test_y.h5", "w") as file:
+        file["y"] = np.array([0, 2, 0]).reshape(3, 1, 1, 1)
+    with pytest.raises(ConfigError, match=r"split_test_y.h5: label 2 is outside of the 2 classes"):
+        read(tmp_path, "vtab/patch-camelyon")
 
 
 def test_sun397(tmp_path: Path) -> None:
@@ -143,17 +150,21 @@ def test_retinopathy_keeps_the_public_test_pictures_for_validation(tmp_path: Pat
     assert labels(original, "test") == ["0"]
 
 
-@pytest.mark.parametrize("flat", [False, True])
-def test_ilsvrc_with_a_flat_folder_for_validation_or_one_by_class(flat: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flat", [None, "", "val/"])
+def test_ilsvrc_with_a_flat_folder_for_validation_or_one_by_class(flat: str | None, tmp_path: Path) -> None:
     files.photos(tmp_path / "train", ["n01/n01_1.JPEG", "n01/n01_2.JPEG", "n02/n02_1.JPEG"])
     names = ["ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG"]
-    files.photos(tmp_path / "val", names if flat else [f"n02/{names[0]}", f"n01/{names[1]}"])
-    if flat:
-        (tmp_path / "imagenet_2012_validation_synset_labels.txt").write_text("n02\nn01\n")
+    files.photos(tmp_path / "val", [f"n02/{names[0]}", f"n01/{names[1]}"] if flat is None else names)
+    if flat is not None:
+        (tmp_path / f"{flat}imagenet_2012_validation_synset_labels.txt").write_text("n02\nn01\n")
     original = read(tmp_path, "ilsvrc2012")
     found = {example.name.rpartition("/")[2]: example.label for example in rows(original, "validation")}
     assert found == {names[0]: "n02", names[1]: "n01"}
     assert labels(original, "train") == ["n01", "n01", "n02"]
+    if flat is not None:
+        (tmp_path / f"{flat}imagenet_2012_validation_synset_labels.txt").write_text("n02\nn03\n")
+        with pytest.raises(ConfigError, match=r"val has pictures of n03, for which .*train has no folder"):
+            read(tmp_path, "ilsvrc2012")
 
 
 def test_class_folders_and_caltechs_thirty_a_class(tmp_path: Path) -> None:
@@ -164,7 +175,8 @@ def test_class_folders_and_caltechs_thirty_a_class(tmp_path: Path) -> None:
     both = [example.name for split in ("train", "test") for example in rows(original, split)]
     assert sorted(both) == sorted(names)
     files.photos(tmp_path / "euro" / "2750", ["Forest/Forest_1.jpg", "River/River_1.jpg"])
-    assert labels(read(tmp_path / "euro", "vtab/eurosat"), "train") == ["Forest", "River"]
+    for root in (tmp_path / "euro", tmp_path / "euro" / "2750"):
+        assert labels(read(root, "vtab/eurosat"), "train") == ["Forest", "River"]
 
 
 def test_clevr(tmp_path: Path) -> None:
@@ -248,6 +260,9 @@ def test_tfds_keeps_its_order_over_files(tmp_path: Path) -> None:
     assert original.classes[:2] == ("kind 0", "kind 1")
     assert labels(original, "train") == [f"kind {n % 37}" for n in range(45)]
     assert np.array_equal(pixels(next(original.splits["train"].take([30]))), picture(30, 8, 8))
+    files.tfds(tmp_path / "again", "oxford_iiit_pet", {"train": [records]}, 37)
+    with pytest.raises(ConfigError, match=r"holds several sets of TFDS; give one of .*oxford_iiit_pet"):
+        read(tmp_path, "vtab/pets")
     path = next(tmp_path.rglob("*train.tfrecord-00001*"))
     path.write_bytes(path.read_bytes()[:-9] + b"123456789")
     with pytest.raises(CorruptShard, match="checksum is wrong"):

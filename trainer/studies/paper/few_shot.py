@@ -85,6 +85,7 @@ FEW_SHOT = Study(
     name=NAME,
     title="Few pictures a class",
     source="Figure 2",
+    missing=lambda scale: None if scale.upstream else "it needs an upstream set",
     runs=_runs,
     cells=_cells,
     claims=_claims,

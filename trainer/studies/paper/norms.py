@@ -53,7 +53,7 @@ def _cells(grid: Grid, results: Results) -> dict[Cell, Estimate]:
 
 
 def _row(what: str, microbatch: int | str) -> str:
-    return f"{what}, micro-batch {microbatch}"
+    return f"{what}, pretrained at micro-batch {microbatch}"
 
 
 def _claims(scale: Scale) -> list[Claim]:
@@ -71,7 +71,7 @@ def _claims(scale: Scale) -> list[Claim]:
         ),
         Claim("GN with plain kernels is behind BN upstream", [better((upstream, "BN"), (upstream, "GN"))]),
         Claim(
-            f"at micro-batch {small}, GN + WS is ahead of BN, upstream and on the tasks",
+            f"pretrained at micro-batch {small}, GN + WS is ahead of BN, upstream and on the tasks",
             [better((_row(what, small), best), (_row(what, small), "BN")) for what in (UPSTREAM_ROW, TASKS_ROW)],
         ),
     ]

@@ -1,6 +1,7 @@
 """Figure 7: how long to pretrain, when to decay the learning rate, how much weight decay to take; and SGD or Adam."""
 
-from trainer.recipes.pretrain import total_steps
+from typing import Any
+
 from trainer.studies.claims import Cell, Claim, Contrast, better
 from trainer.studies.estimates import Estimate, Results, estimate
 from trainer.studies.grid import Grid, Run, across_tasks, all_runs
@@ -28,7 +29,11 @@ def _budgets(grid: Grid, schedule: Schedule) -> dict[Cell, Run]:
 def _early(grid: Grid, schedule: Schedule) -> Run:
     """Return the pretraining whose learning rate is decayed early, and which goes on to the same end."""
     epochs = tuple(epoch * schedule.early for epoch in grid.recipe(grid.scale.largest).decay_epochs)
-    return grid.pretraining(grid.scale.largest, variant="decayed-early", recipe={"decay_epochs": epochs})
+    return _of_largest(grid, schedule, variant="decayed-early", recipe={"decay_epochs": epochs})
+
+
+def _of_largest(grid: Grid, schedule: Schedule, **changes: Any) -> Run:
+    return grid.pretraining(grid.scale.largest, model=schedule.model, **changes)
 
 
 def _adam(grid: Grid, schedule: Schedule) -> Run | None:
@@ -36,17 +41,17 @@ def _adam(grid: Grid, schedule: Schedule) -> Run | None:
     if schedule.adam_lr_per_256 is None:
         return None
     changes = {"optimizer": "adam", "lr_per_256": schedule.adam_lr_per_256}
-    return grid.pretraining(grid.scale.largest, variant="adam", recipe=changes)
+    return _of_largest(grid, schedule, variant="adam", recipe=changes)
 
 
 def _decays(grid: Grid, schedule: Schedule) -> dict[float, tuple[Run, int]]:
     """Return for each weight decay its pretraining, and the step at which it is looked at on the way."""
-    largest = grid.scale.largest
-    halfway = max(1, round(schedule.halfway * total_steps(grid.recipe(largest), grid.num_upstream(largest))))
+    halfway = grid.halfway_step()
     return {
         decay: (
-            grid.pretraining(
-                largest,
+            _of_largest(
+                grid,
+                schedule,
                 variant=f"weight-decay-{decay:g}",
                 recipe={"weight_decay": decay},
                 keep_every_steps=halfway,
@@ -61,7 +66,7 @@ def _runs(grid: Grid, results: Results) -> list[Run]:
     schedule, largest = grid.scale.schedule, grid.scale.largest
     if schedule is None:
         return []
-    budgets, early, late = _budgets(grid, schedule).values(), _early(grid, schedule), grid.pretraining(largest)
+    budgets, early, late = _budgets(grid, schedule).values(), _early(grid, schedule), _of_largest(grid, schedule)
     adam = _adam(grid, schedule)
     whole = [early, late, *([adam] if adam else [])]
     runs = [*budgets, *whole, *(grid.upstream_test(run, largest) for run in whole)]
@@ -79,7 +84,7 @@ def _cells(grid: Grid, results: Results) -> dict[Cell, Estimate]:
         cells[cell] = estimate(across_tasks(grid.whole_set_transfers(NAME, start)), results)
     rows = {
         _EARLY_ROW: _early(grid, schedule),
-        _LATE_ROW: grid.pretraining(largest),
+        _LATE_ROW: _of_largest(grid, schedule),
         _ADAM_ROW: _adam(grid, schedule),
     }
     for row, whole in rows.items():

@@ -19,6 +19,7 @@ _SPRITE_FACTORS = {"orientation": (3, 40), "location": (4, 32)}
 _SPRITE_BINS = 16
 # SmallNORB's matrices: magic number, type of the elements.
 _NORB_TYPES: dict[int, np.dtype[Any]] = {0x1E3D4C55: np.dtype("u1"), 0x1E3D4C54: np.dtype("<i4")}
+_SVHN_ZERO = 10  # the class of the digit 0
 _NORB_COLUMNS = {"elevation": 1, "azimuth": 2}  # of `info`: instance, elevation, azimuth, lighting
 _NORB_NAMES = {"train": "training", "test": "testing"}
 
@@ -69,8 +70,10 @@ def read_svhn(root: Path, task: Task) -> Original:
     """Return SVHN's cropped digits: `{train,test}_32x32.mat`, where class 10 is the digit 0."""
     splits: dict[str, PublishedSplit] = {}
     for split in ("train", "test"):
-        arrays = matlab(found(root, f"{split}_32x32.mat"))
-        labels = [task.classes[label % 10] for label in arrays["y"].reshape(-1).tolist()]
+        path = found(root, f"{split}_32x32.mat")
+        arrays = matlab(path)
+        digits = [0 if label == _SVHN_ZERO else label for label in arrays["y"].reshape(-1).tolist()]
+        labels = [require_known(digit, task.classes, str(path)) for digit in digits]
         splits[split] = drawn(np.moveaxis(arrays["X"], -1, 0), labels, lambda image: image)
     return Original(task.classes, splits)
 
@@ -105,8 +108,9 @@ def read_camelyon(root: Path, task: Task) -> Original:
     splits: dict[str, PublishedSplit] = {}
     for split, name in _CAMELYON_NAMES.items():
         pictures = found(root, f"*split_{name}_x.h5")
-        with h5py.File(found(root, f"*split_{name}_y.h5")) as file:
-            labels = [task.classes[label] for label in np.asarray(file["y"]).reshape(-1).tolist()]
+        path = found(root, f"*split_{name}_y.h5")
+        with h5py.File(path) as file:
+            labels = [require_known(label, task.classes, str(path)) for label in np.asarray(file["y"]).ravel().tolist()]
         splits[split] = PublishedSplit(len(labels), _Patches(pictures, labels))
     return Original(task.classes, splits)
 

@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.base.errors import ConfigError
 from pipeline.base.seeds import rng
 from pipeline.packing.sources.folder import is_image_name
-from trainer.tasks.originals.base import Example, Original, found, listed
+from trainer.tasks.originals.base import Example, Original, listed
 from trainer.tasks.task import Task
 
 _NAMED = 5  # folders in a message; a choice
@@ -57,7 +57,7 @@ def read_own(root: Path, task: Task) -> Original:
 
 
 def _examples(root: Path, task: Task) -> tuple[tuple[str, ...], list[Example]]:
-    folder = found(root, *(f"{name}/" for name in _SUBFOLDERS[task.original]), ".")
+    folder = next((root / name for name in _SUBFOLDERS[task.original] if (root / name).is_dir()), root)
     names = sorted(str(path.relative_to(folder)) for path in folder.glob("*/*") if is_image_name(path.name))
     examples = [Example(name, str(folder / name), name.partition("/")[0]) for name in names]
     return tuple(sorted({example.label for example in examples})), examples

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import ConfigError
+from pipeline.packing.sources.folder import is_image_name
 from trainer.tasks.originals.base import Example, Original, PublishedSplit, found, lines_of, listed, require_known
 from trainer.tasks.task import Task
 
@@ -117,10 +118,13 @@ def read_ilsvrc(root: Path, task: Task) -> Original:
     if any(path.is_dir() for path in (root / "val").iterdir()):
         val = sorted(str(path.relative_to(root / "val")) for path in (root / "val").glob("*/*"))
         return Original(classes, {"train": _paths(root / "train", train), "validation": _paths(root / "val", val)})
-    names = sorted(path.name for path in (root / "val").iterdir())
+    names = sorted(path.name for path in (root / "val").iterdir() if is_image_name(path.name))
     wnids = [words[0] for words in lines_of(found(root, "*validation_synset_labels.txt", "val/*synset_labels.txt"))]
     if len(names) != len(wnids):
         raise ConfigError(f"{root}/val has {len(names):,} pictures, and the list of their classes {len(wnids):,} lines")
+    unknown = sorted(set(wnids) - set(classes))
+    if unknown:
+        raise ConfigError(f"{root}/val has pictures of {unknown[0]}, for which {root}/train has no folder")
     flat = [Example(name, str(root / "val" / name), wnid) for name, wnid in zip(names, wnids, strict=True)]
     return Original(classes, {"train": _paths(root / "train", train), "validation": listed(flat)})
 

@@ -36,8 +36,15 @@ _LABELS: dict[tuple[str, str], Callable[[Features], int]] = {
 
 
 def tfds_folder(root: Path) -> Path | None:
-    """Return the folder with the records of a set that TFDS prepared, at or below a folder; or None."""
-    return next((path.parent for path in sorted(root.glob(f"**/{INFO_NAME}"))), None)
+    """Return the folder with the records of a set that TFDS prepared, at or below a folder; or None.
+
+    Raises:
+        ConfigError: There are several: other configurations or versions of a set hold other pictures.
+    """
+    folders = sorted(path.parent for path in root.glob(f"**/{INFO_NAME}"))
+    if len(folders) > 1:
+        raise ConfigError(f"{root} holds several sets of TFDS; give one of {', '.join(map(str, folders))}")
+    return folders[0] if folders else None
 
 
 def read_tfds(folder: Path, task: Task) -> Original:
