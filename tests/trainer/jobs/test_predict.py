@@ -196,18 +196,19 @@ def test_a_start_whose_sources_could_not_be_read_binds_nothing(
 
 def test_a_job_goes_on_with_the_version_that_it_was_begun_with(pretrained: Path, tmp_path: Path) -> None:
     photos, data, out = tmp_path / "photos", tmp_path / "data", tmp_path / "out"
-    pack(class_folders(photos, each=5), str(data))
+    pack(class_folders(photos, each=20), str(data), block_bytes=10_000)
     seen = iter(range(1000))
     asked = settings(pretrained, [data], out, data_version=1, part_size=5, top=5)
     with pytest.raises(Interrupted):
-        infer(asked, alone(), lambda row: None, Controls(wants_stop=lambda: next(seen) > 10))
+        infer(asked, alone(), lambda row: None, Controls(wants_stop=lambda: next(seen) > 50))
+    assert 0 < len(rows_of(out)) < 60
     (photos / "class0" / "new.jpg").write_bytes(jpeg(picture(999)))
     assert run_cli("pipeline", "append", str(photos), str(data)).returncode == 0
     done = predicted(pretrained, data, out, "--set", "part_size=5")
     assert done.returncode == 0, done.stderr
-    assert len(rows_of(out)) == 15
+    assert len(rows_of(out)) == 60
     fresh = predicted(pretrained, data, tmp_path / "fresh")
-    assert fresh.stdout.startswith("16 pictures\n")
+    assert fresh.stdout.startswith("61 pictures\n")
 
 
 def test_a_picture_whose_name_has_an_equals_sign_is_read(

@@ -49,6 +49,12 @@ def test_the_checkpoint_halfway_is_kept_by_the_pretraining_that_other_studies_be
     assert json.loads(grid_of("mini", schedule=None).pretraining("L").config)["keep_every_steps"] is None
 
 
+def test_of_the_tasks_of_vtab_the_mean_is_compared() -> None:
+    claims = STUDIES["upstream-size"].claims(read_scale("full", "/data"))
+    rows = {row for claim in claims for contrast in claim.contrasts for row, _ in contrast.plus}
+    assert rows == {"mean of tasks", "VTAB-1k", "ilsvrc2012", "cifar10", "cifar100", "pets", "flowers102"}
+
+
 def test_few_shots_need_an_upstream_set() -> None:
     grid = grid_of("tiny", upstream={})
     assert STUDIES["few-shot"].missing(grid.scale) == "it needs an upstream set"
