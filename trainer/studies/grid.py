@@ -61,11 +61,13 @@ class Grid:
         scale: The scale, with absolute places.
         datasets: Facts by place.
         out: URL of the folder of the studies.
+        shares_equal: Whether pretrainings that compute the same are one run; not so in folders of earlier releases.
     """
 
     scale: Scale
     datasets: Mapping[str, DatasetFacts]
     out: str
+    shares_equal: bool = True
 
     def num_upstream(self, upstream: str) -> int:
         """Return how many pictures of an upstream set are trained on."""
@@ -110,13 +112,13 @@ class Grid:
         """
         model = model or self.scale.model
         plain_fields = {}
-        if not deduplicated and (upstream, model) == self._looked_at_halfway():
+        if self.shares_equal and not deduplicated and (upstream, model) == self._looked_at_halfway():
             plain_fields = {"keep_every_steps": self.halfway_step()}
         plain = self._pretraining(upstream, model, "", {}, plain_fields, deduplicated=deduplicated)
         if not variant:
             return plain
         varied = self._pretraining(upstream, model, variant, recipe or {}, fields, deduplicated=deduplicated)
-        return plain if _computed_alike(plain) == _computed_alike(varied) else varied
+        return plain if self.shares_equal and _computed_alike(plain) == _computed_alike(varied) else varied
 
     def _looked_at_halfway(self) -> tuple[str, str] | None:
         schedule = self.scale.schedule

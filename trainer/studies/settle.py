@@ -49,10 +49,12 @@ class Settled(Record):
     Attributes:
         scale: With absolute places.
         datasets: Facts by place.
+        shares_equal: As of Grid.
     """
 
     scale: Scale
     datasets: dict[str, DatasetFacts]
+    shares_equal: bool = False
 
 
 def stored_grid(store: Store) -> Grid:
@@ -65,7 +67,7 @@ def stored_grid(store: Store) -> Grid:
         settled = Settled.model_validate_json(store.read(STUDIES_KEY))
     except NotFound as error:
         raise NotFound(f"{store.url} holds no studies; give the OUT of `trainer study run`") from error
-    return Grid(settled.scale, settled.datasets, store.url.rstrip("/"))
+    return Grid(settled.scale, settled.datasets, store.url.rstrip("/"), settled.shares_equal)
 
 
 def stored_search(store: Store) -> Search | None:
@@ -117,7 +119,8 @@ def settled_grid(
     runs = {run.name: run for study in studies for run in study.runs(grid, {})}
     _check(runs.values(), num_workers, memory_per_run)
     if begins and not exists(store, STUDIES_KEY):
-        commit(store, STUDIES_KEY, json_bytes(Settled(scale=scale, datasets=grid.datasets).model_dump(mode="json")))
+        settled = Settled(scale=scale, datasets=dict(grid.datasets), shares_equal=grid.shares_equal)
+        commit(store, STUDIES_KEY, json_bytes(settled.model_dump(mode="json")))
     return grid
 
 

@@ -59,6 +59,12 @@ def test_studies_that_an_earlier_release_began_go_on_without_what_it_did_not_kno
     stored = json.loads((tmp_path / STUDIES_KEY).read_text())
     del stored["scale"]["schedule"]["adam_lr_per_256"]
     (tmp_path / STUDIES_KEY).write_text(json.dumps(stored))
+    del stored["shares_equal"]
+    (tmp_path / STUDIES_KEY).write_text(json.dumps(stored))
+    names = {run.name for run in STUDIES["schedule"].runs(settled(tmp_path, tiny(data), "schedule"), {})}
+    assert "pretrain/L-R14x0.5-weight-decay-0.0001" in names - {run.name for run in STUDIES["schedule"].runs(grid, {})}
+    stored["shares_equal"] = True
+    (tmp_path / STUDIES_KEY).write_text(json.dumps(stored))
     older = settled(tmp_path, tiny(data), "schedule")
     assert {run.name for run in STUDIES["schedule"].runs(grid, {})} - {
         run.name for run in STUDIES["schedule"].runs(older, {})
