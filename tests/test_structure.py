@@ -12,9 +12,12 @@ import tarfile
 import venv
 import zipfile
 from functools import partial
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import pipeline.base.errors
 from pipeline.dataset.dataset import open_dataset
@@ -93,6 +96,34 @@ def test_every_error_class_is_drawn_in_the_tree() -> None:
     ]
     assert len(classes) > 10
     assert [name for name in classes if name not in drawn.split()] == []
+
+
+def imported(path: Path) -> set[str]:
+    """Return the packages of others that a module imports when it runs, wherever in it."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {*PACKAGES, ""}
+
+
+def test_all_that_is_imported_is_declared_or_comes_with_what_is() -> None:
+    def needs(distribution: str) -> set[str]:
+        found = map(Requirement, requires(distribution) or ())
+        return {canonicalize_name(each.name) for each in found if "dev" not in str(each.marker)}
+
+    declared = needs("bit-pretrain")
+    declared |= {name for each in ("boto3", "jinja2") for name in needs(each)}  # parts of their own interfaces
+    providers = packages_distributions()
+    undeclared = {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in SOURCES
+        for name in imported(path)
+        if declared.isdisjoint(map(canonicalize_name, providers.get(name, ())))
+    }
+    assert undeclared == {"pipeline/store/s3_errors.py imports urllib3"}  # of botocore
 
 
 def test_what_the_image_copies_is_enough_for_a_wheel_of_our_three_packages(tmp_path: Path) -> None:
