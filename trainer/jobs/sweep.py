@@ -123,7 +123,9 @@ def read_plan(path: Path) -> SweepPlan:
     try:
         return SweepPlan.model_validate(given)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        )
         raise ConfigError(f"{path}: {problems}") from error
 
 

@@ -122,9 +122,9 @@ def test_another_plan_is_refused_and_versions_stay_as_they_were(plan: Path, tmp_
         (("num_lanes = 12", "num_lane = 12"), "settings.num_lane: Extra inputs"),
         (("shots = [0, 2]", "shots = [31]"), "3 classes have fewer training pictures than 31 shots"),
         (("shots = [0, 2]", "shots = []"), "shots: Tuple should have at least 1 item"),
-        (("shots = [0, 2]", "shots = [2, 2]"), "shots: Value error, a number is given twice"),
-        (("num_lanes = 12", "seed = 12"), "settings: Value error, seed differs from run to run"),
-        (("num_lanes = 12", "shots = [2]"), "settings: Value error, shots differs from run to run"),
+        (("shots = [0, 2]", "shots = [2, 2]"), "shots: a number is given twice"),
+        (("num_lanes = 12", "seed = 12"), "settings: seed differs from run to run"),
+        (("num_lanes = 12", "shots = [2]"), "settings: shots differs from run to run"),
         (('scratch = "scratch"', '"pre trained" = "scratch"\n"pre/trained" = "scratch"'), "two runs would write to"),
     ],
 )
