@@ -44,7 +44,7 @@ from trainer.run.fit import fit
 from trainer.run.folder import begin_attempt, settled_config
 from trainer.run.progress import Report, metrics_line
 from trainer.run.training import TrainingRun
-from trainer.scores.intervals import mean_interval
+from trainer.scores.intervals import interval_of_runs
 from trainer.scores.predictions import summary
 from trainer.step.losses import LOSSES
 from trainer.step.optimizer import MasterOptimizer, model_state
@@ -153,17 +153,18 @@ def _lists(config: FinetuneConfig, test: Selection) -> dict[str, str]:
 
 
 def means(results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield for each number of shots with several subsets the mean accuracy, with its 95 % interval over subsets.
+    """Yield for each number of shots with several subsets the mean accuracy, with its 95 % interval.
 
     Beside it the median, which the paper draws, and the standard deviation.
     """
     for shots in sorted({result["shots"] for result in results}):
-        accuracies = [result["accuracy"] for result in results if result["shots"] == shots]
-        if len(accuracies) > 1:
-            low, high = mean_interval(accuracies)
+        runs = [result for result in results if result["shots"] == shots]
+        accuracies = [result["accuracy"] for result in runs]
+        if len(runs) > 1:
+            low, high = interval_of_runs(runs)
             yield {
                 "shots": shots,
-                "num_subsets": len(accuracies),
+                "num_subsets": len(runs),
                 "mean_accuracy": fmean(accuracies),
                 "low": low,
                 "high": high,

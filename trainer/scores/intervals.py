@@ -1,7 +1,9 @@
 """Intervals for accuracies."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,7 @@ _T95 = (
 _NUM_RESAMPLES = 2000
 
 
-def wilson_interval(num_correct: float, num_samples: int) -> tuple[float, float]:
+def wilson_interval(num_correct: float, num_samples: float) -> tuple[float, float]:
     """Return the 95 % Wilson interval of a proportion, of counts or their mean; (0, 1) without samples."""
     if num_samples == 0:
         return 0.0, 1.0
@@ -42,6 +44,22 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     half = quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     mean = float(np.mean(values))
     return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def interval_of_runs(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean accuracy of runs: at each end the wider of two.
+
+    One is Student's t over the runs; the other the Wilson interval of their mean counts, since all are tested on the
+    same pictures: runs that agree are no surer than these allow.
+
+    Args:
+        runs: One or more, with `accuracy`, `num_correct` and `num_test`.
+    """
+    low, high = wilson_interval(*(fmean(run[name] for run in runs) for name in ("num_correct", "num_test")))
+    if len(runs) > 1:
+        low_of_runs, high_of_runs = mean_interval([run["accuracy"] for run in runs])
+        low, high = min(low, low_of_runs), max(high, high_of_runs)
+    return low, high
 
 
 def paired_bootstrap(

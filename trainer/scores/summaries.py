@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median, stdev
 from typing import Any
 
-from trainer.scores.intervals import mean_interval, wilson_interval
+from trainer.scores.intervals import interval_of_runs
 
 
 def summarise(results: Sequence[Mapping[str, Any]], by: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row for each group of runs: how many, median, mean and standard deviation, and a 95 % interval.
 
-    The interval is that of the mean over runs (Student's t); of a single run it is the Wilson interval of its pictures.
+    The interval is that of `interval_of_runs`.
 
     Args:
         results: With `accuracy`, `num_correct` and `num_test`.
@@ -22,10 +22,7 @@ def summarise(results: Sequence[Mapping[str, Any]], by: Sequence[str]) -> list[d
     rows = []
     for key, members in groups.items():
         accuracies = [member["accuracy"] for member in members]
-        if len(members) > 1:
-            low, high = mean_interval(accuracies)
-        else:
-            low, high = wilson_interval(members[0]["num_correct"], members[0]["num_test"])
+        low, high = interval_of_runs(members)
         rows.append(
             dict(zip(by, key, strict=True))
             | {

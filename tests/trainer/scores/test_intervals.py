@@ -1,9 +1,12 @@
 """Intervals and few-shot subsets are what they say."""
 
+from statistics import fmean
+
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 
-from trainer.scores.intervals import mean_interval, paired_bootstrap, wilson_interval
+from trainer.scores.intervals import interval_of_runs, mean_interval, paired_bootstrap, wilson_interval
 
 
 def test_wilson_interval_of_known_cases() -> None:
@@ -28,6 +31,19 @@ def test_paired_bootstrap_sees_what_unpaired_intervals_hide() -> None:
 def test_paired_bootstrap_of_nothing_removed_is_zero() -> None:
     correct = np.array([True, False, True])
     assert paired_bootstrap(correct, np.ones(3, bool)) == (0.0, 0.0, 0.0)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=5))
+def test_runs_are_no_surer_than_their_pictures_nor_than_they_agree(counts: list[int]) -> None:
+    runs = [{"accuracy": count / 40, "num_correct": count, "num_test": 40} for count in counts]
+    low, high = interval_of_runs(runs)
+    least, most = wilson_interval(fmean(counts), 40)
+    assert low <= least <= most <= high
+    if len(runs) > 1:
+        least, most = mean_interval([count / 40 for count in counts])
+        assert low <= least <= most <= high
+    else:
+        assert (low, high) == (least, most)
 
 
 def test_the_interval_of_a_mean_is_students() -> None:
