@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +22,7 @@ from pipeline.work.pools import InProcess
 from pipeline.work.schedule import Attempt
 from tests.conftest import run_cli
 from tests.trainer.studies.tiny import settled, tiny
+from tests.waiting import wait_until
 from trainer.studies.engine import execute, execute_in_group, planned, read_results, run_studies
 from trainer.studies.grid import DatasetFacts, Grid
 from trainer.studies.page import findings, study_page
@@ -82,32 +82,38 @@ def test_another_budget_keeps_the_places_of_the_decays_that_the_scale_sets() -> 
     assert grid.recipe("S", decay_epochs=(3.0,)).decay_epochs == (3.0,)
 
 
-def test_a_study_that_is_killed_goes_on_without_repeating_a_finished_run(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    command = [str(Path(sys.executable).parent / "trainer"), "study", "run", "few-shot", str(out)]
-    command += ["--scale", "tiny", "--data", str(data)]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list(out.rglob("results/finetune/**/*.json")) and time.monotonic() < deadline:
-        assert first.poll() is None
-        time.sleep(0.05)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+def test_studies_that_are_killed_go_on_without_repeating_a_finished_run(data: Path, tmp_path: Path) -> None:
+    out, names = tmp_path / "out", ("few-shot", "random-search")  # the latter plans by its results
+    command = [str(Path(sys.executable).parent / "trainer"), "study", "run", *names, str(out)]
+    command += ["--scale", "tiny", "--data", str(data), "--workers", "2"]
     store = open_store(str(out))
-    before = read_results(store)
-    grid = settled(out, tiny(data), "few-shot")
-    runs = planned(named_studies(["few-shot"]), grid, {})
-    assert 0 < len(before) < len(runs)
 
+    def killed_at(num_results: int) -> dict[str, Any]:
+        """Start, and kill all processes when there are so many results; return these."""
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        wait_until(lambda: process.poll() is not None or len(list(store.list("results/"))) >= num_results, "results")
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return read_results(store)
+
+    before: dict[str, Any] = {}
+    for num_results in (1, 6, 14):
+        found = killed_at(num_results)
+        assert before.items() <= found.items()
+        before = found
+    grid = settled(out, tiny(data), *names)
     repeated: list[str] = []
 
     def work(url: str, attempt: Any) -> dict[str, Any]:
         repeated.extend({attempt.call.name} & before.keys())
         return execute(url, attempt)
 
-    results, failures = run_studies(store, named_studies(["few-shot"]), grid, InProcess(), work=work)
+    results, failures = run_studies(store, named_studies(names), grid, InProcess(), work=work)
     assert (repeated, failures) == ([], {})
-    assert results.keys() == runs.keys()
+    assert results.keys() == planned(named_studies(names), grid, results).keys() > before.keys()
     assert {name: results[name] for name in before} == before
     found = findings(STUDIES["few-shot"], grid, results)
     assert {(cell["row"], cell["column"]) for cell in found["cells"]} == {
